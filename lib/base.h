@@ -13,21 +13,21 @@
 #include <stdio.h>
 
 #if defined(__GNUC__)
-#define PRINTF_LIKE(format, first) __attribute__((format(printf, format, first)))
+#define PRINTF_LIKE(fmt_at, args_at) __attribute__((format(printf, fmt_at, args_at)))
 #else
-#define PRINTF_LIKE(format, first)
+#define PRINTF_LIKE(fmt_at, args_at)
 #endif
 
 // ---- errors and notes ----------------------------------------------------------------------------------
 
 // Prints "sd: <message>" as one line on stderr, removes unfinished files, exits with status 1.
-_Noreturn void die(const char *format, ...) PRINTF_LIKE(1, 2);
+_Noreturn void die(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // The same with exit status 2: the command was typed wrongly.
-_Noreturn void die_usage(const char *format, ...) PRINTF_LIKE(1, 2);
+_Noreturn void die_usage(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // A line on stderr that does not stop the run; silent under --quiet.
-void note(const char *format, ...) PRINTF_LIKE(1, 2);
+void note(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // The same, only under --verbose.
-void note_verbose(const char *format, ...) PRINTF_LIKE(1, 2);
+void note_verbose(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // Called by die() in place of exit() when set: a test or a fuzzer that wants to live on longjmp()s from it.
 extern void (*die_hook)(const char *message);
 extern int verbosity; // -1 --quiet, 0, 1 --verbose
