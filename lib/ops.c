@@ -1,0 +1,495 @@
+// ops.c: the operations of nn.h. Each is a pair: the forward computes and notes a record; above it stands its
+// backward, with the derivative in one line. In that line y is the output, x the input, d the derivative of the
+// loss; gradients are added to (`+=`), because a tensor may be used more than once.
+//
+// No arithmetic happens here: shapes are checked and the kernels of kernels.h called.
+//   products  convolution  norms  attention  one number at a time  moving  losses
+#include "tape.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- helpers ----------------------------------------------------------------------------------------------
+
+static Tensor *like(const Tensor *x) { return tensor_new(x->dims, x->shape); }
+
+// A tensor of x's shape but for the last axis.
+static Tensor *like_with_cols(const Tensor *x, int cols) {
+    int shape[4];
+    memcpy(shape, x->shape, sizeof shape);
+    shape[x->dims - 1] = cols;
+    return tensor_new(x->dims, shape);
+}
+
+static void same_shape(const char *operation, const Tensor *a, const Tensor *b) {
+    if (tensor_count(a) != tensor_count(b) || tensor_cols(a) != tensor_cols(b))
+        die("%s: the shapes differ: %d x %d and %d x %d", operation, tensor_rows(a), tensor_cols(a),
+            tensor_rows(b), tensor_cols(b));
+}
+
+// Host numbers into backend memory that lives as long as the scope (or the tape).
+static float *upload_floats(const float *host, int count) {
+    float *at = k_temp((size_t)count * sizeof(float));
+    k_upload(at, host, (size_t)count * sizeof(float));
+    return at;
+}
+
+static int32_t *upload_ids(const int *host, int count) {
+    int32_t *at = k_temp((size_t)count * sizeof(int32_t));
+    k_upload(at, host, (size_t)count * sizeof(int32_t));
+    return at;
+}
+
+// ---- products ---------------------------------------------------------------------------------------------
+
+// Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or (n, k) transposed
+//   dA += alpha dY B^T     dB += alpha A^T dY     dbias += column sums of dY     dresidual += dY
+static void gemm_backward(Record *r) {
+    Tensor *a = r->in[0], *b = r->in[1];
+    Gemm f = r->p.gemm;
+    Mem dy = grad(r->out);
+    if (a->wants_grad)
+        k_gemm(grad(a), dy, mem(b), (Mem){0}, (Mem){0},
+               (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = true, .alpha = f.alpha});
+    if (b->wants_grad && f.b_transposed) // dB^T (n, k) += dY^T A
+        k_gemm(grad(b), dy, mem(a), (Mem){0}, (Mem){0},
+               (Gemm){f.n, f.k, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
+    if (b->wants_grad && !f.b_transposed)
+        k_gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
+               (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
+    if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
+    if (r->in[3] && r->in[3]->wants_grad) k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+}
+
+static Tensor *gemm(Tensor *y, Tensor *a, Tensor *b, Tensor *bias, Tensor *residual, Gemm f) {
+    k_gemm(mem(y), mem(a), mem(b), mem(bias), mem(residual), f);
+    return record((Record){.backward = gemm_backward, .out = y, .in = {a, b, bias, residual}, .p.gemm = f});
+}
+
+Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha) {
+    Gemm f = {tensor_rows(a), b_transposed ? b->shape[0] : tensor_cols(b), tensor_cols(a),
+              .b_transposed = b_transposed, .alpha = alpha};
+    int inner = b_transposed ? (int)(tensor_count(b) / (size_t)b->shape[0]) : tensor_rows(b);
+    if (inner != f.k) die("matmul: inner sizes %d and %d differ", f.k, inner);
+    return gemm(like_with_cols(a, f.n), a, b, NULL, NULL, f);
+}
+
+// A low-rank update lands in y itself: y += scale (x down^T) up^T. Its record passes y's gradient on untouched.
+static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
+    Gemm f = {tensor_rows(low), tensor_cols(y), tensor_cols(low), .b_transposed = true, .add = true, .alpha = a->scale};
+    gemm(y, low, a->up, NULL, NULL, f);
+}
+
+Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
+    int out = l->weight->shape[0], in = (int)(tensor_count(l->weight) / (size_t)out);
+    if (tensor_cols(x) != in) die("%s takes %d channels, not %d", l->name, in, tensor_cols(x));
+    Gemm f = {tensor_rows(x), out, in, .b_transposed = true, .alpha = 1};
+    Tensor *y = gemm(like_with_cols(x, out), x, l->weight, l->bias, residual, f);
+    for (Adapter *a = l->adapters; a; a = a->next) adapt(y, matmul(x, a->down, true, 1), a);
+    return y;
+}
+
+Tensor *linear(Tensor *x, const Layer *l) { return linear_add(x, l, NULL); }
+
+// ---- convolution ------------------------------------------------------------------------------------------
+
+// y[o] = sum over window and c of w[o, window, c] x[window, c] (+ bias + residual)
+//   dx: every output pixel gives its gradient back through w;   dw[o, window, c] += sum of dy[o] x[window, c]
+static void conv_backward(Record *r) {
+    Tensor *x = r->in[0], *w = r->in[1];
+    Mem dy = grad(r->out);
+    Conv p = r->p.conv;
+    if (x->wants_grad) k_conv2d_backward_input(grad(x), dy, mem(w), p);
+    if (w->wants_grad) k_conv2d_backward_weight(grad(w).at, dy, mem(x), p);
+    if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
+    if (r->in[3] && r->in[3]->wants_grad) k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+}
+
+static Tensor *conv(Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
+    Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
+    k_conv2d(mem(y), mem(x), mem(weight), mem(bias), mem(residual), p);
+    return record((Record){.backward = conv_backward, .out = y, .in = {x, weight, bias, residual}, .p.conv = p});
+}
+
+static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, int stride, int top, int left, int oh, int ow) {
+    Tensor *w = l->weight;
+    if (x->dims != 4 || x->shape[3] != w->shape[3])
+        die("%s takes pictures of %d channels, not %d", l->name, w->shape[3], tensor_cols(x));
+    Conv p = {x->shape[0], x->shape[1], x->shape[2], x->shape[3], oh, ow, w->shape[0],
+              w->shape[1], w->shape[2], stride, top, left};
+    Tensor *y = conv(x, w, l->bias, residual, p);
+    for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's window, up is 1x1
+        p.oc = a->down->shape[0];
+        adapt(y, conv(x, a->down, NULL, NULL, p), a);
+    }
+    return y;
+}
+
+Tensor *conv2d_padded(Tensor *x, const Layer *l, int stride, int pad_top, int pad_left, int oh, int ow) {
+    return conv_layer(x, l, NULL, stride, pad_top, pad_left, oh, ow);
+}
+
+Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding) {
+    int oh = (x->shape[1] + 2 * padding - l->weight->shape[1]) / stride + 1;
+    int ow = (x->shape[2] + 2 * padding - l->weight->shape[2]) / stride + 1;
+    return conv_layer(x, l, NULL, stride, padding, padding, oh, ow);
+}
+
+Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
+    same_shape(l->name, residual, residual);
+    return conv_layer(x, l, residual, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, x->shape[1], x->shape[2]);
+}
+
+// ---- norms ------------------------------------------------------------------------------------------------
+
+// xhat = (x - mean) rstd over a group of m numbers;  y = gamma xhat + beta, then SiLU where fused
+//   dgamma += dy xhat;  dbeta += dy;  dx += rstd (g - mean(g) - xhat mean(g xhat)),  g = gamma dy
+static void group_norm_backward(Record *r) {
+    Tensor *gamma = r->in[1], *beta = r->in[2];
+    k_group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]), mem(gamma),
+                          mem(beta), r->kept, r->p.norm);
+}
+
+static Tensor *norm(Tensor *x, const Layer *l, GroupNorm p) {
+    Tensor *y = like(x);
+    float *stats = is_recording() ? k_temp((size_t)p.n * (size_t)p.groups * 2 * sizeof(float)) : NULL;
+    k_group_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), p);
+    return record((Record){.backward = group_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats,
+                           .p.norm = p});
+}
+
+static GroupNorm group_norm_shape(Tensor *x, const Layer *l, int groups, float eps, bool fused_silu) {
+    int c = tensor_cols(x);
+    if (l->weight->shape[0] != c || c % groups)
+        die("%s norms %d channels in %d groups, not %d", l->name, l->weight->shape[0], groups, c);
+    return (GroupNorm){x->shape[0], tensor_rows(x) / x->shape[0], c, groups, eps, fused_silu};
+}
+
+Tensor *group_norm(Tensor *x, const Layer *l, int groups, float eps) {
+    return norm(x, l, group_norm_shape(x, l, groups, eps, false));
+}
+
+Tensor *group_norm_silu(Tensor *x, const Layer *l, int groups, float eps) {
+    return norm(x, l, group_norm_shape(x, l, groups, eps, true));
+}
+
+// Batch norm in training is a group norm of the batch laid end to end, one channel a group.
+Tensor *batch_norm_batch(Tensor *x, const Layer *l, float eps) {
+    return norm(x, l, (GroupNorm){1, tensor_rows(x), tensor_cols(x), tensor_cols(x), eps, false});
+}
+
+// As the group norm, over the last axis.
+static void layer_norm_backward(Record *r) {
+    Tensor *x = r->in[0], *gamma = r->in[1], *beta = r->in[2];
+    k_layer_norm_backward(grad(x), grad(gamma).at, grad(beta).at, grad(r->out), mem(x), mem(gamma), r->kept,
+                          tensor_rows(x), tensor_cols(x));
+}
+
+Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
+    int rows = tensor_rows(x), cols = tensor_cols(x);
+    if (l->weight->shape[0] != cols) die("%s norms %d channels, not %d", l->name, l->weight->shape[0], cols);
+    Tensor *y = like(x);
+    float *stats = is_recording() ? k_temp((size_t)rows * 2 * sizeof(float)) : NULL;
+    k_layer_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), rows, cols, eps);
+    return record((Record){.backward = layer_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats});
+}
+
+// ---- attention --------------------------------------------------------------------------------------------
+
+// P = softmax(S), S = scale q k^T, o = P v
+//   dv += P^T do;  dP = do v^T;  dS = P (dP - rowsum(do o));  dq += scale dS k;  dk += scale dS^T q
+// P is made again from lse, the logarithm of each row's sum of exponentials (Dao et al. 2022, "FlashAttention").
+static void attention_backward(Record *r) {
+    Tensor *q = r->in[0], *k = r->in[1], *v = r->in[2];
+    k_attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out), r->kept,
+                         r->p.attention);
+}
+
+Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
+    int n = q->shape[0], c = tensor_cols(q), d = c / heads;
+    if (c % heads || tensor_cols(k) != c || tensor_cols(v) != c || k->shape[0] != n)
+        die("attention: %d heads of %d, %d and %d channels do not fit", heads, c, tensor_cols(k), tensor_cols(v));
+    Attention p = {n, heads, tensor_rows(q) / n, tensor_rows(k) / n, d, 1 / sqrtf((float)d), causal};
+    Tensor *o = like(q);
+    float *lse = is_recording() ? k_temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
+    k_attention(mem(o), lse, mem(q), mem(k), mem(v), p);
+    return record((Record){.backward = attention_backward, .out = o, .in = {q, k, v}, .kept = lse, .p.attention = p});
+}
+
+// ---- one number at a time ---------------------------------------------------------------------------------
+
+// y = f(x);  dx += f'(x) dy
+static void activation_backward(Record *r) {
+    k_activation_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_count(r->out), r->p.activation);
+}
+
+Tensor *activation(Tensor *x, Activation f) {
+    Tensor *y = like(x);
+    k_activation(mem(y), mem(x), tensor_count(x), f);
+    return record((Record){.backward = activation_backward, .out = y, .in = {x}, .p.activation = f});
+}
+
+// y = v gelu(g), x = [v | g];  dv += gelu(g) dy;  dg += v gelu'(g) dy
+static void geglu_backward(Record *r) {
+    k_geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out), tensor_cols(r->out));
+}
+
+Tensor *geglu(Tensor *x) {
+    Tensor *y = like_with_cols(x, tensor_cols(x) / 2);
+    k_geglu(mem(y), mem(x), tensor_rows(y), tensor_cols(y));
+    return record((Record){.backward = geglu_backward, .out = y, .in = {x}});
+}
+
+// y = a x + b z;  dx += a dy;  dz += b dy
+static void combine_backward(Record *r) {
+    size_t n = tensor_count(r->out);
+    Mem dy = grad(r->out);
+    if (r->in[0]->wants_grad) k_combine(grad(r->in[0]), r->a, dy, 0, (Mem){0}, 1, n);
+    if (r->in[1] && r->in[1]->wants_grad) k_combine(grad(r->in[1]), r->b, dy, 0, (Mem){0}, 1, n);
+}
+
+Tensor *combine(float a, Tensor *x, float b, Tensor *z) {
+    if (z) same_shape("combine", x, z);
+    Tensor *y = tensor_new_type(x->dims, x->shape, x->type);
+    k_combine(mem(y), a, mem(x), b, mem(z), 0, tensor_count(x));
+    return record((Record){.backward = combine_backward, .out = y, .in = {x, z}, .a = a, .b = b});
+}
+
+Tensor *add(Tensor *a, Tensor *b) { return combine(1, a, 1, b); }
+
+// y[i] = a[i] x[i] + b[i] z[i];  dx[i] += a[i] dy[i];  dz[i] += b[i] dy[i]
+static void combine_each_backward(Record *r) {
+    int n = r->out->shape[0], cols = (int)(tensor_count(r->out) / (size_t)n);
+    Mem dy = grad(r->out);
+    if (r->in[0]->wants_grad) k_combine_rows(grad(r->in[0]), r->kept, dy, NULL, (Mem){0}, n, cols, true);
+    if (r->in[1] && r->in[1]->wants_grad)
+        k_combine_rows(grad(r->in[1]), r->kept + n, dy, NULL, (Mem){0}, n, cols, true);
+}
+
+Tensor *combine_each(const float *a, Tensor *x, const float *b, Tensor *z) {
+    if (z) same_shape("combine_each", x, z);
+    int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
+    Tensor *y = like(x);
+    float *kept = k_temp(2 * (size_t)n * sizeof(float));
+    k_upload(kept, a, (size_t)n * sizeof(float));
+    if (z) k_upload(kept + n, b, (size_t)n * sizeof(float));
+    k_combine_rows(mem(y), kept, mem(x), z ? kept + n : NULL, mem(z), n, cols, false);
+    return record((Record){.backward = combine_each_backward, .out = y, .in = {x, z}, .kept = kept});
+}
+
+// y = a b;  da += b dy;  db += a dy
+static void multiply_backward(Record *r) {
+    size_t n = tensor_count(r->out);
+    Tensor *a = r->in[0], *b = r->in[1];
+    if (a->wants_grad) k_multiply(grad(a), mem(b), grad(r->out), n, true);
+    if (b->wants_grad) k_multiply(grad(b), mem(a), grad(r->out), n, true);
+}
+
+Tensor *multiply(Tensor *a, Tensor *b) {
+    same_shape("multiply", a, b);
+    Tensor *y = like(a);
+    k_multiply(mem(y), mem(a), mem(b), tensor_count(a), false);
+    return record((Record){.backward = multiply_backward, .out = y, .in = {a, b}});
+}
+
+// y[n, pixel] = x[n, pixel] + v[n];  dx += dy;  dv[n] += sum over pixels of dy[n, pixel]
+static void add_vector_backward(Record *r) {
+    Tensor *x = r->in[0], *v = r->in[1];
+    int groups = v->shape[0], cols = tensor_cols(v), rows = tensor_rows(x) / groups;
+    if (x->wants_grad) k_combine(grad(x), 1, grad(r->out), 0, (Mem){0}, 1, tensor_count(x));
+    if (v->wants_grad) k_sum_rows(grad(v), grad(r->out), groups, rows, cols);
+}
+
+Tensor *add_vector(Tensor *x, Tensor *v) {
+    if (tensor_rows(v) != x->shape[0] || tensor_cols(v) != tensor_cols(x))
+        die("add_vector: %d x %d does not fit a batch of %d with %d channels", tensor_rows(v), tensor_cols(v),
+            x->shape[0], tensor_cols(x));
+    Tensor *y = like(x);
+    int groups = v->shape[0];
+    k_add_vector(mem(y), mem(x), mem(v), groups, tensor_rows(x) / groups, tensor_cols(v));
+    return record((Record){.backward = add_vector_backward, .out = y, .in = {x, v}});
+}
+
+// ---- moving -----------------------------------------------------------------------------------------------
+
+static Mem offset(Mem m, size_t numbers) {
+    if (!m.at) return m;
+    return (Mem){(char *)m.at + numbers * (m.type == F32 ? 4 : 2), m.type};
+}
+
+// A part's columns lie at p.columns.from of the whole. Concatenation copies them there, slicing from there.
+static void concat_backward(Record *r) { // one record a part: dpart += its columns of dy
+    Tensor *part = r->in[0];
+    int rows = tensor_rows(part), cols = tensor_cols(part);
+    k_copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out), rows, cols, true);
+}
+
+Tensor *concat_many(Tensor **parts, int count) {
+    int cols = 0;
+    for (int i = 0; i < count; i++) cols += tensor_cols(parts[i]);
+    Tensor *y = like_with_cols(parts[0], cols);
+    for (int i = 0, from = 0; i < count; from += tensor_cols(parts[i++])) {
+        int rows = tensor_rows(parts[i]), width = tensor_cols(parts[i]);
+        if (rows != tensor_rows(y)) die("concat: %d and %d rows differ", rows, tensor_rows(y));
+        k_copy_columns(offset(mem(y), (size_t)from), cols, mem(parts[i]), width, rows, width, false);
+        record((Record){.backward = concat_backward, .out = y, .in = {parts[i]}, .p.columns = {from, width}});
+    }
+    return y;
+}
+
+Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2); }
+
+static void slice_backward(Record *r) {
+    Tensor *x = r->in[0];
+    int rows = tensor_rows(x), cols = tensor_cols(r->out);
+    k_copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols, true);
+}
+
+Tensor *slice(Tensor *x, int from, int count) {
+    if (from < 0 || count < 1 || from + count > tensor_cols(x))
+        die("slice: %d..%d of %d columns", from, from + count, tensor_cols(x));
+    Tensor *y = like_with_cols(x, count);
+    k_copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count, false);
+    return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.columns = {from, count}});
+}
+
+// The batch's part lies at number p.columns.from * (numbers a picture): one long row.
+static void take_backward(Record *r) {
+    Tensor *x = r->in[0];
+    size_t n = tensor_count(r->out), from = (size_t)r->p.columns.from * (tensor_count(x) / (size_t)x->shape[0]);
+    k_combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
+}
+
+Tensor *take(Tensor *x, int from, int count) {
+    if (from < 0 || count < 1 || from + count > x->shape[0]) die("take: %d..%d of %d", from, from + count, x->shape[0]);
+    int shape[4];
+    memcpy(shape, x->shape, sizeof shape);
+    shape[0] = count;
+    Tensor *y = tensor_new(x->dims, shape);
+    k_copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])), tensor_count(y));
+    return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.columns = {from, count}});
+}
+
+static void stack_backward(Record *r) {
+    Tensor *part = r->in[0];
+    size_t from = (size_t)r->p.columns.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);
+    k_combine(grad(part), 1, offset(grad(r->out), from), 0, (Mem){0}, 1, tensor_count(part));
+}
+
+Tensor *stack(Tensor *a, Tensor *b) {
+    int shape[4];
+    memcpy(shape, a->shape, sizeof shape);
+    shape[0] = a->shape[0] + b->shape[0];
+    Tensor *y = tensor_new(a->dims, shape);
+    k_copy(mem(y), mem(a), tensor_count(a));
+    k_copy(offset(mem(y), tensor_count(a)), mem(b), tensor_count(b));
+    record((Record){.backward = stack_backward, .out = y, .in = {a}, .p.columns = {0, 0}});
+    return record((Record){.backward = stack_backward, .out = y, .in = {b}, .p.columns = {a->shape[0], 0}});
+}
+
+// y[2i + a, 2j + b] = x[i, j];  dx[i, j] += the sum of its four dy
+static void upsample_backward(Record *r) {
+    Tensor *x = r->in[0];
+    k_upsample_backward(grad(x), grad(r->out), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+}
+
+Tensor *upsample(Tensor *x) {
+    Tensor *y = tensor_new(SHAPE(x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]));
+    k_upsample(mem(y), mem(x), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+    return record((Record){.backward = upsample_backward, .out = y, .in = {x}});
+}
+
+// average: dx += dy / pixels of the window, for each window;  max: dx of the largest += dy
+static void pool_backward(Record *r) {
+    k_pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
+}
+
+Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
+    int n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3];
+    Conv p = {n, h, w, c, (h + 2 * padding - size) / stride + 1, (w + 2 * padding - size) / stride + 1, c,
+              size, size, stride, padding, padding};
+    Tensor *y = tensor_new(SHAPE(n, p.oh, p.ow, c));
+    k_pool(mem(y), mem(x), p, kind);
+    return record((Record){.backward = pool_backward, .out = y, .in = {x}, .pool_shape = p, .p.pool = kind});
+}
+
+// The same memory under another shape, the gradient's too: so there is nothing to note.
+Tensor *reshape(Tensor *x, int dims, const int *shape) {
+    Tensor *y = tensor_struct(dims, shape, x->type);
+    if (tensor_count(y) != tensor_count(x)) die("reshape: %zu numbers are not %zu", tensor_count(x), tensor_count(y));
+    y->data = x->data;
+    y->wants_grad = is_recording() && x->wants_grad;
+    if (y->wants_grad) y->gradient = grad(x).at;
+    return y;
+}
+
+// y[r] = table[ids[r]];  dtable[ids[r]] += dy[r]
+static void embed_backward(Record *r) {
+    k_embed_backward(grad(r->in[0]).at, grad(r->out), r->ids, tensor_rows(r->out), tensor_cols(r->out));
+}
+
+Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
+    int full[4], rows = 1;
+    for (int i = 0; i < dims; i++) full[i] = shape[i], rows *= shape[i];
+    full[dims] = tensor_cols(table);
+    for (int i = 0; i < rows; i++)
+        if (ids[i] < 0 || ids[i] >= table->shape[0]) die("embed: id %d is not in 0..%d", ids[i], table->shape[0] - 1);
+    Tensor *y = tensor_new(dims + 1, full);
+    int32_t *at = upload_ids(ids, rows);
+    k_embed(mem(y), mem(table), at, rows, full[dims]);
+    return record((Record){.backward = embed_backward, .out = y, .in = {table}, .ids = at});
+}
+
+Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift) {
+    Tensor *y = tensor_new(SHAPE(count, dim));
+    k_sinusoid(mem(y), upload_floats(t, count), count, dim, cos_first, shift);
+    return y;
+}
+
+// y = x - log sum exp x;  dx += dy - exp(y) sum(dy)
+static void log_softmax_backward(Record *r) {
+    k_log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out), tensor_cols(r->out));
+}
+
+Tensor *log_softmax(Tensor *x) {
+    Tensor *y = like(x);
+    k_log_softmax(mem(y), mem(x), tensor_rows(x), tensor_cols(x));
+    return record((Record){.backward = log_softmax_backward, .out = y, .in = {x}});
+}
+
+// ---- losses -----------------------------------------------------------------------------------------------
+
+// loss = mean over pictures of weight * mean of f(prediction - target);  dprediction += dloss weight f' / count
+static void loss_backward(Record *r) {
+    Tensor *x = r->in[0];
+    int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
+    k_loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f, r->p.loss.c);
+}
+
+Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Loss f, float c) {
+    same_shape("loss", prediction, target);
+    int n = prediction->shape[0], cols = (int)(tensor_count(prediction) / (size_t)n);
+    Tensor *y = tensor_new_type(SHAPE(1), F32);
+    float *w = weight ? upload_floats(weight, n) : NULL;
+    k_loss(y->data, mem(prediction), mem(target), w, n, cols, f, c);
+    if (target->wants_grad && is_recording()) die("loss: the target is a constant; it may not want a gradient");
+    return record((Record){.backward = loss_backward, .out = y, .in = {prediction, target}, .kept = w,
+                           .p.loss = {f, c}});
+}
+
+// loss = - mean over rows of x[r, ids[r]];  dx[r, ids[r]] -= dloss / rows
+static void loss_pick_backward(Record *r) {
+    Tensor *x = r->in[0];
+    k_pick_backward(grad(x), grad(r->out).at, r->ids, tensor_rows(x), tensor_cols(x));
+}
+
+Tensor *loss_pick(Tensor *x, const int *ids) {
+    int rows = tensor_rows(x);
+    for (int i = 0; i < rows; i++)
+        if (ids[i] >= tensor_cols(x)) die("loss_pick: id %d is not below %d", ids[i], tensor_cols(x));
+    Tensor *y = tensor_new_type(SHAPE(1), F32);
+    int32_t *at = upload_ids(ids, rows);
+    k_pick(y->data, mem(x), at, rows, tensor_cols(x));
+    return record((Record){.backward = loss_pick_backward, .out = y, .in = {x}, .ids = at});
+}

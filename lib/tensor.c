@@ -1,0 +1,228 @@
+// tensor.c: where tensors live (scopes), and the tape. See nn.h.
+#include "nn.h"
+#include "tape.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+// ---- the structs of tensors: a stack of host memory, cut back together with k_release ---------------------
+
+enum { CHUNK = 1 << 20 };
+static struct { char **chunks; int count; size_t used; } structs; // used: over all chunks
+
+static void *struct_new(size_t bytes) {
+    bytes = (bytes + 15) / 16 * 16;
+    size_t in_chunk = structs.used % CHUNK;
+    if (in_chunk + bytes > CHUNK) structs.used += CHUNK - in_chunk; // start a new one
+    int chunk = (int)(structs.used / CHUNK);
+    if (chunk == structs.count) {
+        structs.chunks = xrealloc(structs.chunks, (size_t)(chunk + 1) * sizeof(char *));
+        structs.chunks[structs.count++] = xmalloc(CHUNK);
+    }
+    void *p = structs.chunks[chunk] + structs.used % CHUNK;
+    structs.used += bytes;
+    return memset(p, 0, bytes);
+}
+
+// ---- tensors ----------------------------------------------------------------------------------------------
+
+static size_t type_size(Type t) { return t == F16 || t == BF16 ? 2 : 4; }
+
+size_t tensor_count(const Tensor *t) {
+    size_t n = 1;
+    for (int i = 0; i < t->dims; i++) n *= (size_t)t->shape[i];
+    return n;
+}
+
+int tensor_cols(const Tensor *t) { return t->shape[t->dims - 1]; }
+int tensor_rows(const Tensor *t) { return (int)(tensor_count(t) / (size_t)tensor_cols(t)); }
+
+Tensor *tensor_struct(int dims, const int *shape, Type type) {
+    Tensor *t = struct_new(sizeof *t);
+    t->dims = dims, t->type = type;
+    memcpy(t->shape, shape, (size_t)dims * sizeof(int));
+    return t;
+}
+
+Tensor *tensor_new_type(int dims, const int *shape, Type type) {
+    Tensor *t = tensor_struct(dims, shape, type);
+    t->data = k_temp(tensor_count(t) * type_size(type));
+    return t;
+}
+
+Tensor *tensor_new(int dims, const int *shape) { return tensor_new_type(dims, shape, k_storage()); }
+
+Tensor *tensor_from(int dims, const int *shape, const float *host) {
+    Tensor *t = tensor_new(dims, shape);
+    tensor_write(t, host);
+    return t;
+}
+
+void tensor_write(Tensor *t, const float *host) {
+    size_t n = tensor_count(t);
+    if (t->type == F32) {
+        k_upload(t->data, host, n * sizeof(float));
+        return;
+    }
+    size_t mark = k_mark();
+    Mem staging = {k_temp(n * sizeof(float)), F32};
+    k_upload(staging.at, host, n * sizeof(float));
+    k_copy(mem(t), staging, n);
+    k_release(mark);
+}
+
+float *tensor_read(const Tensor *t) {
+    size_t n = tensor_count(t), mark = k_mark();
+    float *host = xmalloc(n * sizeof(float));
+    Mem from = mem(t);
+    if (t->type != F32) {
+        from = (Mem){k_temp(n * sizeof(float)), F32};
+        k_copy(from, mem(t), n);
+    }
+    k_download(host, from.at, n * sizeof(float));
+    k_release(mark);
+    return host;
+}
+
+float tensor_item(const Tensor *t) {
+    float *host = tensor_read(t), value = host[0];
+    free(host);
+    return value;
+}
+
+Mem grad(Tensor *t) {
+    if (!t || !t->wants_grad) return (Mem){0};
+    if (!t->gradient) { // parameters have theirs from the start, in fp32; this is an activation
+        size_t n = tensor_count(t);
+        t->gradient = k_temp(n * type_size(t->type));
+        k_fill((Mem){t->gradient, t->type}, 0, n);
+    }
+    return (Mem){t->gradient, t->type};
+}
+
+// ---- scopes -----------------------------------------------------------------------------------------------
+
+static bool recording;
+
+Scope scope_begin(void) { return (Scope){k_mark(), structs.used}; }
+
+Tensor *scope_end(Scope s, Tensor *result) {
+    if (recording) return result;
+    if (!result) {
+        k_release(s.data), structs.used = s.structs;
+        return NULL;
+    }
+    Tensor old = *result; // lies above the mark: take it out before the memory is given again
+    k_release(s.data), structs.used = s.structs;
+    Tensor *up = tensor_new_type(old.dims, old.shape, old.type);
+    if (up->data != old.data) k_copy(mem(up), mem(&old), tensor_count(&old)); // downwards, so overlap is fine
+    return up;
+}
+
+// ---- the tape ---------------------------------------------------------------------------------------------
+
+static struct { Record *list; int count, room; } tape;
+static Scope tape_scope;
+
+bool checkpointing;
+
+void tape_begin(void) {
+    tape_scope = scope_begin();
+    tape.count = 0;
+    recording = true;
+}
+
+void tape_end(void) {
+    recording = false;
+    tape.count = 0;
+    scope_end(tape_scope, NULL);
+}
+
+bool tape_pause(void) {
+    bool was = recording;
+    recording = false;
+    return was;
+}
+
+void tape_resume(bool state) { recording = state; }
+
+Tensor *record(Record r) {
+    bool wanted = false;
+    for (int i = 0; i < RECORD_INPUTS; i++) wanted |= r.in[i] && r.in[i]->wants_grad;
+    if (!recording || !wanted) return r.out;
+    r.out->wants_grad = true;
+    if (tape.count == tape.room) {
+        tape.room = tape.room ? 2 * tape.room : 1024;
+        tape.list = xrealloc(tape.list, (size_t)tape.room * sizeof(Record));
+    }
+    tape.list[tape.count++] = r;
+    return r.out;
+}
+
+bool is_recording(void) { return recording; }
+void *record_memory(size_t bytes) { return struct_new(bytes); }
+
+// Plays the records above `from` in reverse. A record is taken off before it is played, because a checkpoint
+// puts new ones in its place.
+static void play_back(int from) {
+    while (tape.count > from) {
+        Record r = tape.list[--tape.count];
+        if (r.out->gradient) r.backward(&r); // no gradient arrived: nothing depends on it
+    }
+}
+
+void backward(Tensor *loss) {
+    bool was = tape_pause();
+    if (loss->wants_grad) k_fill(grad(loss), 1, 1);
+    play_back(0);
+    tape_resume(was);
+}
+
+// ---- blocks and gradient checkpointing --------------------------------------------------------------------
+
+static void block_backward(Record *r) {
+    for (int i = 0; i < RECORD_INPUTS; i++) grad(r->in[i]); // theirs outlive the scope below
+    Scope s = scope_begin();
+    int from = tape.count;
+    recording = true;
+    Tensor *again = r->block(r->layer, r->in);
+    recording = false;
+    again->gradient = r->out->gradient;
+    play_back(from);
+    scope_end(s, NULL);
+}
+
+// Its parameters may want gradients though none of its inputs does, so this one is always recorded.
+Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) {
+    bool was = recording, keep_only_result = recording && checkpointing;
+    if (keep_only_result) recording = false;
+    Scope s = scope_begin();
+    Tensor *out = scope_end(s, f(layer, in));
+    recording = was;
+    if (!keep_only_result) return out;
+    Record r = {.backward = block_backward, .out = out, .block = f, .layer = layer};
+    memcpy(r.in, in, (size_t)in_count * sizeof *in);
+    out->wants_grad = true;
+    bool any = false;
+    for (int i = 0; i < in_count; i++) any |= in[i] && in[i]->wants_grad;
+    if (any) return record(r);
+    static Tensor always = {.wants_grad = true}; // stands in for the parameters
+    r.in[RECORD_INPUTS - 1] = &always;
+    always.gradient = always.data = &always;
+    return record(r);
+}
+
+// ---- trace ------------------------------------------------------------------------------------------------
+
+TraceSink *trace_sink;
+
+Tensor *trace(Tensor *t, const char *name, ...) {
+    if (!trace_sink) return t;
+    char full[256];
+    va_list args;
+    va_start(args, name);
+    vsnprintf(full, sizeof full, name, args);
+    va_end(args);
+    trace_sink(full, t);
+    return t;
+}
