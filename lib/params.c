@@ -1,0 +1,113 @@
+// params.c: the named parameters of a model. See nn.h.
+#include "nn.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static char *full_name(const char *name, va_list args) {
+    char text[256];
+    vsnprintf(text, sizeof text, name, args);
+    return xstrdup(text);
+}
+
+static Tensor *declare(Params *p, char *name, int dims, const int *shape) {
+    Tensor *t = xcalloc(1, sizeof *t);
+    t->dims = dims;
+    memcpy(t->shape, shape, (size_t)dims * sizeof(int));
+    if ((p->count & (p->count - 1)) == 0) // room doubles at each power of two
+        p->list = xrealloc(p->list, (size_t)(p->count ? 2 * p->count : 1) * sizeof(Parameter));
+    p->list[p->count++] = (Parameter){name, t};
+    return t;
+}
+
+// The layers of all models, found again by the name of their weight.
+static struct { const Tensor *weight; Layer *layer; } *layers;
+static int layer_count;
+
+static Layer *layer(Params *p, char *name, int dims, const int *weight_shape, bool bias) {
+    Layer *l = xcalloc(1, sizeof *l);
+    l->name = name;
+    l->weight = declare(p, format("%s.weight", name), dims, weight_shape);
+    if (bias) l->bias = declare(p, format("%s.bias", name), 1, weight_shape);
+    layers = xrealloc(layers, (size_t)(layer_count + 1) * sizeof *layers);
+    layers[layer_count].weight = l->weight, layers[layer_count++].layer = l;
+    return l;
+}
+
+#define NAME_FROM_ARGS(text)                                                                                           \
+    va_list args;                                                                                                      \
+    va_start(args, text);                                                                                              \
+    char *full = full_name(text, args);                                                                                \
+    va_end(args)
+
+Layer *layer_linear(Params *p, int in, int out, bool bias, const char *name, ...) {
+    NAME_FROM_ARGS(name);
+    return layer(p, full, SHAPE(out, in), bias);
+}
+
+Layer *layer_conv(Params *p, int in, int out, int kh, int kw, bool bias, const char *name, ...) {
+    NAME_FROM_ARGS(name);
+    return layer(p, full, SHAPE(out, kh, kw, in), bias);
+}
+
+Layer *layer_norm_params(Params *p, int channels, const char *name, ...) {
+    NAME_FROM_ARGS(name);
+    return layer(p, full, SHAPE(channels), true);
+}
+
+Tensor *param_tensor(Params *p, int dims, const int *shape, const char *name, ...) {
+    NAME_FROM_ARGS(name);
+    return declare(p, full, dims, shape);
+}
+
+Tensor *params_find(const Params *p, const char *name) {
+    for (int i = 0; i < p->count; i++)
+        if (!strcmp(p->list[i].name, name)) return p->list[i].tensor;
+    return NULL;
+}
+
+Layer *params_layer(const Params *p, const char *name) {
+    char weight[300];
+    snprintf(weight, sizeof weight, "%s.weight", name);
+    const Tensor *t = params_find(p, weight);
+    for (int i = 0; t && i < layer_count; i++)
+        if (layers[i].weight == t) return layers[i].layer;
+    return NULL;
+}
+
+size_t params_count(const Params *p) {
+    size_t n = 0;
+    for (int i = 0; i < p->count; i++) n += tensor_count(p->list[i].tensor);
+    return n;
+}
+
+void param_allocate(Tensor *t, Type type) {
+    t->type = type;
+    t->data = k_alloc(tensor_count(t) * (type == F32 ? 4 : 2));
+}
+
+void param_trainable(Tensor *t) {
+    if (t->type != F32) die("a parameter that is trained must be fp32");
+    if (t->wants_grad) return;
+    t->gradient = k_alloc(tensor_count(t) * sizeof(float));
+    k_fill((Mem){t->gradient, F32}, 0, tensor_count(t));
+    t->wants_grad = true;
+}
+
+void params_free(Params *p) {
+    for (int i = 0; i < p->count; i++) {
+        Tensor *t = p->list[i].tensor;
+        for (int j = layer_count - 1; j >= 0; j--)
+            if (layers[j].weight == t) {
+                free((void *)layers[j].layer->name);
+                free(layers[j].layer);
+                layers[j] = layers[--layer_count];
+            }
+        if (t->data) k_free(t->data);
+        if (t->gradient) k_free(t->gradient);
+        free(p->list[i].name);
+    }
+    for (int i = 0; i < p->count; i++) free(p->list[i].tensor);
+    free(p->list);
+    *p = (Params){0};
+}
