@@ -1,0 +1,587 @@
+// safetensors.c: named tensors in a file, read through a mapping and written in one pass. See io.h.
+//
+// The format (https://github.com/huggingface/safetensors):
+//   8 bytes    N, the length of the header, unsigned little-endian
+//   N bytes    JSON: {"__metadata__": {"key": "value", ...},
+//                     "name": {"dtype": "F16", "shape": [320, 4, 3, 3], "data_offsets": [begin, end]}, ...}
+//   the rest   the tensors' bytes, row-major, little-endian; offsets count from here, without holes
+//
+// A header is somebody else's claim. All of it is checked against the file's true size before a single
+// pointer is formed, so that a truncated download or a hostile file ends in one line, never in a wrong picture.
+//
+// Not here: what the names mean (sd.c, lora.c), pickles (they can run code, so nothing reads them).
+// In this file: half precision, opening and checking, reading, writing.
+#define _DEFAULT_SOURCE // mmap, madvise
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the file's little-endian numbers are used in place; a big-endian machine would need to swap them"
+#endif
+
+enum { MAX_HEADER = 100000000, MAX_NDIM = 8 }; // the format's own limit on N; Stored's on dimensions
+
+static const struct {
+    const char *name;
+    size_t bytes;
+} type_info[] = {[F32] = {"F32", 4}, [F16] = {"F16", 2}, [BF16] = {"BF16", 2}, [F64] = {"F64", 8},
+                 [I8] = {"I8", 1},   [U8] = {"U8", 1},   [I16] = {"I16", 2},   [U16] = {"U16", 2},
+                 [I32] = {"I32", 4}, [I64] = {"I64", 8}, [BOOL8] = {"BOOL", 1}};
+enum { TYPES = sizeof type_info / sizeof type_info[0] };
+
+// ---- half precision ------------------------------------------------------------------------------------
+
+static inline uint32_t bits_of(float f) {
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b;
+}
+
+static inline float float_of(uint32_t b) {
+    float f;
+    memcpy(&f, &b, 4);
+    return f;
+}
+
+// fp16 is 1 sign, 5 exponent (bias 15), 10 mantissa bits; fp32 is 1, 8 (bias 127), 23. Moving the magnitude up
+// by 13 bits aligns the fields; adding 127 - 15 = 112 to the exponent mends the bias. Written without branches,
+// so that the loop in store_read_f32 vectorises.
+static inline float half_to_float(uint16_t h) {
+    uint32_t magnitude = h & 0x7fffu;
+    uint32_t bits = (magnitude << 13) + (112u << 23);
+    // Infinity and NaN: exponent 31 becomes 255, another 112 on top.
+    uint32_t special = bits + (112u << 23);
+    // Subnormal m * 2^-24: with exponent 113 the bits read 2^-14 + m * 2^-24, and the subtraction is exact.
+    uint32_t small = bits_of(float_of(bits + (1u << 23)) - 0x1p-14f);
+    bits = magnitude >= 0x7c00 ? special : bits;
+    bits = magnitude < 0x0400 ? small : bits;
+    return float_of(bits | (uint32_t)(h & 0x8000u) << 16);
+}
+
+float f16_to_f32(uint16_t h) { return half_to_float(h); }
+
+uint16_t f32_to_f16(float f) {
+    uint32_t x = bits_of(f), sign = x >> 16 & 0x8000, magnitude = x & 0x7fffffff;
+    if (magnitude > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff)); // NaN, made quiet
+    if (magnitude >= 0x47800000) return (uint16_t)(sign | 0x7c00);    // 65536 or more
+    // Below 2^-14 the result is a multiple of 2^-24, which is just the spacing of floats at 0.5: the adder
+    // rounds to nearest even for us.
+    if (magnitude < 0x38800000)
+        return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
+    // Nearest even: half of the last kept place less one, plus the last kept bit; 65520 carries into infinity.
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    return (uint16_t)(sign | ((magnitude - (112u << 23)) >> 13));
+}
+
+float bf16_to_f32(uint16_t h) { return float_of((uint32_t)h << 16); }
+
+uint16_t f32_to_bf16(float f) {
+    uint32_t x = bits_of(f);
+    if ((x & 0x7fffffff) > 0x7f800000) return (uint16_t)(x >> 16 | 0x40); // NaN, made quiet
+    return (uint16_t)((x + 0x7fff + (x >> 16 & 1)) >> 16);
+}
+
+// ---- opening and checking ------------------------------------------------------------------------------
+
+typedef struct {
+    char *path;
+    const unsigned char *bytes; // the whole file
+    size_t size;
+    Json *header; // owns the tensors' names
+} Part;
+
+struct Store {
+    Part *parts; // one, or one a shard
+    size_t part_count;
+    Stored *tensors; // by shard, within it by offset
+    size_t count;
+    const Stored **by_name; // sorted
+};
+
+typedef struct { // a claim of the header that has passed its own checks
+    Stored tensor;
+    size_t begin, end, position;
+} Claim;
+
+// A whole number of 0 ... 2^53 (JSON's doubles are exact so far), or false.
+static bool whole_number(const Json *j, size_t *out) {
+    if (j->kind != JSON_NUMBER || !(j->number >= 0 && j->number <= 0x1p53)) return false;
+    *out = (size_t)j->number;
+    return (double)*out == j->number;
+}
+
+// One entry of the header: everything that can be said about it alone.
+static Claim read_claim(const char *path, const Json *entry, size_t data_size) {
+    const char *name = entry->key;
+    Claim c = {.tensor = {.name = name, .file = path, .count = 1}};
+    if (entry->kind != JSON_OBJECT)
+        die("%s: tensor %s: expected an object with dtype, shape and data_offsets", path, name);
+
+    const Json *dtype = json_get(entry, "dtype");
+    if (!dtype || dtype->kind != JSON_STRING) die("%s: tensor %s: dtype is missing or no string", path, name);
+    size_t type = 0;
+    while (type < TYPES && strcmp(type_info[type].name, dtype->string)) type++;
+    if (type == TYPES)
+        die("%s: tensor %s: type %.20s is not supported (F32, F16, BF16, F64, I8 ... I64, U8, U16, BOOL are)",
+            path, name, dtype->string);
+    c.tensor.type = (Type)type;
+
+    const Json *shape = json_get(entry, "shape");
+    if (!shape || shape->kind != JSON_ARRAY) die("%s: tensor %s: shape is missing or no list", path, name);
+    if (shape->length > MAX_NDIM)
+        die("%s: tensor %s: %zu dimensions, expected at most %d", path, name, shape->length, MAX_NDIM);
+    c.tensor.ndim = (int)shape->length;
+    // The limit holds for the product of the sizes that are not 0, so that no order of them overflows. An
+    // element takes at least a byte, so no tensor that fits the file comes near it.
+    size_t product = 1;
+    bool empty = false;
+    for (size_t i = 0; i < shape->length; i++) {
+        size_t n;
+        if (!whole_number(&shape->items[i], &n))
+            die("%s: tensor %s: dimension %zu of its shape is no whole number", path, name, i);
+        c.tensor.shape[i] = (int64_t)n;
+        if (n == 0)
+            empty = true;
+        else if (product > ((size_t)1 << 53) / n)
+            die("%s: tensor %s: its shape overflows", path, name);
+        else
+            product *= n;
+    }
+    c.tensor.count = empty ? 0 : product;
+
+    const Json *offsets = json_get(entry, "data_offsets");
+    if (!offsets || offsets->kind != JSON_ARRAY || offsets->length != 2 ||
+        !whole_number(&offsets->items[0], &c.begin) || !whole_number(&offsets->items[1], &c.end))
+        die("%s: tensor %s: data_offsets is no pair of whole numbers", path, name);
+    if (c.begin > c.end)
+        die("%s: tensor %s: data_offsets begin at %zu and end before that, at %zu", path, name, c.begin,
+            c.end);
+    if (c.end > data_size)
+        die("%s: tensor %s: its data ends at byte %zu, but the file holds %zu bytes of data (was it cut "
+            "short?)",
+            path, name, c.end, data_size);
+    if (c.end - c.begin != c.tensor.count * type_info[type].bytes)
+        die("%s: tensor %s: data_offsets span %zu bytes, but its shape and type need %zu", path, name,
+            c.end - c.begin, c.tensor.count * type_info[type].bytes);
+    return c;
+}
+
+static int by_offset(const void *a, const void *b) {
+    const Claim *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    if (x->end != y->end) return x->end < y->end ? -1 : 1; // an empty tensor comes before its neighbour
+    return x->position < y->position ? -1 : 1;
+}
+
+// Checks one file, whole in memory or mapped, and adds its tensors to the store.
+static void add_part(Store *s, const char *given_path, const unsigned char *bytes, size_t size) {
+    s->parts = xrealloc(s->parts, (s->part_count + 1) * sizeof *s->parts);
+    Part *part = &s->parts[s->part_count++];
+    *part = (Part){.path = xstrdup(given_path), .bytes = bytes, .size = size};
+    const char *path = part->path;
+
+    if (size < 8) die("%s: %zu bytes are too few for a safetensors file", path, size);
+    if (size > 12 && !memcmp(bytes, "version https", 13))
+        die("%s: this is a Git LFS pointer, not the file itself; `git lfs pull` fetches it", path);
+    uint64_t length = 0;
+    for (int i = 0; i < 8; i++) length |= (uint64_t)bytes[i] << 8 * i;
+    if (length > MAX_HEADER)
+        die("%s: no safetensors file: its header would be %llu bytes long, at most %d are allowed", path,
+            (unsigned long long)length, MAX_HEADER);
+    if (length > size - 8)
+        die("%s: the header should be %llu bytes long, but the file ends after %zu of them (was it cut "
+            "short?)",
+            path, (unsigned long long)length, size - 8);
+    if (length == 0 || bytes[8] != '{') die("%s: no safetensors file: the header is no JSON object", path);
+    part->header = json_parse((const char *)bytes + 8, (size_t)length, path);
+    if (part->header->kind != JSON_OBJECT) die("%s: the header is no JSON object", path);
+
+    const unsigned char *data = bytes + 8 + length;
+    size_t data_size = size - 8 - (size_t)length;
+    Claim *claims = xmalloc(part->header->length * sizeof *claims);
+    size_t count = 0;
+    for (size_t i = 0; i < part->header->length; i++) {
+        const Json *entry = &part->header->items[i];
+        if (!strcmp(entry->key, "__metadata__")) {
+            if (entry->kind != JSON_OBJECT) die("%s: __metadata__ is no object", path);
+            for (size_t k = 0; k < entry->length; k++)
+                if (entry->items[k].kind != JSON_STRING)
+                    die("%s: __metadata__: the value of %s is no string", path, entry->items[k].key);
+            continue;
+        }
+        claims[count] = read_claim(path, entry, data_size);
+        claims[count].position = count;
+        count++;
+    }
+
+    // Together the tensors cover the data exactly: no overlap, no hole, nothing behind the last one.
+    qsort(claims, count, sizeof *claims, by_offset);
+    s->tensors = xrealloc(s->tensors, (s->count + count) * sizeof *s->tensors);
+    size_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        const Claim *c = &claims[i];
+        if (c->begin < at)
+            die("%s: tensor %s: begins at byte %zu, inside tensor %s, which ends at %zu", path,
+                c->tensor.name, c->begin, claims[i - 1].tensor.name, at);
+        if (c->begin > at)
+            die("%s: tensor %s: begins at byte %zu, expected %zu: a hole", path, c->tensor.name, c->begin,
+                at);
+        at = c->end;
+        s->tensors[s->count] = c->tensor;
+        s->tensors[s->count++].data = data + c->begin;
+    }
+    free(claims);
+    if (at != data_size)
+        die("%s: the tensors end at byte %zu, but there are %zu bytes of data", path, at, data_size);
+}
+
+static void map_part(Store *s, const char *path) {
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) die("cannot read %s: %s", path, strerror(errno));
+    struct stat info;
+    if (fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode)) die("cannot read %s: it is no regular file", path);
+    void *map = NULL;
+    if (info.st_size > 0) {
+        map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (map == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
+    }
+    close(fd);
+    add_part(s, path, map, (size_t)info.st_size);
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(const Stored *const *)a)->name, (*(const Stored *const *)b)->name);
+}
+
+// Once all tensors are in: the index by name. A name that came twice would leave it open which one counts.
+static void finish_names(Store *s) {
+    s->by_name = xmalloc(s->count * sizeof *s->by_name);
+    for (size_t i = 0; i < s->count; i++) s->by_name[i] = &s->tensors[i];
+    qsort(s->by_name, s->count, sizeof *s->by_name, by_name);
+    for (size_t i = 1; i < s->count; i++)
+        if (!by_name(&s->by_name[i - 1], &s->by_name[i]))
+            die("%s: tensor %s: the name occurs twice%s%s", s->by_name[i]->file, s->by_name[i]->name,
+                s->by_name[i]->file != s->by_name[i - 1]->file ? ", also in " : "",
+                s->by_name[i]->file != s->by_name[i - 1]->file ? s->by_name[i - 1]->file : "");
+}
+
+// {"metadata": {...}, "weight_map": {"tensor": "model-00001-of-00002.safetensors", ...}}: shards lie beside it.
+static void open_index(Store *s, const char *path) {
+    Json *index = json_load(path);
+    const Json *map = json_get(index, "weight_map");
+    if (!map || map->kind != JSON_OBJECT) die("%s: weight_map is missing or no object", path);
+    const char *slash = strrchr(path, '/');
+    int folder = slash ? (int)(slash - path) + 1 : 0;
+
+    const char **shards = xmalloc(map->length * sizeof *shards); // in order of their first mention
+    size_t shard_count = 0;
+    for (size_t i = 0; i < map->length; i++) {
+        const Json *entry = &map->items[i];
+        if (entry->kind != JSON_STRING || !*entry->string || strchr(entry->string, '/'))
+            die("%s: tensor %s: expected the name of a file in the same folder", path, entry->key);
+        size_t k = shard_count;
+        while (k > 0 && strcmp(shards[k - 1], entry->string))
+            k--; // the latest shard first: it is nearly always it
+        if (k > 0) continue;
+        char *shard = format("%.*s%s", folder, path, entry->string);
+        if (!file_exists(shard)) die("%s: tensor %s: its shard %s is missing", path, entry->key, shard);
+        shards[shard_count++] = entry->string;
+        map_part(s, shard);
+        free(shard);
+    }
+    finish_names(s);
+    for (size_t i = 0; i < map->length; i++) {
+        const Json *entry = &map->items[i];
+        const Stored *t = store_find(s, entry->key);
+        if (!t || strcmp(t->file + folder, entry->string))
+            die("%s: tensor %s: its shard %.*s%s does not hold it", path, entry->key, folder, path,
+                entry->string);
+    }
+    free(shards);
+    json_free(index);
+}
+
+static bool ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+Store *store_open(const char *path) {
+    Store *s = xcalloc(1, sizeof *s);
+    if (ends_with(path, ".json"))
+        open_index(s, path);
+    else
+        map_part(s, path), finish_names(s);
+    return s;
+}
+
+static void store_free(Store *s, bool mapped) {
+    for (size_t i = 0; i < s->part_count; i++) {
+        if (mapped) munmap((void *)s->parts[i].bytes, s->parts[i].size);
+        json_free(s->parts[i].header);
+        free(s->parts[i].path);
+    }
+    free(s->parts), free(s->tensors), free(s->by_name), free(s);
+}
+
+void store_close(Store *s) {
+    if (s) store_free(s, true);
+}
+
+// ---- reading -------------------------------------------------------------------------------------------
+
+size_t store_count(const Store *s) { return s->count; }
+
+const Stored *store_at(const Store *s, size_t i) { return &s->tensors[i]; }
+
+const Stored *store_find(const Store *s, const char *name) {
+    Stored wanted = {.name = name};
+    const Stored *key = &wanted;
+    const Stored **found = s->count ? bsearch(&key, s->by_name, s->count, sizeof *s->by_name, by_name) : NULL;
+    return found ? *found : NULL;
+}
+
+const char *store_metadata(const Store *s, const char *key) {
+    for (size_t i = 0; i < s->part_count; i++) {
+        const char *value = json_get_string(json_get(s->parts[i].header, "__metadata__"), key, NULL);
+        if (value) return value;
+    }
+    return NULL;
+}
+
+// memcpy, because the data may be unaligned; compilers make a plain (vector) load of it.
+#define CONVERT(c_type, expression)                                                                          \
+    for (size_t i = 0; i < t->count; i++) {                                                                  \
+        c_type v;                                                                                            \
+        memcpy(&v, in + i * sizeof v, sizeof v);                                                             \
+        out[i] = (expression);                                                                               \
+    }                                                                                                        \
+    break
+
+void store_read_f32(const Stored *t, float *restrict out) {
+    const unsigned char *restrict in = t->data;
+    if (!t->count) return;
+    switch (t->type) {
+    case F32: memcpy(out, in, t->count * sizeof *out); break;
+    case F16: CONVERT(uint16_t, half_to_float(v));
+    case BF16: CONVERT(uint16_t, float_of((uint32_t)v << 16));
+    case F64: CONVERT(double, (float)v);
+    case I8: CONVERT(int8_t, v);
+    case U8: CONVERT(uint8_t, v);
+    case I16: CONVERT(int16_t, v);
+    case U16: CONVERT(uint16_t, v);
+    case I32: CONVERT(int32_t, (float)v);
+    case I64: CONVERT(int64_t, (float)v);
+    case BOOL8: CONVERT(uint8_t, v != 0);
+    }
+}
+
+void store_done_with(const Stored *t) {
+    // Only pages that lie wholly inside: the ones at the ends are shared with the neighbours.
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
+    uintptr_t end = begin + t->count * type_info[t->type].bytes;
+    begin = (begin + page - 1) / page * page, end = end / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED); // a hint: failure changes nothing
+}
+
+// ---- writing -------------------------------------------------------------------------------------------
+
+typedef struct {
+    char *name;
+    Type type;
+    int ndim;
+    int64_t shape[MAX_NDIM];
+    size_t bytes;
+} Declared;
+
+struct StoreWriter {
+    Output *out;
+    char *path;
+    char **metadata; // key, value, key, value, ...
+    size_t metadata_count;
+    Declared *tensors;
+    size_t count;
+    bool header_written;
+    size_t current, done; // the tensor being delivered, and how many of its bytes came
+};
+
+StoreWriter *store_create(const char *path) {
+    StoreWriter *w = xcalloc(1, sizeof *w);
+    w->out = output_open(path);
+    w->path = xstrdup(path);
+    return w;
+}
+
+void store_metadata_add(StoreWriter *w, const char *key, const char *value) {
+    if (w->header_written) die("%s: metadata %s comes after the first data", w->path, key);
+    w->metadata = xrealloc(w->metadata, (w->metadata_count + 2) * sizeof *w->metadata);
+    w->metadata[w->metadata_count++] = xstrdup(key);
+    w->metadata[w->metadata_count++] = xstrdup(value);
+}
+
+void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const int64_t *shape) {
+    if (w->header_written) die("%s: tensor %s is declared after the first data", w->path, name);
+    if (ndim < 0 || ndim > MAX_NDIM)
+        die("%s: tensor %s: %d dimensions, expected at most %d", w->path, name, ndim, MAX_NDIM);
+    Declared d = {.name = xstrdup(name), .type = type, .ndim = ndim, .bytes = type_info[type].bytes};
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 0) die("%s: tensor %s: dimension %d is %lld", w->path, name, i, (long long)shape[i]);
+        if (shape[i] && d.bytes > ((size_t)1 << 53) / (size_t)shape[i])
+            die("%s: tensor %s: its shape overflows", w->path, name);
+        d.shape[i] = shape[i];
+        d.bytes *= (size_t)shape[i];
+    }
+    w->tensors = xrealloc(w->tensors, (w->count + 1) * sizeof *w->tensors);
+    w->tensors[w->count++] = d;
+}
+
+static void put_string(FILE *f, const char *s) {
+    putc('"', f);
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\')
+            fprintf(f, "\\%c", c);
+        else if (c < ' ')
+            fprintf(f, "\\u%04x", c);
+        else
+            putc(c, f);
+    }
+    putc('"', f);
+}
+
+static int compare_strings(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void check_names(const StoreWriter *w) {
+    const char **names = xmalloc(w->count * sizeof *names);
+    for (size_t i = 0; i < w->count; i++) names[i] = w->tensors[i].name;
+    qsort(names, w->count, sizeof *names, compare_strings);
+    for (size_t i = 1; i < w->count; i++)
+        if (!strcmp(names[i - 1], names[i])) die("%s: tensor %s is declared twice", w->path, names[i]);
+    free(names);
+}
+
+// Built in memory first, because its length comes before it.
+static void write_header(StoreWriter *w) {
+    if (w->header_written) return;
+    w->header_written = true;
+    check_names(w);
+    char *text = NULL;
+    size_t length = 0;
+    FILE *f = open_memstream(&text, &length);
+    if (!f) die("out of memory: the header of %s", w->path);
+    const char *comma = "";
+    putc('{', f);
+    if (w->metadata_count) {
+        fputs("\"__metadata__\":{", f);
+        for (size_t i = 0; i < w->metadata_count; i += 2) {
+            if (i) putc(',', f);
+            put_string(f, w->metadata[i]);
+            putc(':', f);
+            put_string(f, w->metadata[i + 1]);
+        }
+        putc('}', f);
+        comma = ",";
+    }
+    size_t at = 0;
+    for (size_t i = 0; i < w->count; i++) {
+        const Declared *d = &w->tensors[i];
+        // The format knows no padding, and PyTorch cannot view a tensor that is not aligned to its element.
+        if (at % type_info[d->type].bytes)
+            die("%s: tensor %s (%s) would begin at byte %zu, unaligned: declare the wider types first",
+                w->path, d->name, type_info[d->type].name, at);
+        fputs(comma, f);
+        put_string(f, d->name);
+        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", type_info[d->type].name);
+        for (int k = 0; k < d->ndim; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)d->shape[k]);
+        fprintf(f, "],\"data_offsets\":[%zu,%zu]}", at, at + d->bytes);
+        at += d->bytes;
+        comma = ",";
+    }
+    putc('}', f);
+    while (ftell(f) % 8) putc(' ', f); // so that the data begins at a multiple of 8
+    if (fclose(f)) die("out of memory: the header of %s", w->path);
+    if (length > MAX_HEADER)
+        die("%s: its header is %zu bytes long, at most %d are allowed", w->path, length, MAX_HEADER);
+    unsigned char prefix[8];
+    for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)((uint64_t)length >> 8 * i);
+    output_write(w->out, prefix, 8);
+    output_write(w->out, text, length);
+    free(text);
+}
+
+// The tensor that the next byte belongs to; NULL when all are complete.
+static Declared *current_tensor(StoreWriter *w) {
+    write_header(w);
+    while (w->current < w->count && w->done == w->tensors[w->current].bytes) w->current++, w->done = 0;
+    return w->current < w->count ? &w->tensors[w->current] : NULL;
+}
+
+void store_data(StoreWriter *w, const void *data, size_t bytes) {
+    Declared *d = current_tensor(w);
+    if (!bytes) return;
+    if (!d) die("%s: %zu bytes of data behind the last tensor", w->path, bytes);
+    if (bytes > d->bytes - w->done)
+        die("%s: tensor %s: %zu bytes of data, expected at most %zu", w->path, d->name, bytes,
+            d->bytes - w->done);
+    output_write(w->out, data, bytes);
+    w->done += bytes;
+}
+
+// fp16 ends at 65504; a finite weight that becomes infinite would draw a black picture much later.
+static uint16_t checked_f16(const StoreWriter *w, const Declared *d, float f) {
+    uint16_t h = f32_to_f16(f);
+    if ((h & 0x7fff) == 0x7c00 && f - f == 0)
+        die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, d->name,
+            (double)f);
+    return h;
+}
+
+void store_data_f32(StoreWriter *w, const float *data, size_t count) {
+    Declared *d = current_tensor(w);
+    if (!count) return;
+    if (!d) die("%s: %zu values behind the last tensor", w->path, count);
+    union {
+        uint16_t half[4096];
+        double wide[4096];
+    } piece;
+    while (count) {
+        size_t n = count < 4096 ? count : 4096;
+        switch (d->type) {
+        case F32: store_data(w, data, n * 4); break;
+        case F16:
+            for (size_t i = 0; i < n; i++) piece.half[i] = checked_f16(w, d, data[i]);
+            store_data(w, piece.half, n * 2);
+            break;
+        case BF16:
+            for (size_t i = 0; i < n; i++) piece.half[i] = f32_to_bf16(data[i]);
+            store_data(w, piece.half, n * 2);
+            break;
+        case F64:
+            for (size_t i = 0; i < n; i++) piece.wide[i] = data[i];
+            store_data(w, piece.wide, n * 8);
+            break;
+        default: die("%s: tensor %s: fp32 data for the type %s", w->path, d->name, type_info[d->type].name);
+        }
+        data += n, count -= n;
+    }
+}
+
+void store_commit(StoreWriter *w) {
+    const Declared *d = current_tensor(w);
+    if (d) die("%s: tensor %s: %zu bytes of data are missing", w->path, d->name, d->bytes - w->done);
+    output_commit(w->out);
+    for (size_t i = 0; i < w->metadata_count; i++) free(w->metadata[i]);
+    for (size_t i = 0; i < w->count; i++) free(w->tensors[i].name);
+    free(w->metadata), free(w->tensors), free(w->path), free(w);
+}
