@@ -1,0 +1,136 @@
+// sd.h: the four phases of the paper, a section each.
+//   Phase 1  sd.c    Stable Diffusion: text encoder, UNet, VAE, schedulers, text to image
+//   Phase 2  lcm.c   latent consistency distillation
+//   Phase 3  lora.c  low-rank adapters: fine-tuning and distillation
+//   Phase 4  fid.c   Inception-v3, FID, KID
+// sd.c knows none of the others.
+#ifndef SD_H
+#define SD_H
+
+#include "lib/base.h" // die, progress
+#include "lib/io.h"   // Json, Store, Tokenizer, Image
+#include "lib/nn.h"   // Tensor, Layer, Params, Random
+
+// ---- Phase 1: sd.c -----------------------------------------------------------------------------------------
+
+enum { MAX_LEVELS = 8, MAX_LAYERS = 4 }; // resolutions of a network; ResNets a level (layers_per_block + 1)
+
+// What config.json says. Names are diffusers' and transformers'.
+typedef struct {
+    int vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, max_position_embeddings;
+    Activation hidden_act;
+    float layer_norm_eps;
+} TextConfig;
+typedef struct {
+    int in_channels, out_channels, sample_size, levels, block_out_channels[MAX_LEVELS], layers_per_block;
+    int heads[MAX_LEVELS];              // "attention_head_dim", which in SD v1.5 counts heads: see unet_config
+    bool cross_attention[MAX_LEVELS];   // the level has transformers: "CrossAttnDownBlock2D"
+    int cross_attention_dim, norm_num_groups, time_cond_proj_dim; // the last: 0 where there is no guidance embedding
+    bool flip_sin_to_cos, use_linear_projection;
+    float freq_shift, norm_eps;
+} UNetConfig;
+typedef struct {
+    int in_channels, out_channels, latent_channels, levels, block_out_channels[MAX_LEVELS], layers_per_block;
+    int norm_num_groups, sample_size;
+    float scaling_factor;
+} VaeConfig;
+TextConfig text_config(const Json *config);
+UNetConfig unet_config(const Json *config);
+VaeConfig vae_config(const Json *config);
+
+// The networks: declared once (every parameter under its diffusers name, "unet.conv_in.weight"), then loaded,
+// made or initialised through `params`, then called.
+typedef struct TextEncoder TextEncoder;
+typedef struct UNet UNet;
+typedef struct Vae Vae;
+TextEncoder *text_encoder_new(TextConfig c, Params *params);
+UNet *unet_new(UNetConfig c, Params *params);
+Vae *vae_new(VaeConfig c, Params *params);
+
+// ids (n, tokens) -> last hidden state (n, tokens, hidden_size)
+Tensor *text_encode(const TextEncoder *e, const int *ids, int n);
+// x (n, h, w, in_channels), timesteps (n) host, context (n, tokens, cross_attention_dim) -> (n, h, w, out_channels).
+// guidance (n) host: the guidance scale's embedding argument, for a network with time_cond_proj_dim; else NULL.
+Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance);
+// pixels (n, h, w, 3) in [-1, 1] -> mean and logarithm of the variance (n, h / 8, w / 8, 2 * latent_channels)
+Tensor *vae_encode(const Vae *v, Tensor *pixels);
+// latents, already divided by scaling_factor -> pixels (n, 8 h, 8 w, 3), about [-1, 1]
+Tensor *vae_decode(const Vae *v, Tensor *latents);
+
+// Schedulers (samplers): the noise schedule and the step from one timestep to the next.
+typedef enum { PNDM, DDIM, LCM } SchedulerKind;
+typedef enum { EPSILON, V_PREDICTION, SAMPLE } PredictionType;
+typedef struct {
+    SchedulerKind kind;
+    int num_train_timesteps, steps_offset, original_inference_steps;
+    float beta_start, beta_end, timestep_scaling, clip_sample_range;
+    bool scaled_linear, set_alpha_to_one, clip_sample, skip_prk_steps;
+    PredictionType prediction_type;
+    enum { LEADING, TRAILING, LINSPACE } timestep_spacing;
+} SchedulerConfig;
+typedef struct {
+    SchedulerConfig config;
+    float *alphas_cumprod; // (num_train_timesteps)
+    float final_alpha_cumprod;
+    int count, *timesteps; // evaluations of the network, in order
+    int at;                // the next one
+    int step_ratio;        // num_train_timesteps / steps asked for
+    Tensor *history[4];    // PNDM: last predictions, newest first; and
+    Tensor *held;          //       the sample before the doubled first step
+    int history_count;
+} Scheduler;
+// from_config(scheduler_config.json): absent keys take the class's defaults. kind -1: the class that it names.
+SchedulerConfig scheduler_config(const Json *config, int kind);
+void scheduler_init(Scheduler *s, SchedulerConfig c);
+void scheduler_set_timesteps(Scheduler *s, int steps);
+void scheduler_skip(Scheduler *s, int count); // image-to-image starts later
+// One step, in place: sample (n, h, w, c) becomes the next one. noise: for LCM, the fresh noise of this step
+// (same shape; not used by the last step or the others; may be NULL there).
+void scheduler_step(Scheduler *s, Tensor *sample, Tensor *prediction, const Tensor *noise);
+bool scheduler_wants_noise(const Scheduler *s); // will the next step add noise?
+void scheduler_free(Scheduler *s);
+
+// A whole model.
+typedef struct {
+    char *path;
+    TextConfig text_config;
+    UNetConfig unet_config;
+    VaeConfig vae_config;
+    Json *scheduler_json, *index_json; // scheduler_config.json; model_index.json or NULL
+    Params params;                     // of all three networks
+    TextEncoder *text_encoder;
+    UNet *unet;
+    Vae *vae;
+    Tokenizer *tokenizer;
+} Model;
+typedef enum { NEED_TEXT = 1, NEED_UNET = 2, NEED_VAE = 4, NEED_TOKENIZER = 8, NEED_ALL = 15 } ModelParts;
+// A diffusers folder or one LDM file. tokenizer: a folder, or NULL for the model's own.
+Model *model_load(const char *path, const char *tokenizer, ModelParts parts);
+void model_free(Model *m);
+
+// Text to image.
+typedef struct {
+    const char *prompt, *negative;
+    int width, height, steps, scheduler; // scheduler: SchedulerKind, -1 the model's own
+    float cfg;                           // diffusers' guidance_scale
+    uint64_t seed;
+    bool philox;
+    const float *latents; // start from this noise, NCHW, instead of the seed's
+    const Image *init;    // image-to-image, with
+    float strength;
+    bool progress;
+} SampleOptions;
+typedef struct {
+    double text_s, unet_step_s, vae_s; // unet_step_s: median over the steps
+} SampleTimes;
+SampleOptions sample_defaults(const Model *m); // what the model says, else 50 steps, cfg 7.5
+Image *sample(const Model *m, SampleOptions o, SampleTimes *times);
+
+// Parts of it, for training and tools.
+Tensor *encode_prompts(const Model *m, const char *const *prompts, int n); // (n, tokens, hidden_size)
+Tensor *image_to_tensor(const Image *const *images, int n);                // (n, h, w, 3) in [-1, 1]
+Image *tensor_to_image(const Tensor *pixels, int i);
+float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
+float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
+
+#endif
