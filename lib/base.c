@@ -109,6 +109,56 @@ char *format(const char *fmt, ...) {
     return s;
 }
 
+// ---- UTF-8 ---------------------------------------------------------------------------------------------
+
+bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
+    const unsigned char *u = (const unsigned char *)s;
+    size_t i = 0;
+    while (i < bytes) {
+        unsigned char c = u[i];
+        size_t more = c < 0x80   ? 0
+                      : c < 0xC2 ? 4
+                      : c < 0xE0 ? 1
+                      : c < 0xF0 ? 2
+                      : c < 0xF5 ? 3
+                                 : 4; // 4: no lead byte
+        if (more == 4 || more >= bytes - i) break;
+        // The second byte's range excludes longer forms than needed, surrogates and what lies above U+10FFFF.
+        unsigned char low = c == 0xE0   ? 0xA0
+                            : c == 0xF0 ? 0x90
+                                        : 0x80,
+                      high = c == 0xED   ? 0x9F
+                             : c == 0xF4 ? 0x8F
+                                         : 0xBF;
+        if (more && (u[i + 1] < low || u[i + 1] > high)) break;
+        if (more > 1 && (u[i + 2] & 0xC0) != 0x80) break;
+        if (more > 2 && (u[i + 3] & 0xC0) != 0x80) break;
+        i += more + 1;
+    }
+    if (i < bytes && bad_at) *bad_at = i;
+    return i >= bytes;
+}
+
+uint32_t utf8_get(const char **s) {
+    const unsigned char *u = (const unsigned char *)*s;
+    int more = u[0] < 0x80 ? 0 : u[0] < 0xE0 ? 1 : u[0] < 0xF0 ? 2 : 3;
+    uint32_t point = more ? u[0] & (0x3Fu >> more) : u[0];
+    for (int i = 1; i <= more; i++) point = point << 6 | (u[i] & 0x3F);
+    *s += more + 1;
+    return point;
+}
+
+int utf8_put(char out[4], uint32_t point) {
+    if (point < 0x80) {
+        out[0] = (char)point;
+        return 1;
+    }
+    int more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
+    for (int i = more; i > 0; i--, point >>= 6) out[i] = (char)(0x80 | (point & 0x3F));
+    out[0] = (char)((more == 1 ? 0xC0 : more == 2 ? 0xE0 : 0xF0) | point);
+    return more + 1;
+}
+
 // ---- time and progress ---------------------------------------------------------------------------------
 
 double seconds(void) {
