@@ -496,10 +496,6 @@ static void write_header(StoreWriter *w) {
     size_t at = 0;
     for (size_t i = 0; i < w->count; i++) {
         const Declared *d = &w->tensors[i];
-        // The format knows no padding, and PyTorch cannot view a tensor that is not aligned to its element.
-        if (at % type_info[d->type].bytes)
-            die("%s: tensor %s (%s) would begin at byte %zu, unaligned: declare the wider types first",
-                w->path, d->name, type_info[d->type].name, at);
         fputs(comma, f);
         put_string(f, d->name);
         fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", type_info[d->type].name);
