@@ -1,0 +1,144 @@
+// memory.c: memory for kernels that run on the processor, shared by plain.c and the fast kernels. Lasting
+// blocks, the stack of passing memory, and copies to and from the host, which here are plain copies.
+// It computes nothing.
+#define _DEFAULT_SOURCE // mmap's MAP_ANONYMOUS, madvise
+#include "base.h"
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+// AddressSanitizer sees every overrun of a lasting block by itself (malloc is its own). For the stack it is
+// told which bytes may be touched: what nobody asked for, or what was released, is poisoned.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define POISONING 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define POISONING 1
+#endif
+#if defined(POISONING)
+#include <sanitizer/asan_interface.h>
+enum { GAP = 64 }; // poisoned bytes behind each piece
+static void forbid(void *at, size_t bytes) { ASAN_POISON_MEMORY_REGION(at, bytes); }
+static void permit(void *at, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(at, bytes); }
+#else
+enum { GAP = 0 };
+static void forbid(void *at, size_t bytes) { (void)at, (void)bytes; }
+static void permit(void *at, size_t bytes) { (void)at, (void)bytes; }
+#endif
+
+enum { ALIGN = 64 };                        // a cache line, and the widest vector
+static const size_t HUGE_PAGE = 2u << 20;   // bytes; what one entry of the processor's page cache can cover
+static const size_t STEP = 64u << 20;       // the stack grows by this many bytes
+static const size_t KEEP = (size_t)2 << 30; // released pages beyond this many go back to the system
+
+static size_t lasting, top, peak; // bytes in use now: k_alloc's, k_temp's; the largest sum so far
+
+Type k_storage(void) { return F32; }
+void k_sync(void) {}
+size_t k_peak(void) { return peak; }
+void k_upload(void *to, const void *host, size_t bytes) {
+    if (bytes) memcpy(to, host, bytes);
+}
+void k_download(void *host, const void *from, size_t bytes) {
+    if (bytes) memcpy(host, from, bytes);
+}
+
+static _Noreturn void out_of_memory(size_t bytes) {
+    die("out of memory: %zu bytes were asked for, %.1f MB are in use (%.1f lasting, %.1f passing)", bytes,
+        (double)(lasting + top) / 1e6, (double)lasting / 1e6, (double)top / 1e6);
+}
+
+static void note_peak(void) {
+    if (lasting + top > peak) peak = lasting + top;
+}
+
+// With huge pages a weight matrix needs a few entries of the page cache instead of thousands.
+static void prefer_huge_pages(void *at, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(at, bytes, MADV_HUGEPAGE); // a wish: no harm if refused
+#else
+    (void)at, (void)bytes;
+#endif
+}
+
+// ---- lasting memory --------------------------------------------------------------------------------------
+
+// A block starts with a header of ALIGN bytes that holds its size; the caller gets what follows.
+void *k_alloc(size_t bytes) {
+    void *block;
+    bool large = bytes >= 2 * HUGE_PAGE;
+    if (bytes > SIZE_MAX / 2 || posix_memalign(&block, large ? HUGE_PAGE : ALIGN, ALIGN + bytes))
+        out_of_memory(bytes);
+    if (large) prefer_huge_pages(block, ALIGN + bytes);
+    *(size_t *)block = bytes;
+    lasting += bytes;
+    note_peak();
+    return (char *)block + ALIGN;
+}
+
+void k_free(void *at) {
+    if (!at) return;
+    void *block = (char *)at - ALIGN;
+    lasting -= *(size_t *)block;
+    free(block);
+}
+
+// ---- passing memory --------------------------------------------------------------------------------------
+
+// One range of addresses is reserved once, far larger than any machine's memory, so that the stack can grow
+// and never moves. Addresses cost nothing; a page takes memory when it is first touched.
+static char *base;      // the range
+static size_t reserved; // its bytes
+static size_t open_to;  // below this the pages may be touched (the rest is PROT_NONE)
+static size_t touched;  // pages above this were never used, or went back to the system
+
+static void reserve(void) {
+    size_t least = (size_t)64 << 20;
+    // 256 GiB, or what `ulimit -v` leaves.
+    for (reserved = (size_t)1 << 38; reserved >= least; reserved /= 2) {
+        void *at = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (at == MAP_FAILED) continue;
+        base = at;
+        prefer_huge_pages(base, reserved);
+        return;
+    }
+    die("out of memory: cannot reserve %zu MB of addresses for activations", least >> 20);
+}
+
+void *k_temp(size_t bytes) {
+    if (!base) reserve();
+    if (bytes > reserved - top || reserved - top - bytes < ALIGN + GAP) out_of_memory(bytes);
+    size_t end = top + (bytes + ALIGN - 1) / ALIGN * ALIGN + GAP;
+    if (end > open_to) {
+        size_t to = (end + STEP - 1) / STEP * STEP;
+        if (to > reserved) to = reserved;
+        if (mprotect(base + open_to, to - open_to, PROT_READ | PROT_WRITE)) out_of_memory(bytes);
+        forbid(base + open_to, to - open_to);
+        open_to = to;
+    }
+    void *piece = base + top;
+    permit(piece, bytes);
+    top = end;
+    if (top > touched) touched = top;
+    note_peak();
+    return piece;
+}
+
+size_t k_mark(void) { return top; }
+
+void k_release(size_t mark) {
+    if (mark > top) die("k_release: the mark %zu lies above the top of the stack, %zu", mark, top);
+    forbid(base + mark, top - mark);
+    top = mark;
+    // Pages are kept for the next block of the network, which will want as many; only a great surplus goes.
+    if (touched - top > KEEP) {
+        size_t keep = (top + KEEP + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        if (keep >= touched) return;
+        madvise(base + keep, touched - keep, MADV_DONTNEED);
+        touched = keep;
+    }
+}
