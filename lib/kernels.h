@@ -185,7 +185,7 @@ typedef struct {
 typedef struct {
     float rate, beta1, beta2, eps, weight_decay, max_norm; // max_norm 0: no clipping
     float warmup, total; // rate rises linearly over `warmup` steps, then falls as a cosine to rate * floor at `total`
-    float floor;         // total 0: stays constant
+    float floor;         // total 0: stays constant. Steps count from 1: rate * step / warmup, whole at step `warmup`
 } OptimiserConfig;
 void k_sum_square(OptimiserState *s, const float *g, size_t count); // s->sum_square += sum g^2
 void k_optimiser_begin(OptimiserState *s, OptimiserConfig c);       // step, norm, clip, rate
