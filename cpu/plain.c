@@ -80,8 +80,10 @@ static void put(Mem y, size_t i, double value) {
     }
 }
 
-// y[i] += value
-static void add(Mem y, size_t i, double value) { put(y, i, get(y, i) + value); }
+// y[i] += value, where y is a gradient; an absent one is not wanted.
+static void add(Mem y, size_t i, double value) {
+    if (y.at) put(y, i, get(y, i) + value);
+}
 
 // Where element (a, b, c, d) of an array (., nb, nc, nd) lies; a = 0 where there are only three indices.
 static size_t at4(int a, int b, int nb, int c, int nc, int d, int nd) {
@@ -176,6 +178,7 @@ void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
 // y[n, i, j, o] += x[n, row, col, c] weight[o, ki, kj, c]
 // dweight[o, ki, kj, c] += sum_{n, i, j} dy[n, i, j, o] x[n, row, col, c]
 void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
+    if (!dweight) return;
     for (int o = 0; o < p.oc; o++)
         for (int ki = 0; ki < p.kh; ki++)
             for (int kj = 0; kj < p.kw; kj++)
@@ -262,7 +265,7 @@ void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v,
                     ds[i * tk + j] = visible ? P[i * tk + j] * (dot(dout, qi, v, kj, p.d) - dout_o) : 0;
                 }
             }
-            for (int i = 0; dq.at && i < p.tq; i++)
+            for (int i = 0; i < p.tq; i++)
                 for (int e = 0; e < p.d; e++) {
                     double sum = 0;
                     for (int j = 0; j < p.tk; j++)
@@ -278,8 +281,8 @@ void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v,
                         sum_k += ds[i * tk + j] * get(q, qi);
                         sum_v += P[i * tk + j] * get(dout, qi);
                     }
-                    if (dk.at) add(dk, kj, p.scale * sum_k);
-                    if (dv.at) add(dv, kj, sum_v);
+                    add(dk, kj, p.scale * sum_k);
+                    add(dv, kj, sum_v);
                 }
         }
     free(P);
@@ -347,7 +350,7 @@ void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, M
                             average_xhat += dxhat * xhat / count;
                             sum_dz[c] += dz;
                             sum_dz_xhat[c] += dz * xhat;
-                        } else if (dx.at) {
+                        } else {
                             add(dx, i, rstd * (dxhat - average - xhat * average_xhat));
                         }
                     }
@@ -394,7 +397,7 @@ void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, M
             sum_dy[c] += dyc;
             sum_dy_xhat[c] += dyc * xhat;
         }
-        for (int c = 0; dx.at && c < cols; c++) {
+        for (int c = 0; c < cols; c++) {
             double xhat = (get(x, row + c) - mean) * rstd;
             add(dx, row + c, rstd * (get(dy, row + c) * get(gamma, c) - average - xhat * average_xhat));
         }
@@ -603,6 +606,7 @@ void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
 
 // y[r, c] = table[ids[r], c]     dtable[ids[r], c] += dy[r, c]
 void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
+    if (!dtable) return;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < cols; c++)
             dtable[(size_t)ids[r] * cols + c] += (float)get(dy, (size_t)r * cols + c);
