@@ -74,6 +74,7 @@ typedef struct {
     float final_alpha_cumprod;
     int count, *timesteps; // evaluations of the network, in order
     int at;                // the next one
+    int steps_taken;
     int step_ratio;        // num_train_timesteps / steps asked for
     Tensor *history[4];    // PNDM: last predictions, newest first; and
     Tensor *held;          //       the sample before the doubled first step
@@ -106,6 +107,7 @@ typedef struct {
 typedef enum { NEED_TEXT = 1, NEED_UNET = 2, NEED_VAE = 4, NEED_TOKENIZER = 8, NEED_ALL = 15 } ModelParts;
 // A diffusers folder or one LDM file. tokenizer: a folder, or NULL for the model's own.
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts);
+Model *model_load_ldm(const char *path, const char *tokenizer, ModelParts parts); // ldm.c: one file of the original code's
 void model_free(Model *m);
 
 // Text to image.

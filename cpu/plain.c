@@ -491,6 +491,14 @@ void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int row
         }
 }
 
+// y = x, but not outside [low, high]
+void k_clamp(Mem y, Mem x, float low, float high, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        double v = get(x, i);
+        put(y, i, v < low ? low : v > high ? high : v);
+    }
+}
+
 // y = a b (+ y)
 void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add_to_y) {
     for (size_t i = 0; i < count; i++) put(y, i, get(a, i) * get(b, i) + (add_to_y ? get(y, i) : 0));

@@ -7,7 +7,7 @@
 #define IO_H
 
 #include "base.h"
-#include "kernels.h" // Type
+#include "nn.h" // Type, Params
 
 // ---- json.c: a small JSON reader (RFC 8259) --------------------------------------------------------------
 
@@ -73,6 +73,21 @@ float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
 float bf16_to_f32(uint16_t h);
 uint16_t f32_to_bf16(float f);
+
+// ---- weights.c: parameters (nn.h) from files and to files -------------------------------------------------
+
+// Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree
+// (ones at the end of a shape do not count: a linear layer may be stored as a 1x1 convolution); 4-D tensors are
+// brought from file's (out, in, kh, kw) to memory's (out, kh, kw, in). Weights keep their stored type. A missing
+// or misshapen tensor, a NaN or an infinity dies with the tensor's name and `where` it was looked for.
+typedef const Stored *FindStored(void *context, const char *name);
+void params_load(const Params *p, FindStored *find, void *context, const char *where);
+void params_to_f32(const Params *p); // for training
+// Writes them as `type`, without the first `strip` characters of their names.
+void params_save(const Params *p, const char *path, size_t strip, Type type);
+// One parameter as a new host array in file order (out, in, kh, kw).
+float *param_read(const Tensor *t);
+void param_write(Tensor *t, const float *file_order);
 
 // ---- tokenizer.c, unicode.c: CLIP's byte-pair encoder ----------------------------------------------------
 
@@ -146,5 +161,7 @@ typedef struct { const char *key; const double *data; int ndim; int64_t shape[4]
 void npz_write(const char *path, const NpzArray *arrays, int count); // stored, float64
 // Inflates a zlib/gzip/raw deflate stream; NULL where it is damaged. The caller frees the result.
 unsigned char *inflate_gzip(const unsigned char *data, size_t bytes, size_t *out_bytes);
+// The CRC-32 of zip, gzip and PNG; begins with crc = 0, and goes on with what it returned.
+uint32_t crc32_update(uint32_t crc, const void *data, size_t bytes);
 
 #endif

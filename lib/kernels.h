@@ -130,6 +130,7 @@ void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner);
 void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
 // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y where add). b, z may be absent.
 void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
+void k_clamp(Mem y, Mem x, float low, float high, size_t count); // y may be x
 void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add); // y = a b (+ y)
 // y (groups, rows, cols) = x + v (groups, cols) on every row: the time embedding joins a picture. y may be x.
 void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols);

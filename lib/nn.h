@@ -121,6 +121,7 @@ Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal); // (
 Tensor *activation(Tensor *x, Activation f);
 Tensor *geglu(Tensor *x);                                      // (..., 2 c) -> (..., c)
 Tensor *add(Tensor *a, Tensor *b);
+Tensor *clamp(Tensor *x, float range);                         // to [-range, range]; no gradient
 Tensor *combine(float a, Tensor *x, float b, Tensor *z);       // a x + b z; z may be NULL
 // a[i] x + b[i] z for picture i of the batch; a, b (n) host arrays; z may be NULL.
 Tensor *combine_each(const float *a, Tensor *x, const float *b, Tensor *z);
@@ -132,6 +133,7 @@ Tensor *slice(Tensor *x, int from, int count);                 // of the last ax
 Tensor *take(Tensor *x, int from, int count);                  // of the first axis (a batch's part; a copy)
 Tensor *stack(Tensor *a, Tensor *b);                           // along the first axis
 Tensor *upsample(Tensor *x);                                   // nearest, twice as high and wide
+Tensor *crop(Tensor *x, int h, int w);                         // the upper left h x w pixels
 Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding);
 Tensor *reshape(Tensor *x, int dims, const int *shape);        // the same numbers, another shape
 Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape); // host ids, `shape` of them -> (shape..., c)

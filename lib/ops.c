@@ -258,6 +258,12 @@ Tensor *combine(float a, Tensor *x, float b, Tensor *z) {
 
 Tensor *add(Tensor *a, Tensor *b) { return combine(1, a, 1, b); }
 
+Tensor *clamp(Tensor *x, float range) {
+    Tensor *y = like(x);
+    k_clamp(mem(y), mem(x), -range, range, tensor_count(x));
+    return y;
+}
+
 // y[i] = a[i] x[i] + b[i] z[i];  dx[i] += a[i] dy[i];  dz[i] += b[i] dy[i]
 static void combine_each_backward(Record *r) {
     int n = r->out->shape[0], cols = (int)(tensor_count(r->out) / (size_t)n);
@@ -398,6 +404,23 @@ Tensor *upsample(Tensor *x) {
     Tensor *y = tensor_new(SHAPE(x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]));
     k_upsample(mem(y), mem(x), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
     return record((Record){.backward = upsample_backward, .out = y, .in = {x}});
+}
+
+// Rows of a picture lie end to end, so cutting columns and cutting rows is the same copy at two scales.
+static void crop_backward(Record *r) {
+    Tensor *x = r->in[0], *y = r->out;
+    int n = x->shape[0], H = x->shape[1], W = x->shape[2], h = y->shape[1], w = y->shape[2], c = x->shape[3];
+    for (int i = 0; i < n; i++)
+        k_copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c, offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
+}
+
+Tensor *crop(Tensor *x, int h, int w) {
+    int n = x->shape[0], H = x->shape[1], W = x->shape[2], c = x->shape[3];
+    if (h > H || w > W) die("crop: %d x %d pixels do not hold %d x %d", H, W, h, w);
+    Tensor *y = tensor_new(SHAPE(n, h, w, c));
+    for (int i = 0; i < n; i++)
+        k_copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c, offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
+    return record((Record){.backward = crop_backward, .out = y, .in = {x}});
 }
 
 // average: dx += dy / pixels of the window, for each window;  max: dx of the largest += dy

@@ -1,0 +1,1051 @@
+// sd.c: Phase 1, Stable Diffusion v1.5 (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
+// Diffusion Models"). A caption becomes a picture:
+//
+//   prompt -> tokens -> text states -> loop over timesteps (UNet, guidance, scheduler step) -> VAE -> picture
+//
+// The file is in reading order: first the pipeline, which is this line as a function; then the three networks and
+// the schedulers it calls; last, where a model comes from. There is no arithmetic here: the operations are in
+// lib/ops.c, their kernels in cpu/ and cuda/. No training either: see lcm.c and lora.c.
+//
+// Names are diffusers' and the papers'. Shapes: n pictures, h x w pixels, c channels; everything is NHWC.
+// `[T1]` ... mark the stops of doc/READING.md, the way of a picture.
+#include "sd.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ============================================================================================================
+// The pipeline
+// ============================================================================================================
+
+// [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is filled up to the full
+// number of tokens with the tokenizer's padding token, and the network reads the padding too: Stable Diffusion
+// was trained so, and looks at all 77 states.
+Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
+    int tokens = m->text_config.max_position_embeddings;
+    int *ids = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
+    for (int i = 0; i < n; i++) {
+        long cut_at;
+        int used = tokenizer_encode(m->tokenizer, prompts[i], ids + i * tokens, tokens, &cut_at);
+        if (cut_at >= 0) note("the caption is longer than %d tokens; cut before \"%.40s\"", tokens, prompts[i] + cut_at);
+        while (used < tokens) ids[i * tokens + used++] = tokenizer_pad(m->tokenizer);
+    }
+    Tensor *states = text_encode(m->text_encoder, ids, n);
+    free(ids);
+    return states;
+}
+
+// [T9] Classifier-free guidance (Ho and Salimans 2022): away from what the network predicts without the caption.
+//   eps = eps_uncond + w (eps_cond - eps_uncond);   both come as one batch, unconditional first.
+static Tensor *guide(Tensor *both, float w) {
+    return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1));
+}
+
+// A fresh normal tensor in PyTorch's order: the numbers are drawn as NCHW and laid out as NHWC.
+static Tensor *random_latents(Random *r, int c, int h, int w) {
+    float *x = xmalloc((size_t)c * (size_t)h * (size_t)w * sizeof(float));
+    random_normal(r, x, (size_t)c * (size_t)h * (size_t)w);
+    float *nhwc = nchw_to_nhwc(x, 1, c, h, w);
+    Tensor *t = tensor_from(SHAPE(1, h, w, c), nhwc);
+    free(x), free(nhwc);
+    return t;
+}
+
+// Image-to-image: a draw from the encoder's posterior N(mean, exp(log variance)), scaled as latents are.
+static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
+    Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
+    Tensor *moments = vae_encode(m->vae, image_to_tensor((const Image *const[]){fitted}, 1));
+    image_free(fitted);
+    int c = m->vae_config.latent_channels, h = moments->shape[1], w = moments->shape[2];
+    Tensor *mean = slice(moments, 0, c), *spread = activation(combine(0.5f, slice(moments, c, c), 0, NULL), EXP);
+    Tensor *latents = add(mean, multiply(spread, random_latents(r, c, h, w)));
+    return combine(m->vae_config.scaling_factor, latents, 0, NULL);
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
+// drawn, (3) the network and the scheduler take it away step by step, (4) the decoder turns latents into pixels.
+Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
+    int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
+    bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0; // a full LCM takes the scale as an input,
+    bool guided = o.cfg > 1 && !embeds_guidance;                  // others run twice: without and with the caption
+    float guidance = o.cfg - 1;                                   // diffusers embeds guidance_scale - 1
+    Scope everything = scope_begin();
+
+    // 1. Condition: [negative, prompt] -> tokens -> text states (2, 77, 768); only the prompt without guidance.
+    double started = seconds();
+    const char *captions[2] = {o.negative ? o.negative : "", o.prompt};
+    Tensor *context = trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
+    double text_s = seconds() - started;
+
+    // 2. Timesteps, and z_T ~ N(0, I); image-to-image begins with a noised picture instead, and later.
+    Scheduler s;
+    scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
+    scheduler_set_timesteps(&s, o.steps);
+    Random rng;
+    if (o.philox) random_seed_philox(&rng, o.seed);
+    else random_seed(&rng, o.seed);
+    Tensor *z;
+    if (o.init) {
+        Tensor *clean = encode_init(m, o.init, o.width, o.height, &rng);
+        int run = (int)((float)o.steps * o.strength);
+        scheduler_skip(&s, o.steps - (run < o.steps ? run : o.steps));
+        float a = s.alphas_cumprod[s.timesteps[s.at]];
+        z = combine(sqrtf(a), clean, sqrtf(1 - a), random_latents(&rng, c, h, w));
+    } else if (o.latents) {
+        float *nhwc = nchw_to_nhwc(o.latents, 1, c, h, w);
+        z = tensor_from(SHAPE(1, h, w, c), nhwc);
+        free(nhwc);
+    } else {
+        z = random_latents(&rng, c, h, w);
+    }
+
+    // 3. For each timestep t: eps = UNet(z_t, t, text), guided; z_t -> z_{t-1}.
+    Progress bar;
+    int steps = s.count - s.at;
+    double *step_s = xmalloc((size_t)(steps > 0 ? steps : 1) * sizeof(double));
+    progress_begin(&bar, "sampling", steps);
+    for (int i = 0; i < steps; i++) {
+        Scope step = scope_begin();
+        double begun = seconds();
+        float t = (float)s.timesteps[s.at];
+        Tensor *eps;
+        if (guided) eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
+        else eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
+        if (times) k_sync();
+        step_s[i] = seconds() - begun;
+        Tensor *noise = scheduler_wants_noise(&s) ? random_latents(&rng, c, h, w) : NULL;
+        scheduler_step(&s, z, eps, noise);
+        scope_end(step, NULL);
+        if (o.progress) progress_step(&bar, i + 1, NULL);
+    }
+    if (o.progress) progress_end(&bar);
+
+    // 4. Decode: pixels = VAE(z_0 / 0.18215).
+    started = seconds();
+    trace(z, "latents");
+    Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
+    Image *image = tensor_to_image(pixels, 0);
+    if (times) {
+        qsort(step_s, (size_t)steps, sizeof(double), compare_doubles);
+        *times = (SampleTimes){text_s, steps ? step_s[steps / 2] : 0, seconds() - started};
+    }
+    free(step_s);
+    scheduler_free(&s);
+    scope_end(everything, NULL);
+    return image;
+}
+
+SampleOptions sample_defaults(const Model *m) {
+    const Json *own = json_get(m->index_json, "sd_defaults");
+    int size = 8 * m->unet_config.sample_size;
+    // A full LCM: 4 steps; its guidance default is 1 + the middle of the range it was trained on.
+    bool lcm = m->unet_config.time_cond_proj_dim > 0;
+    return (SampleOptions){
+        .prompt = "",
+        .width = size,
+        .height = size,
+        .scheduler = -1,
+        .steps = (int)json_get_number(own, "steps", lcm ? 4 : 50),
+        .cfg = (float)json_get_number(own, "guidance_scale", lcm ? 8.5 : 7.5),
+        .strength = 0.8f,
+        .progress = true,
+    };
+}
+
+// ============================================================================================================
+// The text encoder: the text half of CLIP ViT-L/14 (Radford et al. 2021)
+// ============================================================================================================
+
+typedef struct {
+    int heads;
+    float eps;
+    Activation act;
+    Layer *layer_norm1, *q_proj, *k_proj, *v_proj, *out_proj; // self_attn.*
+    Layer *layer_norm2, *fc1, *fc2;                           // mlp.*
+} TextLayer;
+
+struct TextEncoder {
+    TextConfig c;
+    Tensor *token_embedding, *position_embedding; // (vocab_size, c), (tokens, c)
+    TextLayer *layers;
+    Layer *final_layer_norm;
+};
+
+TextEncoder *text_encoder_new(TextConfig c, Params *p) {
+    TextEncoder *e = xcalloc(1, sizeof *e);
+    int d = c.hidden_size;
+    const char *model = "text_encoder.text_model";
+    e->c = c;
+    e->token_embedding = param_tensor(p, SHAPE(c.vocab_size, d), "%s.embeddings.token_embedding.weight", model);
+    e->position_embedding =
+        param_tensor(p, SHAPE(c.max_position_embeddings, d), "%s.embeddings.position_embedding.weight", model);
+    e->layers = xcalloc((size_t)c.num_hidden_layers, sizeof *e->layers);
+    for (int i = 0; i < c.num_hidden_layers; i++) {
+        TextLayer *l = &e->layers[i];
+        char *at = format("%s.encoder.layers.%d", model, i);
+        l->heads = c.num_attention_heads, l->eps = c.layer_norm_eps, l->act = c.hidden_act;
+        l->k_proj = layer_linear(p, d, d, true, "%s.self_attn.k_proj", at);
+        l->v_proj = layer_linear(p, d, d, true, "%s.self_attn.v_proj", at);
+        l->q_proj = layer_linear(p, d, d, true, "%s.self_attn.q_proj", at);
+        l->out_proj = layer_linear(p, d, d, true, "%s.self_attn.out_proj", at);
+        l->layer_norm1 = layer_norm_params(p, d, "%s.layer_norm1", at);
+        l->fc1 = layer_linear(p, d, c.intermediate_size, true, "%s.mlp.fc1", at);
+        l->fc2 = layer_linear(p, c.intermediate_size, d, true, "%s.mlp.fc2", at);
+        l->layer_norm2 = layer_norm_params(p, d, "%s.layer_norm2", at);
+        free(at);
+    }
+    e->final_layer_norm = layer_norm_params(p, d, "%s.final_layer_norm", model);
+    return e;
+}
+
+// A pre-norm transformer layer, (n, tokens, c) -> the same. A token sees itself and those before it (causal).
+static Tensor *text_layer(const void *layer, Tensor *const *in) {
+    const TextLayer *l = layer;
+    Tensor *x = in[0], *h = layer_norm(x, l->layer_norm1, l->eps);
+    h = attention(linear(h, l->q_proj), linear(h, l->k_proj), linear(h, l->v_proj), l->heads, true);
+    x = linear_add(h, l->out_proj, x);
+    h = linear(layer_norm(x, l->layer_norm2, l->eps), l->fc1);
+    h = activation(h, l->act); // CLIP of OpenAI has x sigmoid(1.702 x), "quick GELU", not the GELU of the papers
+    return linear_add(h, l->fc2, x);
+}
+
+// [T4]
+Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
+    int tokens = e->c.max_position_embeddings;
+    int *positions = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
+    for (int i = 0; i < n * tokens; i++) positions[i] = i % tokens;
+    Tensor *x = add(embed(e->token_embedding, ids, SHAPE(n, tokens)), embed(e->position_embedding, positions, SHAPE(n, tokens)));
+    free(positions);
+    for (int i = 0; i < e->c.num_hidden_layers; i++)
+        x = trace(run_block(text_layer, &e->layers[i], &x, 1), "text_encoder.text_model.encoder.layers.%d", i);
+    x = layer_norm(x, e->final_layer_norm, e->c.layer_norm_eps);
+    return trace(x, "text_encoder.text_model.final_layer_norm");
+}
+
+// ============================================================================================================
+// Blocks that the UNet and the VAE share
+// ============================================================================================================
+
+typedef struct {
+    int groups;
+    float eps; // of the group norms: 1e-5 in the UNet, 1e-6 in the VAE
+    Layer *norm1, *conv1, *time_emb_proj, *norm2, *conv2, *conv_shortcut;
+} ResNet;
+
+static ResNet resnet_new(Params *p, int in, int out, int temb, int groups, float eps, const char *at) {
+    ResNet r = {.groups = groups, .eps = eps};
+    r.norm1 = layer_norm_params(p, in, "%s.norm1", at);
+    r.conv1 = layer_conv(p, in, out, 3, 3, true, "%s.conv1", at);
+    if (temb) r.time_emb_proj = layer_linear(p, temb, out, true, "%s.time_emb_proj", at);
+    r.norm2 = layer_norm_params(p, out, "%s.norm2", at);
+    r.conv2 = layer_conv(p, out, out, 3, 3, true, "%s.conv2", at);
+    if (in != out) r.conv_shortcut = layer_conv(p, in, out, 1, 1, true, "%s.conv_shortcut", at);
+    return r;
+}
+
+// [T6] ResNet block, x (n, h, w, in), temb (n, temb) or absent -> (n, h, w, out):
+//   h = conv1(silu(norm1(x))) + time_emb_proj(silu(temb));   out = x + conv2(silu(norm2(h)))
+static Tensor *resnet(const void *layer, Tensor *const *in) {
+    const ResNet *r = layer;
+    Tensor *x = in[0], *h = conv2d(group_norm_silu(x, r->norm1, r->groups, r->eps), r->conv1, 1, 1);
+    if (r->time_emb_proj) h = add_vector(h, linear(activation(in[1], SILU), r->time_emb_proj));
+    h = group_norm_silu(h, r->norm2, r->groups, r->eps);
+    return conv2d_add(h, r->conv2, r->conv_shortcut ? conv2d(x, r->conv_shortcut, 1, 0) : x);
+}
+
+// Twice the size by repeating pixels, then a convolution. Where the picture below had an odd size, the doubled
+// one is a row or column too large: it is cropped to the size that the skip connection has.
+static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
+    Tensor *x = upsample(in[0]);
+    if (in[1] && (x->shape[1] != in[1]->shape[1] || x->shape[2] != in[1]->shape[2]))
+        x = crop(x, in[1]->shape[1], in[1]->shape[2]);
+    return conv2d(x, layer, 1, 1);
+}
+
+// ============================================================================================================
+// The UNet
+// ============================================================================================================
+
+// [T7] A transformer over the pixels of a picture: self-attention, cross-attention to the caption, feed-forward.
+typedef struct {
+    int heads, groups;
+    bool linear_projection;
+    Layer *norm, *proj_in, *proj_out;
+    Layer *norm1, *to_q1, *to_k1, *to_v1, *to_out1; // transformer_blocks.0.attn1: pixels among themselves
+    Layer *norm2, *to_q2, *to_k2, *to_v2, *to_out2; // transformer_blocks.0.attn2: pixels ask, caption answers
+    Layer *norm3, *ff_in, *ff_out;                  // transformer_blocks.0.ff.net.0.proj and net.2
+} Transformer;
+
+static Transformer transformer_new(Params *p, UNetConfig c, int channels, int heads, const char *at) {
+    Transformer t = {.heads = heads, .groups = c.norm_num_groups, .linear_projection = c.use_linear_projection};
+    int d = channels, x = c.cross_attention_dim;
+    t.norm = layer_norm_params(p, d, "%s.norm", at);
+    t.proj_in = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_in", at)
+                                        : layer_conv(p, d, d, 1, 1, true, "%s.proj_in", at);
+    t.norm1 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm1", at);
+    t.to_q1 = layer_linear(p, d, d, false, "%s.transformer_blocks.0.attn1.to_q", at);
+    t.to_k1 = layer_linear(p, d, d, false, "%s.transformer_blocks.0.attn1.to_k", at);
+    t.to_v1 = layer_linear(p, d, d, false, "%s.transformer_blocks.0.attn1.to_v", at);
+    t.to_out1 = layer_linear(p, d, d, true, "%s.transformer_blocks.0.attn1.to_out.0", at);
+    t.norm2 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm2", at);
+    t.to_q2 = layer_linear(p, d, d, false, "%s.transformer_blocks.0.attn2.to_q", at);
+    t.to_k2 = layer_linear(p, x, d, false, "%s.transformer_blocks.0.attn2.to_k", at);
+    t.to_v2 = layer_linear(p, x, d, false, "%s.transformer_blocks.0.attn2.to_v", at);
+    t.to_out2 = layer_linear(p, d, d, true, "%s.transformer_blocks.0.attn2.to_out.0", at);
+    t.norm3 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm3", at);
+    t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj", at); // value and gate, 4 d each
+    t.ff_out = layer_linear(p, 4 * d, d, true, "%s.transformer_blocks.0.ff.net.2", at);
+    t.proj_out = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_out", at)
+                                         : layer_conv(p, d, d, 1, 1, true, "%s.proj_out", at);
+    return t;
+}
+
+// in: x (n, h, w, c), context (n, tokens, cross_attention_dim). A 1x1 convolution over pixels and a linear layer
+// over tokens are the same product, so proj_in needs no reshaping: a pixel is a token.
+static Tensor *transformer(const void *layer, Tensor *const *in) {
+    const Transformer *t = layer;
+    Tensor *context = in[1];
+    const float eps = 1e-5f;                               // of the layer norms
+    Tensor *h = group_norm(in[0], t->norm, t->groups, 1e-6f); // its own epsilon, not the ResNets' 1e-5
+    Tensor *x = linear(h, t->proj_in);
+    h = layer_norm(x, t->norm1, eps);
+    h = attention(linear(h, t->to_q1), linear(h, t->to_k1), linear(h, t->to_v1), t->heads, false);
+    x = linear_add(h, t->to_out1, x);
+    h = layer_norm(x, t->norm2, eps); // [T8] cross-attention: queries from pixels, keys and values from the caption
+    h = attention(linear(h, t->to_q2), linear(context, t->to_k2), linear(context, t->to_v2), t->heads, false);
+    x = linear_add(h, t->to_out2, x);
+    h = geglu(linear(layer_norm(x, t->norm3, eps), t->ff_in)); // value * gelu(gate) (Shazeer 2020)
+    x = linear_add(h, t->ff_out, x);
+    return linear_add(x, t->proj_out, in[0]);
+}
+
+typedef struct {
+    int layers;
+    bool attends;
+    ResNet resnets[MAX_LAYERS];
+    Transformer attentions[MAX_LAYERS];
+    Layer *sampler; // downsamplers.0.conv or upsamplers.0.conv; NULL at the end
+} UNetLevel;
+
+struct UNet {
+    UNetConfig c;
+    Layer *conv_in, *time_linear1, *time_linear2, *time_cond_proj; // time_embedding.*
+    UNetLevel down[MAX_LEVELS], up[MAX_LEVELS];
+    ResNet mid_resnets[2];
+    Transformer mid_attention;
+    Layer *conv_norm_out, *conv_out;
+};
+
+UNet *unet_new(UNetConfig c, Params *p) {
+    UNet *u = xcalloc(1, sizeof *u);
+    const int *ch = c.block_out_channels, top = c.levels - 1, temb = 4 * ch[0];
+    char at[128];
+    u->c = c;
+    u->conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "unet.conv_in");
+    u->time_linear1 = layer_linear(p, ch[0], temb, true, "unet.time_embedding.linear_1");
+    if (c.time_cond_proj_dim)
+        u->time_cond_proj = layer_linear(p, c.time_cond_proj_dim, ch[0], false, "unet.time_embedding.cond_proj");
+    u->time_linear2 = layer_linear(p, temb, temb, true, "unet.time_embedding.linear_2");
+
+    for (int i = 0; i <= top; i++) {
+        UNetLevel *l = &u->down[i];
+        *l = (UNetLevel){.layers = c.layers_per_block, .attends = c.cross_attention[i]};
+        for (int j = 0; j < l->layers; j++) {
+            int in = j ? ch[i] : ch[i ? i - 1 : 0];
+            snprintf(at, sizeof at, "unet.down_blocks.%d.resnets.%d", i, j);
+            l->resnets[j] = resnet_new(p, in, ch[i], temb, c.norm_num_groups, c.norm_eps, at);
+            snprintf(at, sizeof at, "unet.down_blocks.%d.attentions.%d", i, j);
+            if (l->attends) l->attentions[j] = transformer_new(p, c, ch[i], c.heads[i], at);
+        }
+        if (i < top) l->sampler = layer_conv(p, ch[i], ch[i], 3, 3, true, "unet.down_blocks.%d.downsamplers.0.conv", i);
+    }
+
+    u->mid_resnets[0] = resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.0");
+    u->mid_attention = transformer_new(p, c, ch[top], c.heads[top], "unet.mid_block.attentions.0");
+    u->mid_resnets[1] = resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
+
+    // Up block i undoes down block `level`. Each of its ResNets takes what comes from below and one skip: those of
+    // the level's own ResNets, then, last, what the level was given (the finer level's downsampled output).
+    for (int i = 0; i <= top; i++) {
+        int level = top - i, from_below = ch[i ? level + 1 : top], from_above = ch[level ? level - 1 : 0];
+        UNetLevel *l = &u->up[i];
+        *l = (UNetLevel){.layers = c.layers_per_block + 1, .attends = c.cross_attention[level]};
+        for (int j = 0; j < l->layers; j++) {
+            int in = (j ? ch[level] : from_below) + (j == l->layers - 1 ? from_above : ch[level]);
+            snprintf(at, sizeof at, "unet.up_blocks.%d.resnets.%d", i, j);
+            l->resnets[j] = resnet_new(p, in, ch[level], temb, c.norm_num_groups, c.norm_eps, at);
+            snprintf(at, sizeof at, "unet.up_blocks.%d.attentions.%d", i, j);
+            if (l->attends) l->attentions[j] = transformer_new(p, c, ch[level], c.heads[level], at);
+        }
+        if (i < top) l->sampler = layer_conv(p, ch[level], ch[level], 3, 3, true, "unet.up_blocks.%d.upsamplers.0.conv", i);
+    }
+    u->conv_norm_out = layer_norm_params(p, ch[0], "unet.conv_norm_out");
+    u->conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "unet.conv_out");
+    return u;
+}
+
+// timesteps (n) -> (n, 4 * block_out_channels[0]): sinusoids, cosine before sine (flip_sin_to_cos), and two layers.
+// A full LCM adds the guidance scale's own sinusoids (of 1000 w, sine first) before the first layer.
+static Tensor *time_embedding(const UNet *u, const float *timesteps, const float *guidance, int n) {
+    Tensor *e = sinusoid(timesteps, n, u->c.block_out_channels[0], u->c.flip_sin_to_cos, u->c.freq_shift);
+    if (u->time_cond_proj) {
+        float *w = xmalloc((size_t)n * sizeof(float));
+        for (int i = 0; i < n; i++) w[i] = 1000 * (guidance ? guidance[i] : 0);
+        e = linear_add(sinusoid(w, n, u->c.time_cond_proj_dim, false, 1), u->time_cond_proj, e);
+        free(w);
+    }
+    return linear(activation(linear(e, u->time_linear1), SILU), u->time_linear2);
+}
+
+static Tensor *downsample(const void *layer, Tensor *const *in) { return conv2d(in[0], layer, 2, 1); }
+
+// [T5] The noise that the network sees in x at timestep t, given the caption's states. Down through the levels,
+// keeping every output; through the middle; and up again, where each ResNet also reads the kept output of its
+// mirror image.
+Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
+    Scope whole = scope_begin();
+    Tensor *temb = trace(time_embedding(u, timesteps, guidance, x->shape[0]), "unet.time_embedding");
+    Tensor *h = trace(conv2d(x, u->conv_in, 1, 1), "unet.conv_in");
+    Tensor *skips[MAX_LEVELS * (MAX_LAYERS + 1)];
+    int kept = 0;
+    skips[kept++] = h;
+
+    for (int i = 0; i < u->c.levels; i++) {
+        const UNetLevel *l = &u->down[i];
+        for (int j = 0; j < l->layers; j++) {
+            h = run_block(resnet, &l->resnets[j], (Tensor *[]){h, temb}, 2);
+            trace(h, "unet.down_blocks.%d.resnets.%d", i, j);
+            if (l->attends) {
+                h = run_block(transformer, &l->attentions[j], (Tensor *[]){h, context}, 2);
+                trace(h, "unet.down_blocks.%d.attentions.%d", i, j);
+            }
+            skips[kept++] = h;
+        }
+        if (l->sampler) {
+            h = run_block(downsample, l->sampler, &h, 1);
+            skips[kept++] = trace(h, "unet.down_blocks.%d.downsamplers.0", i);
+        }
+    }
+
+    h = trace(run_block(resnet, &u->mid_resnets[0], (Tensor *[]){h, temb}, 2), "unet.mid_block.resnets.0");
+    h = trace(run_block(transformer, &u->mid_attention, (Tensor *[]){h, context}, 2), "unet.mid_block.attentions.0");
+    h = trace(run_block(resnet, &u->mid_resnets[1], (Tensor *[]){h, temb}, 2), "unet.mid_block.resnets.1");
+
+    for (int i = 0; i < u->c.levels; i++) {
+        const UNetLevel *l = &u->up[i];
+        for (int j = 0; j < l->layers; j++) {
+            Scope s = scope_begin();
+            h = run_block(resnet, &l->resnets[j], (Tensor *[]){concat(h, skips[--kept]), temb}, 2);
+            h = scope_end(s, h);
+            trace(h, "unet.up_blocks.%d.resnets.%d", i, j);
+            if (l->attends) {
+                h = run_block(transformer, &l->attentions[j], (Tensor *[]){h, context}, 2);
+                trace(h, "unet.up_blocks.%d.attentions.%d", i, j);
+            }
+        }
+        if (l->sampler) {
+            h = run_block(upsample_conv, l->sampler, (Tensor *[]){h, skips[kept - 1]}, 2);
+            trace(h, "unet.up_blocks.%d.upsamplers.0", i);
+        }
+    }
+    h = group_norm_silu(h, u->conv_norm_out, u->c.norm_num_groups, u->c.norm_eps);
+    return scope_end(whole, trace(conv2d(h, u->conv_out, 1, 1), "unet.conv_out"));
+}
+
+// ============================================================================================================
+// The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, 8 times smaller each way
+// ============================================================================================================
+
+typedef struct {
+    int groups;
+    Layer *group_norm, *to_q, *to_k, *to_v, *to_out;
+} VaeAttention;
+
+typedef struct {
+    ResNet resnets[MAX_LAYERS];
+    Layer *sampler;
+} VaeLevel;
+
+typedef struct { // the encoder and the decoder alike
+    Layer *conv_in, *conv_norm_out, *conv_out;
+    VaeLevel levels[MAX_LEVELS];
+    ResNet mid_resnets[2];
+    VaeAttention mid_attention;
+} VaeHalf;
+
+struct Vae {
+    VaeConfig c;
+    VaeHalf encoder, decoder;
+    Layer *quant_conv, *post_quant_conv; // 1x1, between moments and latents
+};
+
+static const float vae_eps = 1e-6f;
+
+static void vae_mid_new(VaeHalf *v, VaeConfig c, Params *p, const char *half) {
+    int d = c.block_out_channels[c.levels - 1];
+    char *at = format("vae.%s.mid_block.attentions.0", half);
+    v->mid_attention.groups = c.norm_num_groups;
+    v->mid_attention.group_norm = layer_norm_params(p, d, "%s.group_norm", at);
+    v->mid_attention.to_q = layer_linear(p, d, d, true, "%s.to_q", at);
+    v->mid_attention.to_k = layer_linear(p, d, d, true, "%s.to_k", at);
+    v->mid_attention.to_v = layer_linear(p, d, d, true, "%s.to_v", at);
+    v->mid_attention.to_out = layer_linear(p, d, d, true, "%s.to_out.0", at);
+    free(at);
+    for (int i = 0; i < 2; i++) {
+        at = format("vae.%s.mid_block.resnets.%d", half, i);
+        v->mid_resnets[i] = resnet_new(p, d, d, 0, c.norm_num_groups, vae_eps, at);
+        free(at);
+    }
+}
+
+Vae *vae_new(VaeConfig c, Params *p) {
+    Vae *v = xcalloc(1, sizeof *v);
+    const int *ch = c.block_out_channels, top = c.levels - 1, z = c.latent_channels;
+    char at[128];
+    v->c = c;
+    v->encoder.conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "vae.encoder.conv_in");
+    for (int i = 0; i <= top; i++) {
+        for (int j = 0; j < c.layers_per_block; j++) {
+            snprintf(at, sizeof at, "vae.encoder.down_blocks.%d.resnets.%d", i, j);
+            v->encoder.levels[i].resnets[j] = resnet_new(p, j ? ch[i] : ch[i ? i - 1 : 0], ch[i], 0, c.norm_num_groups, vae_eps, at);
+        }
+        if (i < top)
+            v->encoder.levels[i].sampler = layer_conv(p, ch[i], ch[i], 3, 3, true, "vae.encoder.down_blocks.%d.downsamplers.0.conv", i);
+    }
+    vae_mid_new(&v->encoder, c, p, "encoder");
+    v->encoder.conv_norm_out = layer_norm_params(p, ch[top], "vae.encoder.conv_norm_out");
+    v->encoder.conv_out = layer_conv(p, ch[top], 2 * z, 3, 3, true, "vae.encoder.conv_out");
+
+    v->decoder.conv_in = layer_conv(p, z, ch[top], 3, 3, true, "vae.decoder.conv_in");
+    for (int i = 0; i <= top; i++) {
+        int level = top - i, below = ch[i ? level + 1 : top];
+        for (int j = 0; j <= c.layers_per_block; j++) { // one ResNet more than the encoder
+            snprintf(at, sizeof at, "vae.decoder.up_blocks.%d.resnets.%d", i, j);
+            v->decoder.levels[i].resnets[j] = resnet_new(p, j ? ch[level] : below, ch[level], 0, c.norm_num_groups, vae_eps, at);
+        }
+        if (i < top)
+            v->decoder.levels[i].sampler = layer_conv(p, ch[level], ch[level], 3, 3, true, "vae.decoder.up_blocks.%d.upsamplers.0.conv", i);
+    }
+    vae_mid_new(&v->decoder, c, p, "decoder");
+    v->decoder.conv_norm_out = layer_norm_params(p, ch[0], "vae.decoder.conv_norm_out");
+    v->decoder.conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "vae.decoder.conv_out");
+    v->quant_conv = layer_conv(p, 2 * z, 2 * z, 1, 1, true, "vae.quant_conv");
+    v->post_quant_conv = layer_conv(p, z, z, 1, 1, true, "vae.post_quant_conv");
+    return v;
+}
+
+// One head as wide as all channels: every pixel looks at every other.
+static Tensor *vae_attention(const void *layer, Tensor *const *in) {
+    const VaeAttention *a = layer;
+    Tensor *h = group_norm(in[0], a->group_norm, a->groups, vae_eps);
+    h = attention(linear(h, a->to_q), linear(h, a->to_k), linear(h, a->to_v), 1, false);
+    return linear_add(h, a->to_out, in[0]);
+}
+
+static Tensor *vae_mid(const VaeHalf *v, Tensor *h, const char *half) {
+    h = trace(run_block(resnet, &v->mid_resnets[0], &h, 1), "vae.%s.mid_block.resnets.0", half);
+    h = trace(run_block(vae_attention, &v->mid_attention, &h, 1), "vae.%s.mid_block.attentions.0", half);
+    return trace(run_block(resnet, &v->mid_resnets[1], &h, 1), "vae.%s.mid_block.resnets.1", half);
+}
+
+// The VAE's downsampling pads one row below and one column on the right only (the original's F.pad(0, 1, 0, 1));
+// symmetric padding would shift the picture by half a latent.
+static Tensor *vae_downsample(const void *layer, Tensor *const *in) {
+    return conv2d_padded(in[0], layer, 2, 0, 0, in[0]->shape[1] / 2, in[0]->shape[2] / 2);
+}
+
+Tensor *vae_encode(const Vae *v, Tensor *pixels) {
+    const VaeHalf *e = &v->encoder;
+    Scope whole = scope_begin();
+    Tensor *h = trace(conv2d(pixels, e->conv_in, 1, 1), "vae.encoder.conv_in");
+    for (int i = 0; i < v->c.levels; i++) {
+        for (int j = 0; j < v->c.layers_per_block; j++)
+            h = trace(run_block(resnet, &e->levels[i].resnets[j], &h, 1), "vae.encoder.down_blocks.%d.resnets.%d", i, j);
+        if (e->levels[i].sampler)
+            h = trace(run_block(vae_downsample, e->levels[i].sampler, &h, 1), "vae.encoder.down_blocks.%d.downsamplers.0", i);
+    }
+    h = vae_mid(e, h, "encoder");
+    h = conv2d(group_norm_silu(h, e->conv_norm_out, v->c.norm_num_groups, vae_eps), e->conv_out, 1, 1);
+    trace(h, "vae.encoder.conv_out");
+    return scope_end(whole, trace(linear(h, v->quant_conv), "vae.quant_conv"));
+}
+
+// [T11]
+Tensor *vae_decode(const Vae *v, Tensor *latents) {
+    const VaeHalf *d = &v->decoder;
+    Scope whole = scope_begin();
+    Tensor *h = trace(linear(latents, v->post_quant_conv), "vae.post_quant_conv");
+    h = trace(conv2d(h, d->conv_in, 1, 1), "vae.decoder.conv_in");
+    h = vae_mid(d, h, "decoder");
+    for (int i = 0; i < v->c.levels; i++) {
+        for (int j = 0; j <= v->c.layers_per_block; j++)
+            h = trace(run_block(resnet, &d->levels[i].resnets[j], &h, 1), "vae.decoder.up_blocks.%d.resnets.%d", i, j);
+        if (d->levels[i].sampler)
+            h = trace(run_block(upsample_conv, d->levels[i].sampler, (Tensor *[]){h, NULL}, 2), "vae.decoder.up_blocks.%d.upsamplers.0", i);
+    }
+    h = group_norm_silu(h, d->conv_norm_out, v->c.norm_num_groups, vae_eps);
+    return scope_end(whole, trace(conv2d(h, d->conv_out, 1, 1), "vae.decoder.conv_out"));
+}
+
+// ============================================================================================================
+// Schedulers: how much noise there is at timestep t, and the way from t to the next
+// ============================================================================================================
+
+// alphas_cumprod[t] = product of (1 - beta) up to t: a noisy latent is sqrt(a) z_0 + sqrt(1 - a) eps. In fp32,
+// step by step as PyTorch computes it: the last digits of the schedule are part of "the same picture".
+static float *alphas_cumprod(SchedulerConfig c) {
+    int n = c.num_train_timesteps;
+    float *a = xmalloc((size_t)n * sizeof(float)), product = 1;
+    float first = c.scaled_linear ? (float)sqrt((double)c.beta_start) : c.beta_start;
+    float last = c.scaled_linear ? (float)sqrt((double)c.beta_end) : c.beta_end;
+    float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
+    for (int i = 0; i < n; i++) { // torch.linspace counts from both ends towards the middle
+        float beta = i < n / 2 ? first + step * (float)i : last - step * (float)(n - 1 - i);
+        if (c.scaled_linear) beta *= beta;
+        a[i] = product *= 1 - beta;
+    }
+    return a;
+}
+
+void scheduler_init(Scheduler *s, SchedulerConfig c) {
+    *s = (Scheduler){.config = c, .alphas_cumprod = alphas_cumprod(c)};
+    s->final_alpha_cumprod = c.set_alpha_to_one ? 1 : s->alphas_cumprod[0];
+}
+
+// A tensor that outlives the scope of a step.
+static Tensor *lasting_like(const Tensor *t) {
+    Tensor *own = xmalloc(sizeof *own);
+    *own = (Tensor){.dims = t->dims};
+    memcpy(own->shape, t->shape, sizeof own->shape);
+    param_allocate(own, k_storage());
+    return own;
+}
+
+static void lasting_free(Tensor *t) {
+    if (t) k_free(t->data);
+    free(t);
+}
+
+void scheduler_free(Scheduler *s) {
+    for (int i = 0; i < 4; i++) lasting_free(s->history[i]);
+    lasting_free(s->held);
+    free(s->alphas_cumprod), free(s->timesteps);
+    *s = (Scheduler){0};
+}
+
+// The times at which the network is asked, from noisy to clean.
+void scheduler_set_timesteps(Scheduler *s, int steps) {
+    const SchedulerConfig *c = &s->config;
+    int train = c->num_train_timesteps;
+    if (steps < 1 || steps > train) die("--steps is %d; it must be from 1 to %d", steps, train);
+    s->step_ratio = train / steps;
+    s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof(int));
+    s->count = steps, s->at = 0, s->steps_taken = 0, s->history_count = 0;
+    if (c->kind == LCM) {
+        // The model was distilled to jump between `original` of the timesteps only: k - 1, 2k - 1, ... Take `steps`
+        // of those, evenly, beginning with the noisiest.
+        int original = c->original_inference_steps, k = train / original;
+        if (steps > original) die("--steps is %d; LCM's schedule has %d timesteps to choose from", steps, original);
+        for (int i = 0; i < steps; i++) {
+            int index = (int)floor((double)i * original / steps);
+            s->timesteps[i] = (original - index) * k - 1;
+        }
+        return;
+    }
+    for (int i = 0; i < steps; i++) {
+        int t;
+        if (c->timestep_spacing == LEADING) t = (steps - 1 - i) * s->step_ratio + c->steps_offset;
+        else if (c->timestep_spacing == TRAILING) t = (int)nearbyint(train - (double)i * train / steps) - 1;
+        else t = (int)nearbyint(steps > 1 ? (double)(train - 1) * (steps - 1 - i) / (steps - 1) : 0);
+        if (t >= train) die("--steps %d asks for timestep %d; the schedule ends at %d", steps, t, train - 1);
+        s->timesteps[i] = t;
+    }
+    if (c->kind == PNDM && steps > 1) { // the second evaluation is made twice: see pndm_step
+        memmove(s->timesteps + 2, s->timesteps + 1, (size_t)(steps - 1) * sizeof(int));
+        s->count = steps + 1;
+    }
+}
+
+void scheduler_skip(Scheduler *s, int count) {
+    s->at = count;
+    if (s->at >= s->count) die("--strength is too small: no step is left to run");
+}
+
+static float alpha_at(const Scheduler *s, int t) { return t >= 0 ? s->alphas_cumprod[t] : s->final_alpha_cumprod; }
+
+// z_t = sqrt(a) x0 + sqrt(1 - a) eps, solved for x0 and eps whichever the network predicts.
+// v-prediction (Salimans and Ho 2022): v = sqrt(a) eps - sqrt(1 - a) x0.
+static Tensor *predicted_x0(const Scheduler *s, float a, Tensor *z, Tensor *out) {
+    float alpha = sqrtf(a), sigma = sqrtf(1 - a);
+    Tensor *x0 = s->config.prediction_type == EPSILON        ? combine(1 / alpha, z, -sigma / alpha, out)
+                 : s->config.prediction_type == V_PREDICTION ? combine(alpha, z, -sigma, out)
+                                                             : combine(1, out, 0, NULL);
+    return s->config.clip_sample ? clamp(x0, s->config.clip_sample_range) : x0;
+}
+
+static Tensor *predicted_eps(const Scheduler *s, float a, Tensor *z, Tensor *out) {
+    float alpha = sqrtf(a), sigma = sqrtf(1 - a);
+    return s->config.prediction_type == EPSILON        ? out
+           : s->config.prediction_type == V_PREDICTION ? combine(alpha, out, sigma, z)
+                                                       : combine(1 / sigma, z, -alpha / sigma, out);
+}
+
+// DDIM (Song et al. 2020, equation 12 with sigma = 0): towards the predicted x0, keeping the predicted direction.
+static void ddim_step(Scheduler *s, Tensor *z, Tensor *out) {
+    int t = s->timesteps[s->at];
+    float a = alpha_at(s, t), previous = alpha_at(s, t - s->step_ratio);
+    Tensor *x0 = predicted_x0(s, a, z, out), *eps = predicted_eps(s, a, z, out);
+    k_combine(mem(z), sqrtf(previous), mem(x0), sqrtf(1 - previous), mem(eps), 0, tensor_count(z));
+}
+
+// LCM (Luo et al. 2023, algorithm 3): a jump to the end, f(z, t) = c_skip z + c_out x0, then fresh noise for the
+// next timestep. c_skip and c_out make f(z, 0) = z: the boundary condition of a consistency model.
+static void lcm_step(Scheduler *s, Tensor *z, Tensor *out, const Tensor *noise) {
+    int t = s->timesteps[s->at];
+    bool last = s->at == s->count - 1;
+    float a = alpha_at(s, t), previous = last ? 1 : alpha_at(s, s->timesteps[s->at + 1]);
+    const double sigma_data = 0.5, scaled = (double)t * s->config.timestep_scaling;
+    double c_skip = sigma_data * sigma_data / (scaled * scaled + sigma_data * sigma_data);
+    double c_out = scaled / sqrt(scaled * scaled + sigma_data * sigma_data);
+    Tensor *denoised = combine((float)c_out, predicted_x0(s, a, z, out), (float)c_skip, z);
+    if (last) k_copy(mem(z), mem(denoised), tensor_count(z));
+    else k_combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0, tensor_count(z));
+}
+
+// The transfer of PNDM (Liu et al. 2022, equation 9), written as diffusers does.
+static void pndm_transfer(Scheduler *s, Tensor *to, Tensor *z, int t, int next, Tensor *out) {
+    double a = alpha_at(s, t), b = alpha_at(s, next);
+    if (s->config.prediction_type == V_PREDICTION) out = predicted_eps(s, (float)a, z, out);
+    double scale = sqrt(b / a), denominator = a * sqrt(1 - b) + sqrt(a * (1 - a) * b);
+    k_combine(mem(to), (float)scale, mem(z), (float)(-(b - a) / denominator), mem(out), 0, tensor_count(z));
+}
+
+// PNDM without Runge-Kutta start ("skip_prk_steps"), a linear multistep method of order 4 (Adams-Bashforth). The
+// first step is taken twice, the second time with the mean of the slopes at both ends (Heun's method): that is why
+// 50 steps ask the network 51 times.
+static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
+    int t = s->timesteps[s->at], next = t - s->step_ratio;
+    size_t n = tensor_count(z);
+    if (!s->held) {
+        s->held = lasting_like(z);
+        for (int i = 0; i < 4; i++) s->history[i] = lasting_like(z);
+    }
+    if (counter == 1) next = t, t += s->step_ratio;
+    else { // remember this slope as the newest
+        Tensor *oldest = s->history[3];
+        memmove(s->history + 1, s->history, 3 * sizeof s->history[0]);
+        s->history[0] = oldest;
+        k_copy(mem(oldest), mem(out), n);
+        s->history_count += s->history_count < 4;
+    }
+    Tensor **e = s->history, *slope = out;
+    if (counter == 0) k_copy(mem(s->held), mem(z), n);
+    else if (counter == 1) {
+        slope = combine(0.5f, out, 0.5f, e[0]);
+        pndm_transfer(s, z, s->held, t, next, slope);
+        return;
+    } else if (s->history_count == 2) slope = combine(3 / 2.0f, e[0], -1 / 2.0f, e[1]);
+    else if (s->history_count == 3) slope = combine(1, combine(23 / 12.0f, e[0], -16 / 12.0f, e[1]), 5 / 12.0f, e[2]);
+    else if (s->history_count == 4)
+        slope = add(combine(55 / 24.0f, e[0], -59 / 24.0f, e[1]), combine(37 / 24.0f, e[2], -9 / 24.0f, e[3]));
+    pndm_transfer(s, z, z, t, next, slope);
+}
+
+bool scheduler_wants_noise(const Scheduler *s) { return s->config.kind == LCM && s->at < s->count - 1; }
+
+// [T10]
+void scheduler_step(Scheduler *s, Tensor *z, Tensor *prediction, const Tensor *noise) {
+    if (s->at >= s->count) die("the scheduler has no step left");
+    Scope scope = scope_begin();
+    if (s->config.kind == DDIM) ddim_step(s, z, prediction);
+    else if (s->config.kind == LCM) lcm_step(s, z, prediction, noise);
+    else pndm_step(s, z, prediction, s->steps_taken);
+    scope_end(scope, NULL);
+    s->at++, s->steps_taken++;
+}
+
+// ============================================================================================================
+// Where a model comes from: configurations, pictures, files
+// ============================================================================================================
+
+static int whole(const Json *config, const char *key, double fallback) {
+    double x = json_get_number(config, key, fallback);
+    if (!(x >= 0 && x < 1e9) || x != floor(x)) die("config.json: \"%s\" is %g; a whole number is expected", key, x);
+    return (int)x;
+}
+
+// A configuration of a network that this file does not implement is refused by name, never half-obeyed.
+static void refuse_unless(const Json *config, const char *key, const char *expected) {
+    const Json *v = json_get(config, key);
+    if (!v || v->kind == JSON_NULL || (v->kind == JSON_BOOL && !v->number)) return;
+    if (v->kind == JSON_STRING && expected && !strcmp(v->string, expected)) return;
+    if (v->kind == JSON_STRING) die("config.json: \"%s\" is \"%s\"; only %s is supported", key, v->string, expected ? expected : "null");
+    die("config.json: \"%s\" is set; this network is not Stable Diffusion v1's", key);
+}
+
+static int read_levels(const Json *config, int channels[MAX_LEVELS]) {
+    const Json *list = json_get(config, "block_out_channels");
+    if (!list || list->kind != JSON_ARRAY || list->length < 1 || list->length > MAX_LEVELS)
+        die("config.json: \"block_out_channels\" must list 1 to %d levels", MAX_LEVELS);
+    for (size_t i = 0; i < list->length; i++) {
+        double x = list->items[i].number;
+        if (list->items[i].kind != JSON_NUMBER || !(x >= 1 && x <= 65536) || x != floor(x))
+            die("config.json: \"block_out_channels\"[%zu] is not a number of channels", i);
+        channels[i] = (int)x;
+    }
+    return (int)list->length;
+}
+
+TextConfig text_config(const Json *j) {
+    const char *act = json_get_string(j, "hidden_act", "quick_gelu");
+    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu")) die("config.json: \"hidden_act\" is \"%s\"; quick_gelu or gelu is expected", act);
+    TextConfig c = {whole(j, "vocab_size", 49408), whole(j, "hidden_size", 512), whole(j, "num_hidden_layers", 12),
+                    whole(j, "num_attention_heads", 8), whole(j, "intermediate_size", 2048),
+                    whole(j, "max_position_embeddings", 77), strcmp(act, "gelu") ? QUICK_GELU : GELU,
+                    (float)json_get_number(j, "layer_norm_eps", 1e-5)};
+    if (!c.num_attention_heads || c.hidden_size % c.num_attention_heads)
+        die("config.json: hidden_size %d does not divide into %d heads", c.hidden_size, c.num_attention_heads);
+    return c;
+}
+
+UNetConfig unet_config(const Json *j) {
+    UNetConfig c = {.in_channels = whole(j, "in_channels", 4), .out_channels = whole(j, "out_channels", 4), .sample_size = whole(j, "sample_size", 64)};
+    c.levels = read_levels(j, c.block_out_channels);
+    c.layers_per_block = whole(j, "layers_per_block", 2);
+    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS) die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
+    c.cross_attention_dim = whole(j, "cross_attention_dim", 1280);
+    c.norm_num_groups = whole(j, "norm_num_groups", 32);
+    c.time_cond_proj_dim = whole(j, "time_cond_proj_dim", 0);
+    c.flip_sin_to_cos = json_get_bool(j, "flip_sin_to_cos", true);
+    c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
+    c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
+    c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
+    refuse_unless(j, "addition_embed_type", NULL); // SDXL
+    refuse_unless(j, "class_embed_type", NULL);
+    refuse_unless(j, "encoder_hid_dim_type", NULL);
+    refuse_unless(j, "act_fn", "silu");
+    refuse_unless(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
+    refuse_unless(j, "time_embedding_type", "positional");
+    refuse_unless(j, "resnet_time_scale_shift", "default");
+    refuse_unless(j, "dual_cross_attention", NULL);
+    refuse_unless(j, "only_cross_attention", NULL);
+
+    // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that every
+    // published config.json carries. "num_attention_heads", where present, says the same openly.
+    const Json *heads = json_get(j, "num_attention_heads"), *types = json_get(j, "down_block_types");
+    if (!heads || heads->kind == JSON_NULL) heads = json_get(j, "attention_head_dim");
+    if (types && (types->kind != JSON_ARRAY || types->length != (size_t)c.levels))
+        die("config.json: \"down_block_types\" and \"block_out_channels\" differ in length");
+    for (int i = 0; i < c.levels; i++) {
+        const Json *own = heads && heads->kind == JSON_ARRAY && (size_t)i < heads->length ? &heads->items[i] : heads;
+        c.heads[i] = own && own->kind == JSON_NUMBER ? (int)own->number : 8;
+        const char *type = types ? types->items[i].string : i < c.levels - 1 ? "CrossAttnDownBlock2D" : "DownBlock2D";
+        c.cross_attention[i] = type && !strcmp(type, "CrossAttnDownBlock2D");
+        if (!c.cross_attention[i] && (!type || strcmp(type, "DownBlock2D")))
+            die("config.json: block type \"%s\" is not of Stable Diffusion v1", type ? type : "?");
+        if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
+            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i], c.norm_num_groups);
+        if (c.heads[i] < 1 || c.block_out_channels[i] % c.heads[i])
+            die("config.json: %d channels do not divide into %d heads", c.block_out_channels[i], c.heads[i]);
+    }
+    return c;
+}
+
+VaeConfig vae_config(const Json *j) {
+    VaeConfig c = {.in_channels = whole(j, "in_channels", 3), .out_channels = whole(j, "out_channels", 3), .latent_channels = whole(j, "latent_channels", 4)};
+    c.levels = read_levels(j, c.block_out_channels);
+    c.layers_per_block = whole(j, "layers_per_block", 1);
+    c.norm_num_groups = whole(j, "norm_num_groups", 32);
+    c.sample_size = whole(j, "sample_size", 512);
+    c.scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215);
+    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS) die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
+    for (int i = 0; i < c.levels; i++)
+        if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
+            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i], c.norm_num_groups);
+    refuse_unless(j, "act_fn", "silu");
+    refuse_unless(j, "shift_factor", NULL);
+    return c;
+}
+
+// The classes' own defaults, where scheduler_config.json is silent: those of diffusers' constructors.
+SchedulerConfig scheduler_config(const Json *j, int kind) {
+    if (kind < 0) {
+        const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
+        kind = !strcmp(class, "PNDMScheduler") ? PNDM : !strcmp(class, "DDIMScheduler") ? DDIM : !strcmp(class, "LCMScheduler") ? LCM : -1;
+        if (kind < 0) die("scheduler_config.json: the scheduler \"%s\" is not known; choose one with --scheduler", class);
+    }
+    SchedulerConfig c = {.kind = (SchedulerKind)kind};
+    c.num_train_timesteps = whole(j, "num_train_timesteps", 1000);
+    if (c.num_train_timesteps < 1 || c.num_train_timesteps > 100000)
+        die("scheduler_config.json: \"num_train_timesteps\" is %d", c.num_train_timesteps);
+    c.beta_start = (float)json_get_number(j, "beta_start", kind == LCM ? 0.00085 : 0.0001);
+    c.beta_end = (float)json_get_number(j, "beta_end", kind == LCM ? 0.012 : 0.02);
+    const char *schedule = json_get_string(j, "beta_schedule", kind == LCM ? "scaled_linear" : "linear");
+    c.scaled_linear = !strcmp(schedule, "scaled_linear");
+    if (!c.scaled_linear && strcmp(schedule, "linear")) die("scheduler_config.json: the schedule \"%s\" is not known", schedule);
+    c.set_alpha_to_one = json_get_bool(j, "set_alpha_to_one", kind != PNDM);
+    c.clip_sample = kind != PNDM && json_get_bool(j, "clip_sample", kind == DDIM);
+    c.clip_sample_range = (float)json_get_number(j, "clip_sample_range", 1);
+    c.skip_prk_steps = json_get_bool(j, "skip_prk_steps", false);
+    c.steps_offset = whole(j, "steps_offset", 0);
+    c.original_inference_steps = whole(j, "original_inference_steps", 50);
+    c.timestep_scaling = (float)json_get_number(j, "timestep_scaling", 10);
+    const char *type = json_get_string(j, "prediction_type", "epsilon");
+    c.prediction_type = !strcmp(type, "v_prediction") ? V_PREDICTION : !strcmp(type, "sample") ? SAMPLE : EPSILON;
+    if (c.prediction_type == EPSILON && strcmp(type, "epsilon")) die("scheduler_config.json: the prediction type \"%s\" is not known", type);
+    const char *spacing = json_get_string(j, "timestep_spacing", "leading");
+    c.timestep_spacing = !strcmp(spacing, "trailing") ? TRAILING : !strcmp(spacing, "linspace") ? LINSPACE : LEADING;
+    if (c.timestep_spacing == LEADING && strcmp(spacing, "leading")) die("scheduler_config.json: the spacing \"%s\" is not known", spacing);
+    if (kind == PNDM && !c.skip_prk_steps) die("PNDM with Runge-Kutta steps (\"skip_prk_steps\": false) is not supported");
+    if (kind == LCM && (c.original_inference_steps < 1 || c.original_inference_steps > c.num_train_timesteps))
+        die("scheduler_config.json: \"original_inference_steps\" is %d", c.original_inference_steps);
+    return c;
+}
+
+float *nchw_to_nhwc(const float *x, int n, int c, int h, int w) {
+    float *y = xmalloc((size_t)n * (size_t)c * (size_t)h * (size_t)w * sizeof(float)), *to = y;
+    size_t plane = (size_t)h * (size_t)w;
+    for (int i = 0; i < n; i++)
+        for (size_t at = 0; at < plane; at++)
+            for (int k = 0; k < c; k++) *to++ = x[((size_t)i * (size_t)c + (size_t)k) * plane + at];
+    return y;
+}
+
+float *nhwc_to_nchw(const float *x, int n, int c, int h, int w) {
+    float *y = xmalloc((size_t)n * (size_t)c * (size_t)h * (size_t)w * sizeof(float));
+    size_t plane = (size_t)h * (size_t)w;
+    for (int i = 0; i < n; i++)
+        for (size_t at = 0; at < plane; at++)
+            for (int k = 0; k < c; k++) y[((size_t)i * (size_t)c + (size_t)k) * plane + at] = *x++;
+    return y;
+}
+
+Tensor *image_to_tensor(const Image *const *images, int n) {
+    int h = images[0]->height, w = images[0]->width;
+    size_t each = (size_t)h * (size_t)w * 3;
+    float *x = xmalloc((size_t)n * each * sizeof(float));
+    for (int i = 0; i < n; i++)
+        for (size_t j = 0; j < each; j++) x[(size_t)i * each + j] = (float)images[i]->rgb[j] / 255 * 2 - 1;
+    Tensor *t = tensor_from(SHAPE(n, h, w, 3), x);
+    free(x);
+    return t;
+}
+
+// Picture i of a batch in [-1, 1] to 8 bits, rounded to nearest even as diffusers' numpy does.
+Image *tensor_to_image(const Tensor *pixels, int i) {
+    int h = pixels->shape[1], w = pixels->shape[2];
+    Image *image = image_new(w, h);
+    float *x = tensor_read(pixels), *at = x + (size_t)i * (size_t)h * (size_t)w * 3;
+    for (size_t j = 0; j < (size_t)h * (size_t)w * 3; j++) {
+        float v = at[j] / 2 + 0.5f;
+        if (!(v >= 0)) v = 0;
+        if (v > 1) v = 1;
+        image->rgb[j] = (unsigned char)nearbyintf(v * 255);
+    }
+    free(x);
+    return image;
+}
+
+// The .safetensors of one part: the plain name, its fp16 variant, or the index of its shards.
+static Store *open_part(const char *dir, const char *base) {
+    static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json", ".fp16.safetensors.index.json"};
+    for (int i = 0; i < 4; i++) {
+        char *path = format("%s/%s%s", dir, base, endings[i]);
+        bool there = file_exists(path);
+        Store *s = there ? store_open(path) : NULL;
+        free(path);
+        if (there) return s;
+    }
+    char *bin = format("%s/%s.bin", dir, base);
+    if (file_exists(bin)) die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", bin);
+    die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
+}
+
+static Json *part_config(const char *model, const char *part, const char *file) {
+    char *path = format("%s/%s/%s", model, part, file);
+    Json *j = json_load(path);
+    free(path);
+    return j;
+}
+
+// A stored tensor under the name of ours, which carries the part's name in front ("unet.conv_in.weight").
+static const Stored *find_in_part(void *store, const char *name) {
+    const Stored *t = store_find(store, strchr(name, '.') + 1);
+    if (t) return t;
+    char other[256]; // checkpoints before diffusers 0.18 call the VAE's attention by other names
+    static const char *const old[][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    for (int i = 0; i < 4; i++) {
+        const char *at = strstr(name, old[i][0]);
+        if (!at || strncmp(name, "vae.", 4)) continue;
+        snprintf(other, sizeof other, "%.*s%s%s", (int)(at - strchr(name, '.') - 1), strchr(name, '.') + 1, old[i][1], at + strlen(old[i][0]));
+        return store_find(store, other);
+    }
+    return NULL;
+}
+
+static void load_part(Model *m, int from, const char *part, const char *base) {
+    char *dir = format("%s/%s", m->path, part);
+    Store *s = open_part(dir, base);
+    Params own = {m->params.list + from, m->params.count - from};
+    params_load(&own, find_in_part, s, dir);
+    store_close(s);
+    free(dir);
+}
+
+Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
+    if (!is_directory(path)) return model_load_ldm(path, tokenizer, parts);
+    Model *m = xcalloc(1, sizeof *m);
+    m->path = xstrdup(path);
+    char *index = format("%s/model_index.json", path);
+    m->index_json = file_exists(index) ? json_load(index) : NULL;
+    free(index);
+    m->scheduler_json = part_config(path, "scheduler", "scheduler_config.json");
+    if (parts & NEED_TEXT) {
+        Json *j = part_config(path, "text_encoder", "config.json");
+        m->text_config = text_config(j);
+        json_free(j);
+        int from = m->params.count;
+        m->text_encoder = text_encoder_new(m->text_config, &m->params);
+        load_part(m, from, "text_encoder", "model");
+    }
+    if (parts & NEED_UNET) {
+        Json *j = part_config(path, "unet", "config.json");
+        m->unet_config = unet_config(j);
+        json_free(j);
+        int from = m->params.count;
+        m->unet = unet_new(m->unet_config, &m->params);
+        load_part(m, from, "unet", "diffusion_pytorch_model");
+    }
+    if (parts & NEED_VAE) {
+        Json *j = part_config(path, "vae", "config.json");
+        m->vae_config = vae_config(j);
+        json_free(j);
+        int from = m->params.count;
+        m->vae = vae_new(m->vae_config, &m->params);
+        load_part(m, from, "vae", "diffusion_pytorch_model");
+    }
+    if (parts & NEED_TOKENIZER) {
+        char *dir = tokenizer ? xstrdup(tokenizer) : format("%s/tokenizer", path);
+        m->tokenizer = tokenizer_open(dir);
+        free(dir);
+    }
+    if ((parts & NEED_TEXT) && (parts & NEED_UNET) && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
+        die("%s: the text encoder gives %d numbers a token, the UNet expects %d", path, m->text_config.hidden_size, m->unet_config.cross_attention_dim);
+    return m;
+}
+
+void model_free(Model *m) {
+    params_free(&m->params);
+    if (m->text_encoder) free(m->text_encoder->layers);
+    free(m->text_encoder), free(m->unet), free(m->vae);
+    if (m->tokenizer) tokenizer_close(m->tokenizer);
+    if (m->index_json) json_free(m->index_json);
+    json_free(m->scheduler_json);
+    free(m->path), free(m);
+}
