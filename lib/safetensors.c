@@ -423,6 +423,8 @@ StoreWriter *store_create(const char *path) {
 
 void store_metadata_add(StoreWriter *w, const char *key, const char *value) {
     if (w->header_written) die("%s: metadata %s comes after the first data", w->path, key);
+    if (!utf8_valid(key, strlen(key), NULL) || !utf8_valid(value, strlen(value), NULL))
+        die("%s: metadata %s is not UTF-8, which JSON demands", w->path, key);
     w->metadata = xrealloc(w->metadata, (w->metadata_count + 2) * sizeof *w->metadata);
     w->metadata[w->metadata_count++] = xstrdup(key);
     w->metadata[w->metadata_count++] = xstrdup(value);
@@ -430,6 +432,7 @@ void store_metadata_add(StoreWriter *w, const char *key, const char *value) {
 
 void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const int64_t *shape) {
     if (w->header_written) die("%s: tensor %s is declared after the first data", w->path, name);
+    if (!utf8_valid(name, strlen(name), NULL)) die("%s: the tensor name %s is not UTF-8", w->path, name);
     if (ndim < 0 || ndim > MAX_NDIM)
         die("%s: tensor %s: %d dimensions, expected at most %d", w->path, name, ndim, MAX_NDIM);
     Declared d = {.name = xstrdup(name), .type = type, .ndim = ndim, .bytes = type_info[type].bytes};

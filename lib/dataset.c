@@ -1,0 +1,369 @@
+// dataset.c: pictures with captions, in the file layouts that Flickr8k and Flickr30k come in. See io.h.
+//
+//   captions.txt              CSV (RFC 4180) with a header: image,caption (Kaggle's Flickr8k), or
+//                             image_name,comment_number,comment (Kaggle's Flickr30k)
+//   Flickr8k.token.txt        name.jpg#0<TAB>caption (the original releases)
+//   results_20130124.token    the same
+//   results.csv               image_name| comment_number| comment (Kaggle's other Flickr30k)
+//   dataset_flickr8k.json     Karpathy's splits: {"images": [{"filename", "split", "sentences": [{"raw"}]}]};
+//   dataset_flickr30k.json    also dataset.json
+//
+// The first of these that is there counts. Pictures are in the order in which the file first names them, and
+// each has its captions in the file's order: the order is the same on every machine. The pictures themselves
+// are not opened here.
+#define _DEFAULT_SOURCE // strcasecmp, readdir
+#include "io.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static const char *const picture_folders[] = {"", "Images/", "images/", "flickr30k_images/",
+                                              "Flicker8k_Dataset/"};
+
+// ---- collecting ----------------------------------------------------------------------------------------
+
+typedef struct {
+    Dataset *set;
+    const char *file; // the captions file's path, for messages
+    size_t capacity;
+    size_t *slots; // open addressing: index of a sample plus 1, by the hash of its name; 0: free
+    size_t slot_count;
+} Builder;
+
+static size_t hash_name(const char *name, size_t length) { // FNV-1a
+    uint64_t h = 0xcbf29ce484222325;
+    for (size_t i = 0; i < length; i++) h = (h ^ (unsigned char)name[i]) * 0x100000001b3;
+    return (size_t)h;
+}
+
+static size_t *find_slot(const Builder *b, const char *name, size_t length) {
+    size_t i = hash_name(name, length) & (b->slot_count - 1);
+    for (; b->slots[i]; i = (i + 1) & (b->slot_count - 1)) {
+        const char *other = b->set->samples[b->slots[i] - 1].name;
+        if (!strncmp(other, name, length) && !other[length]) break;
+    }
+    return &b->slots[i];
+}
+
+// The sample of that name, a new one where there is none yet.
+static Sample *sample_of(Builder *b, const char *name, size_t length) {
+    Dataset *set = b->set;
+    if (2 * set->count >= b->slot_count) { // at most half full: grow, and put everything in anew
+        b->slot_count = b->slot_count ? 2 * b->slot_count : 64;
+        free(b->slots);
+        b->slots = xcalloc(b->slot_count, sizeof *b->slots);
+        for (size_t i = 0; i < set->count; i++)
+            *find_slot(b, set->samples[i].name, strlen(set->samples[i].name)) = i + 1;
+    }
+    size_t *slot = find_slot(b, name, length);
+    if (!*slot) {
+        if (set->count == b->capacity)
+            set->samples =
+                xrealloc(set->samples, (b->capacity = 2 * b->capacity + 64) * sizeof *set->samples);
+        set->samples[set->count] = (Sample){.name = format("%.*s", (int)length, name)};
+        *slot = ++set->count;
+    }
+    return &set->samples[*slot - 1];
+}
+
+static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+// One caption of one picture, without the blanks around both.
+static void add_caption(Builder *b, long line, const char *name, size_t name_length, const char *text,
+                        size_t length) {
+    while (name_length && is_blank(*name)) name++, name_length--;
+    while (name_length && is_blank(name[name_length - 1])) name_length--;
+    while (length && is_blank(*text)) text++, length--;
+    while (length && is_blank(text[length - 1])) length--;
+    if (!name_length || name_length > 4096) die("%s: line %ld: the picture's name is missing", b->file, line);
+    if (!length) die("%s: line %ld: the caption of %.*s is missing", b->file, line, (int)name_length, name);
+    if (length > 1 << 20)
+        die("%s: line %ld: a caption of %zu bytes; is a quote missing?", b->file, line, length);
+    Sample *s = sample_of(b, name, name_length);
+    s->captions = xrealloc(s->captions, ((size_t)s->caption_count + 1) * sizeof *s->captions);
+    s->captions[s->caption_count++] = format("%.*s", (int)length, text);
+}
+
+// ---- the layouts ---------------------------------------------------------------------------------------
+
+typedef struct {
+    const char *p, *end;
+    long line; // counted from 1
+} Reader;
+
+// The line at the reader, without its end; false at the end of the text.
+static bool next_line(Reader *r, const char **begin, size_t *length) {
+    if (r->p == r->end) return false;
+    const char *stop = memchr(r->p, '\n', (size_t)(r->end - r->p));
+    *begin = r->p;
+    *length = (size_t)((stop ? stop : r->end) - r->p);
+    r->p = stop ? stop + 1 : r->end;
+    r->line++;
+    if (*length && (*begin)[*length - 1] == '\r') --*length;
+    return true;
+}
+
+// A CSV field into `out` (grown as needed): plain up to the comma, or quoted, where "" is a quote and commas and
+// line ends are text. The last column of a row, where it is not quoted, takes the rest of the line, commas too:
+// files made by hand often leave the quotes out. Returns whether the row ended here.
+static bool csv_field(Reader *r, const char *file, bool last_column, char **out, size_t *length) {
+    size_t n = 0, capacity = 0;
+    *out = NULL;
+    bool quoted = r->p < r->end && *r->p == '"';
+    long first_line = r->line;
+    if (quoted) r->p++;
+    for (;;) {
+        if (n == capacity) *out = xrealloc(*out, capacity = 2 * capacity + 64);
+        if (r->p == r->end) {
+            if (quoted) die("%s: line %ld: a quote is opened and not closed", file, first_line);
+            *length = n;
+            return true;
+        }
+        char c = *r->p++;
+        if (quoted) {
+            if (c == '\n') r->line++;
+            if (c == '"') {
+                if (r->p < r->end && *r->p == '"')
+                    r->p++;
+                else {
+                    quoted = false;
+                    if (r->p < r->end && *r->p == '\r') r->p++;
+                    if (r->p < r->end && *r->p != '\n' && (*r->p != ',' || last_column))
+                        die("%s: line %ld: expected the end of the field behind a closing quote", file,
+                            r->line);
+                    continue;
+                }
+            }
+        } else if (c == '\n' || (c == ',' && !last_column)) {
+            if (c == '\n') r->line++;
+            if (c == '\n' && n && (*out)[n - 1] == '\r') n--;
+            *length = n;
+            return c == '\n';
+        }
+        (*out)[n++] = c;
+    }
+}
+
+static void read_csv(Builder *b, Reader r) {
+    const char *header = "";
+    size_t header_length = 0;
+    static const struct {
+        const char *header;
+        int columns; // the first is the picture, the last the caption
+    } known[] = {{"image,caption", 2}, {"image_name,comment_number,comment", 3}};
+    int columns = 0;
+    if (next_line(&r, &header, &header_length))
+        for (int i = 0; i < 2; i++)
+            if (strlen(known[i].header) == header_length && !strncmp(known[i].header, header, header_length))
+                columns = known[i].columns;
+    if (!columns)
+        die("%s: it begins with '%.*s', expected the header image,caption", b->file,
+            (int)(header_length < 60 ? header_length : 60), header);
+    r.line++; // the one that is read next
+    while (r.p < r.end) {
+        if (*r.p == '\n' || *r.p == '\r') { // an empty line
+            if (*r.p++ == '\n') r.line++;
+            continue;
+        }
+        long line = r.line;
+        char *field[3] = {0};
+        size_t length[3] = {0};
+        int n = 0;
+        for (bool row_ended = false; n < columns && !row_ended; n++)
+            row_ended = csv_field(&r, b->file, n == columns - 1, &field[n], &length[n]);
+        if (n < columns) die("%s: line %ld: %d fields, expected %d", b->file, line, n, columns);
+        add_caption(b, line, field[0], length[0], field[n - 1], length[n - 1]);
+        for (int i = 0; i < n; i++) free(field[i]);
+    }
+}
+
+// name.jpg#0<TAB>caption
+static void read_token(Builder *b, Reader r) {
+    const char *line;
+    size_t length;
+    while (next_line(&r, &line, &length)) {
+        if (!length) continue;
+        const char *tab = memchr(line, '\t', length);
+        const char *hash = tab;
+        while (hash && hash > line && *hash != '#') hash--;
+        if (!tab || *hash != '#')
+            die("%s: line %ld: expected name#number, a tab and a caption", b->file, r.line);
+        add_caption(b, r.line, line, (size_t)(hash - line), tab + 1, (size_t)(line + length - tab) - 1);
+    }
+}
+
+// name| number| caption. One row of the release lacks the second bar ("2199200615.jpg| 4   A dog runs ..."), so
+// whatever stands behind the number is the caption. No quotes here: a " is text.
+static void read_bars(Builder *b, Reader r) {
+    const char *line;
+    size_t length;
+    if (!next_line(&r, &line, &length) || length < 10 || strncmp(line, "image_name", 10) ||
+        !memchr(line, '|', length))
+        die("%s: it does not begin with the header image_name| comment_number| comment", b->file);
+    while (next_line(&r, &line, &length)) {
+        if (!length) continue;
+        const char *end = line + length, *bar = memchr(line, '|', length);
+        const char *p = bar ? bar + 1 : end;
+        while (p < end && is_blank(*p)) p++;
+        const char *number = p;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+        if (!bar || p == number) die("%s: line %ld: expected name| number| caption", b->file, r.line);
+        while (p < end && is_blank(*p)) p++;
+        if (p < end && *p == '|') p++;
+        add_caption(b, r.line, line, (size_t)(bar - line), p, (size_t)(end - p));
+    }
+}
+
+static void read_karpathy(Builder *b, Reader r) {
+    Json *root = json_parse(r.p, (size_t)(r.end - r.p), b->file);
+    const Json *images = root->kind == JSON_OBJECT ? json_get(root, "images") : NULL;
+    if (!images || images->kind != JSON_ARRAY) die("%s: the list \"images\" is missing", b->file);
+    for (size_t i = 0; i < images->length; i++) {
+        const Json *image = &images->items[i];
+        if (image->kind != JSON_OBJECT) die("%s: picture %zu is no object", b->file, i);
+        const char *name = json_get_string(image, "filename", ""),
+                   *split = json_get_string(image, "split", NULL);
+        const Json *sentences = json_get(image, "sentences");
+        if (!*name) die("%s: picture %zu has no filename", b->file, i);
+        if (!sentences || sentences->kind != JSON_ARRAY || !sentences->length)
+            die("%s: picture %s has no sentences", b->file, name);
+        size_t before = b->set->count;
+        for (size_t k = 0; k < sentences->length; k++) {
+            const char *raw = sentences->items[k].kind == JSON_OBJECT
+                                  ? json_get_string(&sentences->items[k], "raw", "")
+                                  : "";
+            bool empty = true;
+            for (const char *c = raw; *c; c++) empty = empty && is_blank(*c);
+            if (empty) die("%s: picture %s: sentence %zu is missing", b->file, name, k);
+            add_caption(b, 1, name, strlen(name), raw, strlen(raw));
+        }
+        if (b->set->count == before) die("%s: picture %s occurs twice", b->file, name);
+        if (split) b->set->samples[before].split = xstrdup(split);
+    }
+    json_free(root);
+}
+
+static const struct {
+    const char *file;
+    void (*read)(Builder *, Reader);
+} layouts[] = {{"captions.txt", read_csv},
+               {"Flickr8k.token.txt", read_token},
+               {"results_20130124.token", read_token},
+               {"results.csv", read_bars},
+               {"dataset_flickr8k.json", read_karpathy},
+               {"dataset_flickr30k.json", read_karpathy},
+               {"dataset.json", read_karpathy}};
+enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
+
+// ---- opening -------------------------------------------------------------------------------------------
+
+static void free_sample(Sample *s) {
+    for (int i = 0; i < s->caption_count; i++) free(s->captions[i]);
+    free(s->captions), free(s->path), free(s->name), free(s->split);
+}
+
+// Finds every picture's file; the absent ones are left out.
+static void find_pictures(Dataset *set, const char *dir, const char *file) {
+    size_t kept = 0, absent = 0;
+    char *first_absent = NULL;
+    for (size_t i = 0; i < set->count; i++) {
+        Sample *s = &set->samples[i];
+        for (size_t k = 0; k < sizeof picture_folders / sizeof picture_folders[0] && !s->path; k++) {
+            char *path = format("%s/%s%s", dir, picture_folders[k], s->name);
+            if (file_exists(path) && !is_directory(path))
+                s->path = path;
+            else
+                free(path);
+        }
+        if (s->path)
+            set->samples[kept++] = *s;
+        else {
+            if (!absent++) first_absent = xstrdup(s->name);
+            free_sample(s);
+        }
+    }
+    size_t listed = set->count;
+    set->count = kept;
+    if (absent * 100 > listed)
+        die("%s: %zu of the %zu pictures that it lists are absent, the first is %s (looked for in %s, its "
+            "Images, images, "
+            "flickr30k_images and Flicker8k_Dataset)",
+            file, absent, listed, first_absent, dir);
+    if (absent)
+        note("%s: %zu of %zu pictures are absent and left out, the first is %s", file, absent, listed,
+             first_absent);
+    free(first_absent);
+}
+
+Dataset *dataset_open(const char *dir) {
+    if (!is_directory(dir)) die("%s: no such folder (a data set was expected)", dir);
+    size_t which = 0;
+    char *file = NULL;
+    for (; which < LAYOUTS; which++) {
+        file = format("%s/%s", dir, layouts[which].file);
+        if (file_exists(file)) break;
+        free(file);
+    }
+    if (which == LAYOUTS)
+        die("%s: no captions found: expected captions.txt, Flickr8k.token.txt, results_20130124.token, "
+            "results.csv, "
+            "dataset_flickr8k.json, dataset_flickr30k.json or dataset.json",
+            dir);
+
+    size_t size, bad_at;
+    char *text = read_file(file, &size);
+    Reader r = {text, text + size, 0};
+    if (size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) r.p += 3; // a byte order mark
+    if (r.p == r.end) die("%s: it is empty", file);
+    if (memchr(r.p, 0, (size_t)(r.end - r.p))) die("%s: it holds a zero byte: no text", file);
+    if (!utf8_valid(text, size, &bad_at))
+        die("%s: it is not UTF-8: byte %zu is %02x", file, bad_at, (unsigned char)text[bad_at]);
+
+    Dataset *set = xcalloc(1, sizeof *set);
+    set->layout = layouts[which].file;
+    Builder b = {.set = set, .file = file};
+    layouts[which].read(&b, r);
+    if (!set->count) die("%s: it lists no pictures", file);
+    find_pictures(set, dir, file);
+    free(b.slots), free(text), free(file);
+    return set;
+}
+
+void dataset_close(Dataset *set) {
+    if (!set) return;
+    for (size_t i = 0; i < set->count; i++) free_sample(&set->samples[i]);
+    free(set->samples);
+    free(set);
+}
+
+// ---- folders of pictures -------------------------------------------------------------------------------
+
+static int compare_paths(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+char **list_images(const char *dir, size_t *count) {
+    DIR *folder = opendir(dir);
+    if (!folder) die("cannot read the folder %s: %s", dir, strerror(errno));
+    char **paths = NULL;
+    size_t n = 0;
+    for (struct dirent *entry; (entry = readdir(folder));) {
+        const char *dot = strrchr(entry->d_name, '.');
+        if (!dot || dot == entry->d_name) continue;
+        if (strcasecmp(dot, ".png") && strcasecmp(dot, ".jpg") && strcasecmp(dot, ".jpeg")) continue;
+        char *path = format("%s/%s", dir, entry->d_name);
+        if (is_directory(path)) {
+            free(path);
+            continue;
+        }
+        paths = xrealloc(paths, (n + 1) * sizeof *paths);
+        paths[n++] = path;
+    }
+    closedir(folder);
+    qsort(paths, n, sizeof *paths, compare_paths);
+    *count = n;
+    return paths;
+}
