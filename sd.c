@@ -28,7 +28,8 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     for (int i = 0; i < n; i++) {
         long cut_at;
         int used = tokenizer_encode(m->tokenizer, prompts[i], ids + i * tokens, tokens, &cut_at);
-        if (cut_at >= 0) note("the caption is longer than %d tokens; cut before \"%.40s\"", tokens, prompts[i] + cut_at);
+        if (cut_at >= 0)
+            note("the caption is longer than %d tokens; cut before \"%.40s\"", tokens, prompts[i] + cut_at);
         while (used < tokens) ids[i * tokens + used++] = tokenizer_pad(m->tokenizer);
     }
     Tensor *states = text_encode(m->text_encoder, ids, n);
@@ -38,9 +39,7 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
 
 // [T9] Classifier-free guidance (Ho and Salimans 2022): away from what the network predicts without the caption.
 //   eps = eps_uncond + w (eps_cond - eps_uncond);   both come as one batch, unconditional first.
-static Tensor *guide(Tensor *both, float w) {
-    return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1));
-}
+static Tensor *guide(Tensor *both, float w) { return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1)); }
 
 // A fresh normal tensor in PyTorch's order: the numbers are drawn as NCHW and laid out as NHWC.
 static Tensor *random_latents(Random *r, int c, int h, int w) {
@@ -58,7 +57,8 @@ static Tensor *encode_init(const Model *m, const Image *image, int width, int he
     Tensor *moments = vae_encode(m->vae, image_to_tensor((const Image *const[]){fitted}, 1));
     image_free(fitted);
     int c = m->vae_config.latent_channels, h = moments->shape[1], w = moments->shape[2];
-    Tensor *mean = slice(moments, 0, c), *spread = activation(combine(0.5f, slice(moments, c, c), 0, NULL), EXP);
+    Tensor *mean = slice(moments, 0, c),
+           *spread = activation(combine(0.5f, slice(moments, c, c), 0, NULL), EXP);
     Tensor *latents = add(mean, multiply(spread, random_latents(r, c, h, w)));
     return combine(m->vae_config.scaling_factor, latents, 0, NULL);
 }
@@ -73,14 +73,15 @@ static int compare_doubles(const void *a, const void *b) {
 Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
     bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0; // a full LCM takes the scale as an input,
-    bool guided = o.cfg > 1 && !embeds_guidance;                  // others run twice: without and with the caption
-    float guidance = o.cfg - 1;                                   // diffusers embeds guidance_scale - 1
+    bool guided = o.cfg > 1 && !embeds_guidance; // others run twice: without and with the caption
+    float guidance = o.cfg - 1;                  // diffusers embeds guidance_scale - 1
     Scope everything = scope_begin();
 
     // 1. Condition: [negative, prompt] -> tokens -> text states (2, 77, 768); only the prompt without guidance.
     double started = seconds();
     const char *captions[2] = {o.negative ? o.negative : "", o.prompt};
-    Tensor *context = trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
+    Tensor *context =
+        trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
     double text_s = seconds() - started;
 
     // 2. Timesteps, and z_T ~ N(0, I); image-to-image begins with a noised picture instead, and later.
@@ -88,8 +89,10 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
     scheduler_set_timesteps(&s, o.steps);
     Random rng;
-    if (o.philox) random_seed_philox(&rng, o.seed);
-    else random_seed(&rng, o.seed);
+    if (o.philox)
+        random_seed_philox(&rng, o.seed);
+    else
+        random_seed(&rng, o.seed);
     Tensor *z;
     if (o.init) {
         Tensor *clean = encode_init(m, o.init, o.width, o.height, &rng);
@@ -115,8 +118,10 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         double begun = seconds();
         float t = (float)s.timesteps[s.at];
         Tensor *eps;
-        if (guided) eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
-        else eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
+        if (guided)
+            eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
+        else
+            eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
         if (times) k_sync();
         step_s[i] = seconds() - begun;
         Tensor *noise = scheduler_wants_noise(&s) ? random_latents(&rng, c, h, w) : NULL;
@@ -182,9 +187,10 @@ TextEncoder *text_encoder_new(TextConfig c, Params *p) {
     int d = c.hidden_size;
     const char *model = "text_encoder.text_model";
     e->c = c;
-    e->token_embedding = param_tensor(p, SHAPE(c.vocab_size, d), "%s.embeddings.token_embedding.weight", model);
-    e->position_embedding =
-        param_tensor(p, SHAPE(c.max_position_embeddings, d), "%s.embeddings.position_embedding.weight", model);
+    e->token_embedding =
+        param_tensor(p, SHAPE(c.vocab_size, d), "%s.embeddings.token_embedding.weight", model);
+    e->position_embedding = param_tensor(p, SHAPE(c.max_position_embeddings, d),
+                                         "%s.embeddings.position_embedding.weight", model);
     e->layers = xcalloc((size_t)c.num_hidden_layers, sizeof *e->layers);
     for (int i = 0; i < c.num_hidden_layers; i++) {
         TextLayer *l = &e->layers[i];
@@ -211,7 +217,8 @@ static Tensor *text_layer(const void *layer, Tensor *const *in) {
     h = attention(linear(h, l->q_proj), linear(h, l->k_proj), linear(h, l->v_proj), l->heads, true);
     x = linear_add(h, l->out_proj, x);
     h = linear(layer_norm(x, l->layer_norm2, l->eps), l->fc1);
-    h = activation(h, l->act); // CLIP of OpenAI has x sigmoid(1.702 x), "quick GELU", not the GELU of the papers
+    h = activation(h,
+                   l->act); // CLIP of OpenAI has x sigmoid(1.702 x), "quick GELU", not the GELU of the papers
     return linear_add(h, l->fc2, x);
 }
 
@@ -220,10 +227,12 @@ Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
     int tokens = e->c.max_position_embeddings;
     int *positions = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
     for (int i = 0; i < n * tokens; i++) positions[i] = i % tokens;
-    Tensor *x = add(embed(e->token_embedding, ids, SHAPE(n, tokens)), embed(e->position_embedding, positions, SHAPE(n, tokens)));
+    Tensor *x = add(embed(e->token_embedding, ids, SHAPE(n, tokens)),
+                    embed(e->position_embedding, positions, SHAPE(n, tokens)));
     free(positions);
     for (int i = 0; i < e->c.num_hidden_layers; i++)
-        x = trace(run_block(text_layer, &e->layers[i], &x, 1), "text_encoder.text_model.encoder.layers.%d", i);
+        x = trace(run_block(text_layer, &e->layers[i], &x, 1), "text_encoder.text_model.encoder.layers.%d",
+                  i);
     x = layer_norm(x, e->final_layer_norm, e->c.layer_norm_eps);
     return trace(x, "text_encoder.text_model.final_layer_norm");
 }
@@ -283,7 +292,8 @@ typedef struct {
 } Transformer;
 
 static Transformer transformer_new(Params *p, UNetConfig c, int channels, int heads, const char *at) {
-    Transformer t = {.heads = heads, .groups = c.norm_num_groups, .linear_projection = c.use_linear_projection};
+    Transformer t = {
+        .heads = heads, .groups = c.norm_num_groups, .linear_projection = c.use_linear_projection};
     int d = channels, x = c.cross_attention_dim;
     t.norm = layer_norm_params(p, d, "%s.norm", at);
     t.proj_in = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_in", at)
@@ -299,7 +309,8 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
     t.to_v2 = layer_linear(p, x, d, false, "%s.transformer_blocks.0.attn2.to_v", at);
     t.to_out2 = layer_linear(p, d, d, true, "%s.transformer_blocks.0.attn2.to_out.0", at);
     t.norm3 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm3", at);
-    t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj", at); // value and gate, 4 d each
+    t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj",
+                           at); // value and gate, 4 d each
     t.ff_out = layer_linear(p, 4 * d, d, true, "%s.transformer_blocks.0.ff.net.2", at);
     t.proj_out = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_out", at)
                                          : layer_conv(p, d, d, 1, 1, true, "%s.proj_out", at);
@@ -311,13 +322,14 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
 static Tensor *transformer(const void *layer, Tensor *const *in) {
     const Transformer *t = layer;
     Tensor *context = in[1];
-    const float eps = 1e-5f;                               // of the layer norms
+    const float eps = 1e-5f;                                  // of the layer norms
     Tensor *h = group_norm(in[0], t->norm, t->groups, 1e-6f); // its own epsilon, not the ResNets' 1e-5
     Tensor *x = linear(h, t->proj_in);
     h = layer_norm(x, t->norm1, eps);
     h = attention(linear(h, t->to_q1), linear(h, t->to_k1), linear(h, t->to_v1), t->heads, false);
     x = linear_add(h, t->to_out1, x);
-    h = layer_norm(x, t->norm2, eps); // [T8] cross-attention: queries from pixels, keys and values from the caption
+    h = layer_norm(x, t->norm2,
+                   eps); // [T8] cross-attention: queries from pixels, keys and values from the caption
     h = attention(linear(h, t->to_q2), linear(context, t->to_k2), linear(context, t->to_v2), t->heads, false);
     x = linear_add(h, t->to_out2, x);
     h = geglu(linear(layer_norm(x, t->norm3, eps), t->ff_in)); // value * gelu(gate) (Shazeer 2020)
@@ -350,7 +362,8 @@ UNet *unet_new(UNetConfig c, Params *p) {
     u->conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "unet.conv_in");
     u->time_linear1 = layer_linear(p, ch[0], temb, true, "unet.time_embedding.linear_1");
     if (c.time_cond_proj_dim)
-        u->time_cond_proj = layer_linear(p, c.time_cond_proj_dim, ch[0], false, "unet.time_embedding.cond_proj");
+        u->time_cond_proj =
+            layer_linear(p, c.time_cond_proj_dim, ch[0], false, "unet.time_embedding.cond_proj");
     u->time_linear2 = layer_linear(p, temb, temb, true, "unet.time_embedding.linear_2");
 
     for (int i = 0; i <= top; i++) {
@@ -363,12 +376,16 @@ UNet *unet_new(UNetConfig c, Params *p) {
             snprintf(at, sizeof at, "unet.down_blocks.%d.attentions.%d", i, j);
             if (l->attends) l->attentions[j] = transformer_new(p, c, ch[i], c.heads[i], at);
         }
-        if (i < top) l->sampler = layer_conv(p, ch[i], ch[i], 3, 3, true, "unet.down_blocks.%d.downsamplers.0.conv", i);
+        if (i < top)
+            l->sampler =
+                layer_conv(p, ch[i], ch[i], 3, 3, true, "unet.down_blocks.%d.downsamplers.0.conv", i);
     }
 
-    u->mid_resnets[0] = resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.0");
+    u->mid_resnets[0] =
+        resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.0");
     u->mid_attention = transformer_new(p, c, ch[top], c.heads[top], "unet.mid_block.attentions.0");
-    u->mid_resnets[1] = resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
+    u->mid_resnets[1] =
+        resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
 
     // Up block i undoes down block `level`. Each of its ResNets takes what comes from below and one skip: those of
     // the level's own ResNets, then, last, what the level was given (the finer level's downsampled output).
@@ -383,7 +400,9 @@ UNet *unet_new(UNetConfig c, Params *p) {
             snprintf(at, sizeof at, "unet.up_blocks.%d.attentions.%d", i, j);
             if (l->attends) l->attentions[j] = transformer_new(p, c, ch[level], c.heads[level], at);
         }
-        if (i < top) l->sampler = layer_conv(p, ch[level], ch[level], 3, 3, true, "unet.up_blocks.%d.upsamplers.0.conv", i);
+        if (i < top)
+            l->sampler =
+                layer_conv(p, ch[level], ch[level], 3, 3, true, "unet.up_blocks.%d.upsamplers.0.conv", i);
     }
     u->conv_norm_out = layer_norm_params(p, ch[0], "unet.conv_norm_out");
     u->conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "unet.conv_out");
@@ -434,7 +453,8 @@ Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, 
     }
 
     h = trace(run_block(resnet, &u->mid_resnets[0], (Tensor *[]){h, temb}, 2), "unet.mid_block.resnets.0");
-    h = trace(run_block(transformer, &u->mid_attention, (Tensor *[]){h, context}, 2), "unet.mid_block.attentions.0");
+    h = trace(run_block(transformer, &u->mid_attention, (Tensor *[]){h, context}, 2),
+              "unet.mid_block.attentions.0");
     h = trace(run_block(resnet, &u->mid_resnets[1], (Tensor *[]){h, temb}, 2), "unet.mid_block.resnets.1");
 
     for (int i = 0; i < u->c.levels; i++) {
@@ -513,10 +533,12 @@ Vae *vae_new(VaeConfig c, Params *p) {
     for (int i = 0; i <= top; i++) {
         for (int j = 0; j < c.layers_per_block; j++) {
             snprintf(at, sizeof at, "vae.encoder.down_blocks.%d.resnets.%d", i, j);
-            v->encoder.levels[i].resnets[j] = resnet_new(p, j ? ch[i] : ch[i ? i - 1 : 0], ch[i], 0, c.norm_num_groups, vae_eps, at);
+            v->encoder.levels[i].resnets[j] =
+                resnet_new(p, j ? ch[i] : ch[i ? i - 1 : 0], ch[i], 0, c.norm_num_groups, vae_eps, at);
         }
         if (i < top)
-            v->encoder.levels[i].sampler = layer_conv(p, ch[i], ch[i], 3, 3, true, "vae.encoder.down_blocks.%d.downsamplers.0.conv", i);
+            v->encoder.levels[i].sampler =
+                layer_conv(p, ch[i], ch[i], 3, 3, true, "vae.encoder.down_blocks.%d.downsamplers.0.conv", i);
     }
     vae_mid_new(&v->encoder, c, p, "encoder");
     v->encoder.conv_norm_out = layer_norm_params(p, ch[top], "vae.encoder.conv_norm_out");
@@ -527,10 +549,12 @@ Vae *vae_new(VaeConfig c, Params *p) {
         int level = top - i, below = ch[i ? level + 1 : top];
         for (int j = 0; j <= c.layers_per_block; j++) { // one ResNet more than the encoder
             snprintf(at, sizeof at, "vae.decoder.up_blocks.%d.resnets.%d", i, j);
-            v->decoder.levels[i].resnets[j] = resnet_new(p, j ? ch[level] : below, ch[level], 0, c.norm_num_groups, vae_eps, at);
+            v->decoder.levels[i].resnets[j] =
+                resnet_new(p, j ? ch[level] : below, ch[level], 0, c.norm_num_groups, vae_eps, at);
         }
         if (i < top)
-            v->decoder.levels[i].sampler = layer_conv(p, ch[level], ch[level], 3, 3, true, "vae.decoder.up_blocks.%d.upsamplers.0.conv", i);
+            v->decoder.levels[i].sampler = layer_conv(p, ch[level], ch[level], 3, 3, true,
+                                                      "vae.decoder.up_blocks.%d.upsamplers.0.conv", i);
     }
     vae_mid_new(&v->decoder, c, p, "decoder");
     v->decoder.conv_norm_out = layer_norm_params(p, ch[0], "vae.decoder.conv_norm_out");
@@ -566,9 +590,11 @@ Tensor *vae_encode(const Vae *v, Tensor *pixels) {
     Tensor *h = trace(conv2d(pixels, e->conv_in, 1, 1), "vae.encoder.conv_in");
     for (int i = 0; i < v->c.levels; i++) {
         for (int j = 0; j < v->c.layers_per_block; j++)
-            h = trace(run_block(resnet, &e->levels[i].resnets[j], &h, 1), "vae.encoder.down_blocks.%d.resnets.%d", i, j);
+            h = trace(run_block(resnet, &e->levels[i].resnets[j], &h, 1),
+                      "vae.encoder.down_blocks.%d.resnets.%d", i, j);
         if (e->levels[i].sampler)
-            h = trace(run_block(vae_downsample, e->levels[i].sampler, &h, 1), "vae.encoder.down_blocks.%d.downsamplers.0", i);
+            h = trace(run_block(vae_downsample, e->levels[i].sampler, &h, 1),
+                      "vae.encoder.down_blocks.%d.downsamplers.0", i);
     }
     h = vae_mid(e, h, "encoder");
     h = conv2d(group_norm_silu(h, e->conv_norm_out, v->c.norm_num_groups, vae_eps), e->conv_out, 1, 1);
@@ -585,9 +611,11 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
     h = vae_mid(d, h, "decoder");
     for (int i = 0; i < v->c.levels; i++) {
         for (int j = 0; j <= v->c.layers_per_block; j++)
-            h = trace(run_block(resnet, &d->levels[i].resnets[j], &h, 1), "vae.decoder.up_blocks.%d.resnets.%d", i, j);
+            h = trace(run_block(resnet, &d->levels[i].resnets[j], &h, 1),
+                      "vae.decoder.up_blocks.%d.resnets.%d", i, j);
         if (d->levels[i].sampler)
-            h = trace(run_block(upsample_conv, d->levels[i].sampler, (Tensor *[]){h, NULL}, 2), "vae.decoder.up_blocks.%d.upsamplers.0", i);
+            h = trace(run_block(upsample_conv, d->levels[i].sampler, (Tensor *[]){h, NULL}, 2),
+                      "vae.decoder.up_blocks.%d.upsamplers.0", i);
     }
     h = group_norm_silu(h, d->conv_norm_out, v->c.norm_num_groups, vae_eps);
     return scope_end(whole, trace(conv2d(h, d->conv_out, 1, 1), "vae.decoder.conv_out"));
@@ -651,7 +679,8 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
         // The model was distilled to jump between `original` of the timesteps only: k - 1, 2k - 1, ... Take `steps`
         // of those, evenly, beginning with the noisiest.
         int original = c->original_inference_steps, k = train / original;
-        if (steps > original) die("--steps is %d; LCM's schedule has %d timesteps to choose from", steps, original);
+        if (steps > original)
+            die("--steps is %d; LCM's schedule has %d timesteps to choose from", steps, original);
         for (int i = 0; i < steps; i++) {
             int index = (int)floor((double)i * original / steps);
             s->timesteps[i] = (original - index) * k - 1;
@@ -660,9 +689,12 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     }
     for (int i = 0; i < steps; i++) {
         int t;
-        if (c->timestep_spacing == LEADING) t = (steps - 1 - i) * s->step_ratio + c->steps_offset;
-        else if (c->timestep_spacing == TRAILING) t = (int)nearbyint(train - (double)i * train / steps) - 1;
-        else t = (int)nearbyint(steps > 1 ? (double)(train - 1) * (steps - 1 - i) / (steps - 1) : 0);
+        if (c->timestep_spacing == LEADING)
+            t = (steps - 1 - i) * s->step_ratio + c->steps_offset;
+        else if (c->timestep_spacing == TRAILING)
+            t = (int)nearbyint(train - (double)i * train / steps) - 1;
+        else
+            t = (int)nearbyint(steps > 1 ? (double)(train - 1) * (steps - 1 - i) / (steps - 1) : 0);
         if (t >= train) die("--steps %d asks for timestep %d; the schedule ends at %d", steps, t, train - 1);
         s->timesteps[i] = t;
     }
@@ -677,7 +709,9 @@ void scheduler_skip(Scheduler *s, int count) {
     if (s->at >= s->count) die("--strength is too small: no step is left to run");
 }
 
-static float alpha_at(const Scheduler *s, int t) { return t >= 0 ? s->alphas_cumprod[t] : s->final_alpha_cumprod; }
+static float alpha_at(const Scheduler *s, int t) {
+    return t >= 0 ? s->alphas_cumprod[t] : s->final_alpha_cumprod;
+}
 
 // z_t = sqrt(a) x0 + sqrt(1 - a) eps, solved for x0 and eps whichever the network predicts.
 // v-prediction (Salimans and Ho 2022): v = sqrt(a) eps - sqrt(1 - a) x0.
@@ -714,8 +748,11 @@ static void lcm_step(Scheduler *s, Tensor *z, Tensor *out, const Tensor *noise) 
     double c_skip = sigma_data * sigma_data / (scaled * scaled + sigma_data * sigma_data);
     double c_out = scaled / sqrt(scaled * scaled + sigma_data * sigma_data);
     Tensor *denoised = combine((float)c_out, predicted_x0(s, a, z, out), (float)c_skip, z);
-    if (last) k_copy(mem(z), mem(denoised), tensor_count(z));
-    else k_combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0, tensor_count(z));
+    if (last)
+        k_copy(mem(z), mem(denoised), tensor_count(z));
+    else
+        k_combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0,
+                  tensor_count(z));
 }
 
 // The transfer of PNDM (Liu et al. 2022, equation 9), written as diffusers does.
@@ -736,7 +773,8 @@ static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
         s->held = lasting_like(z);
         for (int i = 0; i < 4; i++) s->history[i] = lasting_like(z);
     }
-    if (counter == 1) next = t, t += s->step_ratio;
+    if (counter == 1)
+        next = t, t += s->step_ratio;
     else { // remember this slope as the newest
         Tensor *oldest = s->history[3];
         memmove(s->history + 1, s->history, 3 * sizeof s->history[0]);
@@ -745,15 +783,19 @@ static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
         s->history_count += s->history_count < 4;
     }
     Tensor **e = s->history, *slope = out;
-    if (counter == 0) k_copy(mem(s->held), mem(z), n);
+    if (counter == 0)
+        k_copy(mem(s->held), mem(z), n);
     else if (counter == 1) {
         slope = combine(0.5f, out, 0.5f, e[0]);
         pndm_transfer(s, z, s->held, t, next, slope);
         return;
-    } else if (s->history_count == 2) slope = combine(3 / 2.0f, e[0], -1 / 2.0f, e[1]);
-    else if (s->history_count == 3) slope = combine(1, combine(23 / 12.0f, e[0], -16 / 12.0f, e[1]), 5 / 12.0f, e[2]);
+    } else if (s->history_count == 2)
+        slope = combine(3 / 2.0f, e[0], -1 / 2.0f, e[1]);
+    else if (s->history_count == 3)
+        slope = combine(1, combine(23 / 12.0f, e[0], -16 / 12.0f, e[1]), 5 / 12.0f, e[2]);
     else if (s->history_count == 4)
-        slope = add(combine(55 / 24.0f, e[0], -59 / 24.0f, e[1]), combine(37 / 24.0f, e[2], -9 / 24.0f, e[3]));
+        slope =
+            add(combine(55 / 24.0f, e[0], -59 / 24.0f, e[1]), combine(37 / 24.0f, e[2], -9 / 24.0f, e[3]));
     pndm_transfer(s, z, z, t, next, slope);
 }
 
@@ -763,9 +805,12 @@ bool scheduler_wants_noise(const Scheduler *s) { return s->config.kind == LCM &&
 void scheduler_step(Scheduler *s, Tensor *z, Tensor *prediction, const Tensor *noise) {
     if (s->at >= s->count) die("the scheduler has no step left");
     Scope scope = scope_begin();
-    if (s->config.kind == DDIM) ddim_step(s, z, prediction);
-    else if (s->config.kind == LCM) lcm_step(s, z, prediction, noise);
-    else pndm_step(s, z, prediction, s->steps_taken);
+    if (s->config.kind == DDIM)
+        ddim_step(s, z, prediction);
+    else if (s->config.kind == LCM)
+        lcm_step(s, z, prediction, noise);
+    else
+        pndm_step(s, z, prediction, s->steps_taken);
     scope_end(scope, NULL);
     s->at++, s->steps_taken++;
 }
@@ -776,7 +821,8 @@ void scheduler_step(Scheduler *s, Tensor *z, Tensor *prediction, const Tensor *n
 
 static int whole(const Json *config, const char *key, double fallback) {
     double x = json_get_number(config, key, fallback);
-    if (!(x >= 0 && x < 1e9) || x != floor(x)) die("config.json: \"%s\" is %g; a whole number is expected", key, x);
+    if (!(x >= 0 && x < 1e9) || x != floor(x))
+        die("config.json: \"%s\" is %g; a whole number is expected", key, x);
     return (int)x;
 }
 
@@ -785,7 +831,9 @@ static void refuse_unless(const Json *config, const char *key, const char *expec
     const Json *v = json_get(config, key);
     if (!v || v->kind == JSON_NULL || (v->kind == JSON_BOOL && !v->number)) return;
     if (v->kind == JSON_STRING && expected && !strcmp(v->string, expected)) return;
-    if (v->kind == JSON_STRING) die("config.json: \"%s\" is \"%s\"; only %s is supported", key, v->string, expected ? expected : "null");
+    if (v->kind == JSON_STRING)
+        die("config.json: \"%s\" is \"%s\"; only %s is supported", key, v->string,
+            expected ? expected : "null");
     die("config.json: \"%s\" is set; this network is not Stable Diffusion v1's", key);
 }
 
@@ -804,21 +852,27 @@ static int read_levels(const Json *config, int channels[MAX_LEVELS]) {
 
 TextConfig text_config(const Json *j) {
     const char *act = json_get_string(j, "hidden_act", "quick_gelu");
-    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu")) die("config.json: \"hidden_act\" is \"%s\"; quick_gelu or gelu is expected", act);
-    TextConfig c = {whole(j, "vocab_size", 49408), whole(j, "hidden_size", 512), whole(j, "num_hidden_layers", 12),
-                    whole(j, "num_attention_heads", 8), whole(j, "intermediate_size", 2048),
-                    whole(j, "max_position_embeddings", 77), strcmp(act, "gelu") ? QUICK_GELU : GELU,
-                    (float)json_get_number(j, "layer_norm_eps", 1e-5)};
+    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu"))
+        die("config.json: \"hidden_act\" is \"%s\"; quick_gelu or gelu is expected", act);
+    TextConfig c = {
+        whole(j, "vocab_size", 49408),           whole(j, "hidden_size", 512),
+        whole(j, "num_hidden_layers", 12),       whole(j, "num_attention_heads", 8),
+        whole(j, "intermediate_size", 2048),     whole(j, "max_position_embeddings", 77),
+        strcmp(act, "gelu") ? QUICK_GELU : GELU, (float)json_get_number(j, "layer_norm_eps", 1e-5)};
     if (!c.num_attention_heads || c.hidden_size % c.num_attention_heads)
-        die("config.json: hidden_size %d does not divide into %d heads", c.hidden_size, c.num_attention_heads);
+        die("config.json: hidden_size %d does not divide into %d heads", c.hidden_size,
+            c.num_attention_heads);
     return c;
 }
 
 UNetConfig unet_config(const Json *j) {
-    UNetConfig c = {.in_channels = whole(j, "in_channels", 4), .out_channels = whole(j, "out_channels", 4), .sample_size = whole(j, "sample_size", 64)};
+    UNetConfig c = {.in_channels = whole(j, "in_channels", 4),
+                    .out_channels = whole(j, "out_channels", 4),
+                    .sample_size = whole(j, "sample_size", 64)};
     c.levels = read_levels(j, c.block_out_channels);
     c.layers_per_block = whole(j, "layers_per_block", 2);
-    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS) die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
+    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS)
+        die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
     c.cross_attention_dim = whole(j, "cross_attention_dim", 1280);
     c.norm_num_groups = whole(j, "norm_num_groups", 32);
     c.time_cond_proj_dim = whole(j, "time_cond_proj_dim", 0);
@@ -843,14 +897,18 @@ UNetConfig unet_config(const Json *j) {
     if (types && (types->kind != JSON_ARRAY || types->length != (size_t)c.levels))
         die("config.json: \"down_block_types\" and \"block_out_channels\" differ in length");
     for (int i = 0; i < c.levels; i++) {
-        const Json *own = heads && heads->kind == JSON_ARRAY && (size_t)i < heads->length ? &heads->items[i] : heads;
+        const Json *own =
+            heads && heads->kind == JSON_ARRAY && (size_t)i < heads->length ? &heads->items[i] : heads;
         c.heads[i] = own && own->kind == JSON_NUMBER ? (int)own->number : 8;
-        const char *type = types ? types->items[i].string : i < c.levels - 1 ? "CrossAttnDownBlock2D" : "DownBlock2D";
+        const char *type = types              ? types->items[i].string
+                           : i < c.levels - 1 ? "CrossAttnDownBlock2D"
+                                              : "DownBlock2D";
         c.cross_attention[i] = type && !strcmp(type, "CrossAttnDownBlock2D");
         if (!c.cross_attention[i] && (!type || strcmp(type, "DownBlock2D")))
             die("config.json: block type \"%s\" is not of Stable Diffusion v1", type ? type : "?");
         if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
-            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i], c.norm_num_groups);
+            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i],
+                c.norm_num_groups);
         if (c.heads[i] < 1 || c.block_out_channels[i] % c.heads[i])
             die("config.json: %d channels do not divide into %d heads", c.block_out_channels[i], c.heads[i]);
     }
@@ -858,16 +916,20 @@ UNetConfig unet_config(const Json *j) {
 }
 
 VaeConfig vae_config(const Json *j) {
-    VaeConfig c = {.in_channels = whole(j, "in_channels", 3), .out_channels = whole(j, "out_channels", 3), .latent_channels = whole(j, "latent_channels", 4)};
+    VaeConfig c = {.in_channels = whole(j, "in_channels", 3),
+                   .out_channels = whole(j, "out_channels", 3),
+                   .latent_channels = whole(j, "latent_channels", 4)};
     c.levels = read_levels(j, c.block_out_channels);
     c.layers_per_block = whole(j, "layers_per_block", 1);
     c.norm_num_groups = whole(j, "norm_num_groups", 32);
     c.sample_size = whole(j, "sample_size", 512);
     c.scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215);
-    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS) die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
+    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS)
+        die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
     for (int i = 0; i < c.levels; i++)
         if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
-            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i], c.norm_num_groups);
+            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i],
+                c.norm_num_groups);
     refuse_unless(j, "act_fn", "silu");
     refuse_unless(j, "shift_factor", NULL);
     return c;
@@ -877,8 +939,13 @@ VaeConfig vae_config(const Json *j) {
 SchedulerConfig scheduler_config(const Json *j, int kind) {
     if (kind < 0) {
         const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
-        kind = !strcmp(class, "PNDMScheduler") ? PNDM : !strcmp(class, "DDIMScheduler") ? DDIM : !strcmp(class, "LCMScheduler") ? LCM : -1;
-        if (kind < 0) die("scheduler_config.json: the scheduler \"%s\" is not known; choose one with --scheduler", class);
+        kind = !strcmp(class, "PNDMScheduler")   ? PNDM
+               : !strcmp(class, "DDIMScheduler") ? DDIM
+               : !strcmp(class, "LCMScheduler")  ? LCM
+                                                 : -1;
+        if (kind < 0)
+            die("scheduler_config.json: the scheduler \"%s\" is not known; choose one with --scheduler",
+                class);
     }
     SchedulerConfig c = {.kind = (SchedulerKind)kind};
     c.num_train_timesteps = whole(j, "num_train_timesteps", 1000);
@@ -888,7 +955,8 @@ SchedulerConfig scheduler_config(const Json *j, int kind) {
     c.beta_end = (float)json_get_number(j, "beta_end", kind == LCM ? 0.012 : 0.02);
     const char *schedule = json_get_string(j, "beta_schedule", kind == LCM ? "scaled_linear" : "linear");
     c.scaled_linear = !strcmp(schedule, "scaled_linear");
-    if (!c.scaled_linear && strcmp(schedule, "linear")) die("scheduler_config.json: the schedule \"%s\" is not known", schedule);
+    if (!c.scaled_linear && strcmp(schedule, "linear"))
+        die("scheduler_config.json: the schedule \"%s\" is not known", schedule);
     c.set_alpha_to_one = json_get_bool(j, "set_alpha_to_one", kind != PNDM);
     c.clip_sample = kind != PNDM && json_get_bool(j, "clip_sample", kind == DDIM);
     c.clip_sample_range = (float)json_get_number(j, "clip_sample_range", 1);
@@ -897,12 +965,19 @@ SchedulerConfig scheduler_config(const Json *j, int kind) {
     c.original_inference_steps = whole(j, "original_inference_steps", 50);
     c.timestep_scaling = (float)json_get_number(j, "timestep_scaling", 10);
     const char *type = json_get_string(j, "prediction_type", "epsilon");
-    c.prediction_type = !strcmp(type, "v_prediction") ? V_PREDICTION : !strcmp(type, "sample") ? SAMPLE : EPSILON;
-    if (c.prediction_type == EPSILON && strcmp(type, "epsilon")) die("scheduler_config.json: the prediction type \"%s\" is not known", type);
+    c.prediction_type = !strcmp(type, "v_prediction") ? V_PREDICTION
+                        : !strcmp(type, "sample")     ? SAMPLE
+                                                      : EPSILON;
+    if (c.prediction_type == EPSILON && strcmp(type, "epsilon"))
+        die("scheduler_config.json: the prediction type \"%s\" is not known", type);
     const char *spacing = json_get_string(j, "timestep_spacing", "leading");
-    c.timestep_spacing = !strcmp(spacing, "trailing") ? TRAILING : !strcmp(spacing, "linspace") ? LINSPACE : LEADING;
-    if (c.timestep_spacing == LEADING && strcmp(spacing, "leading")) die("scheduler_config.json: the spacing \"%s\" is not known", spacing);
-    if (kind == PNDM && !c.skip_prk_steps) die("PNDM with Runge-Kutta steps (\"skip_prk_steps\": false) is not supported");
+    c.timestep_spacing = !strcmp(spacing, "trailing")   ? TRAILING
+                         : !strcmp(spacing, "linspace") ? LINSPACE
+                                                        : LEADING;
+    if (c.timestep_spacing == LEADING && strcmp(spacing, "leading"))
+        die("scheduler_config.json: the spacing \"%s\" is not known", spacing);
+    if (kind == PNDM && !c.skip_prk_steps)
+        die("PNDM with Runge-Kutta steps (\"skip_prk_steps\": false) is not supported");
     if (kind == LCM && (c.original_inference_steps < 1 || c.original_inference_steps > c.num_train_timesteps))
         die("scheduler_config.json: \"original_inference_steps\" is %d", c.original_inference_steps);
     return c;
@@ -954,7 +1029,8 @@ Image *tensor_to_image(const Tensor *pixels, int i) {
 
 // The .safetensors of one part: the plain name, its fp16 variant, or the index of its shards.
 static Store *open_part(const char *dir, const char *base) {
-    static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json", ".fp16.safetensors.index.json"};
+    static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json",
+                                          ".fp16.safetensors.index.json"};
     for (int i = 0; i < 4; i++) {
         char *path = format("%s/%s%s", dir, base, endings[i]);
         bool there = file_exists(path);
@@ -963,7 +1039,8 @@ static Store *open_part(const char *dir, const char *base) {
         if (there) return s;
     }
     char *bin = format("%s/%s.bin", dir, base);
-    if (file_exists(bin)) die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", bin);
+    if (file_exists(bin))
+        die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", bin);
     die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
 }
 
@@ -978,12 +1055,16 @@ static Json *part_config(const char *model, const char *part, const char *file) 
 static const Stored *find_in_part(void *store, const char *name) {
     const Stored *t = store_find(store, strchr(name, '.') + 1);
     if (t) return t;
+    if (!strncmp(name, "text_encoder.text_model.", 24))
+        return store_find(store, name + 24); // as transformers 5 saves
     char other[256]; // checkpoints before diffusers 0.18 call the VAE's attention by other names
-    static const char *const old[][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    static const char *const old[][2] = {
+        {".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
     for (int i = 0; i < 4; i++) {
         const char *at = strstr(name, old[i][0]);
         if (!at || strncmp(name, "vae.", 4)) continue;
-        snprintf(other, sizeof other, "%.*s%s%s", (int)(at - strchr(name, '.') - 1), strchr(name, '.') + 1, old[i][1], at + strlen(old[i][0]));
+        snprintf(other, sizeof other, "%.*s%s%s", (int)(at - strchr(name, '.') - 1), strchr(name, '.') + 1,
+                 old[i][1], at + strlen(old[i][0]));
         return store_find(store, other);
     }
     return NULL;
@@ -1035,8 +1116,10 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
         m->tokenizer = tokenizer_open(dir);
         free(dir);
     }
-    if ((parts & NEED_TEXT) && (parts & NEED_UNET) && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
-        die("%s: the text encoder gives %d numbers a token, the UNet expects %d", path, m->text_config.hidden_size, m->unet_config.cross_attention_dim);
+    if ((parts & NEED_TEXT) && (parts & NEED_UNET) &&
+        m->text_config.hidden_size != m->unet_config.cross_attention_dim)
+        die("%s: the text encoder gives %d numbers a token, the UNet expects %d", path,
+            m->text_config.hidden_size, m->unet_config.cross_attention_dim);
     return m;
 }
 

@@ -17,15 +17,17 @@ enum { MAX_LEVELS = 8, MAX_LAYERS = 4 }; // resolutions of a network; ResNets a 
 
 // What config.json says. Names are diffusers' and transformers'.
 typedef struct {
-    int vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, max_position_embeddings;
+    int vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
+        max_position_embeddings;
     Activation hidden_act;
     float layer_norm_eps;
 } TextConfig;
 typedef struct {
     int in_channels, out_channels, sample_size, levels, block_out_channels[MAX_LEVELS], layers_per_block;
-    int heads[MAX_LEVELS];              // "attention_head_dim", which in SD v1.5 counts heads: see unet_config
-    bool cross_attention[MAX_LEVELS];   // the level has transformers: "CrossAttnDownBlock2D"
-    int cross_attention_dim, norm_num_groups, time_cond_proj_dim; // the last: 0 where there is no guidance embedding
+    int heads[MAX_LEVELS];            // "attention_head_dim", which in SD v1.5 counts heads: see unet_config
+    bool cross_attention[MAX_LEVELS]; // the level has transformers: "CrossAttnDownBlock2D"
+    int cross_attention_dim, norm_num_groups,
+        time_cond_proj_dim; // the last: 0 where there is no guidance embedding
     bool flip_sin_to_cos, use_linear_projection;
     float freq_shift, norm_eps;
 } UNetConfig;
@@ -75,9 +77,9 @@ typedef struct {
     int count, *timesteps; // evaluations of the network, in order
     int at;                // the next one
     int steps_taken;
-    int step_ratio;        // num_train_timesteps / steps asked for
-    Tensor *history[4];    // PNDM: last predictions, newest first; and
-    Tensor *held;          //       the sample before the doubled first step
+    int step_ratio;     // num_train_timesteps / steps asked for
+    Tensor *history[4]; // PNDM: last predictions, newest first; and
+    Tensor *held;       //       the sample before the doubled first step
     int history_count;
 } Scheduler;
 // from_config(scheduler_config.json): absent keys take the class's defaults. kind -1: the class that it names.
@@ -107,7 +109,8 @@ typedef struct {
 typedef enum { NEED_TEXT = 1, NEED_UNET = 2, NEED_VAE = 4, NEED_TOKENIZER = 8, NEED_ALL = 15 } ModelParts;
 // A diffusers folder or one LDM file. tokenizer: a folder, or NULL for the model's own.
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts);
-Model *model_load_ldm(const char *path, const char *tokenizer, ModelParts parts); // ldm.c: one file of the original code's
+Model *model_load_ldm(const char *path, const char *tokenizer,
+                      ModelParts parts); // ldm.c: one file of the original code's
 void model_free(Model *m);
 
 // Text to image.

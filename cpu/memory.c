@@ -142,3 +142,12 @@ void k_release(size_t mark) {
         touched = keep;
     }
 }
+
+void *k_release_but(size_t mark, void *at, size_t bytes) {
+    if (mark > top) die("k_release_but: the mark %zu lies above the top of the stack, %zu", mark, top);
+    permit(base + mark, top - mark);
+    memmove(base + mark, at, bytes);
+    forbid(base + mark, top - mark);
+    top = mark;
+    return k_temp(bytes); // the place it was moved to
+}

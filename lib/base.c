@@ -168,9 +168,12 @@ double seconds(void) {
 }
 
 static void format_time(char out[16], double s) {
-    if (s < 100) snprintf(out, 16, "%.1fs", s);
-    else if (s < 3600) snprintf(out, 16, "%dm%02ds", (int)s / 60, (int)s % 60);
-    else snprintf(out, 16, "%dh%02dm", (int)(s / 3600), (int)(s / 60) % 60);
+    if (s < 100)
+        snprintf(out, 16, "%.1fs", s);
+    else if (s < 3600)
+        snprintf(out, 16, "%dm%02ds", (int)s / 60, (int)s % 60);
+    else
+        snprintf(out, 16, "%dh%02dm", (int)(s / 3600), (int)(s / 60) % 60);
 }
 
 static void progress_draw(Progress *p, const char *extra) {
@@ -178,7 +181,8 @@ static void progress_draw(Progress *p, const char *extra) {
     char spent[16], left[16] = "?", speed[32];
     format_time(spent, used);
     if (rate > 0) format_time(left, (double)(p->total - p->done) / rate);
-    snprintf(speed, sizeof speed, rate >= 1 || rate == 0 ? "%.1f/s" : "%.2f s each", rate >= 1 || rate == 0 ? rate : 1 / rate);
+    snprintf(speed, sizeof speed, rate >= 1 || rate == 0 ? "%.1f/s" : "%.2f s each",
+             rate >= 1 || rate == 0 ? rate : 1 / rate);
     bool terminal = isatty(STDERR_FILENO);
     char bar[25] = "";
     if (terminal) {
@@ -254,7 +258,8 @@ void output_discard(Output *o) {
 }
 
 void output_write(Output *o, const void *data, size_t bytes) {
-    if (bytes && fwrite(data, 1, bytes, o->file) != bytes) die("cannot write %s: %s", o->path, strerror(errno));
+    if (bytes && fwrite(data, 1, bytes, o->file) != bytes)
+        die("cannot write %s: %s", o->path, strerror(errno));
 }
 
 void output_printf(Output *o, const char *fmt, ...) {

@@ -34,8 +34,8 @@ extern int verbosity; // -1 --quiet, 0, 1 --verbose
 
 // ---- memory and strings --------------------------------------------------------------------------------
 
-void *xmalloc(size_t bytes);                // never NULL: dies with the figure
-void *xcalloc(size_t count, size_t size);   // zeroed; count * size may not overflow
+void *xmalloc(size_t bytes);              // never NULL: dies with the figure
+void *xcalloc(size_t count, size_t size); // zeroed; count * size may not overflow
 void *xrealloc(void *old, size_t bytes);
 char *xstrdup(const char *s);
 char *format(const char *fmt, ...) PRINTF_LIKE(1, 2); // printf into a new string; the caller frees it
@@ -45,7 +45,7 @@ char *format(const char *fmt, ...) PRINTF_LIKE(1, 2); // printf into a new strin
 // True if the bytes are UTF-8 as RFC 3629 has it: shortest forms only, no surrogates, nothing above U+10FFFF.
 // Where not, *bad_at (may be NULL) is the offset of the first byte of the first broken sequence.
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
-uint32_t utf8_get(const char **s);         // the code point at *s, which moves behind it; the text must be valid
+uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
 
 // ---- time and progress ---------------------------------------------------------------------------------

@@ -31,10 +31,12 @@ typedef struct {
     bool json;
 } Common;
 #define COMMON_SHORT "m:t:qvh"
-#define COMMON_LONG                                                                                                    \
-    {"model", required_argument, 0, 'm'}, {"threads", required_argument, 0, 't'}, {"seed", required_argument, 0, 0x5eed}, \
-        {"quiet", no_argument, 0, 'q'}, {"verbose", no_argument, 0, 'v'}, {"json", no_argument, 0, 0x1503},               \
-        {"help", no_argument, 0, 'h'}
+#define COMMON_LONG                                                                                          \
+    {"model", required_argument, 0, 'm'}, {"threads", required_argument, 0, 't'},                            \
+        {"seed", required_argument, 0, 0x5eed}, {"quiet", no_argument, 0, 'q'},                              \
+        {"verbose", no_argument, 0, 'v'}, {"json", no_argument, 0, 0x1503}, {                                \
+        "help", no_argument, 0, 'h'                                                                          \
+    }
 extern const Common common_defaults;
 // Takes one of them (what getopt_long returned); false if it is none of them. --help prints `help` and exits;
 // an unknown option ('?') dies.

@@ -45,6 +45,8 @@ void k_free(void *at);
 void *k_temp(size_t bytes);
 size_t k_mark(void);
 void k_release(size_t mark);
+// The same, but the `bytes` at `at`, taken after the mark, stay: they move down to it. Returns where they are now.
+void *k_release_but(size_t mark, void *at, size_t bytes);
 size_t k_peak(void); // largest sum of lasting and passing memory so far, in bytes
 
 void k_upload(void *to, const void *host, size_t bytes);

@@ -50,7 +50,8 @@ bool common_option(Common *c, int option, const char *help) {
         char *end;
         errno = 0;
         c->seed = strtoull(optarg, &end, 10);
-        if (end == optarg || *end || errno || *optarg == '-') die_usage("--seed takes a whole number, not \"%s\"", optarg);
+        if (end == optarg || *end || errno || *optarg == '-')
+            die_usage("--seed takes a whole number, not \"%s\"", optarg);
         return true;
     }
     case 'q': verbosity = -1; return true;
@@ -72,13 +73,16 @@ static int help(FILE *to, int status) {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].what);
     fputs("\n  sd COMMAND --help says more. For example:\n"
-          "  sd sample -p \"A child in a pink dress is climbing up a set of stairs in an entryway\" -o child.png\n", to);
+          "  sd sample -p \"A child in a pink dress is climbing up a set of stairs in an entryway\" -o "
+          "child.png\n",
+          to);
     return status;
 }
 
 int main(int argc, char **argv) {
     if (argc < 2) return help(stderr, 2);
-    if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) return help(stdout, 0);
+    if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+        return help(stdout, 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) {
             int status = commands[i].run(argc - 1, argv + 1);

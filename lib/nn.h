@@ -19,12 +19,13 @@
 typedef struct {
     int dims, shape[4];
     Type type;
-    void *data;      // backend memory
-    void *gradient;  // backend memory of the same size, or NULL; k_storage() of activations, fp32 of parameters
+    void *data; // backend memory
+    void
+        *gradient; // backend memory of the same size, or NULL; k_storage() of activations, fp32 of parameters
     bool wants_grad; // backward() is to compute the gradient
 } Tensor;
 
-Tensor *tensor_new(int dims, const int *shape);                // activation in the current scope, not filled
+Tensor *tensor_new(int dims, const int *shape); // activation in the current scope, not filled
 Tensor *tensor_new_type(int dims, const int *shape, Type type);
 Tensor *tensor_from(int dims, const int *shape, const float *host); // with these values
 void tensor_write(Tensor *t, const float *host);
@@ -32,7 +33,8 @@ float *tensor_read(const Tensor *t); // a new host array of fp32: for printing, 
 float tensor_item(const Tensor *t);  // the one number of a loss
 size_t tensor_count(const Tensor *t);
 int tensor_rows(const Tensor *t), tensor_cols(const Tensor *t);
-#define SHAPE(...) (int)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)), (int[]){__VA_ARGS__}
+#define SHAPE(...)                                                                                           \
+    (int)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)), (int[]) { __VA_ARGS__ }
 
 static inline Mem mem(const Tensor *t) { return t ? (Mem){t->data, t->type} : (Mem){0}; }
 // Where the gradient is to be added; absent where it is not wanted. Fresh ones are cleared.
@@ -40,7 +42,9 @@ Mem grad(Tensor *t);
 
 // A scope: what is created in it goes at its end, but for the result, which moves up to where the scope
 // began. While the tape records nothing goes: backward needs it.
-typedef struct { size_t data, structs; } Scope;
+typedef struct {
+    size_t data, structs;
+} Scope;
 Scope scope_begin(void);
 Tensor *scope_end(Scope s, Tensor *result); // result may be NULL
 
@@ -93,8 +97,10 @@ struct Adapter {
 };
 
 Layer *layer_linear(Params *p, int in, int out, bool bias, const char *name, ...) PRINTF_LIKE(5, 6);
-Layer *layer_conv(Params *p, int in, int out, int kh, int kw, bool bias, const char *name, ...) PRINTF_LIKE(7, 8);
-Layer *layer_norm_params(Params *p, int channels, const char *name, ...) PRINTF_LIKE(3, 4); // group and layer norms
+Layer *layer_conv(Params *p, int in, int out, int kh, int kw, bool bias, const char *name, ...)
+    PRINTF_LIKE(7, 8);
+Layer *layer_norm_params(Params *p, int channels, const char *name, ...)
+    PRINTF_LIKE(3, 4); // group and layer norms
 Tensor *param_tensor(Params *p, int dims, const int *shape, const char *name, ...) PRINTF_LIKE(4, 5);
 Layer *params_layer(const Params *p, const char *name); // the layer declared under that name, or NULL
 Tensor *params_find(const Params *p, const char *name); // NULL where absent
@@ -106,8 +112,8 @@ void params_free(Params *p);
 
 // ---- operations --------------------------------------------------------------------------------------------
 
-Tensor *linear(Tensor *x, const Layer *l);                       // (..., in) -> (..., out)
-Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual); // + residual (..., out)
+Tensor *linear(Tensor *x, const Layer *l);                            // (..., in) -> (..., out)
+Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual);      // + residual (..., out)
 Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha); // (m, k) x (k, n), or (n, k) transposed
 Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding);
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual); // 3x3 or 1x1, stride 1, same size
@@ -117,32 +123,35 @@ Tensor *group_norm(Tensor *x, const Layer *l, int groups, float eps);
 Tensor *group_norm_silu(Tensor *x, const Layer *l, int groups, float eps);
 Tensor *batch_norm_batch(Tensor *x, const Layer *l, float eps); // with the statistics of this batch
 Tensor *layer_norm(Tensor *x, const Layer *l, float eps);
-Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal); // (n, t, heads d), scale 1 / sqrt(d)
+Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads,
+                  bool causal); // (n, t, heads d), scale 1 / sqrt(d)
 Tensor *activation(Tensor *x, Activation f);
-Tensor *geglu(Tensor *x);                                      // (..., 2 c) -> (..., c)
+Tensor *geglu(Tensor *x); // (..., 2 c) -> (..., c)
 Tensor *add(Tensor *a, Tensor *b);
-Tensor *clamp(Tensor *x, float range);                         // to [-range, range]; no gradient
-Tensor *combine(float a, Tensor *x, float b, Tensor *z);       // a x + b z; z may be NULL
+Tensor *clamp(Tensor *x, float range);                   // to [-range, range]; no gradient
+Tensor *combine(float a, Tensor *x, float b, Tensor *z); // a x + b z; z may be NULL
 // a[i] x + b[i] z for picture i of the batch; a, b (n) host arrays; z may be NULL.
 Tensor *combine_each(const float *a, Tensor *x, const float *b, Tensor *z);
 Tensor *multiply(Tensor *a, Tensor *b);
-Tensor *add_vector(Tensor *x, Tensor *v);                      // x (n, h, w, c) + v (n, c)
-Tensor *concat(Tensor *a, Tensor *b);                          // along the last axis
+Tensor *add_vector(Tensor *x, Tensor *v); // x (n, h, w, c) + v (n, c)
+Tensor *concat(Tensor *a, Tensor *b);     // along the last axis
 Tensor *concat_many(Tensor **parts, int count);
-Tensor *slice(Tensor *x, int from, int count);                 // of the last axis
-Tensor *take(Tensor *x, int from, int count);                  // of the first axis (a batch's part; a copy)
-Tensor *stack(Tensor *a, Tensor *b);                           // along the first axis
-Tensor *upsample(Tensor *x);                                   // nearest, twice as high and wide
-Tensor *crop(Tensor *x, int h, int w);                         // the upper left h x w pixels
+Tensor *slice(Tensor *x, int from, int count); // of the last axis
+Tensor *take(Tensor *x, int from, int count);  // of the first axis (a batch's part; a copy)
+Tensor *stack(Tensor *a, Tensor *b);           // along the first axis
+Tensor *upsample(Tensor *x);                   // nearest, twice as high and wide
+Tensor *crop(Tensor *x, int h, int w);         // the upper left h x w pixels
 Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding);
-Tensor *reshape(Tensor *x, int dims, const int *shape);        // the same numbers, another shape
-Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape); // host ids, `shape` of them -> (shape..., c)
+Tensor *reshape(Tensor *x, int dims, const int *shape); // the same numbers, another shape
+Tensor *embed(Tensor *table, const int *ids, int dims,
+              const int *shape); // host ids, `shape` of them -> (shape..., c)
 Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift); // host t -> (count, dim)
-Tensor *log_softmax(Tensor *x);                                // over the last axis
+Tensor *log_softmax(Tensor *x);                                                    // over the last axis
 
 // Losses: one number. weight (n), host, one a picture or row of the first axis; NULL: all 1.
 Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Loss f, float c);
-Tensor *loss_pick(Tensor *log_probabilities, const int *ids);  // mean of -log p[ids]; negative ids are left out
+Tensor *loss_pick(Tensor *log_probabilities,
+                  const int *ids); // mean of -log p[ids]; negative ids are left out
 
 // ---- optimiser ---------------------------------------------------------------------------------------------
 
@@ -157,9 +166,10 @@ typedef struct {
     char **names;
 } Optimiser;
 // Over every trainable parameter of the models given.
-Optimiser *optimiser_new(OptimiserConfig c, float ema_decay /* 0: none */, const Params *const *models, int model_count);
-void optimiser_step(Optimiser *o);                     // clip, rate, AdamW, EMA; clears the gradients
-OptimiserState optimiser_read(const Optimiser *o);     // waits; at most once a step
+Optimiser *optimiser_new(OptimiserConfig c, float ema_decay /* 0: none */, const Params *const *models,
+                         int model_count);
+void optimiser_step(Optimiser *o);                 // clip, rate, AdamW, EMA; clears the gradients
+OptimiserState optimiser_read(const Optimiser *o); // waits; at most once a step
 void optimiser_free(Optimiser *o);
 void optimiser_swap_ema(Optimiser *o); // parameters <-> moving averages, to draw or save with the latter
 
@@ -170,14 +180,14 @@ typedef struct {
     uint32_t state[624];
     int next;
     bool has_spare;
-    double spare;     // second value of a Box-Muller pair, for draws of fewer than 16
-    bool philox;      // or the GPU generator's stream
+    double spare; // second value of a Box-Muller pair, for draws of fewer than 16
+    bool philox;  // or the GPU generator's stream
     uint64_t seed, offset;
 } Random;
-void random_seed(Random *r, uint64_t seed);           // torch.manual_seed
-void random_seed_philox(Random *r, uint64_t seed);    // as torch.cuda's generator
+void random_seed(Random *r, uint64_t seed);        // torch.manual_seed
+void random_seed_philox(Random *r, uint64_t seed); // as torch.cuda's generator
 uint32_t random_u32(Random *r);
-float random_uniform(Random *r);                      // torch.rand: 24 bits, [0, 1)
+float random_uniform(Random *r);                         // torch.rand: 24 bits, [0, 1)
 void random_normal(Random *r, float *out, size_t count); // torch.randn(count)
 // Philox 4x32-10 (Salmon et al. 2011): four random words of a counter and a key.
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

@@ -59,7 +59,8 @@ static void gemm_backward(Record *r) {
         k_gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
                (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
     if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
-    if (r->in[3] && r->in[3]->wants_grad) k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+    if (r->in[3] && r->in[3]->wants_grad)
+        k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
 static Tensor *gemm(Tensor *y, Tensor *a, Tensor *b, Tensor *bias, Tensor *residual, Gemm f) {
@@ -77,7 +78,8 @@ Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha) {
 
 // A low-rank update lands in y itself: y += scale (x down^T) up^T. Its record passes y's gradient on untouched.
 static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
-    Gemm f = {tensor_rows(low), tensor_cols(y), tensor_cols(low), .b_transposed = true, .add = true, .alpha = a->scale};
+    Gemm f = {tensor_rows(low),     tensor_cols(y), tensor_cols(low),
+              .b_transposed = true, .add = true,    .alpha = a->scale};
     gemm(y, low, a->up, NULL, NULL, f);
 }
 
@@ -103,21 +105,24 @@ static void conv_backward(Record *r) {
     if (x->wants_grad) k_conv2d_backward_input(grad(x), dy, mem(w), p);
     if (w->wants_grad) k_conv2d_backward_weight(grad(w).at, dy, mem(x), p);
     if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
-    if (r->in[3] && r->in[3]->wants_grad) k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+    if (r->in[3] && r->in[3]->wants_grad)
+        k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
 static Tensor *conv(Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
     Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
     k_conv2d(mem(y), mem(x), mem(weight), mem(bias), mem(residual), p);
-    return record((Record){.backward = conv_backward, .out = y, .in = {x, weight, bias, residual}, .p.conv = p});
+    return record(
+        (Record){.backward = conv_backward, .out = y, .in = {x, weight, bias, residual}, .p.conv = p});
 }
 
-static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, int stride, int top, int left, int oh, int ow) {
+static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, int stride, int top, int left, int oh,
+                          int ow) {
     Tensor *w = l->weight;
     if (x->dims != 4 || x->shape[3] != w->shape[3])
         die("%s takes pictures of %d channels, not %d", l->name, w->shape[3], tensor_cols(x));
-    Conv p = {x->shape[0], x->shape[1], x->shape[2], x->shape[3], oh, ow, w->shape[0],
-              w->shape[1], w->shape[2], stride, top, left};
+    Conv p = {x->shape[0], x->shape[1], x->shape[2], x->shape[3], oh,  ow,
+              w->shape[0], w->shape[1], w->shape[2], stride,      top, left};
     Tensor *y = conv(x, w, l->bias, residual, p);
     for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's window, up is 1x1
         p.oc = a->down->shape[0];
@@ -138,7 +143,8 @@ Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding) {
 
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
     same_shape(l->name, residual, residual);
-    return conv_layer(x, l, residual, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, x->shape[1], x->shape[2]);
+    return conv_layer(x, l, residual, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, x->shape[1],
+                      x->shape[2]);
 }
 
 // ---- norms ------------------------------------------------------------------------------------------------
@@ -147,15 +153,18 @@ Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
 //   dgamma += dy xhat;  dbeta += dy;  dx += rstd (g - mean(g) - xhat mean(g xhat)),  g = gamma dy
 static void group_norm_backward(Record *r) {
     Tensor *gamma = r->in[1], *beta = r->in[2];
-    k_group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]), mem(gamma),
-                          mem(beta), r->kept, r->p.norm);
+    k_group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]),
+                          mem(gamma), mem(beta), r->kept, r->p.norm);
 }
 
 static Tensor *norm(Tensor *x, const Layer *l, GroupNorm p) {
     Tensor *y = like(x);
     float *stats = is_recording() ? k_temp((size_t)p.n * (size_t)p.groups * 2 * sizeof(float)) : NULL;
     k_group_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), p);
-    return record((Record){.backward = group_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats,
+    return record((Record){.backward = group_norm_backward,
+                           .out = y,
+                           .in = {x, l->weight, l->bias},
+                           .kept = stats,
                            .p.norm = p});
 }
 
@@ -192,7 +201,8 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
     Tensor *y = like(x);
     float *stats = is_recording() ? k_temp((size_t)rows * 2 * sizeof(float)) : NULL;
     k_layer_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), rows, cols, eps);
-    return record((Record){.backward = layer_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats});
+    return record(
+        (Record){.backward = layer_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats});
 }
 
 // ---- attention --------------------------------------------------------------------------------------------
@@ -202,19 +212,21 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
 // P is made again from lse, the logarithm of each row's sum of exponentials (Dao et al. 2022, "FlashAttention").
 static void attention_backward(Record *r) {
     Tensor *q = r->in[0], *k = r->in[1], *v = r->in[2];
-    k_attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out), r->kept,
-                         r->p.attention);
+    k_attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out),
+                         r->kept, r->p.attention);
 }
 
 Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
     int n = q->shape[0], c = tensor_cols(q), d = c / heads;
     if (c % heads || tensor_cols(k) != c || tensor_cols(v) != c || k->shape[0] != n)
-        die("attention: %d heads of %d, %d and %d channels do not fit", heads, c, tensor_cols(k), tensor_cols(v));
+        die("attention: %d heads of %d, %d and %d channels do not fit", heads, c, tensor_cols(k),
+            tensor_cols(v));
     Attention p = {n, heads, tensor_rows(q) / n, tensor_rows(k) / n, d, 1 / sqrtf((float)d), causal};
     Tensor *o = like(q);
     float *lse = is_recording() ? k_temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
     k_attention(mem(o), lse, mem(q), mem(k), mem(v), p);
-    return record((Record){.backward = attention_backward, .out = o, .in = {q, k, v}, .kept = lse, .p.attention = p});
+    return record(
+        (Record){.backward = attention_backward, .out = o, .in = {q, k, v}, .kept = lse, .p.attention = p});
 }
 
 // ---- one number at a time ---------------------------------------------------------------------------------
@@ -328,7 +340,8 @@ static Mem offset(Mem m, size_t numbers) {
 static void concat_backward(Record *r) { // one record a part: dpart += its columns of dy
     Tensor *part = r->in[0];
     int rows = tensor_rows(part), cols = tensor_cols(part);
-    k_copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out), rows, cols, true);
+    k_copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out),
+                   rows, cols, true);
 }
 
 Tensor *concat_many(Tensor **parts, int count) {
@@ -349,7 +362,8 @@ Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2)
 static void slice_backward(Record *r) {
     Tensor *x = r->in[0];
     int rows = tensor_rows(x), cols = tensor_cols(r->out);
-    k_copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols, true);
+    k_copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols,
+                   true);
 }
 
 Tensor *slice(Tensor *x, int from, int count) {
@@ -363,12 +377,14 @@ Tensor *slice(Tensor *x, int from, int count) {
 // The batch's part lies at number p.columns.from * (numbers a picture): one long row.
 static void take_backward(Record *r) {
     Tensor *x = r->in[0];
-    size_t n = tensor_count(r->out), from = (size_t)r->p.columns.from * (tensor_count(x) / (size_t)x->shape[0]);
+    size_t n = tensor_count(r->out),
+           from = (size_t)r->p.columns.from * (tensor_count(x) / (size_t)x->shape[0]);
     k_combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
 }
 
 Tensor *take(Tensor *x, int from, int count) {
-    if (from < 0 || count < 1 || from + count > x->shape[0]) die("take: %d..%d of %d", from, from + count, x->shape[0]);
+    if (from < 0 || count < 1 || from + count > x->shape[0])
+        die("take: %d..%d of %d", from, from + count, x->shape[0]);
     int shape[4];
     memcpy(shape, x->shape, sizeof shape);
     shape[0] = count;
@@ -411,7 +427,8 @@ static void crop_backward(Record *r) {
     Tensor *x = r->in[0], *y = r->out;
     int n = x->shape[0], H = x->shape[1], W = x->shape[2], h = y->shape[1], w = y->shape[2], c = x->shape[3];
     for (int i = 0; i < n; i++)
-        k_copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c, offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
+        k_copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c,
+                       offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
 }
 
 Tensor *crop(Tensor *x, int h, int w) {
@@ -419,7 +436,8 @@ Tensor *crop(Tensor *x, int h, int w) {
     if (h > H || w > W) die("crop: %d x %d pixels do not hold %d x %d", H, W, h, w);
     Tensor *y = tensor_new(SHAPE(n, h, w, c));
     for (int i = 0; i < n; i++)
-        k_copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c, offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
+        k_copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c,
+                       offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
     return record((Record){.backward = crop_backward, .out = y, .in = {x}});
 }
 
@@ -430,8 +448,18 @@ static void pool_backward(Record *r) {
 
 Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
     int n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3];
-    Conv p = {n, h, w, c, (h + 2 * padding - size) / stride + 1, (w + 2 * padding - size) / stride + 1, c,
-              size, size, stride, padding, padding};
+    Conv p = {n,
+              h,
+              w,
+              c,
+              (h + 2 * padding - size) / stride + 1,
+              (w + 2 * padding - size) / stride + 1,
+              c,
+              size,
+              size,
+              stride,
+              padding,
+              padding};
     Tensor *y = tensor_new(SHAPE(n, p.oh, p.ow, c));
     k_pool(mem(y), mem(x), p, kind);
     return record((Record){.backward = pool_backward, .out = y, .in = {x}, .pool_shape = p, .p.pool = kind});
@@ -440,7 +468,8 @@ Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
 // The same memory under another shape, the gradient's too: so there is nothing to note.
 Tensor *reshape(Tensor *x, int dims, const int *shape) {
     Tensor *y = tensor_struct(dims, shape, x->type);
-    if (tensor_count(y) != tensor_count(x)) die("reshape: %zu numbers are not %zu", tensor_count(x), tensor_count(y));
+    if (tensor_count(y) != tensor_count(x))
+        die("reshape: %zu numbers are not %zu", tensor_count(x), tensor_count(y));
     y->data = x->data;
     y->wants_grad = is_recording() && x->wants_grad;
     if (y->wants_grad) y->gradient = grad(x).at;
@@ -457,7 +486,8 @@ Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
     for (int i = 0; i < dims; i++) full[i] = shape[i], rows *= shape[i];
     full[dims] = tensor_cols(table);
     for (int i = 0; i < rows; i++)
-        if (ids[i] < 0 || ids[i] >= table->shape[0]) die("embed: id %d is not in 0..%d", ids[i], table->shape[0] - 1);
+        if (ids[i] < 0 || ids[i] >= table->shape[0])
+            die("embed: id %d is not in 0..%d", ids[i], table->shape[0] - 1);
     Tensor *y = tensor_new(dims + 1, full);
     int32_t *at = upload_ids(ids, rows);
     k_embed(mem(y), mem(table), at, rows, full[dims]);
@@ -472,7 +502,8 @@ Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift
 
 // y = x - log sum exp x;  dx += dy - exp(y) sum(dy)
 static void log_softmax_backward(Record *r) {
-    k_log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out), tensor_cols(r->out));
+    k_log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out),
+                           tensor_cols(r->out));
 }
 
 Tensor *log_softmax(Tensor *x) {
@@ -487,7 +518,8 @@ Tensor *log_softmax(Tensor *x) {
 static void loss_backward(Record *r) {
     Tensor *x = r->in[0];
     int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
-    k_loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f, r->p.loss.c);
+    k_loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f,
+                    r->p.loss.c);
 }
 
 Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Loss f, float c) {
@@ -496,9 +528,10 @@ Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Lo
     Tensor *y = tensor_new_type(SHAPE(1), F32);
     float *w = weight ? upload_floats(weight, n) : NULL;
     k_loss(y->data, mem(prediction), mem(target), w, n, cols, f, c);
-    if (target->wants_grad && is_recording()) die("loss: the target is a constant; it may not want a gradient");
-    return record((Record){.backward = loss_backward, .out = y, .in = {prediction, target}, .kept = w,
-                           .p.loss = {f, c}});
+    if (target->wants_grad && is_recording())
+        die("loss: the target is a constant; it may not want a gradient");
+    return record((Record){
+        .backward = loss_backward, .out = y, .in = {prediction, target}, .kept = w, .p.loss = {f, c}});
 }
 
 // loss = - mean over rows of x[r, ids[r]];  dx[r, ids[r]] -= dloss / rows

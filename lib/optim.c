@@ -41,7 +41,8 @@ Optimiser *optimiser_new(OptimiserConfig c, float ema_decay, const Params *const
 }
 
 void optimiser_step(Optimiser *o) {
-    for (int i = 0; i < o->count; i++) k_sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
+    for (int i = 0; i < o->count; i++)
+        k_sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
     k_optimiser_begin(o->state, o->config);
     for (int i = 0; i < o->count; i++) {
         Tensor *t = o->tensors[i];

@@ -21,7 +21,10 @@ static Tensor *declare(Params *p, char *name, int dims, const int *shape) {
 }
 
 // The layers of all models, found again by the name of their weight.
-static struct { const Tensor *weight; Layer *layer; } *layers;
+static struct {
+    const Tensor *weight;
+    Layer *layer;
+} * layers;
 static int layer_count;
 
 static Layer *layer(Params *p, char *name, int dims, const int *weight_shape, bool bias) {
@@ -34,10 +37,10 @@ static Layer *layer(Params *p, char *name, int dims, const int *weight_shape, bo
     return l;
 }
 
-#define NAME_FROM_ARGS(text)                                                                                           \
-    va_list args;                                                                                                      \
-    va_start(args, text);                                                                                              \
-    char *full = full_name(text, args);                                                                                \
+#define NAME_FROM_ARGS(text)                                                                                 \
+    va_list args;                                                                                            \
+    va_start(args, text);                                                                                    \
+    char *full = full_name(text, args);                                                                      \
     va_end(args)
 
 Layer *layer_linear(Params *p, int in, int out, bool bias, const char *name, ...) {

@@ -14,7 +14,8 @@ void random_seed(Random *r, uint64_t seed) {
     memset(r, 0, sizeof *r);
     r->seed = seed;
     r->state[0] = (uint32_t)seed;
-    for (uint32_t i = 1; i < 624; i++) r->state[i] = 1812433253u * (r->state[i - 1] ^ r->state[i - 1] >> 30) + i;
+    for (uint32_t i = 1; i < 624; i++)
+        r->state[i] = 1812433253u * (r->state[i - 1] ^ r->state[i - 1] >> 30) + i;
     r->next = 624;
 }
 
@@ -84,7 +85,9 @@ static void normal_philox(Random *r, float *out, size_t count) {
     for (size_t first = 0, round = 0; first < count; first += 4 * threads, round++)
         for (size_t t = 0; t < threads && first + t < count; t++) {
             uint64_t offset = r->offset + round;
-            uint32_t counter[4] = {(uint32_t)offset, (uint32_t)(offset >> 32), (uint32_t)t, (uint32_t)((uint64_t)t >> 32)}, w[4];
+            uint32_t counter[4] = {(uint32_t)offset, (uint32_t)(offset >> 32), (uint32_t)t,
+                                   (uint32_t)((uint64_t)t >> 32)},
+                     w[4];
             philox4x32(counter, key, w);
             for (int pair = 0; pair < 2; pair++) {
                 // curand: u = word 2^-32 + 2^-33, angle = 2 pi (word 2^-32) + pi 2^-32

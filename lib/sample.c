@@ -35,23 +35,48 @@ static const char help[] =
     "  -t, --threads N   -q, --quiet   -v, --verbose   -h, --help\n\n"
     "  sd sample -p \"a dog runs through a park at night\" --steps 25 --seed 7 -o dog.png\n";
 
-enum { NEGATIVE = 256, PROMPTS, OUT, INIT, STRENGTH, LATENTS, STEPS, CFG, SCHEDULER, RNG, TOKENIZER, PREVIEW, DUMP };
+enum {
+    NEGATIVE = 256,
+    PROMPTS,
+    OUT,
+    INIT,
+    STRENGTH,
+    LATENTS,
+    STEPS,
+    CFG,
+    SCHEDULER,
+    RNG,
+    TOKENIZER,
+    PREVIEW,
+    DUMP
+};
 
-static const struct option options[] = {
-    {"prompt", required_argument, 0, 'p'}, {"negative", required_argument, 0, NEGATIVE},
-    {"prompts", required_argument, 0, PROMPTS}, {"out", required_argument, 0, OUT},
-    {"init", required_argument, 0, INIT}, {"strength", required_argument, 0, STRENGTH},
-    {"latents", required_argument, 0, LATENTS}, {"steps", required_argument, 0, STEPS},
-    {"cfg", required_argument, 0, CFG}, {"scheduler", required_argument, 0, SCHEDULER},
-    {"width", required_argument, 0, 'W'}, {"height", required_argument, 0, 'H'},
-    {"rng", required_argument, 0, RNG}, {"count", required_argument, 0, 'n'},
-    {"tokenizer", required_argument, 0, TOKENIZER}, {"output", required_argument, 0, 'o'},
-    {"preview", no_argument, 0, PREVIEW}, {"dump", required_argument, 0, DUMP}, COMMON_LONG, {0}};
+static const struct option options[] = {{"prompt", required_argument, 0, 'p'},
+                                        {"negative", required_argument, 0, NEGATIVE},
+                                        {"prompts", required_argument, 0, PROMPTS},
+                                        {"out", required_argument, 0, OUT},
+                                        {"init", required_argument, 0, INIT},
+                                        {"strength", required_argument, 0, STRENGTH},
+                                        {"latents", required_argument, 0, LATENTS},
+                                        {"steps", required_argument, 0, STEPS},
+                                        {"cfg", required_argument, 0, CFG},
+                                        {"scheduler", required_argument, 0, SCHEDULER},
+                                        {"width", required_argument, 0, 'W'},
+                                        {"height", required_argument, 0, 'H'},
+                                        {"rng", required_argument, 0, RNG},
+                                        {"count", required_argument, 0, 'n'},
+                                        {"tokenizer", required_argument, 0, TOKENIZER},
+                                        {"output", required_argument, 0, 'o'},
+                                        {"preview", no_argument, 0, PREVIEW},
+                                        {"dump", required_argument, 0, DUMP},
+                                        COMMON_LONG,
+                                        {0}};
 
 // Two pixels a character, one above the other: an upper half block in the one's colour on the other's.
 static void preview(const Image *image) {
     int columns = 64;
-    Image *small = image_resize(image, columns, columns * image->height / image->width / 2 * 2, RESIZE_BICUBIC);
+    Image *small =
+        image_resize(image, columns, columns * image->height / image->width / 2 * 2, RESIZE_BICUBIC);
     for (int y = 0; y + 1 < small->height; y += 2) {
         for (int x = 0; x < columns; x++) {
             const unsigned char *a = small->rgb + 3 * (y * columns + x), *b = a + 3 * columns;
@@ -82,9 +107,10 @@ static char **read_lines(const char *path, int *count) {
 // The text that other tools read out of a PNG and show.
 static char *parameters(const SampleOptions *o, const Scheduler *s, const char *model) {
     static const char *const names[] = {"PNDM", "DDIM", "LCM"};
-    return format("%s%s%s\nSteps: %d, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s, Version: sd.c", o->prompt,
-                  o->negative ? "\nNegative prompt: " : "", o->negative ? o->negative : "", o->steps, names[s->config.kind],
-                  (double)o->cfg, (unsigned long long)o->seed, o->width, o->height, model);
+    return format(
+        "%s%s%s\nSteps: %d, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s, Version: sd.c",
+        o->prompt, o->negative ? "\nNegative prompt: " : "", o->negative ? o->negative : "", o->steps,
+        names[s->config.kind], (double)o->cfg, (unsigned long long)o->seed, o->width, o->height, model);
 }
 
 static float *load_latents(const char *path, int c, int h, int w) {
@@ -92,7 +118,8 @@ static float *load_latents(const char *path, int c, int h, int w) {
     const Stored *t = store_find(s, "latents");
     if (!t) die("%s: tensor latents is missing", path);
     size_t want = (size_t)c * (size_t)h * (size_t)w;
-    if (t->count != want) die("%s: latents hold %zu numbers; %zu (1, %d, %d, %d) are expected", path, t->count, want, c, h, w);
+    if (t->count != want)
+        die("%s: latents hold %zu numbers; %zu (1, %d, %d, %d) are expected", path, t->count, want, c, h, w);
     float *x = xmalloc(want * sizeof(float));
     store_read_f32(t, x);
     store_close(s);
@@ -123,12 +150,16 @@ int command_sample(int argc, char **argv) {
         case STEPS: steps = (int)option_whole("--steps", optarg, 1, 1000); break;
         case CFG: cfg = option_number("--cfg", optarg, -1000, 1000), with_cfg = true; break;
         case SCHEDULER:
-            scheduler = !strcmp(optarg, "pndm") ? PNDM : !strcmp(optarg, "ddim") ? DDIM : !strcmp(optarg, "lcm") ? LCM : -1;
+            scheduler = !strcmp(optarg, "pndm")   ? PNDM
+                        : !strcmp(optarg, "ddim") ? DDIM
+                        : !strcmp(optarg, "lcm")  ? LCM
+                                                  : -1;
             if (scheduler < 0) die_usage("--scheduler is \"%s\"; pndm, ddim or lcm is expected", optarg);
             break;
         case RNG:
             philox = !strcmp(optarg, "philox");
-            if (!philox && strcmp(optarg, "torch")) die_usage("--rng is \"%s\"; torch or philox is expected", optarg);
+            if (!philox && strcmp(optarg, "torch"))
+                die_usage("--rng is \"%s\"; torch or philox is expected", optarg);
             break;
         case TOKENIZER: tokenizer = optarg; break;
         case PREVIEW: show = true; break;
@@ -142,7 +173,8 @@ int command_sample(int argc, char **argv) {
     const char *texts[2] = {prompt, negative};
     for (int i = 0; i < 2; i++) {
         size_t at;
-        if (texts[i] && !utf8_valid(texts[i], strlen(texts[i]), &at)) die("the prompt is not UTF-8: byte %zu", at);
+        if (texts[i] && !utf8_valid(texts[i], strlen(texts[i]), &at))
+            die("the prompt is not UTF-8: byte %zu", at);
     }
 
     common_start(&common);
@@ -195,12 +227,14 @@ int command_sample(int argc, char **argv) {
     if (common.json) {
         printf("{\"images\": [");
         for (int i = 0; i < drawn; i++) printf("%s\"%s\"", i ? ", " : "", paths[i]);
-        printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, \"steps\": %d, \"vae_s\": %.4f, "
+        printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, \"steps\": "
+               "%d, \"vae_s\": %.4f, "
                "\"peak_mb\": %.1f, \"seed\": %llu}\n",
-               total, load_s, times.text_s, times.unet_step_s, o.steps, times.vae_s, (double)k_peak() / 1e6, (unsigned long long)common.seed);
+               total, load_s, times.text_s, times.unet_step_s, o.steps, times.vae_s, (double)k_peak() / 1e6,
+               (unsigned long long)common.seed);
     }
-    note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s, times.text_s,
-                 times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);
+    note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
+                 times.text_s, times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);
     for (int i = 0; i < drawn; i++) free(paths[i]);
     for (int i = 0; i < lines; i++) free(captions[i]);
     free(paths), free(captions), free((void *)o.latents);

@@ -10,8 +10,8 @@ typedef struct Record Record;
 struct Record {
     void (*backward)(Record *r); // adds to the gradients of `in`, given that of `out`
     Tensor *out, *in[RECORD_INPUTS];
-    float *kept;          // statistics of the forward pass, or coefficients, in backend memory
-    const int32_t *ids;   // in backend memory
+    float *kept;        // statistics of the forward pass, or coefficients, in backend memory
+    const int32_t *ids; // in backend memory
     float a, b;
     union {
         Gemm gemm;
@@ -19,8 +19,13 @@ struct Record {
         GroupNorm norm;
         Attention attention;
         Activation activation;
-        struct { int from, cols; } columns;
-        struct { Loss f; float c; } loss;
+        struct {
+            int from, cols;
+        } columns;
+        struct {
+            Loss f;
+            float c;
+        } loss;
         Pool pool;
     } p;
     Conv pool_shape;

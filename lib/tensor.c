@@ -8,7 +8,11 @@
 // ---- the structs of tensors: a stack of host memory, cut back together with k_release ---------------------
 
 enum { CHUNK = 1 << 20 };
-static struct { char **chunks; int count; size_t used; } structs; // used: over all chunks
+static struct {
+    char **chunks;
+    int count;
+    size_t used;
+} structs; // used: over all chunks
 
 static void *struct_new(size_t bytes) {
     bytes = (bytes + 15) / 16 * 16;
@@ -113,15 +117,18 @@ Tensor *scope_end(Scope s, Tensor *result) {
         return NULL;
     }
     Tensor old = *result; // lies above the mark: take it out before the memory is given again
-    k_release(s.data), structs.used = s.structs;
-    Tensor *up = tensor_new_type(old.dims, old.shape, old.type);
-    if (up->data != old.data) k_copy(mem(up), mem(&old), tensor_count(&old)); // downwards, so overlap is fine
+    structs.used = s.structs;
+    Tensor *up = tensor_struct(old.dims, old.shape, old.type);
+    up->data = k_release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
     return up;
 }
 
 // ---- the tape ---------------------------------------------------------------------------------------------
 
-static struct { Record *list; int count, room; } tape;
+static struct {
+    Record *list;
+    int count, room;
+} tape;
 static Scope tape_scope;
 
 bool checkpointing;

@@ -5,7 +5,8 @@
 
 #include "../sd.h"
 
-void trace_begin(void);                                                // collect from here on
-void trace_save(const char *path, const SampleOptions *o, const Model *m); // what was collected, and what went in
+void trace_begin(void); // collect from here on
+void trace_save(const char *path, const SampleOptions *o,
+                const Model *m); // what was collected, and what went in
 
 #endif

@@ -29,15 +29,18 @@ static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
 
 // (out, in, window) -> (out, window, in), elements of `size` bytes.
 static void to_memory_order(char *to, const char *from, const Tensor *t, size_t size) {
-    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2], out = (size_t)t->shape[0];
+    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2],
+           out = (size_t)t->shape[0];
 #pragma omp parallel for
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++)
             for (size_t k = 0; k < window; k++) {
                 const char *s = from + ((o * in + i) * window + k) * size;
                 char *d = to + ((o * window + k) * in + i) * size;
-                if (size == 4) memcpy(d, s, 4);
-                else memcpy(d, s, 2);
+                if (size == 4)
+                    memcpy(d, s, 4);
+                else
+                    memcpy(d, s, 2);
             }
 }
 
@@ -72,7 +75,8 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
         describe(expected, sizeof expected, want, dims);
         die("%s: tensor %s has the shape %s; %s is expected", s->file, name, have, expected);
     }
-    if (s->type != F32 && s->type != F16 && s->type != BF16) die("%s: tensor %s is neither F32, F16 nor BF16", s->file, name);
+    if (s->type != F32 && s->type != F16 && s->type != BF16)
+        die("%s: tensor %s is neither F32, F16 nor BF16", s->file, name);
     size_t bad = first_bad(s->data, s->type, s->count);
     if (bad < s->count) die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, bad);
     size_t size = s->type == F32 ? 4 : 2;
@@ -112,7 +116,8 @@ void params_to_f32(const Params *p) {
 float *param_read(const Tensor *t) {
     float *x = tensor_read(t);
     if (t->dims != 4 || t->shape[1] * t->shape[2] == 1) return x;
-    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2], out = (size_t)t->shape[0];
+    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2],
+           out = (size_t)t->shape[0];
     float *y = xmalloc(tensor_count(t) * sizeof(float));
     for (size_t o = 0; o < out; o++)
         for (size_t k = 0; k < window; k++)
