@@ -1,0 +1,191 @@
+// train.c: a training run: resume, step, log, checkpoint, end. See train.h.
+#include "train.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char *in_dir(const Run *r, const char *name) { return format("%s/%s", r->dir, name); }
+
+// ---- the checkpoint -----------------------------------------------------------------------------------------
+
+// Counters and random numbers travel as metadata text; the generator's 624 words as a tensor of bytes would do too,
+// but so the file can be read by eye.
+static char *random_text(const Random *r) {
+    char *text = xmalloc(624 * 9 + 200), *at = text;
+    at += sprintf(at, "%d %d %a %d %llu %llu", r->next, r->has_spare, r->spare, r->philox, (unsigned long long)r->seed,
+                  (unsigned long long)r->offset);
+    for (int i = 0; i < 624; i++) at += sprintf(at, " %x", r->state[i]);
+    return text;
+}
+
+static bool random_parse(Random *r, const char *text) {
+    int spare, philox, read;
+    unsigned long long seed, offset;
+    if (sscanf(text, "%d %d %la %d %llu %llu%n", &r->next, &spare, &r->spare, &philox, &seed, &offset, &read) != 6)
+        return false;
+    r->has_spare = spare, r->philox = philox, r->seed = seed, r->offset = offset;
+    for (int i = 0; i < 624; i++) {
+        char *end;
+        r->state[i] = (uint32_t)strtoul(text += i ? 0 : read, &end, 16);
+        if (end == text) return false;
+        text = end;
+    }
+    return true;
+}
+
+static void declare_all(StoreWriter *w, const Optimiser *o, const char *prefix) {
+    for (int i = 0; i < o->count; i++) {
+        int64_t shape[1] = {(int64_t)tensor_count(o->tensors[i])};
+        char *name = format("%s.%s", prefix, o->names[i]);
+        store_declare(w, name, F32, 1, shape);
+        free(name);
+    }
+}
+
+static void write_all(StoreWriter *w, const Optimiser *o, float *const *memory) {
+    for (int i = 0; i < o->count; i++) {
+        size_t bytes = tensor_count(o->tensors[i]) * sizeof(float);
+        float *host = xmalloc(bytes);
+        k_download(host, memory ? memory[i] : o->tensors[i]->data, bytes);
+        store_data(w, host, bytes);
+        free(host);
+    }
+}
+
+void run_checkpoint(Run *r) {
+    const Optimiser *o = r->optimiser;
+    char *path = in_dir(r, "checkpoint.safetensors"), text[64];
+    OptimiserState state = optimiser_read(o);
+    StoreWriter *w = store_create(path);
+    snprintf(text, sizeof text, "%ld", r->step);
+    store_metadata_add(w, "step", text);
+    snprintf(text, sizeof text, "%.3f", run_seconds(r));
+    store_metadata_add(w, "seconds", text);
+    snprintf(text, sizeof text, "%a", (double)r->loss);
+    store_metadata_add(w, "loss", text);
+    store_metadata_add(w, "config", r->config);
+    char *random = random_text(&r->random);
+    store_metadata_add(w, "random", random);
+    free(random);
+    int64_t state_size[1] = {(int64_t)(sizeof state / sizeof(float))};
+    store_declare(w, "optimiser.state", F32, 1, state_size);
+    declare_all(w, o, "weight"), declare_all(w, o, "m"), declare_all(w, o, "v");
+    if (o->ema) declare_all(w, o, "ema");
+    store_data(w, &state, sizeof state);
+    write_all(w, o, NULL), write_all(w, o, o->m), write_all(w, o, o->v);
+    if (o->ema) write_all(w, o, o->ema);
+    store_commit(w);
+    free(path);
+    r->saved_at = seconds();
+}
+
+static void read_one(const Store *s, const char *path, const char *prefix, const char *name, void *to, size_t count) {
+    char *full = format("%s.%s", prefix, name);
+    const Stored *t = store_find(s, full);
+    if (!t) die("%s: tensor %s is missing", path, full);
+    if (t->type != F32 || t->count != count) die("%s: tensor %s holds %zu numbers, %zu are expected", path, full, t->count, count);
+    k_upload(to, t->data, count * sizeof(float));
+    k_sync();
+    free(full);
+}
+
+static void resume(Run *r, const char *path) {
+    Optimiser *o = r->optimiser;
+    Store *s = store_open(path);
+    const char *config = store_metadata(s, "config"), *step = store_metadata(s, "step"), *random = store_metadata(s, "random");
+    const char *spent = store_metadata(s, "seconds"), *loss = store_metadata(s, "loss");
+    if (!config || !step || !random || !random_parse(&r->random, random)) die("%s is no checkpoint of a training run", path);
+    if (strcmp(config, r->config))
+        die("%s belongs to another run: it was made with %s, now %s is asked for; take another folder or --fresh", path, config, r->config);
+    r->step = strtol(step, NULL, 10);
+    r->earlier = spent ? strtod(spent, NULL) : 0;
+    r->loss = loss ? strtof(loss, NULL) : 0;
+    read_one(s, path, "optimiser", "state", o->state, sizeof(OptimiserState) / sizeof(float));
+    for (int i = 0; i < o->count; i++) {
+        size_t n = tensor_count(o->tensors[i]);
+        read_one(s, path, "weight", o->names[i], o->tensors[i]->data, n);
+        read_one(s, path, "m", o->names[i], o->m[i], n);
+        read_one(s, path, "v", o->names[i], o->v[i], n);
+        if (o->ema) read_one(s, path, "ema", o->names[i], o->ema[i], n);
+    }
+    store_close(s);
+    note("resuming %s at step %ld of %ld", r->dir, r->step, r->total);
+}
+
+// ---- the log ------------------------------------------------------------------------------------------------
+
+// A run that was killed may have logged steps after its last checkpoint, and half a line: they are cut off, since
+// they will be made again.
+static void log_open(Run *r) {
+    char *path = in_dir(r, "log.jsonl");
+    if (r->step > 0 && file_exists(path)) {
+        size_t bytes, keep = 0;
+        char *text = read_file(path, &bytes);
+        for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
+            long step = -1;
+            if (sscanf(line, "{\"step\": %ld", &step) != 1 || step > r->step) break;
+            keep = (size_t)(end + 1 - text);
+        }
+        free(text);
+        if (truncate(path, (off_t)keep)) die("cannot write %s: %s", path, strerror(errno));
+    }
+    r->log = fopen(path, r->step > 0 ? "a" : "w");
+    if (!r->log) die("cannot write %s: %s", path, strerror(errno));
+    free(path);
+}
+
+// ---- the run ------------------------------------------------------------------------------------------------
+
+void run_begin(Run *r, uint64_t seed, bool fresh) {
+    make_directories(r->dir);
+    random_seed(&r->random, seed);
+    r->step = 0, r->earlier = 0, r->loss = 0;
+    if (!r->checkpoint_every) r->checkpoint_every = 120;
+    char *checkpoint = in_dir(r, "checkpoint.safetensors"), *config = in_dir(r, "config.json");
+    if (!fresh && file_exists(checkpoint)) resume(r, checkpoint);
+    Output *o = output_open(config);
+    output_printf(o, "%s\n", r->config);
+    output_commit(o);
+    log_open(r);
+    free(checkpoint), free(config);
+    r->started = r->saved_at = seconds();
+    progress_begin(&r->bar, r->what, r->total - r->step);
+    interrupt_catch();
+}
+
+double run_seconds(const Run *r) { return r->earlier + seconds() - r->started; }
+
+bool run_continues(const Run *r) { return r->step < r->total && !interrupted(); }
+
+void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_name) {
+    optimiser_step(r->optimiser);
+    float value = tensor_item(loss);
+    OptimiserState s = optimiser_read(r->optimiser);
+    r->step++;
+    if (!isfinite(value) || !isfinite(s.norm)) {
+        fclose(r->log);
+        die("step %ld: the %s is not finite (loss %g, gradient norm %g); batch: %s; the last good checkpoint is in %s", r->step,
+            isfinite(value) ? "gradient" : "loss", (double)value, (double)s.norm, batch_name ? batch_name : "?", r->dir);
+    }
+    double used = run_seconds(r);
+    fprintf(r->log, "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, \"seconds\": %.1f}\n",
+            r->step, (double)value, parts ? parts : "", (double)s.norm, (double)s.rate,
+            (double)r->batch * (double)r->step / used, used);
+    if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
+    r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
+    char extra[64];
+    snprintf(extra, sizeof extra, "loss %.4g", (double)r->loss);
+    progress_step(&r->bar, r->bar.done + 1, extra);
+    if (seconds() - r->saved_at >= r->checkpoint_every) run_checkpoint(r);
+}
+
+bool run_end(Run *r) {
+    progress_end(&r->bar);
+    run_checkpoint(r);
+    fclose(r->log);
+    if (r->step < r->total) note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);
+    return r->step >= r->total;
+}

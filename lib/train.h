@@ -1,0 +1,48 @@
+// train.h: what every training run has in common, whatever it trains: a folder with its configuration, a log and a
+// checkpoint; a progress bar; the step of the optimiser; an end that loses nothing.
+//
+//   run_begin(&run, ...);            resumes where the folder's checkpoint stands
+//   while (run_continues(&run)) {
+//       tape_begin();  ... loss ...  backward(loss);
+//       run_step(&run, loss, batch); optimiser, log, checkpoint now and then
+//       tape_end();
+//   }
+//   run_end(&run);
+//
+// A resumed run gives the same bits as one that was never stopped: weights, moments, moving averages, counters and
+// the random numbers all stand in checkpoint.safetensors, which is replaced whole.
+#ifndef TRAIN_H
+#define TRAIN_H
+
+#include "io.h"
+
+typedef struct {
+    char *dir;            // checkpoint.safetensors, log.jsonl, config.json
+    const char *what;     // for the progress bar
+    char *config;         // one JSON object: what was asked for; a checkpoint of another configuration is refused
+    Optimiser *optimiser;
+    Random random;        // everything that the run draws comes from here
+    long step, total;     // steps done; steps to do
+    int batch;            // samples a step, for the log
+    double checkpoint_every; // seconds
+    // of its own:
+    double started, earlier, saved_at; // this session's begin; seconds of earlier ones; last checkpoint
+    float loss;                        // running mean, for the bar
+    FILE *log;
+    Progress bar;
+} Run;
+
+// Fill in dir, what, config, optimiser, total, batch; the rest is set here. fresh: begin anew even if there is a
+// checkpoint; else resume from it.
+void run_begin(Run *r, uint64_t seed, bool fresh);
+bool run_continues(const Run *r); // false at the end, and after Ctrl-C
+// Clips, steps and clears the gradients, then reads loss and norm (the one time in a step), writes the log and, when
+// due, the checkpoint. parts: more numbers for the log line, as JSON members (", \"kl\": 0.1"), or NULL. batch_name:
+// what was in the batch, said when the loss or gradient is not finite; then the run stops.
+void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_name);
+void run_checkpoint(Run *r);
+// The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.
+bool run_end(Run *r);
+double run_seconds(const Run *r);  // of training so far, earlier sessions included
+
+#endif
