@@ -1,4 +1,5 @@
 // train.c: a training run: resume, step, log, checkpoint, end. See train.h.
+#define _XOPEN_SOURCE 700 // truncate
 #include "train.h"
 
 #include <errno.h>
