@@ -1064,7 +1064,7 @@ static void test_differences(void) {
 
 // test/make_kernel_fixtures.py computed these in double from fp32 inputs. Gradients start from zero here.
 static Store *fixtures;
-static char key[64];
+static char key[80];
 
 static const Stored *stored(const char *of, const char *name) {
     snprintf(key, sizeof key, "%s.%s", of, name);
@@ -1129,7 +1129,7 @@ static void compare_products(void) {
         clear();
     }
     for (int i = 0; i < 5; i++) {
-        char of[16];
+        char of[32];
         snprintf(of, sizeof of, "conv%d", i);
         int z[12];
         params(of, z, 12);
@@ -1145,7 +1145,7 @@ static void compare_products(void) {
         clear();
     }
     for (int i = 0; i < 3; i++) {
-        char of[16];
+        char of[32];
         snprintf(of, sizeof of, "attention%d", i);
         int z[6];
         params(of, z, 6);
@@ -1164,7 +1164,7 @@ static void compare_products(void) {
 
 static void compare_norms(void) {
     for (int i = 0; i < 3; i++) {
-        char of[16];
+        char of[32];
         snprintf(of, sizeof of, "group_norm%d", i);
         int z[6]; // the last: mean / spread
         params(of, z, 6);
@@ -1230,7 +1230,7 @@ static void compare_pointwise(void) {
         clear();
     }
     for (int i = 0; i < 4; i++) {
-        char of[16];
+        char of[32];
         snprintf(of, sizeof of, "pool%d", i);
         int z[13];
         params(of, z, 13);
@@ -1256,7 +1256,7 @@ static void compare_pointwise(void) {
         clear();
     }
     for (int i = 0; i < 3; i++) {
-        char of[16];
+        char of[32];
         snprintf(of, sizeof of, "sinusoid%d", i);
         int z[4]; // rows dim cos_first shift
         params(of, z, 4);
@@ -1316,7 +1316,7 @@ static void compare_optimiser(void) {
     store_read_f32(stored(of, "g"), gradients);
     upload_all();
     for (int step = 0; step < z[0]; step++) {
-        char name[16];
+        char name[32];
         k_upload(F(g), gradients + (size_t)step * w->count, w->count * sizeof *gradients);
         k_sum_square(state, F(g), n1);
         k_sum_square(state, F(g) + n1, n2);
