@@ -138,4 +138,75 @@ Image *tensor_to_image(const Tensor *pixels, int i);
 float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
 
+// ---- Phase 4: fid.c ----------------------------------------------------------------------------------------
+
+// Inception-v3 in the form that FID uses. `config` is one JSON object, NULL for that network itself:
+//   {"size": 299,    pictures come in size x size, 3 channels, about [-1, 1]
+//    "width": 16,    channels in sixteenths of Inception-v3's
+//    "a": 3, "c": 4, "e": 2,    blocks of each kind (at most these)
+//    "classes": 1008}           rows of fc; or, for a classifier of several attributes,
+//    "heads": {"subject": ["boy", "girl", ...], "garment": [...], ...}    groups of rows, in this order
+// A weights file carries it as the metadata entry "inception"; a file without one is Inception-v3 itself.
+typedef struct Inception Inception;
+Inception *inception_new(const char *config); // declares parameters under pytorch-fid's names; nothing loaded
+Inception *inception_load(const char *path);  // from safetensors, ready to compute: batch norm is folded
+Params *inception_params(Inception *net);     // conv, bn (weight, bias, running_mean, running_var), fc
+void inception_free(Inception *net);
+int inception_size(const Inception *net);    // of the side of its pictures
+int inception_dim(const Inception *net);     // features: 2048
+int inception_classes(const Inception *net); // rows of fc
+int inception_head(const Inception *net, int i, const char **name,
+                   const char *const **classes); // how many; 0: no head i
+// x (n, size, size, 3) -> features (n, dim), and from them logits (n, classes), one head behind another.
+Tensor *inception_features(Inception *net, Tensor *x);
+Tensor *inception_logits(const Inception *net, Tensor *features);
+// To train: fp32 memory and starting values for all parameters; those to be learnt become trainable. Forward
+// then norms with the statistics of the batch. Afterwards inception_gather(net, true), some forwards without
+// the tape over the training pictures, and inception_gather(net, false), which sets running_mean and _var.
+void inception_initialise(Inception *net, Random *r);
+void inception_gather(Inception *net, bool on);
+void inception_fold(Inception *net); // batch norm joins the convolutions: from now on inference only
+
+// A set of pictures as FID sees it.
+typedef struct {
+    char *path;
+    long count;         // pictures; 0 where the statistics do not say
+    int dim;            // features
+    double *mu, *sigma; // (dim), (dim, dim): mean and covariance (divided by count - 1)
+    float *features;    // (count, dim), or NULL where they were not kept
+    char **names;       // (count) files, or NULL
+} FidSet;
+typedef enum {
+    RESIZE_FID,   // pytorch-fid: bilinear without antialiasing, on floats
+    RESIZE_CLEAN, // clean-fid: Pillow's bicubic with antialiasing, on floats
+} FidResize;
+typedef struct {
+    FidResize resize;
+    int batch, readers; // pictures a forward pass; threads that read ahead, 0: as many as suit the machine
+    bool statistics, keep_features;
+} FidOptions;
+FidSet fid_scan(Inception *net, const char *dir, FidOptions o);
+FidSet fid_read_statistics(const char *npz);
+void fid_write_statistics(const FidSet *s, const char *npz);
+void fid_set_free(FidSet *s);
+void fid_resize(float *out, const Image *image, int size,
+                FidResize how); // (size, size, 3), the network's input
+
+// Mean and covariance in one pass over any number of features, in any portions.
+typedef struct {
+    int dim;
+    long count;
+    double *mean, *scatter; // (dim); (dim, dim), lower triangle: sum of (x - mean)(x - mean)^T
+} Moments;
+void moments_begin(Moments *m, int dim);
+void moments_add(Moments *m, const float *features, int count); // (count, dim)
+void moments_end(Moments *m, double *mu, double *sigma);        // needs two at least; frees
+
+double frechet_distance(const double *mu1, const double *c1, const double *mu2, const double *c2, int dim);
+double fid_distance(const FidSet *a, const FidSet *b);
+// Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error.
+double kid_distance(const FidSet *a, const FidSet *b, uint64_t seed, double *standard_error);
+// 95 % interval of the FID, by resampling the pictures `rounds` times.
+void fid_bootstrap(const FidSet *a, const FidSet *b, int rounds, uint64_t seed, double interval[2]);
+
 #endif

@@ -126,6 +126,7 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps);
 Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads,
                   bool causal); // (n, t, heads d), scale 1 / sqrt(d)
 Tensor *activation(Tensor *x, Activation f);
+Tensor *activation_in_place(Tensor *x, Activation f);          // overwrites x, unless the tape records
 Tensor *geglu(Tensor *x); // (..., 2 c) -> (..., c)
 Tensor *add(Tensor *a, Tensor *b);
 Tensor *clamp(Tensor *x, float range);                   // to [-range, range]; no gradient
