@@ -11,6 +11,7 @@
 // resumes from its checkpoint with the same bits, and writes its moving-average weights as fp16 in diffusers'
 // layout. Started on a folder that already holds such weights it continues from them with a fresh optimiser.
 #include "../sd.h"
+#include "../lib/architectures.h"
 #include "../lib/commands.h"
 #include "../lib/train.h"
 #include "scenes.h"
@@ -19,59 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ---- the tiny configuration, in diffusers' words --------------------------------------------------------------
-
-static const char model_index[] =
-    "{\n  \"_class_name\": \"StableDiffusionPipeline\",\n  \"_diffusers_version\": \"0.30.0\",\n"
-    "  \"feature_extractor\": [null, null],\n  \"image_encoder\": [null, null],\n  \"requires_safety_checker\": false,\n"
-    "  \"safety_checker\": [null, null],\n  \"scheduler\": [\"diffusers\", \"DDIMScheduler\"],\n"
-    "  \"sd_defaults\": {\"steps\": 25, \"guidance_scale\": 4},\n"
-    "  \"text_encoder\": [\"transformers\", \"CLIPTextModel\"],\n  \"tokenizer\": [\"transformers\", \"CLIPTokenizer\"],\n"
-    "  \"unet\": [\"diffusers\", \"UNet2DConditionModel\"],\n  \"vae\": [\"diffusers\", \"AutoencoderKL\"]\n}\n";
-static const char scheduler_json[] =
-    "{\n  \"_class_name\": \"DDIMScheduler\",\n  \"beta_end\": 0.012,\n  \"beta_schedule\": \"scaled_linear\",\n"
-    "  \"beta_start\": 0.00085,\n  \"clip_sample\": false,\n  \"num_train_timesteps\": 1000,\n"
-    "  \"prediction_type\": \"epsilon\",\n  \"set_alpha_to_one\": false,\n  \"skip_prk_steps\": true,\n"
-    "  \"steps_offset\": 1,\n  \"timestep_spacing\": \"leading\"\n}\n";
-static const char text_json[] =
-    "{\n  \"architectures\": [\"CLIPTextModel\"],\n  \"model_type\": \"clip_text_model\",\n  \"vocab_size\": 1024,\n"
-    "  \"hidden_size\": 128,\n  \"num_hidden_layers\": 4,\n  \"num_attention_heads\": 4,\n  \"intermediate_size\": 512,\n"
-    "  \"projection_dim\": 128,\n  \"max_position_embeddings\": 32,\n  \"hidden_act\": \"quick_gelu\",\n"
-    "  \"layer_norm_eps\": 1e-05,\n  \"bos_token_id\": 1022,\n  \"eos_token_id\": 1023,\n  \"pad_token_id\": 1023\n}\n";
-static const char unet_json[] =
-    "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"act_fn\": \"silu\",\n  \"attention_head_dim\": 4,\n"
-    "  \"block_out_channels\": [48, 96, 144, 144],\n  \"center_input_sample\": false,\n  \"cross_attention_dim\": 128,\n"
-    "  \"down_block_types\": [\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"DownBlock2D\"],\n"
-    "  \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"],\n"
-    "  \"downsample_padding\": 1,\n  \"flip_sin_to_cos\": true,\n  \"freq_shift\": 0,\n  \"in_channels\": 4,\n"
-    "  \"layers_per_block\": 1,\n  \"norm_eps\": 1e-05,\n  \"norm_num_groups\": 12,\n  \"out_channels\": 4,\n  \"sample_size\": 16\n}\n";
-static const char vae_json[] =
-    "{\n  \"_class_name\": \"AutoencoderKL\",\n  \"act_fn\": \"silu\",\n  \"block_out_channels\": [16, 32, 64, 64],\n"
-    "  \"down_block_types\": [\"DownEncoderBlock2D\", \"DownEncoderBlock2D\", \"DownEncoderBlock2D\", \"DownEncoderBlock2D\"],\n"
-    "  \"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\", \"UpDecoderBlock2D\", \"UpDecoderBlock2D\"],\n"
-    "  \"in_channels\": 3,\n  \"latent_channels\": 4,\n  \"layers_per_block\": 1,\n  \"norm_num_groups\": 4,\n"
-    "  \"out_channels\": 3,\n  \"sample_size\": 128,\n  \"scaling_factor\": 1.0\n}\n";
 enum { SIZE = 128, TOKENS = 32, VOCABULARY = 1024, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
 enum { LATENT_COUNT = LATENT * LATENT * CHANNELS };
-
-static void write_text(const char *dir, const char *file, const char *text) {
-    char *path = format("%s/%s", dir, file);
-    *strrchr(path, '/') = 0;
-    make_directories(path);
-    path[strlen(path)] = '/';
-    Output *o = output_open(path);
-    output_write(o, text, strlen(text));
-    output_commit(o);
-    free(path);
-}
-
-static void write_configurations(const char *dir) {
-    write_text(dir, "model_index.json", model_index);
-    write_text(dir, "scheduler/scheduler_config.json", scheduler_json);
-    write_text(dir, "text_encoder/config.json", text_json);
-    write_text(dir, "unet/config.json", unet_json);
-    write_text(dir, "vae/config.json", vae_json);
-}
 
 // ---- models in training ---------------------------------------------------------------------------------------
 
@@ -80,7 +30,7 @@ typedef struct {
     Params params;
 } Part;
 
-static Json *json_of(const char *text, const char *name) { return json_parse(text, strlen(text), name); }
+static Json *json_of(const char *text) { return json_parse(text, strlen(text), "the tiny configuration"); }
 
 // Uniform in +-sqrt(3 / fan_in) times gain: outputs are as spread as inputs. Biases zero, norms one.
 static void initialise(const Params *p, Random *r) {
@@ -271,7 +221,7 @@ static void normalise_latents(const Options *o, const Vae *v, const Params *p) {
 // error comes first: with L1 alone figures, which are small, stay grey for long.
 static void pretrain_vae(const Options *o, bool decoder_only) {
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(vae_json, "vae_json");
+    Json *j = json_of(architecture("tiny")->vae);
     Vae *v = vae_new(vae_config(j), &vae.params);
     json_free(j);
     Random init;
@@ -334,7 +284,7 @@ static Cache cache_scenes(const Options *o) {
     c.latents = xmalloc((size_t)c.count * LATENT_COUNT * sizeof(float));
     c.ids = xmalloc((size_t)c.count * 5 * TOKENS * sizeof(int));
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(vae_json, "vae_json");
+    Json *j = json_of(architecture("tiny")->vae);
     Vae *v = vae_new(vae_config(j), &vae.params);
     json_free(j);
     Random unused;
@@ -413,7 +363,7 @@ static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *i
 static void pretrain_text(const Options *o) {
     Cache cache = cache_scenes(o);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
-    Json *j = json_of(text_json, "text_json");
+    Json *j = json_of(architecture("tiny")->text_encoder);
     TextEncoder *e = text_encoder_new(text_config(j), &text.params);
     json_free(j);
     Part side = {"towers", "", {0}};
@@ -459,9 +409,9 @@ static void pretrain_text(const Options *o) {
 static void pretrain_unet(const Options *o) {
     Cache cache = cache_scenes(o);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}}, net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(text_json, "text_json");
+    Json *j = json_of(architecture("tiny")->text_encoder);
     TextEncoder *e = text_encoder_new(text_config(j), &text.params);
-    json_free(j), j = json_of(unet_json, "unet_json");
+    json_free(j), j = json_of(architecture("tiny")->unet);
     UNet *u = unet_new(unet_config(j), &net.params);
     json_free(j);
     Random init;
@@ -473,7 +423,7 @@ static void pretrain_unet(const Options *o) {
     Optimiser *optimiser = optimiser_new(adamw(o), (float)o->ema, models, 2);
     Run run = start_run(o, optimiser);
     Scheduler s;
-    j = json_of(scheduler_json, "scheduler_json");
+    j = json_of(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
     json_free(j);
 
@@ -567,7 +517,7 @@ int command_pretrain(int argc, char **argv) {
         if (o.rate == 0) o.rate = stages[i].rate;
         if (o.ema == 0) o.ema = stages[i].ema;
         common_start(&common);
-        write_configurations(o.out);
+        architecture_write(architecture("tiny"), o.out);
         if (i == 0) pretrain_tokenizer(&o);
         else if (i == 1 || i == 2) pretrain_vae(&o, i == 2);
         else if (i == 3) pretrain_text(&o);
