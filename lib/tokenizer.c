@@ -384,7 +384,7 @@ int tokenizer_encode(const Tokenizer *t, const char *text, int *ids, int max_len
     if (bytes > INT_MAX / 16) die("the text has %zu bytes, expected at most %d", bytes, INT_MAX / 16);
 
     Words w = split_text(t, text, bytes);
-    size_t longest = 0;
+    size_t longest = 1; // a special token takes one symbol
     for (size_t i = 0; i < w.word_count; i++)
         if (w.words[i].count > longest) longest = w.words[i].count;
     Symbol *symbols = xmalloc(4 * longest * sizeof *symbols); // a character has at most 4 bytes
