@@ -155,8 +155,8 @@ void inception_free(Inception *net);
 int inception_size(const Inception *net);    // of the side of its pictures
 int inception_dim(const Inception *net);     // features: 2048
 int inception_classes(const Inception *net); // rows of fc
-int inception_head(const Inception *net, int i, const char **name,
-                   const char *const **classes); // how many; 0: no head i
+// Head i: its name and, as far as there is room, its classes' names. Returns how many classes; 0: there is no head i.
+int inception_head(const Inception *net, int i, const char **name, const char **classes, int room);
 // x (n, size, size, 3) -> features (n, dim), and from them logits (n, classes), one head behind another.
 Tensor *inception_features(Inception *net, Tensor *x);
 Tensor *inception_logits(const Inception *net, Tensor *features);
@@ -206,6 +206,9 @@ double frechet_distance(const double *mu1, const double *c1, const double *mu2, 
 double fid_distance(const FidSet *a, const FidSet *b);
 // Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error.
 double kid_distance(const FidSet *a, const FidSet *b, uint64_t seed, double *standard_error);
+// The toy world's judge: the share of attributes that pictures 00000.png, ... of `dir` show as its prompts.jsonl asks,
+// the mean over the heads, and of each head (up to 16).
+double fid_fidelity(Inception *net, const char *dir, FidOptions o, double share[16], int *heads, long *count);
 // 95 % interval of the FID, by resampling the pictures `rounds` times.
 void fid_bootstrap(const FidSet *a, const FidSet *b, int rounds, uint64_t seed, double interval[2]);
 
