@@ -105,7 +105,8 @@ int tokenizer_encode(const Tokenizer *t, const char *text, int *ids, int max_len
 
 // Byte-pair training on a text's words (the tiny model's own merges): writes vocab.json, merges.txt,
 // tokenizer_config.json and special_tokens_map.json to DIR, `vocab_size` tokens in all (256 bytes twice,
-// merges, two special tokens), `max_length` as model_max_length.
+// merges, two special tokens), `max_length` as model_max_length. Dies where the texts have too few words for that
+// many; without texts, 514 gives a tokenizer of bytes alone.
 void tokenizer_train(const char *dir, const char *const *texts, size_t count, int vocab_size, int max_length);
 
 // ---- image.c: pictures -----------------------------------------------------------------------------------

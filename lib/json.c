@@ -1,6 +1,6 @@
-// json.c: a JSON reader for model configurations, tokenizer vocabularies and safetensors headers. It accepts what
-// RFC 8259 allows and nothing else: no comments, no NaN, no trailing commas. It is not a writer, but for one
-// string, and not a stream parser: a document lies in memory as a whole.
+// json.c: a JSON reader for model configurations, tokenizer vocabularies and safetensors headers. It accepts
+// what RFC 8259 allows and nothing else: no comments, no NaN, no trailing commas. It is not a writer, but for
+// one string, and not a stream parser: a document lies in memory as a whole.
 #include "io.h"
 
 #include <errno.h>
@@ -10,9 +10,10 @@
 
 enum { DEEPEST = 64 }; // arrays and objects within one another
 
-// A document takes one block: first its values, then its strings. How large it must be is bounded by the text:
-// each value but the first stands behind a '[', '{' or ',' (an object's member behind '{' or ','), and a decoded
-// string is never longer than what was between its quotes. So nothing grows, and an error has one thing to free.
+// A document takes one block: first its values, then its strings. How large it must be is bounded by the
+// text: each value but the first stands behind a '[', '{' or ',' (an object's member behind '{' or ','), and
+// a decoded string is never longer than what was between its quotes. So nothing grows, and an error has one
+// thing to free.
 typedef struct {
     const char *text, *at, *end, *name;
     Json *block;   // finished children of finished arrays and objects, each family side by side

@@ -1,11 +1,13 @@
 // tokenizer.c: CLIP's byte-pair encoder, from text to token ids, and the training of its merges. It does what
-// transformers' CLIPTokenizer does, not what OpenAI's first tokenizer did (which also mended broken text and HTML).
+// transformers' CLIPTokenizer does, not what OpenAI's first tokenizer did (which also mended broken text and
+// HTML).
 //
 //   text -> special tokens cut out -> NFC, one blank for each white space, lower case -> words
 //        -> bytes -> pairs merged, the earliest merge of the list first -> ids
 //
-// Each byte stands in the vocabulary as a visible character, once for the inside of a word and once, with "</w>"
-// behind it, for its end. Source: Sennrich et al. 2016 (byte pairs), Radford et al. 2019 (bytes, splitting rule).
+// Each byte stands in the vocabulary as a visible character, once for the inside of a word and once, with
+// "</w>" behind it, for its end. Source: Sennrich et al. 2016 (byte pairs), Radford et al. 2019 (bytes,
+// splitting rule).
 #include "io.h"
 #include "unicode.h"
 
@@ -20,8 +22,8 @@ typedef struct {
     int rank, result;
 } Merge;
 
-// A token that stands in the text as it is. `folded` ones are searched in lower-case text, so that any spelling
-// of theirs matches (added tokens with "normalized": true), the others before that.
+// A token that stands in the text as it is. `folded` ones are searched in lower-case text, so that any
+// spelling of theirs matches (added tokens with "normalized": true), the others before that.
 typedef struct {
     char *content;
     size_t length; // in bytes
@@ -40,7 +42,7 @@ struct Tokenizer {
     int start, end, pad, unknown, max_length;
 };
 
-// ---- vocabulary: a hash table from a token's text to its id, needed only while a tokenizer is made ---------
+// ---- vocabulary: a hash table from a token's text to its id, needed only while a tokenizer is made -----
 
 typedef struct {
     const char *text; // not NUL-terminated, not owned; NULL in a free place
@@ -89,8 +91,9 @@ static int vocabulary_get(const Vocabulary *v, const char *text, size_t length) 
     return e && e->text ? e->id : -1;
 }
 
-// The character that stands for each byte: itself where it is visible in Latin-1, else the next one from U+0100
-// on. `order` (may be NULL) becomes the order in which CLIP's vocabulary lists the bytes: the visible ones first.
+// The character that stands for each byte: itself where it is visible in Latin-1, else the next one from
+// U+0100 on. `order` (may be NULL) becomes the order in which CLIP's vocabulary lists the bytes: the visible
+// ones first.
 static void byte_symbols(char symbols[256][3], unsigned char *order) {
     size_t listed = 0, moved = 0;
     for (int visible = 1; visible >= 0; visible--)
@@ -218,7 +221,7 @@ static bool points_start_with(const Point *p, size_t n, const char *ascii) {
 }
 
 // Length of the word at p. The rule is the regular expression
-//   <|startoftext|> | <|endoftext|> | 's | 't | 're | 've | 'm | 'll | 'd | [\p{L}]+ | [\p{N}] | [^\s\p{L}\p{N}]+
+//   <|startoftext|>|<|endoftext|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+
 // where the first alternative that matches counts. 0: a blank, which belongs to no word.
 static size_t word_length(const Point *p, size_t n) {
     static const char *const contractions[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
@@ -236,8 +239,8 @@ static size_t word_length(const Point *p, size_t n) {
     return length;
 }
 
-// Splits p[first .. end) into words. A second expression runs over the words of the first one; the only words it
-// changes are "<|startoftext|>" and "<|endoftext|>" (where they are not special): "<|", the letters, "|>".
+// Splits p[first .. end) into words. A second expression runs over the words of the first one; the only words
+// it changes are "<|startoftext|>" and "<|endoftext|>" (where they are not special): "<|", the letters, "|>".
 static void split_words(Words *w, size_t first, size_t end) {
     while (first < end) {
         const Point *p = w->points + first;
@@ -317,8 +320,8 @@ typedef struct {
     size_t at;
 } Symbol;
 
-// A heap of merges that wait: rank << 32 | place, so that the smallest is the earliest merge, leftmost first. It keeps
-// a long word (a hostile prompt without blanks) from taking quadratic time.
+// A heap of merges that wait: rank << 32 | place, so that the smallest is the earliest merge, leftmost first.
+// It keeps a long word (a hostile prompt without blanks) from taking quadratic time.
 typedef struct {
     uint64_t *keys;
     size_t count;
@@ -437,7 +440,8 @@ static void find_bytes(Tokenizer *t, const Vocabulary *v) {
         }
 }
 
-// An added token as the configuration has it: its text alone, or an object with "content" and how to search it.
+// An added token as the configuration has it: its text alone, or an object with "content" and how to search
+// it.
 static void read_added_token(Tokenizer *t, const Json *token, const char *name, int id, const Vocabulary *v,
                              const char *path) {
     static const char *const unsupported[] = {"lstrip", "rstrip", "single_word"};
@@ -453,8 +457,9 @@ static void read_added_token(Tokenizer *t, const Json *token, const char *name, 
     add_special(t, content->string, content->length, id, json_get_bool(token, "normalized", false));
 }
 
-// The special tokens and the length from the folder's configuration files; what they leave out stays CLIP's own.
-// special_tokens_map.json overrides tokenizer_config.json unless that has "added_tokens_decoder" (newer files).
+// The special tokens and the length from the folder's configuration files; what they leave out stays CLIP's
+// own. special_tokens_map.json overrides tokenizer_config.json unless that has "added_tokens_decoder" (newer
+// files).
 static void read_configuration(Tokenizer *t, const Vocabulary *v, const char *dir) {
     static const char *const names[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
     const char *const fallbacks[] = {START, END, END, END};
@@ -527,8 +532,8 @@ static void add_byte_tokens(Vocabulary *v, char storage[512][8]) {
     }
 }
 
-// OpenAI's list: a header, then more merges than CLIP uses. The vocabulary follows from the order: bytes, bytes at
-// a word's end, the result of each merge, the two special tokens.
+// OpenAI's list: a header, then more merges than CLIP uses. The vocabulary follows from the order: bytes,
+// bytes at a word's end, the result of each merge, the two special tokens.
 static void open_list(Tokenizer *t, const char *dir, const char *path, bool zipped) {
     enum { USED = 49152 - 256 - 2 }; // 48,894 merges
     size_t bytes, length, merges = 0;

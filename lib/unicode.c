@@ -1,8 +1,8 @@
 // unicode.c: classes of characters, NFC and lower case, for the tokenizer. See unicode.h.
 //
 // The tables come from test/make_unicode.py and follow the library that CLIPTokenizer uses, also where that
-// library is behind the newest Unicode. The algorithms: Unicode Standard, section 3.11 (normalisation forms) and
-// 3.12 (Hangul syllables, which are composed by arithmetic).
+// library is behind the newest Unicode. The algorithms: Unicode Standard, section 3.11 (normalisation forms)
+// and 3.12 (Hangul syllables, which are composed by arithmetic).
 #include "unicode.h"
 
 #include <stdlib.h>
@@ -103,8 +103,8 @@ static uint32_t compose_pair(uint32_t first, uint32_t last) {
     return 0;
 }
 
-// Sorts each run of marks by class and keeps the order within a class: counting sort, so that a text of nothing
-// but marks takes no longer than another.
+// Sorts each run of marks by class and keeps the order within a class: counting sort, so that a text of
+// nothing but marks takes no longer than another.
 static void order_marks(Point *p, size_t n) {
     Point *sorted = NULL;
     for (size_t i = 0, end; i < n; i = end + 1) {
@@ -125,8 +125,8 @@ static void order_marks(Point *p, size_t n) {
     free(sorted);
 }
 
-// In place: each character with class 0 takes up what follows it, up to the next such one, unless a mark of the
-// same or a larger class stands between.
+// In place: each character with class 0 takes up what follows it, up to the next such one, unless a mark of
+// the same or a larger class stands between.
 static size_t compose(Point *p, size_t n) {
     size_t written = 0, base = 0;
     bool have_base = false;

@@ -1,6 +1,6 @@
-// json.c: what the JSON reader accepts, what it refuses and with which words. The texts are RFC 8259's corner cases;
-// what is right was decided by that document and checked against Python's json, which agrees but for four things
-// that it allows: NaN and Infinity, half surrogate pairs, numbers beyond a double, and any depth.
+// json.c: what the JSON reader accepts, what it refuses and with which words. The texts are RFC 8259's corner
+// cases; what is right was decided by that document and checked against Python's json, which agrees but for
+// four things that it allows: NaN and Infinity, half surrogate pairs, numbers beyond a double, and any depth.
 #include "io.h"
 #include "test.h"
 
@@ -14,8 +14,8 @@ static void keep_message(const char *text) {
     longjmp(on_die, 1);
 }
 
-// The document, or NULL where it is refused; then `message` holds the reason. The text is copied without a byte
-// behind it, so that a sanitiser sees a read past the end.
+// The document, or NULL where it is refused; then `message` holds the reason. The text is copied without a
+// byte behind it, so that a sanitiser sees a read past the end.
 static Json *parse(const char *text, size_t length) {
     char *copy = xmalloc(length);
     memcpy(copy, text, length);

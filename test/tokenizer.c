@@ -1,7 +1,7 @@
-// tokenizer.c, unicode.c: CLIP's tokenizer against transformers' CLIPTokenizer. The expected ids are fixtures made by
-// test/make_tokenizer.py: hard strings with a small vocabulary, always, and with CLIP's own, where the data folder
-// has it. That the tables of unicode.c agree with the library for every code point is checked by that library
-// itself: they are read from it (test/make_unicode.py).
+// tokenizer.c, unicode.c: CLIP's tokenizer against transformers' CLIPTokenizer. The expected ids are fixtures
+// made by test/make_tokenizer.py: hard strings with a small vocabulary, always, and with CLIP's own, where
+// the data folder has it. That the tables of unicode.c agree with the library for every code point is checked
+// by that library itself: they are read from it (test/make_unicode.py).
 #define _POSIX_C_SOURCE 200809L
 #include "io.h"
 #include "unicode.h"
@@ -122,7 +122,8 @@ static void test_clip(void) {
         }
         tokenizer_close(t);
 
-        // The same merges with the released model's configuration, where the start token is found in any spelling.
+        // The same merges with the released model's configuration, where the start token is found in any
+        // spelling.
         size_t bytes, count;
         char *gz = read_file(zipped, &bytes),
              *list = (char *)inflate_gzip((unsigned char *)gz, bytes, &count);
