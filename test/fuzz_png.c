@@ -1,0 +1,12 @@
+// fuzz_png.c: any bytes as a PNG with parameters. With lib/base.c lib/json.c lib/npz.c lib/safetensors.c.
+#include "../lib/image.c"
+#include "fuzz.h"
+#include "fuzz_png.h"
+
+static void fuzz_one(unsigned char *data, size_t size) {
+    mend_png(data, size);
+    char *text = find_parameters("x", data, size);
+    volatile size_t length = text ? strlen(text) : 0;
+    (void)length;
+    free(text);
+}
