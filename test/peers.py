@@ -36,23 +36,18 @@ def fill(model, prefix, hard, dtype=torch.float32):
     return model.eval()
 
 
-def text_encoder(arch, hard=False, dtype=torch.float32):
-    settings = {k: v for k, v in config(arch, "text_encoder").items() if k not in ("architectures", "torch_dtype")}
+def empty(part, arch):
+    """A model without numbers: "text_encoder", "unet" or "vae"."""
+    settings = config(arch, part)
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**settings))
-    return fill(model, "text_encoder", hard, dtype)
+        if part == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig(**{k: v for k, v in settings.items() if k != "torch_dtype"}))
+        kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+        return kind.from_config(settings)
 
 
-def unet(arch, hard=False, dtype=torch.float32):
-    with torch.device("meta"):
-        model = diffusers.UNet2DConditionModel.from_config(config(arch, "unet"))
-    return fill(model, "unet", hard, dtype)
-
-
-def vae(arch, hard=False, dtype=torch.float32):
-    with torch.device("meta"):
-        model = diffusers.AutoencoderKL.from_config(config(arch, "vae"))
-    return fill(model, "vae", hard, dtype)
+def model(part, arch, hard=False, dtype=torch.float32):
+    return fill(empty(part, arch), part, hard, dtype)
 
 
 def scheduler(arch, kind=None):
@@ -106,7 +101,8 @@ def byte_ids(text, vocab=1024, length=32):
 
 def pipeline(arch, hard=False, kind=None):
     pipe = diffusers.StableDiffusionPipeline(
-        vae(arch, hard), text_encoder(arch, hard), None, unet(arch, hard), scheduler(arch, kind), None, None,
+        model("vae", arch, hard), model("text_encoder", arch, hard), None, model("unet", arch, hard),
+        scheduler(arch, kind), None, None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
