@@ -9,33 +9,33 @@ OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /
 ARCH    := $(shell uname -m)
 
 # The stb headers come from the distribution's package; the compiler finds them in one of these.
-STB     := $(firstword $(wildcard /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/local/include /opt/homebrew/include))
-INCLUDE := $(if $(STB),-isystem $(STB))
+STB      = $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include,$(if $(wildcard $(d)/stb_image.h),$(d))))
 
-PHASES  := $(wildcard sd.c lcm.c lora.c fid.c)
-ABOVE   := $(PHASES) $(wildcard lib/*.c) $(wildcard weights/*.c)
-ABOVE_O := $(patsubst %.c,$(BUILD)/%.o,$(ABOVE))
+# Everything above lib/kernels.h: the same objects for every backend.
+ABOVE   := $(wildcard sd.c lcm.c lora.c fid.c lib/*.c weights/*.c)
+ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o)
 
 # cpu/: memory.c and cpu.c once; the vector kernels once for each instruction set, told apart by -DISA=name.
 VECTOR  := $(filter-out cpu/plain.c cpu/memory.c cpu/cpu.c,$(wildcard cpu/*.c))
-ifeq ($(ARCH),x86_64)
-ISAS    := avx512 avx2 portable
-else
-ISAS    := portable
-endif
+ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 FLAGS_avx2     := -march=x86-64-v3
 FLAGS_portable :=
-CPU_O   := $(BUILD)/cpu/memory.o $(BUILD)/cpu/cpu.o $(foreach isa,$(ISAS),$(patsubst cpu/%.c,$(BUILD)/cpu/%.$(isa).o,$(VECTOR)))
+CPU_O   := $(BUILD)/cpu/memory.o $(BUILD)/cpu/cpu.o $(foreach isa,$(ISAS),$(VECTOR:cpu/%.c=$(BUILD)/cpu/%.$(isa).o))
+PLAIN_O := $(BUILD)/cpu/memory.o $(BUILD)/cpu/plain.o
 
-all: sd
-
+.DEFAULT_GOAL := sd
 sd: $(ABOVE_O) $(CPU_O)
+	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+
+# The same program on the definition of each kernel, for stepping through in a debugger.
+plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' sd-plain
+sd-plain: $(ABOVE_O) $(PLAIN_O)
 	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(INCLUDE) -c $< -o $@
+	$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
 
 define VECTOR_RULE
 $(BUILD)/cpu/%.$(1).o: cpu/%.c
@@ -44,8 +44,40 @@ $(BUILD)/cpu/%.$(1).o: cpu/%.c
 endef
 $(foreach isa,$(ISAS),$(eval $(call VECTOR_RULE,$(isa))))
 
+# lib/image.c needs the stb headers: install the package, or say which.
+$(BUILD)/lib/image.o: | stb
+stb:
+	@$(if $(STB),true,sh lib/install_stb.sh)
+
+# ---- tests ----------------------------------------------------------------------------------------------
+# Each test/*.c is a program that links everything but main(), and cpu/plain.c under other names to compare with.
+TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(filter-out test/fuzz_%.c,$(wildcard test/*.c)))
+TESTED  := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
+test: sd $(TESTS)
+	@sh test/run.sh $(TESTS) $(wildcard test/*.sh.test)
+$(BUILD)/test/plain_renamed.o: cpu/plain.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -include test/plain_names.h -c $< -o $@
+$(BUILD)/test/%: test/%.c $(TESTED)
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(OPENMP) -Itest $< $(TESTED) -o $@ -lm
+
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
+asan-tests: $(TESTS)
+	@QUICK=1 sh test/run.sh $(TESTS)
+
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
 
-.PHONY: all clean
+help:
+	@echo "make            ./sd for this machine's processor"
+	@echo "make demo       draw the paper's Figure 3 with the tiny model"
+	@echo "make test       tests that need neither Python nor a GPU"
+	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
+	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
+	@echo "make clean      remove what was built"
+
+.PHONY: plain stb test asan asan-tests clean help
+-include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,53 @@
+// options.c: the options that every command takes, and numbers checked. See commands.h.
+#include "base.h"
+#include "commands.h"
+#include "kernels.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+const Common common_defaults = {.model = "weights/tiny"};
+
+long option_whole(const char *option, const char *text, long least, long most) {
+    char *end;
+    errno = 0;
+    long x = strtol(text, &end, 10);
+    if (end == text || *end || errno) die_usage("%s takes a whole number, not \"%s\"", option, text);
+    if (x < least || x > most) die_usage("%s is %ld; it must be from %ld to %ld", option, x, least, most);
+    return x;
+}
+
+double option_number(const char *option, const char *text, double least, double most) {
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end || !isfinite(x)) die_usage("%s takes a number, not \"%s\"", option, text);
+    if (x < least || x > most) die_usage("%s is %g; it must be from %g to %g", option, x, least, most);
+    return x;
+}
+
+bool common_option(Common *c, int option, const char *help) {
+    switch (option) {
+    case 'm': c->model = optarg; return true;
+    case 't': c->threads = (int)option_whole("--threads", optarg, 1, 1024); return true;
+    case 0x5eed: {
+        char *end;
+        errno = 0;
+        c->seed = strtoull(optarg, &end, 10);
+        if (end == optarg || *end || errno || *optarg == '-')
+            die_usage("--seed takes a whole number, not \"%s\"", optarg);
+        return true;
+    }
+    case 'q': verbosity = -1; return true;
+    case 'v': verbosity = 1; return true;
+    case 0x1503: c->json = true; return true;
+    case 'h': fputs(help, stdout); exit(0);
+    case '?': exit(2); // getopt_long has said which
+    default: return false;
+    }
+}
+
+void common_start(const Common *c) {
+    k_init(c->threads);
+    note_verbose("running on %s", k_name());
+}
