@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SIZE = 128, TOKENS = 32, VOCABULARY = 1024, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
+enum { SIZE = SCENE_SIZE, TOKENS = 32, VOCABULARY = 1024, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
 enum { LATENT_COUNT = LATENT * LATENT * CHANNELS };
 
 // ---- models in training ---------------------------------------------------------------------------------------
@@ -125,45 +125,46 @@ static int below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); 
 static void pretrain_tokenizer(const Options *o) {
     enum { SCENES = 4000 };
     char **texts = xmalloc(2 * SCENES * 5 * sizeof *texts);
-    unsigned char *rgb = xmalloc(SIZE * SIZE * 3);
     for (long i = 0; i < 2 * SCENES; i++) {
         Scene scene;
-        char captions[5][256];
-        scene_draw(i % 2 ? WORLD_FLICKR : WORLD_BROAD, SPLIT_TRAIN, o->seed, i / 2, rgb, &scene, captions);
+        char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
+        scene_describe(i % 2 ? WORLD_FLICKR : WORLD_BROAD, SPLIT_TRAIN, o->seed, i / 2, &scene, captions);
         for (int j = 0; j < 5; j++) texts[5 * i + j] = xstrdup(captions[j]);
     }
     char *dir = format("%s/tokenizer", o->out);
     make_directories(dir);
     tokenizer_train(dir, (const char *const *)texts, 2 * SCENES * 5, VOCABULARY, TOKENS);
     for (long i = 0; i < 2 * SCENES * 5; i++) free(texts[i]);
-    free(texts), free(rgb), free(dir);
+    free(texts), free(dir);
 }
 
 // ---- stage: vae -------------------------------------------------------------------------------------------------
 
 enum { CROP = 64 };
 
-// A batch of fresh scenes' crops around their middle part, where the figure is, as pixels in [-1, 1].
+// A batch of fresh scenes as pixels in [-1, 1], cut to crop x crop: 4 of 5 around the figure, which is what is hard.
 static Tensor *scene_crops(const Options *o, long first, int n, int crop, World world) {
     float *x = xmalloc((size_t)n * (size_t)(crop * crop * 3) * sizeof(float));
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++) {
         unsigned char *rgb = xmalloc(SIZE * SIZE * 3);
         Scene scene;
-        char captions[5][256];
-        scene_draw(world, SPLIT_TRAIN, o->seed, first + i, rgb, &scene, captions);
-        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1}, counter[4] = {(uint32_t)(first + i), 0, 0, 0};
+        char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
+        int box[4], room = SIZE - crop;
+        scene_describe(world, SPLIT_TRAIN, o->seed, first + i, &scene, captions);
+        scene_draw_as(world, scene_seed(world, SPLIT_TRAIN, o->seed, first + i), &scene, rgb, box);
+        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1}, counter[4] = {(uint32_t)(first + i), (uint32_t)world, 0, 0};
         philox4x32(counter, key, at);
-        int left = 0, top = 0, room = SIZE - crop;
-        if (room) { // 4 of 5 crops from the middle, the others anywhere
-            bool middle = at[2] % 5 != 0;
-            left = middle ? room / 4 + (int)(at[0] % (uint32_t)(room / 2 + 1)) : (int)(at[0] % (uint32_t)(room + 1));
-            top = middle ? room / 4 + (int)(at[1] % (uint32_t)(3 * room / 4 + 1)) : (int)(at[1] % (uint32_t)(room + 1));
+        int corner[2]; // left, top
+        for (int k = 0; k < 2; k++) {
+            int middle = (box[k] + box[k + 2] - crop) / 2, jitter = (int)(at[k] % (uint32_t)(crop / 2 + 1)) - crop / 4;
+            corner[k] = at[2] % 5 ? middle + jitter : (int)(at[k] % (uint32_t)(room + 1));
+            corner[k] = corner[k] < 0 ? 0 : corner[k] > room ? room : corner[k];
         }
         for (int y = 0; y < crop; y++)
             for (int k = 0; k < 3 * crop; k++)
                 x[((size_t)i * (size_t)crop + (size_t)y) * 3 * (size_t)crop + (size_t)k] =
-                    (float)rgb[((top + y) * SIZE + left) * 3 + k] / 127.5f - 1;
+                    (float)rgb[((corner[1] + y) * SIZE + corner[0]) * 3 + k] / 127.5f - 1;
         free(rgb);
     }
     Tensor *t = tensor_from(SHAPE(n, crop, crop, 3), x);
@@ -292,7 +293,6 @@ static Cache cache_scenes(const Options *o) {
     if (!load_or_initialise(&vae, o->out, &unused)) die("%s/%s is missing: train the vae first", o->out, vae.file);
     char *dir = format("%s/tokenizer", o->out);
     Tokenizer *tokenizer = tokenizer_open(dir);
-    unsigned char *rgb = xmalloc(SIZE * SIZE * 3);
     Progress bar;
     progress_begin(&bar, "scenes to latents", c.count);
     enum { EACH = 32 };
@@ -306,8 +306,8 @@ static Cache cache_scenes(const Options *o) {
 #pragma omp parallel for schedule(dynamic)
         for (int i = at; i < at + n; i++) {
             Scene scene;
-            char captions[5][256];
-            scene_captions(WORLD_BROAD, SPLIT_TRAIN, o->seed, i, &scene, captions);
+            char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
+            scene_describe(WORLD_BROAD, SPLIT_TRAIN, o->seed, i, &scene, captions);
             for (int k = 0; k < 5; k++) {
                 int *ids = c.ids + ((size_t)i * 5 + (size_t)k) * TOKENS, used = tokenizer_encode(tokenizer, captions[k], ids, TOKENS, NULL);
                 while (used < TOKENS) ids[used++] = tokenizer_pad(tokenizer);
@@ -316,7 +316,7 @@ static Cache cache_scenes(const Options *o) {
         progress_step(&bar, at + n, NULL);
     }
     progress_end(&bar);
-    free(rgb), free(dir);
+    free(dir);
     tokenizer_close(tokenizer);
     params_free(&vae.params);
     return c;
