@@ -38,7 +38,7 @@ static inline void folder_end(void) {
 
 // A path in it; good until the 8th next call.
 static inline const char *in_folder(const char *name) {
-    static char paths[8][512];
+    static char paths[8][1200];
     static int at;
     at = (at + 1) % 8;
     snprintf(paths[at], sizeof paths[at], "%s/%s", folder, name);
