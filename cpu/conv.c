@@ -1,0 +1,157 @@
+// conv.c: convolution and its two gradients as products (implicit GEMM): the matrix of patches is never stored,
+// the packing of the product copies from the picture instead. Which method a layer takes is decided at the end.
+// Winograd's method is in winograd.c.
+#include "cpu/conv.h"
+
+// ---- patches -----------------------------------------------------------------------------------------------------
+
+// Numbers [begin, begin + count) of the patch of one output pixel. A row of its window is kw * c numbers that lie
+// side by side in the picture too; what lies outside the picture is zero.
+static void copy_patch(float *to, const Patches *g, int pixel, int begin, int count) {
+    int picture = pixel / (g->oh * g->ow), y = pixel / g->ow % g->oh, x = pixel % g->ow;
+    int top = y * g->stride - g->pad_top, left = x * g->stride - g->pad_left, row = g->kw * g->c;
+    int inside = clamp_int(-left, 0, g->kw) * g->c, outside = clamp_int(g->w - left, 0, g->kw) * g->c;
+    for (int ky = begin / row, at = begin % row; count > 0; ky++, at = 0) {
+        int end = min_int(row, at + count), yy = top + ky;
+        bool exists = yy >= 0 && yy < g->h;
+        int a = exists ? clamp_int(inside, at, end) : end, z = exists ? clamp_int(outside, a, end) : end;
+        zero_floats(to, a - at);
+        if (z > a) {
+            ptrdiff_t corner = (((ptrdiff_t)picture * g->h + yy) * g->w + left) * g->c;
+            copy_floats(to + a - at, g->x + (corner + a), z - a);
+        }
+        zero_floats(to + z - at, end - z);
+        to += end - at;
+        count -= end - at;
+    }
+}
+
+static void pack_a_patches(float *to, const void *a, int i, int m, int k, int depth) {
+    for (int r = 0; r < m; r++) copy_patch(to + r * A_STRIDE, a, i + r, k, depth);
+}
+
+static void pack_b_patches(float *to, const void *b, int k, int depth, int j, int n, int width) {
+    for (int r = 0; r < depth; r++, to += width) {
+        copy_patch(to, b, k + r, j, n);
+        if (n < width) zero_floats(to + n, width - n);
+    }
+}
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+// Y (pixels, oc) = patches (pixels, kh kw c) W^T, W (oc, kh kw c)
+void conv_direct(float *y, const float *x, Mem weight, const float *bias, const float *residual, Conv p) {
+    Patches g = {x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
+    int k = p.kh * p.kw * p.c;
+    bool plain =
+        p.kh == 1 && p.kw == 1 && p.stride == 1 && !p.pad_top && !p.pad_left && p.oh == p.h && p.ow == p.w;
+    Matrix xm = {{(void *)x, F32}, (size_t)p.c}, wm = {weight, (size_t)k};
+    gemm_product(&(Product){
+        .m = p.n * p.oh * p.ow,
+        .n = p.oc,
+        .k = k,
+        .pack_a = plain ? pack_a_rows : pack_a_patches,
+        .a = plain ? (void *)&xm : &g,
+        .pack_b = pack_b_columns,
+        .b = &wm,
+        .out = {y, p.oc, residual, bias, 1},
+    });
+}
+
+// ---- gradient of the input ---------------------------------------------------------------------------------------
+
+// dx[y] += sum over the taps with y + pad - ky = stride * oy of w[ky] dy[oy]. All y of one remainder modulo the
+// stride see the same taps: for each remainder (here: phase) it is a convolution of dy with stride 1, its taps
+// in reverse. With stride 1 there is one phase.
+typedef struct {
+    Mem weight; // (oc, kh, kw, c)
+    int kh, kw, c, oc;
+    int first_y, first_x, stride, rows,
+        columns; // the phase's taps: first + stride * j, rows x columns of them
+} PhaseWeights;
+
+// B (taps reversed x oc, c): a row of it lies in the weights as a row of c numbers.
+static void pack_b_phase(float *to, const void *b, int k, int depth, int j, int n, int width) {
+    const PhaseWeights *f = b;
+    for (int r = 0; r < depth; r++, to += width) {
+        int tap = (k + r) / f->oc, o = (k + r) % f->oc;
+        int ky = f->first_y + f->stride * (f->rows - 1 - tap / f->columns);
+        int kx = f->first_x + f->stride * (f->columns - 1 - tap % f->columns);
+        size_t row = ((size_t)o * (size_t)f->kh + (size_t)ky) * (size_t)f->kw + (size_t)kx;
+        convert_floats(to, from(f->weight, row * (size_t)f->c + (size_t)j).at, f->weight.type, n);
+        if (n < width) zero_floats(to + n, width - n);
+    }
+}
+
+void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
+    for (int phase = 0; phase < p.stride * p.stride; phase++) {
+        int y0 = phase / p.stride, x0 = phase % p.stride; // pixels y0 + stride * i of dx
+        PhaseWeights f = {
+            weight,   p.kh, p.kw, p.c, p.oc, (y0 + p.pad_top) % p.stride, (x0 + p.pad_left) % p.stride,
+            p.stride, 0,    0};
+        f.rows = blocks_of(max_int(p.kh - f.first_y, 0), p.stride);
+        f.columns = blocks_of(max_int(p.kw - f.first_x, 0), p.stride);
+        int h = blocks_of(max_int(p.h - y0, 0), p.stride), w = blocks_of(max_int(p.w - x0, 0), p.stride);
+        if (!f.rows || !f.columns || !h || !w) continue; // no tap reaches these pixels
+        int ahead_y = (y0 + p.pad_top) / p.stride, ahead_x = (x0 + p.pad_left) / p.stride;
+        Patches g = {
+            dy, p.oh, p.ow, p.oc, h, w, f.rows, f.columns, 1, f.rows - 1 - ahead_y, f.columns - 1 - ahead_x};
+        int m = p.n * h * w;
+        float *to = p.stride == 1 ? dx : scratch(S_PARTS, (size_t)m * (size_t)p.c);
+        gemm_product(&(Product){
+            .m = m,
+            .n = p.c,
+            .k = f.rows * f.columns * p.oc,
+            .pack_a = pack_a_patches,
+            .a = &g,
+            .pack_b = pack_b_phase,
+            .b = &f,
+            .out = {to, p.c, p.stride == 1 ? dx : NULL, NULL, 1},
+        });
+        if (p.stride == 1) continue;
+        PARALLEL_FOR(m * p.c > WORTH_A_THREAD)
+        for (int row = 0; row < p.n * h; row++)
+            for (int x = 0; x < w; x++) {
+                const float *s = to + ((size_t)row * (size_t)w + (size_t)x) * (size_t)p.c;
+                size_t line = (size_t)(row / h) * (size_t)p.h + (size_t)(y0 + row % h * p.stride);
+                float *d = dx + (line * (size_t)p.w + (size_t)(x0 + x * p.stride)) * (size_t)p.c;
+                for (int c = 0; c < p.c; c++) d[c] += s[c];
+            }
+    }
+}
+
+// ---- gradient of the weights -------------------------------------------------------------------------------------
+
+// dW (oc, kh kw c) += dY^T (oc, pixels) patches (pixels, kh kw c)
+void conv_direct_backward_weight(float *dweight, const float *dy, const float *x, Conv p) {
+    Patches g = {x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
+    Matrix dym = {{(void *)dy, F32}, (size_t)p.oc};
+    int n = p.kh * p.kw * p.c;
+    gemm_product(&(Product){
+        .m = p.oc,
+        .n = n,
+        .k = p.n * p.oh * p.ow,
+        .pack_a = pack_a_columns,
+        .a = &dym,
+        .k_outside = true,
+        .pack_b = pack_b_patches,
+        .b = &g,
+        .out = {dweight, n, dweight, NULL, 1},
+    });
+}
+
+// ---- the kernels -------------------------------------------------------------------------------------------------
+
+void LOCAL(conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+    conv_direct(y.at, x.at, weight, as_floats(bias, p.oc, S_BIAS), residual.at, p);
+}
+
+void LOCAL(conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p) {
+    if (!dx.at) return;
+    conv_direct_backward_input(dx.at, dy.at, weight, p);
+}
+
+void LOCAL(conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p) {
+    if (!dweight) return;
+    conv_direct_backward_weight(dweight, dy.at, x.at, p);
+}

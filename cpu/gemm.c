@@ -1,0 +1,238 @@
+// gemm.c: the matrix product. The tile, its loop over a block, packing, the driver, and k_gemm.
+//
+// The order of loops, from the outside: tasks (rows x columns of C, shared among threads), blocks of k, panels
+// of B, tiles. A task packs its block of A; B is packed by the task too where few tasks would use it, else once
+// for all. Every element of C is one chain of multiply-adds over k, cut at the same places whatever the tasks.
+#include "cpu/gemm.h"
+
+#include "base.h"
+
+// ---- the tile ------------------------------------------------------------------------------------------------
+
+// `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers. A's numbers
+// are read one by one and multiplied with whole vectors of B. m <= rows and n <= vectors * W are what exists: A's
+// missing rows are read (its buffer is long enough) and not stored.
+INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, const float *a,
+                 long a_stride, const float *b, int m, int n, Out out) {
+    vec sum[TM][TV];
+    UNROLL for (int i = 0; i < rows; i++) {
+        if (i < m) // C on its way to the nearest cache while k runs
+            for (int j = 0; j < vectors * W; j += 16) __builtin_prefetch(out.c + i * out.stride + j, 1);
+        UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = all(0);
+    }
+    for (int k = 0; k < depth; k++) {
+        vec bv[TV];
+        UNROLL for (int j = 0; j < vectors; j++) bv[j] = load(b + j * W);
+        UNROLL for (int i = 0; i < rows; i++) {
+            float x = k_outside ? a[i] : a[i * a_stride];
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += x * bv[j];
+        }
+        b += vectors * W;
+        a += k_outside ? a_stride : 1;
+    }
+    if (n == vectors * W) {
+        UNROLL for (int i = 0; i < rows; i++) {
+            if (i >= m) continue;
+            UNROLL for (int j = 0; j < vectors; j++) {
+                vec v = out.alpha * sum[i][j];
+                if (out.before) v += load(out.before + i * out.stride + j * W);
+                if (out.bias) v += load(out.bias + j * W);
+                store(out.c + i * out.stride + j * W, v);
+            }
+        }
+        return;
+    }
+    float t[TM][TN]; // ragged columns go through memory
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vectors; j++)
+        store(&t[i][j * W], sum[i][j]);
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            float v = out.alpha * t[i][j];
+            if (out.before) v += out.before[i * out.stride + j];
+            if (out.bias) v += out.bias[j];
+            out.c[i * out.stride + j] = v;
+        }
+}
+
+// The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round.
+enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
+typedef void Tile(int depth, const float *a, long a_stride, const float *b, int m, int n, Out out);
+#define TILE(name, rows, vectors, k_outside)                                                                 \
+    static __attribute__((noinline)) void name(int depth, const float *a, long a_stride, const float *b,     \
+                                               int m, int n, Out out) {                                      \
+        tile(rows, vectors, k_outside, depth, a, a_stride, b, m, n, out);                                    \
+    }
+#define TILES(v) /* of v vectors */                                                                          \
+    TILE(rows_some_##v, SOME, v, false)                                                                      \
+    TILE(rows_more_##v, MORE, v, false)                                                                      \
+    TILE(rows_all_##v, TM, v, false)                                                                         \
+    TILE(outside_some_##v, SOME, v, true)                                                                    \
+    TILE(outside_more_##v, MORE, v, true)                                                                    \
+    TILE(outside_all_##v, TM, v, true)
+#define TILES_OF(v)                                                                                          \
+    {                                                                                                        \
+        {rows_some_##v, rows_more_##v, rows_all_##v}, {                                                      \
+            outside_some_##v, outside_more_##v, outside_all_##v                                              \
+        }                                                                                                    \
+    }
+TILES(1)
+TILES(2)
+#if defined(__AVX2__)
+TILES(3)
+#endif
+static Tile *const tiles[TV][2][3] = {TILES_OF(1), TILES_OF(2),
+#if defined(__AVX2__)
+                                      TILES_OF(3)
+#endif
+};
+
+void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_outside, const float *b,
+                Out out) {
+    for (int j = 0; j < n; j += TN) { // a panel of B stays in the nearest caches while A's rows pass
+        int width = min_int(TN, n - j), vectors = blocks_of(width, W);
+        for (int i = 0; i < m; i += TM) {
+            int rows = min_int(TM, m - i), size = rows <= SOME ? 0 : rows <= MORE ? 1 : 2;
+            long at = i * out.stride + j;
+            Out o = {out.c + at, out.stride, out.before ? out.before + at : NULL,
+                     out.bias ? out.bias + j : NULL, out.alpha};
+            tiles[vectors - 1][k_outside][size](depth, a + (k_outside ? i : i * a_stride), a_stride,
+                                                b + (long)j * depth, rows, width, o);
+        }
+    }
+}
+
+// ---- packing ---------------------------------------------------------------------------------------------------
+
+static const void *at(const Matrix *m, int row, int column) {
+    return from(m->at, (size_t)row * m->stride + (size_t)column).at;
+}
+
+void pack_a_rows(float *to, const void *a, int i, int m, int k, int depth) {
+    const Matrix *x = a;
+    for (int r = 0; r < m; r++) convert_floats(to + r * A_STRIDE, at(x, i + r, k), x->at.type, depth);
+}
+
+void pack_a_columns(float *to, const void *a, int i, int m, int k, int depth) {
+    const Matrix *x = a;
+    for (int r = 0; r < depth; r++) convert_floats(to + r * A_K_STRIDE, at(x, k + r, i), x->at.type, m);
+}
+
+void pack_b_rows(float *to, const void *b, int k, int depth, int j, int n, int width) {
+    const Matrix *x = b;
+    for (int r = 0; r < depth; r++, to += width) {
+        convert_floats(to, at(x, k + r, j), x->at.type, n);
+        if (n < width) zero_floats(to + n, width - n);
+    }
+}
+
+// Linear weights lie as (n, k), so a panel is made of W x W blocks turned over in registers.
+INLINE void turn_over(float *to, const Matrix *x, const Type type, int k, int depth, int j, int n,
+                      int width) {
+    for (int column = 0; column < width; column += W)
+        for (int row = 0; row < depth; row += W) {
+            vec r[W];
+            int count = min_int(W, depth - row);
+            if (count == W && column + W <= n) {
+                UNROLL for (int i = 0; i < W; i++) r[i] = load_as(at(x, j + column + i, k + row), type);
+            } else {
+                for (int i = 0; i < W; i++)
+                    r[i] =
+                        column + i < n ? load_part_as(at(x, j + column + i, k + row), type, count) : all(0);
+            }
+            transpose(r);
+            for (int i = 0; i < count; i++) store(to + (row + i) * width + column, r[i]);
+        }
+}
+void pack_b_columns(float *to, const void *b, int k, int depth, int j, int n, int width) {
+    const Matrix *x = b;
+    if (x->at.type == F32)
+        turn_over(to, x, F32, k, depth, j, n, width);
+    else if (x->at.type == F16)
+        turn_over(to, x, F16, k, depth, j, n, width);
+    else
+        turn_over(to, x, BF16, k, depth, j, n, width);
+}
+
+// ---- the driver ------------------------------------------------------------------------------------------------
+
+static void pack_panels(float *to, const Product *p, int k, int depth, int j, int n) {
+    for (int end = j + n; j < end; j += TN) {
+        int count = min_int(TN, end - j);
+        p->pack_b(to, p->b, k, depth, j, count, round_up(count, W));
+        to += TN * depth;
+    }
+}
+
+void gemm_product(const Product *p) {
+    int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
+    int most = block_depth(p->k), k_blocks = blocks_of(p->k, most);
+    int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 4 * threads;
+
+    // Packed once for all where at least three blocks of rows want it.
+    float *shared = NULL;
+    size_t padded = (size_t)round_up(p->n, W);
+    if (row_blocks > 2) {
+        shared = scratch(S_SHARED_B, (size_t)p->k * padded);
+        int panels = blocks_of(p->n, TN);
+        PARALLEL_FOR(threads > 1)
+        for (int t = 0; t < k_blocks * panels; t++) {
+            int k = t / panels * most, depth = min_int(most, p->k - k), j = t % panels * TN;
+            pack_panels(shared + (size_t)k * padded + (size_t)j * (size_t)depth, p, k, depth, j,
+                        min_int(TN, p->n - j));
+        }
+    }
+
+    int rows = round_up(blocks_of(p->m, row_blocks), TM);
+    int column_blocks = max_int(blocks_of(tasks, row_blocks), shared ? 1 : blocks_of(p->n, 5 * TN));
+    int columns = round_up(blocks_of(p->n, column_blocks), TN);
+    row_blocks = blocks_of(p->m, rows), column_blocks = blocks_of(p->n, columns);
+    PARALLEL_FOR(threads > 1)
+    for (int t = 0; t < row_blocks * column_blocks; t++) {
+        int i = t / column_blocks * rows, m = min_int(rows, p->m - i);
+        int j = t % column_blocks * columns, n = min_int(columns, p->n - j);
+        float *a = scratch(S_A, p->k_outside ? DEPTH * A_K_STRIDE : (ROWS + TM) * A_STRIDE);
+        for (int k = 0; k < p->k; k += most) {
+            int depth = min_int(most, p->k - k);
+            p->pack_a(a, p->a, i, m, k, depth);
+            const float *b;
+            if (shared)
+                b = shared + (size_t)k * padded + (size_t)j * (size_t)depth;
+            else {
+                float *own = scratch(S_B, DEPTH * 5 * TN);
+                pack_panels(own, p, k, depth, j, n);
+                b = own;
+            }
+            Out o = p->out;
+            o.c += i * o.stride + j;
+            if (k)
+                o.before = o.c, o.bias = NULL; // what the blocks before this one left
+            else {
+                if (o.before) o.before += i * o.stride + j;
+                if (o.bias) o.bias += j;
+            }
+            gemm_block(m, n, depth, a, p->k_outside ? A_K_STRIDE : A_STRIDE, p->k_outside, b, o);
+        }
+    }
+}
+
+// ---- k_gemm ------------------------------------------------------------------------------------------------------
+
+void LOCAL(gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
+    if (c.type != F32) die("k_gemm: the result must be fp32");
+    if (g.add && residual.at) { // two things to add: the first goes into C beforehand
+        LOCAL(combine)(c, 1, residual, 0, (Mem){0}, 1, (size_t)g.m * (size_t)g.n);
+        residual = (Mem){0};
+    }
+    Matrix am = {a, (size_t)(g.a_transposed ? g.m : g.k)}, bm = {b, (size_t)(g.b_transposed ? g.k : g.n)};
+    gemm_product(&(Product){
+        .m = g.m,
+        .n = g.n,
+        .k = g.k,
+        .pack_a = g.a_transposed ? pack_a_columns : pack_a_rows,
+        .a = &am,
+        .k_outside = g.a_transposed,
+        .pack_b = g.b_transposed ? pack_b_columns : pack_b_rows,
+        .b = &bm,
+        .out = {c.at, g.n, g.add ? c.at : residual.at, as_floats(bias, g.n, S_BIAS), g.alpha},
+    });
+}

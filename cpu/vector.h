@@ -1,0 +1,273 @@
+// vector.h: a vector of floats as wide as the instruction set has, and the few functions on it that the kernels
+// share: loads that convert, exp, the logistic and the normal distribution. Written once, with the compilers'
+// vector extensions (gcc and clang); every file that includes it is compiled once for each instruction set.
+//
+// What differs between the sets is the width W and how half precision is read; nothing else in cpu/ knows.
+#ifndef VECTOR_H
+#define VECTOR_H
+
+#include "cpu/cpu.h"
+
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { W = 16 };
+#elif defined(__AVX2__)
+enum { W = 8 };
+#else
+enum { W = 4 };
+#endif
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+typedef float vec __attribute__((vector_size(W * 4)));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef float vec_at __attribute__((vector_size(W * 4), aligned(4), may_alias)); // anywhere in memory
+typedef uint16_t hvec __attribute__((vector_size(W * 2)));
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+INLINE int min_int(int a, int b) { return a < b ? a : b; }
+INLINE int max_int(int a, int b) { return a > b ? a : b; }
+INLINE int clamp_int(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+INLINE int blocks_of(int n, int size) { return n / size + (n % size != 0); }
+INLINE int round_up(int n, int to) { return blocks_of(n, to) * to; }
+
+// ---- choosing ---------------------------------------------------------------------------------------------
+
+// C has no ?: on vectors: a comparison gives a mask of all ones or zeros, and masks choose.
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+// A NaN in `a` stays: a comparison with it is false.
+INLINE vec max_vec(vec a, vec b) { return choose(a < b, b, a); }
+INLINE vec min_vec(vec a, vec b) { return choose(a > b, b, a); }
+INLINE vec abs_vec(vec a) { return (vec)((ivec)a & 0x7fffffff); }
+INLINE float sum_lanes(vec v) {
+    float s = 0;
+    UNROLL for (int i = 0; i < W; i++) s += v[i];
+    return s;
+}
+INLINE float max_lanes(vec v) {
+    float m = v[0];
+    UNROLL for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+// ---- loads and stores --------------------------------------------------------------------------------------
+
+INLINE vec all(float x) { return (vec){0} + x; }
+INLINE vec load(const float *p) { return *(const vec_at *)p; }
+INLINE void store(float *p, vec v) { *(vec_at *)p = v; }
+// The first `count` lanes only (1..W); the others load as zero.
+INLINE vec load_part(const float *p, int count) {
+    if (count >= W) return load(p);
+    float t[W] = {0};
+    for (int i = 0; i < count; i++) t[i] = p[i];
+    return load(t);
+}
+INLINE void store_part(float *p, vec v, int count) {
+    if (count >= W) {
+        store(p, v);
+        return;
+    }
+    float t[W];
+    store(t, v);
+    for (int i = 0; i < count; i++) p[i] = t[i];
+}
+
+// W half-precision numbers. bf16 is the upper half of a float. fp16 without the instruction: exponent and
+// mantissa moved into place are the number divided by 2^112, subnormals included; infinities stay finite.
+INLINE vec load_bf16(const void *p) {
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, ivec) << 16);
+}
+INLINE vec load_f16(const void *p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(p));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128(p));
+#else
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    ivec x = __builtin_convertvector(h, ivec), magnitude = (x & 0x7fff) << 13, sign = (x & 0x8000) << 16;
+    ivec special = magnitude >= 0x7c00 << 13; // infinity or NaN: all ones in the exponent here as well
+    ivec scaled = (ivec)((vec)magnitude * 0x1p112f);
+    return (vec)(((special & (magnitude | 0x7f800000)) | (~special & scaled)) | sign);
+#endif
+}
+// Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd. To
+// fp16 without the instruction: the same on the moved fraction; a sum with 2^n, whose last place is fp16's,
+// rounds subnormals.
+INLINE hvec round_bf16(vec v) {
+    ivec x = (ivec)v, odd = x >> 16 & 1, rounded = x + 0x7fff + odd, nan = v != v;
+    return __builtin_convertvector(((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff, hvec);
+}
+INLINE hvec round_f16(vec v) {
+#if defined(__AVX512F__)
+    return (hvec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+    return (hvec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    ivec x = (ivec)v, sign = x >> 16 & 0x8000, size = x & 0x7fffffff;
+    ivec normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+    ivec subnormal = (ivec)((vec)size + 0.5f) - 0x3f000000; // 0.5's last place is 2^-24
+    ivec h = (ivec)choose(size < 113 << 23, (vec)subnormal, (vec)normal);
+    h = (ivec)choose(size >= 0x477ff000, (vec)((ivec){0} + 0x7c00), (vec)h); // 65520 and above: infinity
+    h = (ivec)choose(size > 0x7f800000, (vec)((ivec){0} + 0x7e00), (vec)h);  // NaN
+    return __builtin_convertvector(h | sign, hvec);
+#endif
+}
+INLINE vec load_as(const void *p, Type type) {
+    return type == F32 ? load(p) : type == F16 ? load_f16(p) : load_bf16(p);
+}
+INLINE vec load_part_as(const void *p, Type type, int count) {
+    if (type == F32) return load_part(p, count);
+    uint16_t t[W] = {0};
+    if (count < W) p = memcpy(t, p, (size_t)count * 2);
+    return load_as(p, type);
+}
+INLINE void store_part_as(void *p, Type type, vec v, int count) {
+    if (type == F32) {
+        store_part(p, v, count);
+        return;
+    }
+    uint16_t t[W];
+    hvec h;
+    if (type == BF16)
+        h = round_bf16(v);
+    else
+        h = round_f16(v);
+    memcpy(t, &h, sizeof t);
+    memcpy(p, t, (size_t)min_int(count, W) * 2);
+}
+INLINE size_t size_of(Type type) { return type == F32 ? 4 : 2; }
+INLINE Mem from(Mem m, size_t numbers) { // `numbers` further on
+    return m.at ? (Mem){(char *)m.at + numbers * size_of(m.type), m.type} : m;
+}
+
+INLINE void copy_floats(float *to, const float *x, int count) {
+    int i = 0;
+    for (; i + W <= count; i += W) store(to + i, load(x + i));
+    for (; i < count; i++) to[i] = x[i];
+}
+INLINE void zero_floats(float *to, int count) {
+    int i = 0;
+    for (; i + W <= count; i += W) store(to + i, all(0));
+    for (; i < count; i++) to[i] = 0;
+}
+INLINE void convert_floats(float *to, const void *x, Type type, int count) {
+    if (type == F32) {
+        copy_floats(to, x, count);
+        return;
+    }
+    int i = 0;
+    for (; i + W <= count; i += W) store(to + i, load_as((const uint16_t *)x + i, type));
+    if (i < count) store_part(to + i, load_part_as((const uint16_t *)x + i, type, count - i), count - i);
+}
+
+// A vector of weights as fp32: itself, or converted into scratch. NULL where absent.
+INLINE const float *as_floats(Mem m, int count, Slot slot) {
+    if (!m.at || m.type == F32) return m.at;
+    float *to = scratch(slot, (size_t)count);
+    convert_floats(to, m.at, m.type, count);
+    return to;
+}
+
+// ---- functions ---------------------------------------------------------------------------------------------
+
+// exp(x) = 2^n exp(r), n = x / ln 2 rounded, |r| <= ln 2 / 2; ln 2 in two parts, the first so short that its
+// product with n is exact. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The polynomial
+// is the minimax one of degree 5 with 1 + r fixed. Relative error 1.7e-7. Below -87 it is exp(-87), 1.6e-38;
+// above 88 it is exp(88), 1.7e38. NaN stays NaN.
+INLINE vec exp_vec(vec x) {
+    x = min_vec(max_vec(x, all(-87)), all(88));
+    vec shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
+    vec r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vec p = 8.31247773e-3f * r + 4.18905504e-2f;
+    p = p * r + 1.66671157e-1f;
+    p = p * r + 4.99992281e-1f;
+    p = p * (r * r) + r;
+    return (p + 1.0f) * (vec)(((ivec)shifted << 23) + 0x3f800000);
+}
+// The same where the ends matter: 0 below, infinity above what fp32 holds.
+INLINE vec exp_full(vec x) {
+    vec y = exp_vec(0.5f * x); // twice as far, at twice the error
+    return y * y;
+}
+INLINE vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp_vec(-x)); }
+
+// Of x / (1 + exp(-x)): s (1 + x (1 - s)), s = 1 / (1 + exp(-x)).
+INLINE vec silu_slope_vec(vec x) {
+    vec s = sigmoid_vec(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+
+// Phi(x), the share of the normal distribution below x: erfc(a) / 2 at a = |x| / sqrt(2), or 1 less that. Up to
+// a = 1 from an odd polynomial of degree 13 for erf; beyond, exp(q(a) - a^2) with q of degree 9 fitted to
+// log(erfc(a)) + a^2 up to a = 6.5, so that the far tail keeps its digits too: relative error 2e-7 to the right,
+// 5e-6 at -9. Both minimax. A density beside it: exp(-x^2 / 2) / sqrt(2 pi).
+INLINE vec normal_below_vec(vec x) {
+    vec a = min_vec(abs_vec(x) * 0.707106781f, all(6.5f)), s = a * a;
+    vec p = 7.85389202e-5f * s - 8.01020360e-4f;
+    p = p * s + 5.18832915e-3f;
+    p = p * s - 2.68538129e-2f;
+    p = p * s + 1.12835854e-1f;
+    p = p * s - 3.76126260e-1f;
+    p = (p * s + 1.12837911f) * 0.353553391f; // erf(x / sqrt(2)) / (2 x)
+    vec q = -6.83539767e-8f * a + 2.86846603e-6f;
+    q = q * a - 5.42886737e-5f;
+    q = q * a + 6.16074598e-4f;
+    q = q * a - 4.71277069e-3f;
+    q = q * a + 2.60039996e-2f;
+    q = q * a - 1.08932003e-1f;
+    q = q * a + 3.66562933e-1f;
+    q = q * a - 1.12907863f;
+    q = q * a - 1.38594305e-5f;
+    vec tail = 0.5f * exp_vec(q - 0.5f * x * x);
+    return choose(a < 1.0f, 0.5f + p * x, choose(x < 0.0f, tail, 1.0f - tail));
+}
+INLINE vec normal_density_vec(vec x) { return 0.398942280f * exp_vec(-0.5f * x * x); }
+INLINE vec gelu_vec(vec x) { return x * normal_below_vec(x); }
+INLINE vec gelu_slope_vec(vec x) { return normal_below_vec(x) + x * normal_density_vec(x); }
+
+// A W x W block turned over in place. Each round riffles rows i and i + W/2 together, like a deck of cards;
+// after log2(W) rounds row and column have changed places.
+INLINE vec riffle_low(vec a, vec b) {
+#if defined(__AVX512F__)
+    return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+    return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return SHUFFLE(a, b, 0, 4, 1, 5);
+#endif
+}
+INLINE vec riffle_high(vec a, vec b) {
+#if defined(__AVX512F__)
+    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+    return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    return SHUFFLE(a, b, 2, 6, 3, 7);
+#endif
+}
+INLINE void transpose(vec r[W]) {
+    UNROLL for (int round = 1; round < W; round *= 2) {
+        vec t[W];
+        UNROLL for (int i = 0; i < W / 2; i++) {
+            t[2 * i] = riffle_low(r[i], r[i + W / 2]);
+            t[2 * i + 1] = riffle_high(r[i], r[i + W / 2]);
+        }
+        UNROLL for (int i = 0; i < W; i++) r[i] = t[i];
+    }
+}
+
+#endif
