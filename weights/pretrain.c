@@ -479,10 +479,10 @@ static const char help[] =
     "      --fresh        begin the run anew (weights in the model's folder are still the start)\n"
     "      --seed N   -t, --threads N   -q   -v   -h\n";
 
-enum { RUN = 256, STEPS, BATCH, RATE, EMA, DATA, FRESH };
+enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, FRESH };
 
 int command_pretrain(int argc, char **argv) {
-    static const struct option options[] = {{"output", required_argument, 0, 'o'}, {"run", required_argument, 0, RUN},
+    static const struct option options[] = {{"output", required_argument, 0, 'o'}, {"run", required_argument, 0, RUN_DIR},
                                             {"steps", required_argument, 0, STEPS}, {"batch", required_argument, 0, BATCH},
                                             {"lr", required_argument, 0, RATE}, {"ema", required_argument, 0, EMA},
                                             {"data", required_argument, 0, DATA}, {"fresh", no_argument, 0, FRESH},
@@ -494,7 +494,7 @@ int command_pretrain(int argc, char **argv) {
         if (common_option(&common, option, help)) continue;
         switch (option) {
         case 'o': o.out = optarg; break;
-        case RUN: o.run = optarg; break;
+        case RUN_DIR: o.run = optarg; break;
         case STEPS: o.steps = option_whole("--steps", optarg, 1, 1 << 24); break;
         case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
         case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
