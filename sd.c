@@ -210,6 +210,11 @@ TextEncoder *text_encoder_new(TextConfig c, Params *p) {
     return e;
 }
 
+void text_encoder_free(TextEncoder *e) {
+    if (e) free(e->layers);
+    free(e);
+}
+
 // A pre-norm transformer layer, (n, tokens, c) -> the same. A token sees itself and those before it (causal).
 static Tensor *text_layer(const void *layer, Tensor *const *in) {
     const TextLayer *l = layer;
@@ -1125,8 +1130,8 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
 
 void model_free(Model *m) {
     params_free(&m->params);
-    if (m->text_encoder) free(m->text_encoder->layers);
-    free(m->text_encoder), free(m->unet), free(m->vae);
+    text_encoder_free(m->text_encoder);
+    free(m->unet), free(m->vae);
     if (m->tokenizer) tokenizer_close(m->tokenizer);
     if (m->index_json) json_free(m->index_json);
     json_free(m->scheduler_json);

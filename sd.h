@@ -48,6 +48,7 @@ typedef struct Vae Vae;
 TextEncoder *text_encoder_new(TextConfig c, Params *params);
 UNet *unet_new(UNetConfig c, Params *params);
 Vae *vae_new(VaeConfig c, Params *params);
+void text_encoder_free(TextEncoder *e); // the others are freed by free(); parameters by params_free()
 
 // ids (n, tokens) -> last hidden state (n, tokens, hidden_size)
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n);

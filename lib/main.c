@@ -15,6 +15,7 @@ static const struct {
     {"encode", command_encode, "picture -> latents"},
     {"decode", command_decode, "latents -> picture"},
     {"tokenize", command_tokenize, "text -> token ids"},
+    {"synth", command_synth, "write a model with made weights at the full architecture"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},
     {"info", command_info, "what a model, LoRA or statistics file contains"},
 };
