@@ -152,14 +152,12 @@ int command_tokenize(int argc, char **argv) {
 
 // ---- info -------------------------------------------------------------------------------------------------------
 
-static const char *type_name(Type t) {
-    static const char *const names[] = {"F32", "F16", "BF16", "F64", "I8", "U8", "I16", "U16", "I32", "I64", "BOOL"};
-    return names[t];
-}
+enum { TYPES = 11 };
+static const char *const type_names[TYPES] = {"F32", "F16", "BF16", "F64", "I8", "U8", "I16", "U16", "I32", "I64", "BOOL"};
 
 static void info_file(const char *path, bool all) {
     Store *s = store_open(path);
-    size_t numbers = 0, by_type[16] = {0};
+    size_t numbers = 0, by_type[TYPES] = {0};
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
         numbers += t->count, by_type[t->type] += t->count;
@@ -172,12 +170,12 @@ static void info_file(const char *path, bool all) {
         }
     if (store_find(s, "Conv2d_1a_3x3.conv.weight")) kind = "Inception";
     printf("%s: %s, %zu tensors, %.2f M numbers", path, kind, store_count(s), (double)numbers / 1e6);
-    for (int i = 0; i < 16; i++)
-        if (by_type[i]) printf(", %s %.0f %%", type_name((Type)i), 100 * (double)by_type[i] / (double)numbers);
+    for (int i = 0; i < TYPES; i++)
+        if (by_type[i]) printf(", %s %.0f %%", type_names[i], 100 * (double)by_type[i] / (double)numbers);
     putchar('\n');
     for (size_t i = 0; all && i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
-        printf("  %s %s (", t->name, type_name(t->type));
+        printf("  %s %s (", t->name, type_names[t->type]);
         for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? ", " : "", (long long)t->shape[d]);
         puts(")");
     }
@@ -217,7 +215,7 @@ int command_info(int argc, char **argv) {
         for (int i = 0; i < m->params.count; i++)
             if (!strncmp(m->params.list[i].name, parts[k], strlen(parts[k])))
                 numbers += tensor_count(m->params.list[i].tensor), type = m->params.list[i].tensor->type;
-        printf("%-13.*s %8.2f M parameters, %s\n", (int)strlen(parts[k]) - 1, parts[k], (double)numbers / 1e6, type_name(type));
+        printf("%-13.*s %8.2f M parameters, %s\n", (int)strlen(parts[k]) - 1, parts[k], (double)numbers / 1e6, type_names[type]);
     }
     static const char *const schedulers[] = {"PNDM", "DDIM", "LCM"};
     SampleOptions o = sample_defaults(m);
@@ -226,7 +224,7 @@ int command_info(int argc, char **argv) {
     if (m->unet_config.time_cond_proj_dim) puts("              with a guidance embedding: a latent consistency model");
     for (int i = 0; verbosity > 0 && i < m->params.count; i++) {
         const Tensor *t = m->params.list[i].tensor;
-        printf("  %s %s (", m->params.list[i].name, type_name(t->type));
+        printf("  %s %s (", m->params.list[i].name, type_names[t->type]);
         for (int d = 0; d < t->dims; d++) printf("%s%d", d ? ", " : "", t->shape[d]);
         puts(")");
     }
