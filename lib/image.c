@@ -115,39 +115,62 @@ static const char *check_png(const unsigned char *bytes, size_t size, Claims *cl
     }
 }
 
-// Walks a JPEG's segments (FF, marker, length, data) to the first scan and looks for the end marker behind
-// it. In a scan's data an FF is always followed by 00 or a restart marker, so FF D9 is the end indeed.
+// A Huffman segment is tables of a class, 16 counts and as many symbols. stb up to 2.28 writes beyond its own
+// table where there are more than 256 symbols.
+static bool huffman_tables_fit(const unsigned char *p, size_t n) {
+    while (n >= 17) {
+        size_t symbols = 0;
+        for (int i = 1; i <= 16; i++) symbols += p[i];
+        if (symbols > 256 || symbols > n - 17) return false;
+        p += 17 + symbols, n -= 17 + symbols;
+    }
+    return n == 0;
+}
+
+// Walks a JPEG's segments (FF, marker, length, data) and scans to the end marker. In the data of a scan an FF is
+// followed by 00 or a restart marker; any other marker ends the scan.
 static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *claims) {
+    enum {
+        SOF0 = 0xc0,
+        SOF2 = 0xc2,
+        DHT = 0xc4,
+        RST0 = 0xd0,
+        SOI = 0xd8,
+        EOI = 0xd9,
+        SOS = 0xda,
+        APP14 = 0xee
+    };
     int components = 0;
-    bool adobe = false;
+    bool adobe = false, scanned = false;
     size_t at = 2;
     for (;;) {
-        while (at < size && bytes[at] != 0xff) at++; // stray bytes between segments occur in the wild
-        while (at < size && bytes[at] == 0xff) at++; // and so do several FFs
-        if (size - at < 3) return because("it is cut short: %zu bytes, and no picture", size);
+        while (at < size && bytes[at] != 0xff) at++; // a scan's data; or stray bytes, as occur in the wild
+        while (at < size && bytes[at] == 0xff) at++; // several FFs are one
+        if (at == size) return because("it is cut short: %zu bytes, and no end", size);
         int marker = bytes[at];
-        if (marker == 0 || marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) { // markers without a segment
+        if (marker == EOI) break;
+        if (marker <= 1 || (marker >= RST0 && marker <= SOI)) { // no segment: on with the scan
             at++;
             continue;
         }
-        if (marker == 0xd9) return because("it is damaged: it ends before the picture begins");
-        size_t length = (size_t)bytes[at + 1] << 8 | bytes[at + 2];
+        size_t length = size - at >= 3 ? (size_t)bytes[at + 1] << 8 | bytes[at + 2] : 0;
         const unsigned char *data = bytes + at + 3;
         if (length < 2 || length > size - at - 1)
             return because("it is cut short or damaged at byte %zu", at);
-        if (marker == 0xee && length >= 14 && !memcmp(data, "Adobe", 5)) adobe = true;
-        if (marker >= 0xc0 && marker <= 0xc2 && length >= 8) { // bits, height, width, components
+        if (marker == DHT && !huffman_tables_fit(data, length - 2))
+            return because("it is damaged: the Huffman table at byte %zu", at);
+        if (marker == APP14 && length >= 14 && !memcmp(data, "Adobe", 5)) adobe = true;
+        if (marker >= SOF0 && marker <= SOF2 && length >= 8) { // bits, height, width, components
             *claims = (Claims){(size_t)data[3] << 8 | data[4], (size_t)data[1] << 8 | data[2], false};
             components = data[5];
         }
+        if (marker == SOS) scanned = true;
         at += 1 + length;
-        if (marker == 0xda) break;
     }
+    if (!scanned) return because("it is damaged: it ends before the picture begins");
     // stb takes four channels without this marker for colours of another kind.
     if (components == 4 && !adobe) return because("a CMYK JPEG without Adobe's marker is not supported");
-    for (; at + 1 < size; at++)
-        if (bytes[at] == 0xff && bytes[at + 1] == 0xd9) return NULL;
-    return because("it is cut short: %zu bytes, and no end", size);
+    return NULL;
 }
 
 // ---- reading -------------------------------------------------------------------------------------------

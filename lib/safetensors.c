@@ -67,19 +67,21 @@ static inline float half_to_float(uint16_t h) {
 
 float f16_to_f32(uint16_t h) { return half_to_float(h); }
 
-uint16_t f32_to_f16(float f) {
+static inline uint16_t float_to_half(float f) {
     uint32_t x = bits_of(f), sign = x >> 16 & 0x8000, magnitude = x & 0x7fffffff;
-    if (magnitude > 0x7f800000)
-        return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff)); // NaN, made quiet
-    if (magnitude >= 0x47800000) return (uint16_t)(sign | 0x7c00);    // 65536 or more
+    // Nearest even: half of the last kept place less one, plus the last kept bit; 65520 carries into infinity.
+    uint32_t h = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
     // Below 2^-14 the result is a multiple of 2^-24, which is just the spacing of floats at 0.5: the adder
     // rounds to nearest even for us.
-    if (magnitude < 0x38800000)
-        return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
-    // Nearest even: half of the last kept place less one, plus the last kept bit; 65520 carries into infinity.
-    magnitude += 0xfff + (magnitude >> 13 & 1);
-    return (uint16_t)(sign | ((magnitude - (112u << 23)) >> 13));
+    uint32_t small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+    uint32_t nan = 0x7e00 | (magnitude >> 13 & 0x3ff); // made quiet
+    h = magnitude < 0x38800000 ? small : h;
+    h = magnitude >= 0x47800000 ? 0x7c00 : h; // 65536 or more
+    h = magnitude > 0x7f800000 ? nan : h;
+    return (uint16_t)(sign | h);
 }
+
+uint16_t f32_to_f16(float f) { return float_to_half(f); }
 
 float bf16_to_f32(uint16_t h) { return float_of((uint32_t)h << 16); }
 
@@ -538,12 +540,17 @@ void store_data(StoreWriter *w, const void *data, size_t bytes) {
 }
 
 // fp16 ends at 65504; a finite weight that becomes infinite would draw a black picture much later.
-static uint16_t checked_f16(const StoreWriter *w, const Declared *d, float f) {
-    uint16_t h = f32_to_f16(f);
-    if ((h & 0x7fff) == 0x7c00 && f - f == 0)
-        die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, d->name,
-            (double)f);
-    return h;
+static void halves_of(const StoreWriter *w, const Declared *d, uint16_t *out, const float *data, size_t n) {
+    uint32_t lost = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = float_to_half(data[i]);
+        lost |= (out[i] & 0x7fffu) == 0x7c00 && (bits_of(data[i]) & 0x7fffffff) != 0x7f800000;
+    }
+    if (!lost) return;
+    for (size_t i = 0; i < n; i++)
+        if ((out[i] & 0x7fff) == 0x7c00 && data[i] - data[i] == 0)
+            die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, d->name,
+                (double)data[i]);
 }
 
 void store_data_f32(StoreWriter *w, const float *data, size_t count) {
@@ -559,7 +566,7 @@ void store_data_f32(StoreWriter *w, const float *data, size_t count) {
         switch (d->type) {
         case F32: store_data(w, data, n * 4); break;
         case F16:
-            for (size_t i = 0; i < n; i++) piece.half[i] = checked_f16(w, d, data[i]);
+            halves_of(w, d, piece.half, data, n);
             store_data(w, piece.half, n * 2);
             break;
         case BF16:
