@@ -227,7 +227,8 @@ static Tensor *text_layer(const void *layer, Tensor *const *in) {
     return linear_add(h, l->fc2, x);
 }
 
-// [T4]
+// [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. The token's
+// embedding and its position's are added; nothing else tells the network about order.
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
     int tokens = e->c.max_position_embeddings;
     int *positions = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
@@ -607,7 +608,7 @@ Tensor *vae_encode(const Vae *v, Tensor *pixels) {
     return scope_end(whole, trace(linear(h, v->quant_conv), "vae.quant_conv"));
 }
 
-// [T11]
+// [T11] Latents (n, h, w, 4) -> pixels (n, 8 h, 8 w, 3): the middle at full depth, then three doublings.
 Tensor *vae_decode(const Vae *v, Tensor *latents) {
     const VaeHalf *d = &v->decoder;
     Scope whole = scope_begin();
@@ -806,7 +807,7 @@ static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
 
 bool scheduler_wants_noise(const Scheduler *s) { return s->config.kind == LCM && s->at < s->count - 1; }
 
-// [T10]
+// [T10] One step of the sampler: what the network saw as noise is taken away, as far as the next timestep says.
 void scheduler_step(Scheduler *s, Tensor *z, Tensor *prediction, const Tensor *noise) {
     if (s->at >= s->count) die("the scheduler has no step left");
     Scope scope = scope_begin();

@@ -102,7 +102,7 @@ void k_copy(Mem y, Mem x, size_t count) {
 
 // ---- products --------------------------------------------------------------------------------------------
 
-// c[i, j] = alpha sum_p a[i, p] b[p, j] (+ c[i, j]) (+ bias[j]) (+ residual[i, j])
+// [T13] c[i, j] = alpha sum_p a[i, p] b[p, j] (+ c[i, j]) (+ bias[j]) (+ residual[i, j])
 void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     size_t m = (size_t)g.m, n = (size_t)g.n, k = (size_t)g.k;
     for (size_t i = 0; i < m; i++)
@@ -747,7 +747,7 @@ void k_optimiser_begin(OptimiserState *s, OptimiserConfig c) {
 // True where this step's gradients are unusable and nothing may be updated.
 static bool is_bad(const OptimiserState *s) { return s->step > 0 && s->bad == s->step; }
 
-// g' = clip g
+// [G8] g' = clip g
 // m = beta1 m + (1 - beta1) g'     v = beta2 v + (1 - beta2) g'^2
 // w = (1 - rate weight_decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,

@@ -43,7 +43,7 @@ static int32_t *upload_ids(const int *host, int count) {
 
 // ---- products ---------------------------------------------------------------------------------------------
 
-// Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or (n, k) transposed
+// [G3] Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or (n, k) transposed
 //   dA += alpha dY B^T     dB += alpha A^T dY     dbias += column sums of dY     dresidual += dY
 static void gemm_backward(Record *r) {
     Tensor *a = r->in[0], *b = r->in[1];
@@ -83,6 +83,8 @@ static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
     gemm(y, low, a->up, NULL, NULL, f);
 }
 
+// [T12] A linear layer, x (..., in) -> (..., out): every operation of this file has this form. Check the shapes, call
+// the kernel, note what backward needs.
 Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
     int out = l->weight->shape[0], in = (int)(tensor_count(l->weight) / (size_t)out);
     if (tensor_cols(x) != in) die("%s takes %d channels, not %d", l->name, in, tensor_cols(x));

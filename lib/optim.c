@@ -40,6 +40,7 @@ Optimiser *optimiser_new(OptimiserConfig c, float ema_decay, const Params *const
     return o;
 }
 
+// [G7] From gradients to weights: the norm of all gradients, then clip factor and rate, then AdamW on each tensor.
 void optimiser_step(Optimiser *o) {
     for (int i = 0; i < o->count; i++)
         k_sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));

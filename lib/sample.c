@@ -126,6 +126,7 @@ static float *load_latents(const char *path, int c, int h, int w) {
     return x;
 }
 
+// [T1] The command line: options, a model, and one call of sample() a picture.
 int command_sample(int argc, char **argv) {
     Common common = common_defaults;
     const char *prompt = NULL, *negative = NULL, *prompts = NULL, *out = NULL, *init = NULL, *latents = NULL;

@@ -153,6 +153,8 @@ bool tape_pause(void) {
 
 void tape_resume(bool state) { recording = state; }
 
+// [G2] What an operation did, noted while the tape records. Without a tape, or where no input wants a gradient, nothing
+// is kept and the operation costs its forward alone.
 Tensor *record(Record r) {
     bool wanted = false;
     for (int i = 0; i < RECORD_INPUTS; i++) wanted |= r.in[i] && r.in[i]->wants_grad;
@@ -169,7 +171,7 @@ Tensor *record(Record r) {
 bool is_recording(void) { return recording; }
 void *record_memory(size_t bytes) { return struct_new(bytes); }
 
-// Plays the records above `from` in reverse. A record is taken off before it is played, because a checkpoint
+// [G4] Plays the records above `from` in reverse. A record is taken off before it is played, because a checkpoint
 // puts new ones in its place.
 static void play_back(int from) {
     while (tape.count > from) {
@@ -178,6 +180,7 @@ static void play_back(int from) {
     }
 }
 
+// [G5] d loss / d loss = 1, and from there back.
 void backward(Tensor *loss) {
     bool was = tape_pause();
     if (loss->wants_grad) k_fill(grad(loss), 1, 1);
@@ -187,6 +190,7 @@ void backward(Tensor *loss) {
 
 // ---- blocks and gradient checkpointing --------------------------------------------------------------------
 
+// [G6] A block that kept only its result runs again, recording this time, and its own records are played at once.
 static void block_backward(Record *r) {
     for (int i = 0; i < RECORD_INPUTS; i++) grad(r->in[i]); // theirs outlive the scope below
     Scope s = scope_begin();

@@ -448,7 +448,7 @@ static void pretrain_unet(const Options *o) {
             t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a), weight[i] = fminf(snr, 5) / snr;
         }
         random_normal(&run.random, eps, numbers);
-        tape_begin();
+        tape_begin(); // [G1] a training step: forward while the tape records, backward, optimiser
         Tensor *noise = tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), eps);
         Tensor *z = combine_each(signal, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x), sigma, noise);
         Tensor *loss = loss_between(unet(u, z, t, text_encode(e, ids, n), NULL), noise, weight, LOSS_MSE, 0);
