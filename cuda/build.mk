@@ -1,0 +1,91 @@
+# build.mk: the rules of cuda/, included by the Makefile. The objects above lib/kernels.h are the same ones that
+# the processor's backend is linked with.
+#   make cuda            ./sd for an NVIDIA GPU  (ARCH=sm_90, PRECISION=f32|bf16|f16; PTX=80: PTX alone, shared runtime)
+#   make emulate         ./sd-emulate: the CUDA kernels on the processor (DEBUG=1: for a debugger)
+#   make emulate-check   ./sd-emulate-check: every load and store of a kernel is checked
+#   make emulate-count   ./sd-emulate-count: bank conflicts and coalescing
+#   make test-cuda, test-cuda-full, cuda-report, gpu-check
+NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_CXX  ?= g++
+PRECISION ?= f32
+STORAGE   := $(or $(STORAGE_$(PRECISION)),$(if $(filter f32,$(PRECISION)),F32,$(if $(filter bf16,$(PRECISION)),BF16,$(if $(filter f16,$(PRECISION)),F16,$(error PRECISION is $(PRECISION); f32, bf16 and f16 are known)))))
+KERNELS   := memory gemm conv attention norm pointwise loss optim
+CUDA_H    := $(wildcard cuda/*.h) lib/base.h lib/kernels.h
+
+# ---- with nvcc -------------------------------------------------------------------------------------------
+# The architecture: what was asked for, else the machine's GPU, else the oldest that has all the instructions.
+GPU_ARCH  := $(or $(filter sm_%,$(ARCH)),$(patsubst %,sm_%,$(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1))),sm_80)
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -Icuda -Ilib -DSTORAGE=$(STORAGE) --compiler-options -Wall,-Wextra
+ifdef PTX
+NVCCFLAGS += -gencode arch=compute_$(PTX),code=compute_$(PTX) -no-compress -DOWN_ALLOCATIONS
+NVCCLINK  := -cudart shared
+NVCC_DIR  := $(BUILD)/nvcc-ptx$(PTX)-$(PRECISION)
+else
+NVCCFLAGS += -arch=$(GPU_ARCH)
+NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)
+endif
+NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
+$(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
+	@mkdir -p $(@D)
+	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))$(NVCC) $(NVCCFLAGS) -c $< -o $@
+cuda: $(ABOVE_O) $(NVCC_O)
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o sd -lm
+	@echo "./sd for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
+
+# ---- with g++: the emulator ------------------------------------------------------------------------------
+# launch.sed makes a call of each <<<...>>>; the compiler reads the result from a pipe, with the file's own lines.
+EMU_FLAGS  := -std=c++17 -g -Wall -Wextra -Wno-unknown-pragmas -fno-extern-tls-init -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE)
+ifneq ($(shell $(CUDA_CXX) --version | grep -c clang),0)
+EMU_FLAGS  := $(filter-out -fno-extern-tls-init,$(EMU_FLAGS))
+BOUNDS     := -fsanitize=array-bounds
+else
+BOUNDS     := -fsanitize=bounds-strict
+endif
+EMULATOR   := emulate emulate_warp emulate_check
+RUNTIME_O  := $(EMULATOR:%=$(BUILD)/emulator/%.o)
+$(BUILD)/emulator/%.o: cuda/%.cc cuda/emulate.h cuda/emulate_inside.h
+	@mkdir -p $(@D)
+	$(CUDA_CXX) -std=c++17 -O2 -g -Wall -Wextra -Icuda -c $< -o $@
+$(BUILD)/emulator/emulate_count.o: cuda/emulate.cc cuda/emulate.h cuda/emulate_inside.h
+	@mkdir -p $(@D)
+	$(CUDA_CXX) -std=c++17 -O2 -g -Wall -Wextra -Icuda -DEMU_COUNT_DEFAULT=1 -c $< -o $@
+
+# emulate.sh-like in one line: $(call emulate,flags)
+emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; (echo '\#line 1 "$<"'; sed -f cuda/launch.sed $<) | $(CUDA_CXX) $(EMU_FLAGS) $(1) -include cuda/emulate.h -x c++ -c - -o $@
+EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)
+CHECK_DIR  := $(BUILD)/check-$(PRECISION)
+EMU_O      := $(KERNELS:%=$(EMU_DIR)/%.o)
+CHECK_O    := $(KERNELS:%=$(CHECK_DIR)/%.o)
+EMU_OPT    := $(if $(DEBUG),-O0,-O2)
+CHECK_OPT  := -O1 -fsanitize=thread $(BOUNDS)
+$(EMU_DIR)/%.o: cuda/%.cu $(CUDA_H) cuda/launch.sed
+	$(call emulate_cc,$(EMU_OPT))
+$(EMU_DIR)/%.o: test/%.cu $(CUDA_H) cuda/launch.sed test/cuda.h
+	$(call emulate_cc,$(EMU_OPT))
+$(CHECK_DIR)/%.o: cuda/%.cu $(CUDA_H) cuda/launch.sed
+	$(call emulate_cc,$(CHECK_OPT))
+$(CHECK_DIR)/%.o: test/%.cu $(CUDA_H) cuda/launch.sed test/cuda.h
+	$(call emulate_cc,$(CHECK_OPT))
+
+emulate: $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate -lm -lpthread
+emulate-check: $(ABOVE_O) $(CHECK_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-check -lm -lpthread
+emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-out %/emulate.o,$(RUNTIME_O))
+	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
+
+# ---- tests -----------------------------------------------------------------------------------------------
+# What they share with the program: all of it but main().
+CUDA_BELOW := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O))
+CUDA_TESTS := $(patsubst test/%.cu,%,$(wildcard test/cuda_*.cu))
+$(BUILD)/cuda-test/kernels.o: test/kernels.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -Itest -c $< -o $@
+$(EMU_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(EMU_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+$(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(CHECK_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+$(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/%.o $(EMU_O) $(RUNTIME_O) $(BUILD)/lib/base.o
+	$(CUDA_CXX) $^ -o $@ -lm -lpthread
+$(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/%.o $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
+	$(CUDA_CXX) $^ -o $@ -lm -lpthread
