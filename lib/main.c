@@ -17,6 +17,7 @@ static const struct {
     {"tokenize", command_tokenize, "text -> token ids"},
     {"synth", command_synth, "write a model with made weights at the full architecture"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},
+    {"verify", command_verify, "compare another implementation's trace with this one, block by block"},
     {"info", command_info, "what a model, LoRA or statistics file contains"},
 };
 

@@ -16,7 +16,8 @@ static int64_t *file_shape(const Tensor *t, int64_t shape[4]) {
 }
 
 // Parameters [from, to) in file order, made one at a time: the whole model never stands in memory.
-static void write_made(const Params *p, int from, int to, const char *path, MadeRegime regime, Type type, bool ldm) {
+static void write_made(const Params *p, int from, int to, const char *path, MadeRegime regime, Type type,
+                       bool ldm) {
     StoreWriter *w = store_create(path);
     int64_t shape[4];
     char name[512];
@@ -57,7 +58,8 @@ static void copy_file(const char *from, const char *to) {
 }
 
 static void write_tokenizer(const char *dir, const char *from, int max_length) {
-    static const char *const files[] = {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"};
+    static const char *const files[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
+                                        "special_tokens_map.json"};
     make_directories(dir);
     if (!from) { // bytes alone: whoever replaces vocab.json and merges.txt by CLIP's gets CLIP's tokens
         tokenizer_train(dir, NULL, 0, 514, max_length);
@@ -77,7 +79,9 @@ static void synth_inception(const char *dir, MadeRegime regime, Type type) {
     int64_t shape[4];
     make_directories(dir);
     StoreWriter *w = store_create(path);
-    for (int i = 0; i < p->count; i++) store_declare(w, p->list[i].name, type, p->list[i].tensor->dims, file_shape(p->list[i].tensor, shape));
+    for (int i = 0; i < p->count; i++)
+        store_declare(w, p->list[i].name, type, p->list[i].tensor->dims,
+                      file_shape(p->list[i].tensor, shape));
     for (int i = 0; i < p->count; i++) {
         const Tensor *t = p->list[i].tensor;
         float *x = xmalloc(tensor_count(t) * sizeof(float));
@@ -94,7 +98,8 @@ static const char help[] =
     "usage: sd synth DIR [options]\n\n"
     "Writes a complete model with made weights: the architecture is real, the pictures are patterns.\n\n"
     "      --arch NAME       sd15 (default), sd15-lcm, tiny, tiny-lcm, inception\n"
-    "      --weights NAME    soft (default) or hard: mild numbers, or what trained networks do to arithmetic\n"
+    "      --weights NAME    soft (default) or hard: mild numbers, or what trained networks do to "
+    "arithmetic\n"
     "      --dtype TYPE      f32 (default), f16, bf16\n"
     "      --layout NAME     diffusers (default), or ldm: one file DIR/model.safetensors (sd15 only)\n"
     "      --tokenizer DIR   copied in; else a byte-level one without merges\n"
@@ -102,9 +107,13 @@ static const char help[] =
 
 int command_synth(int argc, char **argv) {
     enum { ARCH = 256, WEIGHTS, DTYPE, LAYOUT, TOKENIZER };
-    static const struct option options[] = {{"arch", required_argument, 0, ARCH}, {"weights", required_argument, 0, WEIGHTS},
-                                            {"dtype", required_argument, 0, DTYPE}, {"layout", required_argument, 0, LAYOUT},
-                                            {"tokenizer", required_argument, 0, TOKENIZER}, COMMON_LONG, {0}};
+    static const struct option options[] = {{"arch", required_argument, 0, ARCH},
+                                            {"weights", required_argument, 0, WEIGHTS},
+                                            {"dtype", required_argument, 0, DTYPE},
+                                            {"layout", required_argument, 0, LAYOUT},
+                                            {"tokenizer", required_argument, 0, TOKENIZER},
+                                            COMMON_LONG,
+                                            {0}};
     Common common = common_defaults;
     const char *arch = "sd15", *tokenizer = NULL;
     MadeRegime regime = MADE_SOFT;
@@ -118,15 +127,18 @@ int command_synth(int argc, char **argv) {
         case TOKENIZER: tokenizer = optarg; break;
         case WEIGHTS:
             regime = strcmp(optarg, "hard") ? MADE_SOFT : MADE_HARD;
-            if (strcmp(optarg, "hard") && strcmp(optarg, "soft")) die_usage("--weights is \"%s\"; soft or hard is expected", optarg);
+            if (strcmp(optarg, "hard") && strcmp(optarg, "soft"))
+                die_usage("--weights is \"%s\"; soft or hard is expected", optarg);
             break;
         case DTYPE:
             type = !strcmp(optarg, "f16") ? F16 : !strcmp(optarg, "bf16") ? BF16 : F32;
-            if (type == F32 && strcmp(optarg, "f32")) die_usage("--dtype is \"%s\"; f32, f16 or bf16 is expected", optarg);
+            if (type == F32 && strcmp(optarg, "f32"))
+                die_usage("--dtype is \"%s\"; f32, f16 or bf16 is expected", optarg);
             break;
         case LAYOUT:
             ldm = !strcmp(optarg, "ldm");
-            if (!ldm && strcmp(optarg, "diffusers")) die_usage("--layout is \"%s\"; diffusers or ldm is expected", optarg);
+            if (!ldm && strcmp(optarg, "diffusers"))
+                die_usage("--layout is \"%s\"; diffusers or ldm is expected", optarg);
             break;
         }
     }
@@ -141,7 +153,8 @@ int command_synth(int argc, char **argv) {
     const Architecture *a = architecture(arch);
     if (!a) die_usage("--arch is \"%s\"; sd15, sd15-lcm, tiny, tiny-lcm or inception is expected", arch);
     if (ldm && strncmp(arch, "sd15", 4)) die_usage("--layout ldm goes with --arch sd15 and sd15-lcm only");
-    Json *text = json_parse(a->text_encoder, strlen(a->text_encoder), "text"), *unet_json = json_parse(a->unet, strlen(a->unet), "unet");
+    Json *text = json_parse(a->text_encoder, strlen(a->text_encoder), "text"),
+         *unet_json = json_parse(a->unet, strlen(a->unet), "unet");
     Json *vae = json_parse(a->vae, strlen(a->vae), "vae");
     Params p = {0};
     TextConfig t = text_config(text);
@@ -158,10 +171,12 @@ int command_synth(int argc, char **argv) {
         write_made(&p, 0, p.count, path, regime, type, true);
         free(path);
     } else {
-        const struct { int from, to; const char *file; } parts[] = {
-            {text_from, unet_from, "text_encoder/model.safetensors"},
-            {unet_from, vae_from, "unet/diffusion_pytorch_model.safetensors"},
-            {vae_from, p.count, "vae/diffusion_pytorch_model.safetensors"}};
+        const struct {
+            int from, to;
+            const char *file;
+        } parts[] = {{text_from, unet_from, "text_encoder/model.safetensors"},
+                     {unet_from, vae_from, "unet/diffusion_pytorch_model.safetensors"},
+                     {vae_from, p.count, "vae/diffusion_pytorch_model.safetensors"}};
         architecture_write(a, dir);
         for (int i = 0; i < 3; i++) {
             char *path = format("%s/%s", dir, parts[i].file);

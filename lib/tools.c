@@ -24,11 +24,11 @@ static float *read_latents(const char *path, int channels, int shape[4]) {
     return x;
 }
 
-static const char encode_help[] =
-    "usage: sd encode IMAGE -o FILE.safetensors [options]\n\n"
-    "Picture -> latents, (1, 4, h / 8, w / 8), the mean of the encoder's posterior times the scaling factor, under the\n"
-    "key \"latents\". The picture's size is cut down to multiples of 8.\n\n"
-    "  -o, --output FILE   -m, --model PATH   --json   -t   -q   -v   -h\n";
+static const char encode_help[] = "usage: sd encode IMAGE -o FILE.safetensors [options]\n\n"
+                                  "Picture -> latents, (1, 4, h / 8, w / 8), the mean of the encoder's "
+                                  "posterior times the scaling factor, under the\n"
+                                  "key \"latents\". The picture's size is cut down to multiples of 8.\n\n"
+                                  "  -o, --output FILE   -m, --model PATH   --json   -t   -q   -v   -h\n";
 
 int command_encode(int argc, char **argv) {
     static const struct option options[] = {{"output", required_argument, 0, 'o'}, COMMON_LONG, {0}};
@@ -41,7 +41,8 @@ int command_encode(int argc, char **argv) {
     common_start(&common);
     Image *image = image_load(argv[optind]);
     int w = image->width / 8 * 8, h = image->height / 8 * 8;
-    if (w < 8 || h < 8) die("%s has %d x %d pixels; 8 x 8 is the least", argv[optind], image->width, image->height);
+    if (w < 8 || h < 8)
+        die("%s has %d x %d pixels; 8 x 8 is the least", argv[optind], image->width, image->height);
     Image *cut = image_crop(image, 0, 0, w, h);
     Model *m = model_load(common.model, NULL, NEED_VAE);
     double started = seconds();
@@ -53,19 +54,21 @@ int command_encode(int argc, char **argv) {
     store_declare(writer, "latents", F32, 4, (int64_t[]){1, c, h / 8, w / 8});
     store_data_f32(writer, latents, (size_t)c * (size_t)(h / 8) * (size_t)(w / 8));
     store_commit(writer);
-    if (common.json) printf("{\"output\": \"%s\", \"seconds\": %.4f}\n", output, seconds() - started);
-    else note("%s", output);
+    if (common.json)
+        printf("{\"output\": \"%s\", \"seconds\": %.4f}\n", output, seconds() - started);
+    else
+        note("%s", output);
     free(x), free(latents);
     image_free(image), image_free(cut);
     model_free(m);
     return 0;
 }
 
-static const char decode_help[] =
-    "usage: sd decode FILE.safetensors -o FILE.png [options]\n\n"
-    "Latents (key \"latents\", (n, 4, h, w), as sd encode and diffusers write them) -> picture; a-0.png, a-1.png, ...\n"
-    "above one.\n\n"
-    "  -o, --output FILE   -m, --model PATH   --json   -t   -q   -v   -h\n";
+static const char decode_help[] = "usage: sd decode FILE.safetensors -o FILE.png [options]\n\n"
+                                  "Latents (key \"latents\", (n, 4, h, w), as sd encode and diffusers write "
+                                  "them) -> picture; a-0.png, a-1.png, ...\n"
+                                  "above one.\n\n"
+                                  "  -o, --output FILE   -m, --model PATH   --json   -t   -q   -v   -h\n";
 
 int command_decode(int argc, char **argv) {
     static const struct option options[] = {{"output", required_argument, 0, 'o'}, COMMON_LONG, {0}};
@@ -86,7 +89,8 @@ int command_decode(int argc, char **argv) {
         Scope s = scope_begin();
         float *nhwc = nchw_to_nhwc(x + (size_t)i * each, 1, shape[1], shape[2], shape[3]);
         Tensor *z = tensor_from(SHAPE(1, shape[2], shape[3], shape[1]), nhwc);
-        Image *image = tensor_to_image(vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL)), 0);
+        Image *image =
+            tensor_to_image(vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL)), 0);
         char *path = shape[0] > 1 ? format("%.*s-%d%s", stem, output, i, output + stem) : xstrdup(output);
         image_save_png(path, image, NULL);
         if (!common.json) note("%s", path);
@@ -104,7 +108,8 @@ int command_decode(int argc, char **argv) {
 
 static const char tokenize_help[] =
     "usage: sd tokenize [-p TEXT] [options] < captions\n\n"
-    "Token ids with start and end token, one line a caption, separated by blanks. Captions come from -p or, one a line\n"
+    "Token ids with start and end token, one line a caption, separated by blanks. Captions come from -p or, "
+    "one a line\n"
     "(ended by line feeds only), from standard input. Needs no model where --tokenizer is given.\n\n"
     "  -p, --prompt TEXT   --tokenizer DIR (vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt[.gz])\n"
     "      --pad   fill up with the padding token   -m, --model PATH   -q   -v   -h\n";
@@ -120,17 +125,23 @@ static void tokenize_line(const Tokenizer *t, const char *text, int max, bool pa
 
 int command_tokenize(int argc, char **argv) {
     enum { TOKENIZER = 256, PAD };
-    static const struct option options[] = {{"prompt", required_argument, 0, 'p'}, {"tokenizer", required_argument, 0, TOKENIZER},
-                                            {"pad", no_argument, 0, PAD}, COMMON_LONG, {0}};
+    static const struct option options[] = {{"prompt", required_argument, 0, 'p'},
+                                            {"tokenizer", required_argument, 0, TOKENIZER},
+                                            {"pad", no_argument, 0, PAD},
+                                            COMMON_LONG,
+                                            {0}};
     Common common = common_defaults;
     const char *prompt = NULL, *dir = NULL;
     bool pad = false;
     int option;
     while ((option = getopt_long(argc, argv, "p:" COMMON_SHORT, options, NULL)) != -1) {
         if (common_option(&common, option, tokenize_help)) continue;
-        if (option == 'p') prompt = optarg;
-        else if (option == TOKENIZER) dir = optarg;
-        else pad = true;
+        if (option == 'p')
+            prompt = optarg;
+        else if (option == TOKENIZER)
+            dir = optarg;
+        else
+            pad = true;
     }
     if (optind < argc) die_usage("\"%s\" is no option; a caption goes behind -p, in quotes", argv[optind]);
     char *own = dir ? xstrdup(dir) : format("%s/tokenizer", common.model);
@@ -153,7 +164,8 @@ int command_tokenize(int argc, char **argv) {
 // ---- info -------------------------------------------------------------------------------------------------------
 
 enum { TYPES = 11 };
-static const char *const type_names[TYPES] = {"F32", "F16", "BF16", "F64", "I8", "U8", "I16", "U16", "I32", "I64", "BOOL"};
+static const char *const type_names[TYPES] = {"F32", "F16", "BF16", "F64", "I8",  "U8",
+                                              "I16", "U16", "I32",  "I64", "BOOL"};
 
 static void info_file(const char *path, bool all) {
     Store *s = store_open(path);
@@ -162,10 +174,12 @@ static void info_file(const char *path, bool all) {
         const Stored *t = store_at(s, i);
         numbers += t->count, by_type[t->type] += t->count;
     }
-    const char *kind = store_find(s, "model.diffusion_model.input_blocks.0.0.weight") ? "LDM checkpoint" : "tensors";
+    const char *kind =
+        store_find(s, "model.diffusion_model.input_blocks.0.0.weight") ? "LDM checkpoint" : "tensors";
     for (size_t i = 0; i < store_count(s); i++)
         if (strstr(store_at(s, i)->name, "lora")) {
-            kind = strncmp(store_at(s, i)->name, "lora_", 5) ? "LoRA, diffusers/PEFT keys" : "LoRA, kohya keys";
+            kind =
+                strncmp(store_at(s, i)->name, "lora_", 5) ? "LoRA, diffusers/PEFT keys" : "LoRA, kohya keys";
             break;
         }
     if (store_find(s, "Conv2d_1a_3x3.conv.weight")) kind = "Inception";
@@ -182,16 +196,17 @@ static void info_file(const char *path, bool all) {
     store_close(s);
 }
 
-static const char info_help[] =
-    "usage: sd info PATH\n\n"
-    "What a model's folder, a .safetensors file (checkpoint, LoRA, Inception, latents) or .npz statistics contain; with\n"
-    "-v every tensor.\n";
+static const char info_help[] = "usage: sd info PATH\n\n"
+                                "What a model's folder, a .safetensors file (checkpoint, LoRA, Inception, "
+                                "latents) or .npz statistics contain; with\n"
+                                "-v every tensor.\n";
 
 int command_info(int argc, char **argv) {
     static const struct option options[] = {COMMON_LONG, {0}};
     Common common = common_defaults;
     int option;
-    while ((option = getopt_long(argc, argv, COMMON_SHORT, options, NULL)) != -1) common_option(&common, option, info_help);
+    while ((option = getopt_long(argc, argv, COMMON_SHORT, options, NULL)) != -1)
+        common_option(&common, option, info_help);
     if (optind != argc - 1) die_usage("sd info takes one path");
     const char *path = argv[optind], *ending = strrchr(path, '.');
     if (!file_exists(path)) die("cannot read %s: %s", path, strerror(ENOENT));
@@ -215,13 +230,16 @@ int command_info(int argc, char **argv) {
         for (int i = 0; i < m->params.count; i++)
             if (!strncmp(m->params.list[i].name, parts[k], strlen(parts[k])))
                 numbers += tensor_count(m->params.list[i].tensor), type = m->params.list[i].tensor->type;
-        printf("%-13.*s %8.2f M parameters, %s\n", (int)strlen(parts[k]) - 1, parts[k], (double)numbers / 1e6, type_names[type]);
+        printf("%-13.*s %8.2f M parameters, %s\n", (int)strlen(parts[k]) - 1, parts[k], (double)numbers / 1e6,
+               type_names[type]);
     }
     static const char *const schedulers[] = {"PNDM", "DDIM", "LCM"};
     SampleOptions o = sample_defaults(m);
-    printf("scheduler     %s; draws %d x %d in %d steps with guidance %g\n", schedulers[scheduler_config(m->scheduler_json, -1).kind],
-           o.width, o.height, o.steps, (double)o.cfg);
-    if (m->unet_config.time_cond_proj_dim) puts("              with a guidance embedding: a latent consistency model");
+    printf("scheduler     %s; draws %d x %d in %d steps with guidance %g\n",
+           schedulers[scheduler_config(m->scheduler_json, -1).kind], o.width, o.height, o.steps,
+           (double)o.cfg);
+    if (m->unet_config.time_cond_proj_dim)
+        puts("              with a guidance embedding: a latent consistency model");
     for (int i = 0; verbosity > 0 && i < m->params.count; i++) {
         const Tensor *t = m->params.list[i].tensor;
         printf("  %s %s (", m->params.list[i].name, type_names[t->type]);
