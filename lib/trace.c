@@ -15,7 +15,7 @@ typedef struct {
     float *data; // pictures NCHW
 } Traced;
 static Traced *traced;
-static int traced_count, step;
+static int traced_count, unet_calls;
 
 static void keep(char *name, int ndim, const int64_t *shape, float *data) {
     if ((traced_count & (traced_count - 1)) == 0)
@@ -28,7 +28,7 @@ static void keep(char *name, int ndim, const int64_t *shape, float *data) {
 // A step of the sampler begins with the UNet's first block.
 static void sink(const char *name, const Tensor *t) {
     bool of_unet = !strncmp(name, "unet.", 5);
-    if (!strcmp(name, "unet.time_embedding")) step++;
+    if (!strcmp(name, "unet.time_embedding")) unet_calls++;
     float *x = tensor_read(t);
     int64_t shape[4];
     for (int i = 0; i < t->dims; i++) shape[i] = t->shape[i];
@@ -38,13 +38,13 @@ static void sink(const char *name, const Tensor *t) {
         x = turned;
         shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
     }
-    keep(of_unet ? format("step.%d.%s", step - 1, name) : xstrdup(name), t->dims, shape, x);
+    keep(of_unet ? format("step.%d.%s", unet_calls - 1, name) : xstrdup(name), t->dims, shape, x);
 }
 
 static void clear(void) {
     for (int i = 0; i < traced_count; i++) free(traced[i].name), free(traced[i].data);
     free(traced);
-    traced = NULL, traced_count = step = 0;
+    traced = NULL, traced_count = unet_calls = 0;
 }
 
 void trace_begin(void) {
@@ -54,7 +54,7 @@ void trace_begin(void) {
 
 // One step: the UNet's names stand without "step.0.".
 static const char *shown_name(const char *name) {
-    return step == 1 && !strncmp(name, "step.0.", 7) ? name + 7 : name;
+    return unet_calls == 1 && !strncmp(name, "step.0.", 7) ? name + 7 : name;
 }
 
 static float *floats(const int *x, int n) {
