@@ -1,4 +1,6 @@
-// fuzz_image.c: any bytes as a JPEG or PNG. With lib/base.c lib/json.c lib/npz.c lib/safetensors.c.
+// fuzz_image.c: any bytes as a JPEG or PNG. With lib/base.c lib/json.c lib/npz.c lib/safetensors.c, and with
+// -fno-sanitize=shift,signed-integer-overflow: given nonsense, stb's JPEG decoder shifts too far and overflows
+// on its way to a wrong pixel or to an error, and never leaves its memory; what is looked for here is the latter.
 #include "../lib/image.c"
 #include "fuzz.h"
 #include "fuzz_png.h"

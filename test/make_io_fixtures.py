@@ -183,7 +183,7 @@ def arrays():
         for version in (1, 2, 3):
             f = io.BytesIO()
             np.lib.format.write_array(f, mu, version=(version, 0))
-            z.writestr(f"v{version}.npy", f.getvalue())
+            z.writestr(zipfile.ZipInfo(f"v{version}.npy"), f.getvalue())  # dated 1980: the same bytes every time
         z.comment = b"a comment PK\5\6 that looks like an end record, but is none" + b" " * 9
     # zip64: every 32-bit field of the directory is ffffffff, the values stand in the extra field, and the end record
     # refers to a zip64 one. zipfile writes that for large archives only, so here it is by hand.
@@ -219,6 +219,12 @@ def streams():
     expect("stream-2000", text[:2000])
     c = zlib.compressobj(9, zlib.DEFLATED, -15)
     (OUT / "raw.deflate").write_bytes(c.compress(text) + c.flush())
+    # Codes of up to 15 bits: byte k is about half as frequent as byte k - 1.
+    bits = noise(20000, 8).astype(int) | noise(20000, 9).astype(int) << 8 | 1 << 16
+    skewed = bytes(int(b & -b).bit_length() for b in bits)
+    c = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+    (OUT / "skewed.zlib").write_bytes(c.compress(skewed) + c.flush())
+    expect("stream-skewed", skewed)
     # A gzip header with every field, and a second member behind it.
     c = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = c.compress(text[:20000]) + c.flush()
