@@ -42,8 +42,9 @@ static _Thread_local char why[200]; // the reason of the last failure
 static _Thread_local size_t memory_bound;
 
 // No single block that stb asks for may pass the bound, which decode() sets from the picture's size: a PNG
-// of one pixel whose data inflates to gigabytes ends as "out of memory" and not with the machine.
-static void *bounded_malloc(size_t bytes) { return bytes <= memory_bound ? malloc(bytes) : NULL; }
+// of one pixel whose data inflates to gigabytes ends as "out of memory" and not with the machine. And all begins as
+// zeros: a JPEG that uses a Huffman table it never defined would else read a wild one.
+static void *bounded_malloc(size_t bytes) { return bytes <= memory_bound ? calloc(1, bytes) : NULL; }
 static void *bounded_realloc(void *old, size_t bytes) {
     return bytes <= memory_bound ? realloc(old, bytes) : NULL;
 }

@@ -73,7 +73,7 @@ def tensors():
     for kind in (torch.uint8, torch.uint16):
         t[str(kind)[6:]] = (torch.arange(5) * 40).to(kind)
     t["bool"] = torch.tensor([True, False, True])
-    save_file(t, OUT / "types.safetensors", metadata={"format": "pt", "quote\"d": "back\\slash, line\nfeed, é, 猫"})
+    save_file(t, OUT / "types.safetensors", metadata={"quote\"d": "back\\slash, line\nfeed, é, 猫"})
 
 
 # ---- pictures -------------------------------------------------------------------------------------------
