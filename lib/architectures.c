@@ -63,7 +63,7 @@
 #define SD15_TEXT TEXT("49408", "768", "12", "12", "3072", "77", "49406", "49407")
 #define SD15_UNET(guidance) UNET("[320, 640, 1280, 1280]", "2", "8", "768", "32", "64", guidance)
 #define SD15_VAE VAE("[128, 256, 512, 512]", "2", "32", "512", "0.18215")
-#define TINY_TEXT TEXT("1024", "128", "4", "4", "512", "32", "1022", "1023")
+#define TINY_TEXT TEXT("768", "128", "4", "4", "512", "32", "766", "767")
 #define TINY_UNET(guidance) UNET("[48, 96, 144, 144]", "1", "4", "128", "12", "16", guidance)
 #define TINY_VAE                                                                                             \
     VAE("[16, 32, 64, 64]", "1", "4", "128", "1.0") // latents have unit spread: see weights/pretrain.c

@@ -16,6 +16,8 @@ static const struct {
     {"decode", command_decode, "latents -> picture"},
     {"tokenize", command_tokenize, "text -> token ids"},
     {"synth", command_synth, "write a model with made weights at the full architecture"},
+    {"scenes", command_scenes, "draw the toy world: captioned scenes in Flickr8k's layout"},
+    {"fid", command_fid, "Frechet and kernel inception distance of two sets of pictures"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},
     {"verify", command_verify, "compare another implementation's trace with this one, block by block"},
     {"info", command_info, "what a model, LoRA or statistics file contains"},

@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SIZE = SCENE_SIZE, TOKENS = 32, VOCABULARY = 1024, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
+enum { SIZE = SCENE_SIZE, TOKENS = 32, VOCABULARY = 768, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
 enum { LATENT_COUNT = LATENT * LATENT * CHANNELS };
 
 // ---- models in training ---------------------------------------------------------------------------------------
