@@ -85,6 +85,8 @@ void params_load(const Params *p, FindStored *find, void *context, const char *w
 void params_to_f32(const Params *p); // for training
 // Writes them as `type`, without the first `strip` characters of their names.
 void params_save(const Params *p, const char *path, size_t strip, Type type);
+// The same with one more entry in the file's metadata.
+void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key, const char *value);
 // One parameter as a new host array in file order (out, in, kh, kw).
 float *param_read(const Tensor *t);
 void param_write(Tensor *t, const float *file_order);

@@ -138,8 +138,13 @@ void param_write(Tensor *t, const float *file_order) {
 }
 
 void params_save(const Params *p, const char *path, size_t strip, Type type) {
+    params_save_with(p, path, strip, type, NULL, NULL);
+}
+
+void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key, const char *value) {
     StoreWriter *w = store_create(path);
     store_metadata_add(w, "format", "pt"); // what transformers and diffusers look for
+    if (key) store_metadata_add(w, key, value);
     for (int i = 0; i < p->count; i++) {
         int64_t shape[4];
         int dims = file_shape(p->list[i].tensor, shape);

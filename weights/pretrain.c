@@ -7,14 +7,13 @@
 //   unet       noise prediction on latents (Ho et al. 2020), the text encoder trained along
 //   decoder    more of the VAE's decoder, the encoder left as it is (so latents keep their meaning)
 //
-// (The judge, `inception`, is in fid's company: see judge.c.) Every stage is a run as lib/train.h has it: it
+// (`inception`, the judge of what they draw, is in judge.c.) Every stage is a run as lib/train.h has it: it
 // resumes from its checkpoint with the same bits, and writes its moving-average weights as fp16 in diffusers'
 // layout. Started on a folder that already holds such weights it continues from them with a fresh optimiser.
 #include "../sd.h"
 #include "../lib/architectures.h"
 #include "../lib/commands.h"
-#include "../lib/train.h"
-#include "scenes.h"
+#include "pretrain.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -41,9 +40,11 @@ static void initialise(const Params *p, Random *r) {
         float *x = xcalloc(n, sizeof(float));
         bool embedding = strstr(name, "embedding.weight"), weight = strstr(name, ".weight");
         // The last layer of every residual branch starts at nothing, so that the network begins as its skips.
-        bool silent = strstr(name, ".conv2.weight") || strstr(name, ".proj_out.weight") || !strcmp(name, "unet.conv_out.weight");
+        bool silent = strstr(name, ".conv2.weight") || strstr(name, ".proj_out.weight") ||
+                      !strcmp(name, "unet.conv_out.weight");
         // In the text encoder only nearly: it must not ignore its words.
-        bool quiet = strstr(name, "text_encoder") && (strstr(name, ".out_proj.weight") || strstr(name, ".fc2.weight"));
+        bool quiet =
+            strstr(name, "text_encoder") && (strstr(name, ".out_proj.weight") || strstr(name, ".fc2.weight"));
         if (t->dims == 1 && weight)
             for (size_t j = 0; j < n; j++) x[j] = 1;
         else if (embedding) {
@@ -60,7 +61,9 @@ static void initialise(const Params *p, Random *r) {
     }
 }
 
-static const Stored *find_without_prefix(void *store, const char *name) { return store_find(store, strchr(name, '.') + 1); }
+static const Stored *find_without_prefix(void *store, const char *name) {
+    return store_find(store, strchr(name, '.') + 1);
+}
 
 // Weights that stand in DIR already, else fresh ones. Returns whether they were there.
 static bool load_or_initialise(const Part *part, const char *dir, Random *r) {
@@ -94,35 +97,36 @@ static void save_part(const Part *part, const char *dir) {
 
 // ---- options ---------------------------------------------------------------------------------------------------
 
-typedef struct {
-    const char *stage, *out, *run; // out: the model's folder; run: checkpoint and log (default run/<stage>)
-    long steps;
-    int batch, data; // data: scenes in the cache of latents
-    double rate, ema;
-    uint64_t seed;
-    bool fresh;
-} Options;
-
-static Run start_run(const Options *o, Optimiser *optimiser) {
-    Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", o->stage), .what = o->stage, .optimiser = optimiser,
-               .total = o->steps, .batch = o->batch};
-    run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, \"data\": %d, \"seed\": %llu}",
+Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser) {
+    Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", o->stage),
+               .what = o->stage,
+               .optimiser = optimiser,
+               .total = o->steps,
+               .batch = o->batch};
+    run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
+                        "\"data\": %d, \"seed\": %llu}",
                         o->stage, o->steps, o->batch, o->rate, o->ema, o->data, (unsigned long long)o->seed);
     run_begin(&run, o->seed, o->fresh);
     return run;
 }
 
-static OptimiserConfig adamw(const Options *o) {
-    return (OptimiserConfig){.rate = (float)o->rate, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.01f,
-                             .max_norm = 1, .warmup = (float)(o->steps / 20 < 500 ? o->steps / 20 : 500),
-                             .total = (float)o->steps, .floor = 0.05f};
+OptimiserConfig pretrain_adamw(const PretrainOptions *o) {
+    return (OptimiserConfig){.rate = (float)o->rate,
+                             .beta1 = 0.9f,
+                             .beta2 = 0.99f,
+                             .eps = 1e-8f,
+                             .weight_decay = 0.01f,
+                             .max_norm = 1,
+                             .warmup = (float)(o->steps / 20 < 500 ? o->steps / 20 : 500),
+                             .total = (float)o->steps,
+                             .floor = 0.05f};
 }
 
 static int below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); }
 
 // ---- stage: tokenizer -------------------------------------------------------------------------------------------
 
-static void pretrain_tokenizer(const Options *o) {
+static void pretrain_tokenizer(const PretrainOptions *o) {
     enum { SCENES = 4000 };
     char **texts = xmalloc(2 * SCENES * 5 * sizeof *texts);
     for (long i = 0; i < 2 * SCENES; i++) {
@@ -143,7 +147,7 @@ static void pretrain_tokenizer(const Options *o) {
 enum { CROP = 64 };
 
 // A batch of fresh scenes as pixels in [-1, 1], cut to crop x crop: 4 of 5 around the figure, which is what is hard.
-static Tensor *scene_crops(const Options *o, long first, int n, int crop, World world) {
+static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop, World world) {
     float *x = xmalloc((size_t)n * (size_t)(crop * crop * 3) * sizeof(float));
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++) {
@@ -153,11 +157,13 @@ static Tensor *scene_crops(const Options *o, long first, int n, int crop, World 
         int box[4], room = SIZE - crop;
         scene_describe(world, SPLIT_TRAIN, o->seed, first + i, &scene, captions);
         scene_draw_as(world, scene_seed(world, SPLIT_TRAIN, o->seed, first + i), &scene, rgb, box);
-        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1}, counter[4] = {(uint32_t)(first + i), (uint32_t)world, 0, 0};
+        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1},
+                        counter[4] = {(uint32_t)(first + i), (uint32_t)world, 0, 0};
         philox4x32(counter, key, at);
         int corner[2]; // left, top
         for (int k = 0; k < 2; k++) {
-            int middle = (box[k] + box[k + 2] - crop) / 2, jitter = (int)(at[k] % (uint32_t)(crop / 2 + 1)) - crop / 4;
+            int middle = (box[k] + box[k + 2] - crop) / 2,
+                jitter = (int)(at[k] % (uint32_t)(crop / 2 + 1)) - crop / 4;
             corner[k] = at[2] % 5 ? middle + jitter : (int)(at[k] % (uint32_t)(room + 1));
             corner[k] = corner[k] < 0 ? 0 : corner[k] > room ? room : corner[k];
         }
@@ -189,20 +195,24 @@ static Layer *difference_layer(Params *p) {
 // After training: latents of mean 0 and spread 1 per channel. diffusers knows a single scaling factor, so the
 // shift and scale of each channel are folded into the 1x1 convolutions on both sides of the latent:
 //   z' = (z - mean) / spread, the logarithm of the variance loses 2 log spread; the decoder gets z' spread + mean.
-static void normalise_latents(const Options *o, const Vae *v, const Params *p) {
+static void normalise_latents(const PretrainOptions *o, const Vae *v, const Params *p) {
     enum { BATCHES = 32, EACH = 16 };
     double sum[CHANNELS] = {0}, square[CHANNELS] = {0}, count = 0;
     for (int b = 0; b < BATCHES; b++) {
         Scope s = scope_begin();
-        float *x = tensor_read(vae_encode(v, scene_crops(o, (1 << 24) + b * EACH, EACH, SIZE, b % 2 ? WORLD_FLICKR : WORLD_BROAD)));
+        float *x = tensor_read(vae_encode(
+            v, scene_crops(o, (1 << 24) + b * EACH, EACH, SIZE, b % 2 ? WORLD_FLICKR : WORLD_BROAD)));
         for (int i = 0; i < EACH * LATENT * LATENT; i++)
-            for (int c = 0; c < CHANNELS; c++) sum[c] += x[i * 2 * CHANNELS + c], square[c] += x[i * 2 * CHANNELS + c] * (double)x[i * 2 * CHANNELS + c];
+            for (int c = 0; c < CHANNELS; c++)
+                sum[c] += x[i * 2 * CHANNELS + c],
+                    square[c] += x[i * 2 * CHANNELS + c] * (double)x[i * 2 * CHANNELS + c];
         count += EACH * LATENT * LATENT;
         free(x);
         scope_end(s, NULL);
     }
     Layer *quant = params_layer(p, "vae.quant_conv"), *post = params_layer(p, "vae.post_quant_conv");
-    float *qw = param_read(quant->weight), *qb = param_read(quant->bias), *pw = param_read(post->weight), *pb = param_read(post->bias);
+    float *qw = param_read(quant->weight), *qb = param_read(quant->bias), *pw = param_read(post->weight),
+          *pb = param_read(post->bias);
     for (int c = 0; c < CHANNELS; c++) {
         double mean = sum[c] / count, spread = sqrt(square[c] / count - mean * mean);
         note("latent channel %d: mean %.3f, spread %.3f", c, mean, spread);
@@ -214,13 +224,14 @@ static void normalise_latents(const Options *o, const Vae *v, const Params *p) {
             pw[i * CHANNELS + c] *= (float)spread;
         }
     }
-    param_write(quant->weight, qw), param_write(quant->bias, qb), param_write(post->weight, pw), param_write(post->bias, pb);
+    param_write(quant->weight, qw), param_write(quant->bias, qb), param_write(post->weight, pw),
+        param_write(post->bias, pb);
     free(qw), free(qb), free(pw), free(pb);
 }
 
 // Loss (Esser et al. 2021 without the adversary): L1 + 4 MSE + 1/4 L1 of the differences + a breath of KL. The squared
 // error comes first: with L1 alone figures, which are small, stay grey for long.
-static void pretrain_vae(const Options *o, bool decoder_only) {
+static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->vae);
     Vae *v = vae_new(vae_config(j), &vae.params);
@@ -236,10 +247,11 @@ static void pretrain_vae(const Options *o, bool decoder_only) {
     Params fixed = {0};
     Layer *difference = difference_layer(&fixed);
     const Params *models[] = {&vae.params};
-    Optimiser *optimiser = optimiser_new(adamw(o), (float)o->ema, models, 1);
-    Run run = start_run(o, optimiser);
+    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
+    Run run = pretrain_run(o, optimiser);
     int n = o->batch, latent = CROP / 8, each = latent * latent * CHANNELS;
-    float *noise = xmalloc((size_t)(n * each) * sizeof(float)), *zeros = xcalloc((size_t)(n * each), sizeof(float));
+    float *noise = xmalloc((size_t)(n * each) * sizeof(float)),
+          *zeros = xcalloc((size_t)(n * each), sizeof(float));
     while (run_continues(&run)) {
         tape_begin();
         Tensor *x = scene_crops(o, run.step * n, n, CROP, run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD);
@@ -250,19 +262,22 @@ static void pretrain_vae(const Options *o, bool decoder_only) {
         Tensor *z = add(mean, multiply(activation(combine(0.5f, log_variance, 0, NULL), EXP), eps));
         Tensor *y = vae_decode(v, z);
         Tensor *l1 = loss_between(y, x, NULL, LOSS_L1, 0), *mse = loss_between(y, x, NULL, LOSS_MSE, 0);
-        Tensor *edges = loss_between(conv2d(y, difference, 1, 0), conv2d(x, difference, 1, 0), NULL, LOSS_L1, 0);
+        Tensor *edges =
+            loss_between(conv2d(y, difference, 1, 0), conv2d(x, difference, 1, 0), NULL, LOSS_L1, 0);
         Tensor *loss = combine(1, combine(1, l1, 4, mse), 0.25f, edges);
         if (!decoder_only) {
             // KL(N(mean, variance) || N(0, 1)) = (mean^2 + variance - 1 - log variance) / 2, as means of three terms;
             // "mean of |x - 0|" of a positive x is its mean.
             Tensor *zero = tensor_from(SHAPE(n, latent, latent, CHANNELS), zeros);
             Tensor *kl = combine(0.5f, loss_between(mean, zero, NULL, LOSS_MSE, 0), 0.5f,
-                                 loss_between(combine(1, activation(log_variance, EXP), -1, log_variance), zero, NULL, LOSS_L1, 0));
+                                 loss_between(combine(1, activation(log_variance, EXP), -1, log_variance),
+                                              zero, NULL, LOSS_L1, 0));
             loss = combine(1, loss, 5e-4f, kl);
         }
         backward(loss);
         char parts[96];
-        snprintf(parts, sizeof parts, ", \"l1\": %.5f, \"psnr\": %.3f", (double)tensor_item(l1), 10 * log10(4 / (double)tensor_item(mse)));
+        snprintf(parts, sizeof parts, ", \"l1\": %.5f, \"psnr\": %.3f", (double)tensor_item(l1),
+                 10 * log10(4 / (double)tensor_item(mse)));
         run_step(&run, loss, parts, "fresh scenes");
         tape_end();
     }
@@ -280,7 +295,7 @@ typedef struct {
     int *ids;       // (count, 5, 32)
 } Cache;
 
-static Cache cache_scenes(const Options *o) {
+static Cache cache_scenes(const PretrainOptions *o) {
     Cache c = {.count = o->data};
     c.latents = xmalloc((size_t)c.count * LATENT_COUNT * sizeof(float));
     c.ids = xmalloc((size_t)c.count * 5 * TOKENS * sizeof(int));
@@ -290,7 +305,8 @@ static Cache cache_scenes(const Options *o) {
     json_free(j);
     Random unused;
     random_seed(&unused, 0);
-    if (!load_or_initialise(&vae, o->out, &unused)) die("%s/%s is missing: train the vae first", o->out, vae.file);
+    if (!load_or_initialise(&vae, o->out, &unused))
+        die("%s/%s is missing: train the vae first", o->out, vae.file);
     char *dir = format("%s/tokenizer", o->out);
     Tokenizer *tokenizer = tokenizer_open(dir);
     Progress bar;
@@ -300,7 +316,9 @@ static Cache cache_scenes(const Options *o) {
         int n = c.count - at < EACH ? c.count - at : EACH;
         Scope s = scope_begin();
         float *moments = tensor_read(vae_encode(v, scene_crops(o, at, n, SIZE, WORLD_BROAD)));
-        for (int i = 0; i < n * LATENT * LATENT; i++) memcpy(c.latents + (size_t)at * LATENT_COUNT + i * CHANNELS, moments + i * 2 * CHANNELS, CHANNELS * sizeof(float));
+        for (int i = 0; i < n * LATENT * LATENT; i++)
+            memcpy(c.latents + (size_t)at * LATENT_COUNT + i * CHANNELS, moments + i * 2 * CHANNELS,
+                   CHANNELS * sizeof(float));
         free(moments);
         scope_end(s, NULL);
 #pragma omp parallel for schedule(dynamic)
@@ -309,7 +327,8 @@ static Cache cache_scenes(const Options *o) {
             char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
             scene_describe(WORLD_BROAD, SPLIT_TRAIN, o->seed, i, &scene, captions);
             for (int k = 0; k < 5; k++) {
-                int *ids = c.ids + ((size_t)i * 5 + (size_t)k) * TOKENS, used = tokenizer_encode(tokenizer, captions[k], ids, TOKENS, NULL);
+                int *ids = c.ids + ((size_t)i * 5 + (size_t)k) * TOKENS,
+                    used = tokenizer_encode(tokenizer, captions[k], ids, TOKENS, NULL);
                 while (used < TOKENS) ids[used++] = tokenizer_pad(tokenizer);
             }
         }
@@ -334,9 +353,12 @@ enum { JOINT = 64 };
 static Towers towers_new(Params *p) {
     Towers t;
     int channels[] = {CHANNELS, 48, 96, 128};
-    for (int i = 0; i < 3; i++) t.conv[i] = layer_conv(p, channels[i], channels[i + 1], 3, 3, true, "towers.conv%d", i);
-    t.project = layer_linear(p, 128, JOINT, true, "towers.project"), t.norm = layer_norm_params(p, JOINT, "towers.norm");
-    t.text_project = layer_linear(p, WIDTH, JOINT, true, "towers.text_project"), t.text_norm = layer_norm_params(p, JOINT, "towers.text_norm");
+    for (int i = 0; i < 3; i++)
+        t.conv[i] = layer_conv(p, channels[i], channels[i + 1], 3, 3, true, "towers.conv%d", i);
+    t.project = layer_linear(p, 128, JOINT, true, "towers.project"),
+    t.norm = layer_norm_params(p, JOINT, "towers.norm");
+    t.text_project = layer_linear(p, WIDTH, JOINT, true, "towers.text_project"),
+    t.text_norm = layer_norm_params(p, JOINT, "towers.text_norm");
     return t;
 }
 
@@ -360,7 +382,7 @@ static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *i
     return layer_norm(linear(end, t->text_project), t->text_norm, 1e-5f);
 }
 
-static void pretrain_text(const Options *o) {
+static void pretrain_text(const PretrainOptions *o) {
     Cache cache = cache_scenes(o);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
@@ -374,8 +396,8 @@ static void pretrain_text(const Options *o) {
     initialise(&side.params, &init);
     train_part(&text), train_part(&side);
     const Params *models[] = {&text.params, &side.params};
-    Optimiser *optimiser = optimiser_new(adamw(o), (float)o->ema, models, 2);
-    Run run = start_run(o, optimiser);
+    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
+    Run run = pretrain_run(o, optimiser);
     int n = o->batch;
     float *x = xmalloc((size_t)n * LATENT_COUNT * sizeof(float));
     int *ids = xmalloc((size_t)n * TOKENS * sizeof(int)), *diagonal = xmalloc((size_t)n * sizeof(int));
@@ -383,16 +405,19 @@ static void pretrain_text(const Options *o) {
     while (run_continues(&run)) {
         for (int i = 0; i < n; i++) {
             int at = below(&run.random, cache.count), caption = below(&run.random, 5);
-            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT, LATENT_COUNT * sizeof(float));
-            memcpy(ids + i * TOKENS, cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS, TOKENS * sizeof(int));
+            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT,
+                   LATENT_COUNT * sizeof(float));
+            memcpy(ids + i * TOKENS, cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS,
+                   TOKENS * sizeof(int));
         }
         tape_begin();
         Tensor *pictures = picture_features(&towers, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x));
         Tensor *captions = text_features(&towers, e, ids, n);
         // Which caption belongs to a picture, and which picture to a caption: features are norm-like (their spread is
         // learned), so a fixed temperature of 1 / JOINT serves.
-        Tensor *loss = combine(0.5f, loss_pick(log_softmax(matmul(pictures, captions, true, 16.0f / JOINT)), diagonal), 0.5f,
-                               loss_pick(log_softmax(matmul(captions, pictures, true, 16.0f / JOINT)), diagonal));
+        Tensor *loss =
+            combine(0.5f, loss_pick(log_softmax(matmul(pictures, captions, true, 16.0f / JOINT)), diagonal),
+                    0.5f, loss_pick(log_softmax(matmul(captions, pictures, true, 16.0f / JOINT)), diagonal));
         backward(loss);
         run_step(&run, loss, NULL, "cached scenes");
         tape_end();
@@ -406,9 +431,10 @@ static void pretrain_text(const Options *o) {
 
 // The network learns the noise in z_t = sqrt(a) z + sqrt(1 - a) eps (Ho et al. 2020), a picture in ten without its
 // caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The text encoder learns on.
-static void pretrain_unet(const Options *o) {
+static void pretrain_unet(const PretrainOptions *o) {
     Cache cache = cache_scenes(o);
-    Part text = {"text_encoder", "text_encoder/model.safetensors", {0}}, net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
+    Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
+         net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
     TextEncoder *e = text_encoder_new(text_config(j), &text.params);
     json_free(j), j = json_of(architecture("tiny")->unet);
@@ -420,8 +446,8 @@ static void pretrain_unet(const Options *o) {
     load_or_initialise(&net, o->out, &init);
     train_part(&text), train_part(&net);
     const Params *models[] = {&text.params, &net.params};
-    Optimiser *optimiser = optimiser_new(adamw(o), (float)o->ema, models, 2);
-    Run run = start_run(o, optimiser);
+    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
+    Run run = pretrain_run(o, optimiser);
     Scheduler s;
     j = json_of(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
@@ -440,12 +466,17 @@ static void pretrain_unet(const Options *o) {
     double saved = seconds();
     while (run_continues(&run)) {
         for (int i = 0; i < n; i++) {
-            int at = below(&run.random, cache.count), caption = below(&run.random, 5), time = below(&run.random, 1000);
+            int at = below(&run.random, cache.count), caption = below(&run.random, 5),
+                time = below(&run.random, 1000);
             bool dropped = below(&run.random, 10) == 0;
-            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT, LATENT_COUNT * sizeof(float));
-            memcpy(ids + i * TOKENS, dropped ? empty : cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS, TOKENS * sizeof(int));
+            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT,
+                   LATENT_COUNT * sizeof(float));
+            memcpy(ids + i * TOKENS,
+                   dropped ? empty : cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS,
+                   TOKENS * sizeof(int));
             float a = s.alphas_cumprod[time], snr = a / (1 - a);
-            t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a), weight[i] = fminf(snr, 5) / snr;
+            t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a),
+            weight[i] = fminf(snr, 5) / snr;
         }
         random_normal(&run.random, eps, numbers);
         tape_begin(); // [G1] a training step: forward while the tape records, backward, optimiser
@@ -470,8 +501,9 @@ static void pretrain_unet(const Options *o) {
 // ---- the command --------------------------------------------------------------------------------------------------
 
 static const char help[] =
-    "usage: sd pretrain tokenizer|vae|decoder|text|unet [options]\n\n"
-    "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same command\n"
+    "usage: sd pretrain tokenizer|vae|decoder|text|unet|inception [options]\n\n"
+    "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same "
+    "command\n"
     "continues after an interruption.\n\n"
     "  -o, --output DIR   the model's folder (default weights/tiny)\n"
     "      --run DIR      checkpoint and log (default run/STAGE)\n"
@@ -482,13 +514,18 @@ static const char help[] =
 enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, FRESH };
 
 int command_pretrain(int argc, char **argv) {
-    static const struct option options[] = {{"output", required_argument, 0, 'o'}, {"run", required_argument, 0, RUN_DIR},
-                                            {"steps", required_argument, 0, STEPS}, {"batch", required_argument, 0, BATCH},
-                                            {"lr", required_argument, 0, RATE}, {"ema", required_argument, 0, EMA},
-                                            {"data", required_argument, 0, DATA}, {"fresh", no_argument, 0, FRESH},
-                                            COMMON_LONG, {0}};
+    static const struct option options[] = {{"output", required_argument, 0, 'o'},
+                                            {"run", required_argument, 0, RUN_DIR},
+                                            {"steps", required_argument, 0, STEPS},
+                                            {"batch", required_argument, 0, BATCH},
+                                            {"lr", required_argument, 0, RATE},
+                                            {"ema", required_argument, 0, EMA},
+                                            {"data", required_argument, 0, DATA},
+                                            {"fresh", no_argument, 0, FRESH},
+                                            COMMON_LONG,
+                                            {0}};
     Common common = common_defaults;
-    Options o = {.out = "weights/tiny", .data = 31783};
+    PretrainOptions o = {.out = "weights/tiny", .data = 31783};
     int option;
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
         if (common_option(&common, option, help)) continue;
@@ -503,11 +540,17 @@ int command_pretrain(int argc, char **argv) {
         case FRESH: o.fresh = true; break;
         }
     }
-    if (optind != argc - 1) die_usage("one stage is needed: tokenizer, vae, decoder, text or unet");
+    if (optind != argc - 1)
+        die_usage("one stage is needed: tokenizer, vae, decoder, text, unet or inception");
     // What worked, a row a stage: weights/README.md tells how it was found.
-    static const struct { const char *name; long steps; int batch; double rate, ema; } stages[] = {
-        {"tokenizer", 1, 1, 1, 0}, {"vae", 6000, 12, 1.5e-3, 0.998}, {"decoder", 6000, 12, 5e-4, 0.998},
-        {"text", 800, 128, 1e-3, 0.99}, {"unet", 20000, 32, 6e-4, 0.9995}};
+    static const struct {
+        const char *name;
+        long steps;
+        int batch;
+        double rate, ema;
+    } stages[] = {{"tokenizer", 1, 1, 1, 0},          {"vae", 6000, 12, 1.5e-3, 0.998},
+                  {"decoder", 6000, 12, 5e-4, 0.998}, {"text", 800, 128, 1e-3, 0.99},
+                  {"unet", 20000, 32, 6e-4, 0.9995},  {"inception", 3000, 32, 2e-3, 0.995}};
     const char *name = argv[optind];
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         if (strcmp(name, stages[i].name)) continue;
@@ -518,11 +561,17 @@ int command_pretrain(int argc, char **argv) {
         if (o.ema == 0) o.ema = stages[i].ema;
         common_start(&common);
         architecture_write(architecture("tiny"), o.out);
-        if (i == 0) pretrain_tokenizer(&o);
-        else if (i == 1 || i == 2) pretrain_vae(&o, i == 2);
-        else if (i == 3) pretrain_text(&o);
-        else pretrain_unet(&o);
+        if (i == 0)
+            pretrain_tokenizer(&o);
+        else if (i == 1 || i == 2)
+            pretrain_vae(&o, i == 2);
+        else if (i == 3)
+            pretrain_text(&o);
+        else if (i == 4)
+            pretrain_unet(&o);
+        else
+            pretrain_inception(&o);
         return 0;
     }
-    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text and unet are", name);
+    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet and inception are", name);
 }

@@ -1,0 +1,22 @@
+// pretrain.h: what the stages of `sd pretrain` share.
+#ifndef PRETRAIN_H
+#define PRETRAIN_H
+
+#include "../lib/train.h"
+#include "scenes.h"
+
+typedef struct {
+    const char *stage, *out, *run; // out: the model's folder; run: checkpoint and log (default run/<stage>)
+    long steps;
+    int batch, data; // data: scenes in the cache of latents
+    double rate, ema;
+    uint64_t seed;
+    bool fresh;
+} PretrainOptions;
+
+Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser);
+OptimiserConfig pretrain_adamw(const PretrainOptions *o);
+
+void pretrain_inception(const PretrainOptions *o); // judge.c
+
+#endif
