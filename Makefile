@@ -67,6 +67,10 @@ asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
 asan-tests: $(TESTS)
 	@QUICK=1 sh test/run.sh $(TESTS)
 
+FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
+demo: sd
+	@sh weights/demo.sh "$(FIGURE3)"
+
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
 
@@ -78,6 +82,7 @@ help:
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
 	@echo "make clean      remove what was built"
 
-.PHONY: plain stb test asan asan-tests clean help
+
+.PHONY: demo plain stb test asan asan-tests clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
