@@ -2,6 +2,7 @@
 // the packing of the product copies from the picture instead. Which method a layer takes is decided at the end.
 // Winograd's method is in winograd.c.
 #include "cpu/conv.h"
+#include "cpu/winograd.h"
 
 // ---- patches -----------------------------------------------------------------------------------------------------
 
@@ -143,15 +144,26 @@ void conv_direct_backward_weight(float *dweight, const float *dy, const float *x
 // ---- the kernels -------------------------------------------------------------------------------------------------
 
 void LOCAL(conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
-    conv_direct(y.at, x.at, weight, as_floats(bias, p.oc, S_BIAS), residual.at, p);
+    const float *b = as_floats(bias, p.oc, S_BIAS);
+    if (winograd_suits(p, p.oh, p.ow))
+        winograd(y.at, x.at, weight, b, residual.at, p);
+    else
+        conv_direct(y.at, x.at, weight, b, residual.at, p);
 }
 
 void LOCAL(conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p) {
     if (!dx.at) return;
-    conv_direct_backward_input(dx.at, dy.at, weight, p);
+    if (winograd_suits(p, p.h, p.w))
+        winograd_backward_input(dx.at, dy.at, weight, p);
+    else
+        conv_direct_backward_input(dx.at, dy.at, weight, p);
 }
 
 void LOCAL(conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p) {
     if (!dweight) return;
-    conv_direct_backward_weight(dweight, dy.at, x.at, p);
+    // The sums over tiles take four times the weights' memory.
+    if (winograd_suits(p, p.oh, p.ow) && (double)p.oc * p.c <= 1 << 20)
+        winograd_backward_weight(dweight, dy.at, x.at, p);
+    else
+        conv_direct_backward_weight(dweight, dy.at, x.at, p);
 }

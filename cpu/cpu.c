@@ -63,7 +63,12 @@ int cpu_threads(void) {
 #endif
 }
 
+static bool winograd_allowed;
+bool cpu_winograd(void) { return winograd_allowed; }
+
 void k_init(int threads) {
+    const char *winograd = getenv("SD_WINOGRAD");
+    winograd_allowed = !(winograd && !strcmp(winograd, "0"));
 #ifdef _OPENMP
     omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs());
 #else

@@ -17,6 +17,7 @@
 #endif
 enum { WORTH_A_THREAD = 20000 }; // numbers handled by simple arithmetic, about 5 us
 int cpu_threads(void);
+bool cpu_winograd(void); // false where SD_WINOGRAD=0 asks for the direct convolutions
 
 // ---- scratch -----------------------------------------------------------------------------------------------
 

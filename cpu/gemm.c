@@ -164,6 +164,7 @@ static void pack_panels(float *to, const Product *p, int k, int depth, int j, in
 }
 
 void gemm_product(const Product *p) {
+    if (p->m <= 0 || p->n <= 0) return;
     int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
     int most = block_depth(p->k), k_blocks = blocks_of(p->k, most);
     int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 4 * threads;

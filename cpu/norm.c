@@ -1,6 +1,6 @@
 // norm.c: group norm (with SiLU where fused) and layer norm, forward and backward.
 //
-// Group norm: a task is one picture and a slice of whole groups, about 64 channels, which for 64 x 64 pixels is a
+// Group norm: a task is one picture and a slice of whole groups, some 64 channels, which for 64 x 64 pixels is a
 // megabyte: it stays in the L2 cache while mean, variance and result pass over it. Vector lanes are channels.
 // Variance is taken about the mean in a second pass: the mean may be large against the spread.
 #include "cpu/vector.h"
@@ -9,12 +9,14 @@
 
 // ---- group norm --------------------------------------------------------------------------------------------------
 
-enum { SLICE = 64 }; // channels, about
+enum { SLICE = 64 }; // channels, at least
 
-// Whole groups to a slice.
+// Whole groups, and whole vectors where that can be.
 static int slice_channels(GroupNorm p) {
     int size = p.c / p.groups;
-    return min_int(p.groups, max_int(1, SLICE / size)) * size;
+    for (int channels = size; channels < p.c; channels += size)
+        if (channels >= SLICE && channels % 16 == 0) return channels;
+    return p.c;
 }
 
 // sum[c] of f over the pixels, for `count` channels. Stretches of STRETCH pixels are summed in fp32, these in
