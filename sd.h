@@ -10,6 +10,8 @@
 #include "lib/base.h" // die, progress
 #include "lib/io.h"   // Json, Store, Tokenizer, Image
 #include "lib/nn.h"   // Tensor, Layer, Params, Random
+#include "lib/pairs.h" // Pairs: a data set as latents and tokens
+#include "lib/train.h" // Run: resume, log, checkpoint
 
 // ---- Phase 1: sd.c -----------------------------------------------------------------------------------------
 
@@ -138,6 +140,87 @@ Tensor *image_to_tensor(const Image *const *images, int n);                // (n
 Image *tensor_to_image(const Tensor *pixels, int i);
 float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
+
+// ---- Phase 2: lcm.c ----------------------------------------------------------------------------------------
+
+// Names are those of Luo et al. 2023. Timesteps of the solver: t_1 = k - 1, t_2 = 2 k - 1, ..., t_N = N k - 1.
+typedef struct {
+    int k;                              // timesteps that the solver skips; 20
+    float w_min, w_max;                 // range of the guidance scale
+    float sigma_data, timestep_scaling; // of the boundary scalings; 0.5, 10
+    Loss loss;                          // LOSS_HUBER or LOSS_MSE
+    float huber_c;
+    bool boundary; // false, to see what they do: no boundary scalings, f is the predicted picture everywhere
+} LcmConfig;
+extern const LcmConfig lcm_defaults;
+
+typedef struct {
+    LcmConfig c;
+    Scheduler schedule; // alphas_cumprod, and what the teacher predicts
+    int solver_steps;   // N
+    const UNet *teacher, *student, *target;
+} Lcm;
+
+typedef struct {
+    int n;
+    Tensor *z;              // (n, h, w, c) latents of pictures
+    Tensor *noise;          // the same shape, normal
+    Tensor *text, *no_text; // (n, tokens, d) states of their captions; of no caption
+    const int *index;       // (n) host, 0 to N - 1: the student stands at t_{index + 1}, the target one before
+    const float *w;         // (n) host, the guidance scale
+} LcmBatch;
+
+// Starts from what the model's scheduler_config.json says of the noise.
+void lcm_init(Lcm *l, LcmConfig c, const Json *scheduler, const UNet *teacher, const UNet *student,
+              const UNet *target);
+void lcm_free(Lcm *l);
+// c_skip and c_out at timestep t: f(z, t) = c_skip z + c_out x0.
+void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out);
+// One step of DDIM from t_{index + 1} to the solver's timestep before it, batched, given what the network said.
+Tensor *lcm_solve(const Lcm *l, Tensor *z, Tensor *output, const int *index);
+// Algorithm 1 up to its loss. The tape should record; only the student is recorded.
+Tensor *lcm_loss(const Lcm *l, const LcmBatch *b);
+
+// A network that begins as the teacher; what the teacher lacks (the guidance embedding) begins at zero.
+UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params);
+// A network whose parameters are the optimiser's moving averages: its memory, not a copy.
+UNet *lcm_target(UNetConfig c, const Optimiser *o, Params *params);
+void lcm_target_free(UNet *target, Params *params);
+
+// The training loop. look (may be NULL) is called after every step.
+void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pairs, void (*look)(void *, long step),
+                 void *context);
+
+// ---- Phase 3: lora.c ---------------------------------------------------------------------------------------
+
+// A LoRA: low-rank adapters on some layers of a model, as one file holds them.
+typedef struct {
+    Layer *layer;    // on which it hangs
+    Adapter adapter; // down (rank, in or window and in), up (out, rank): parameters of the set
+    float alpha;     // the adapter's scale is strength * alpha / rank
+} LoraPart;
+typedef struct {
+    Params params; // of all parts: "unet.conv_in.lora_A.weight" (down), "unet.conv_in.lora_B.weight" (up), ...
+    LoraPart *parts;
+    int count;
+    char *mode; // how it was trained: "finetune", "mimic", "consistency"; NULL: not known
+} Lora;
+// Layers by name: `targets` lists groups and parts of layer names, see lora.c. down random, up zero, as PEFT begins.
+Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, Random *r);
+LoraPart *lora_add(Lora *l, Layer *layer, int rank, float alpha); // not filled; before lora_hang()
+Layer **lora_layers(const Params *model, int *count);             // those that can carry one, in the model's order
+// Unmerged: from lora_hang() to lora_take_off() the layers compute y += strength * alpha / rank * up(down(x)).
+void lora_hang(Lora *l, float strength);
+void lora_take_off(Lora *l);
+void lora_merge(const Lora *l, float strength); // into the layers' weights, for good
+void lora_free(Lora *l);
+
+// Files, lib/lora_files.c: diffusers' and PEFT's keys, older ones, kohya's.
+typedef enum { LORA_PEFT, LORA_KOHYA } LoraFormat;
+Lora *lora_load(const Params *model, const char *path); // dies where a part of the file does not fit
+bool lora_fits(const Params *model, const char *path);
+void lora_save(const Lora *l, const char *path, LoraFormat f, Type type);
+bool lora_describe(const char *path); // to stdout; false if it is none
 
 // ---- Phase 4: fid.c ----------------------------------------------------------------------------------------
 

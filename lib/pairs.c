@@ -1,0 +1,328 @@
+// pairs.c: a captioned data set as latents and tokens. See pairs.h.
+//
+// The cache is one file for a VAE and a size, latents-<key>.bin: a line of text in 64 bytes, then records of one
+// length, each {hash of the picture file's bytes, hash of the numbers, the numbers}. Records are only ever appended,
+// so an interrupted run keeps what it has encoded, and a data set that grew encodes only what is new. Captions are not
+// cached: their tokens are made at every start, and their states in every step, since the states of Flickr30k's
+// captions would fill 37 GB and cost a hundredth of a training step.
+#define _DEFAULT_SOURCE // ftruncate, flock, mmap
+#include "pairs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { HEADER = 64, BATCH_PIXELS = 16 * 128 * 128 }; // pixels that one pass of the encoder takes
+
+// ---- hashes: 8 bytes at a time, mixed so that any bit of the input reaches all of the hash ----------------------
+
+static uint64_t hash_more(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *at = data;
+    for (; bytes >= 8; at += 8, bytes -= 8) {
+        uint64_t word;
+        memcpy(&word, at, 8);
+        h = (h ^ word) * 0x9e3779b97f4a7c15u;
+        h ^= h >> 32;
+    }
+    uint64_t last = bytes + 1;
+    for (size_t i = 0; i < bytes; i++) last = last << 8 | at[i];
+    h = (h ^ last) * 0x9e3779b97f4a7c15u;
+    return h ^ h >> 29;
+}
+
+static uint64_t hash_text(uint64_t h, const char *text) { return hash_more(h, text, strlen(text)); }
+
+uint64_t params_key(const Params *p) {
+    uint64_t h = 1;
+    for (int i = 0; i < p->count; i++) {
+        const Tensor *t = p->list[i].tensor;
+        size_t bytes = tensor_count(t) * (t->type == F32 ? 4 : 2);
+        void *host = xmalloc(bytes);
+        k_download(host, t->data, bytes);
+        h = hash_more(hash_text(h, p->list[i].name), host, bytes);
+        free(host);
+    }
+    return h;
+}
+
+// False where the file cannot be read.
+static bool hash_file(const char *path, uint64_t *hash) {
+    enum { PIECE = 1 << 16 };
+    FILE *f = fopen(path, "rb");
+    if (!f) return false;
+    char *piece = xmalloc(PIECE);
+    size_t got;
+    *hash = 2;
+    while ((got = fread(piece, 1, PIECE, f)) > 0) *hash = hash_more(*hash, piece, got);
+    bool ok = !ferror(f);
+    free(piece), fclose(f);
+    return ok;
+}
+
+// ---- the cache ----------------------------------------------------------------------------------------------
+
+typedef struct {
+    char *path;
+    int file;
+    size_t numbers, record; // floats and bytes of a record
+    struct Place {
+        uint64_t picture;
+        size_t at; // of its numbers, in the file
+    } *places;     // sorted by picture
+    size_t count;
+} Cache;
+
+static int compare_places(const void *a, const void *b) {
+    uint64_t x = ((const struct Place *)a)->picture, y = ((const struct Place *)b)->picture;
+    return (x > y) - (x < y);
+}
+
+static size_t file_bytes(const Cache *c) {
+    struct stat s;
+    if (fstat(c->file, &s)) die("cannot read %s: %s", c->path, strerror(errno));
+    return (size_t)s.st_size;
+}
+
+static void append(Cache *c, const void *data, size_t bytes) {
+    size_t before = file_bytes(c), done = 0;
+    while (done < bytes) {
+        ssize_t n = write(c->file, (const char *)data + done, bytes - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            int why = errno;
+            if (ftruncate(c->file, (off_t)before)) note("%s now ends in half a record", c->path);
+            die("cannot write %s: %s (what it held before is kept)", c->path, strerror(why));
+        }
+        done += (size_t)n;
+    }
+}
+
+// Opens or begins the cache, alone: a second run waits until the first has filled it.
+static Cache cache_open(const char *dir, const PairsModel *m) {
+    Cache c = {.numbers = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
+    c.record = 16 + c.numbers * sizeof(float);
+    char header[HEADER + 1];
+    int sizes[] = {m->size, m->side, m->channels};
+    uint64_t key = hash_more(m->encoder, sizes, sizeof sizes);
+    snprintf(header, sizeof header, "sd latents 1, %016llx, %zu numbers", (unsigned long long)key, c.numbers);
+    size_t used = strlen(header);
+    memset(header + used, ' ', HEADER - used), header[HEADER - 1] = '\n', header[HEADER] = 0;
+
+    make_directories(dir);
+    c.path = format("%s/latents-%016llx.bin", dir, (unsigned long long)key);
+    c.file = open(c.path, O_RDWR | O_CREAT | O_APPEND, 0666);
+    if (c.file < 0) die("cannot write %s: %s", c.path, strerror(errno));
+    if (flock(c.file, LOCK_EX | LOCK_NB)) {
+        note("%s is being filled by another run; waiting", c.path);
+        while (flock(c.file, LOCK_EX))
+            if (errno != EINTR) die("cannot lock %s: %s", c.path, strerror(errno));
+    }
+    size_t bytes = file_bytes(&c);
+    if (bytes < HEADER) { // new, or its writer was killed at once
+        if (ftruncate(c.file, 0)) die("cannot write %s: %s", c.path, strerror(errno));
+        append(&c, header, HEADER);
+        return c;
+    }
+    char found[HEADER];
+    if (pread(c.file, found, HEADER, 0) != HEADER || memcmp(found, header, HEADER))
+        die("%s is no cache of latents, or of another version; remove it", c.path);
+    size_t half = (bytes - HEADER) % c.record; // of a record: the writer was killed
+    if (half && ftruncate(c.file, (off_t)(bytes - half))) die("cannot write %s: %s", c.path, strerror(errno));
+    return c;
+}
+
+// Maps the file as it is now and finds its records; damaged ones are left out, so their pictures are encoded again.
+static const char *cache_map(Cache *c, size_t *bytes) {
+    *bytes = file_bytes(c);
+    const char *at = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, c->file, 0);
+    if (at == MAP_FAILED) die("cannot read %s: %s", c->path, strerror(errno));
+    size_t records = (*bytes - HEADER) / c->record, damaged = 0;
+    c->places = xrealloc(c->places, (records ? records : 1) * sizeof *c->places);
+    c->count = 0;
+    for (size_t i = 0; i < records; i++) {
+        uint64_t hashes[2];
+        size_t place = HEADER + i * c->record;
+        memcpy(hashes, at + place, sizeof hashes);
+        if (hash_more(hashes[0], at + place + 16, c->numbers * sizeof(float)) == hashes[1])
+            c->places[c->count++] = (struct Place){hashes[0], place + 16};
+        else
+            damaged++;
+    }
+    if (damaged) note("%s: %zu records are damaged and left out", c->path, damaged);
+    qsort(c->places, c->count, sizeof *c->places, compare_places);
+    return at;
+}
+
+static const struct Place *cache_find(const Cache *c, uint64_t picture) {
+    struct Place key = {.picture = picture};
+    return c->count ? bsearch(&key, c->places, c->count, sizeof key, compare_places) : NULL;
+}
+
+// ---- pictures that cannot be read ---------------------------------------------------------------------------
+
+typedef struct {
+    size_t bad, of;
+} Losses;
+
+static void lose(Losses *l, const char *path, const char *reason) {
+    note("%s cannot be read and is left out: %s", path, reason);
+    if (++l->bad * 100 > l->of)
+        die("%zu of %zu pictures cannot be read, which is more than 1 %%; the last is %s: %s", l->bad, l->of, path,
+            reason);
+}
+
+// ---- opening ------------------------------------------------------------------------------------------------
+
+// Encodes the pictures in `todo` (indices of samples) and appends them to the cache.
+static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64_t *pictures, bool *lost,
+                   const size_t *todo, size_t count, Losses *losses) {
+    size_t pixels = (size_t)m->size * (size_t)m->size, most = BATCH_PIXELS / pixels;
+    if (most < 1) most = 1;
+    Image **images = xcalloc(most, sizeof *images);
+    const char **reasons = xcalloc(most, sizeof *reasons);
+    char *record = xmalloc(c->record);
+    Progress bar;
+    progress_begin(&bar, "pictures to latents", (long)count);
+    interrupt_catch();
+    for (size_t at = 0; at < count; at += most) {
+        size_t n = count - at < most ? count - at : most;
+#pragma omp parallel for schedule(dynamic)
+        for (size_t i = 0; i < n; i++) {
+            Image *whole = image_try_load(d->samples[todo[at + i]].path, &reasons[i]);
+            images[i] = whole ? image_center_square(whole, m->size, RESIZE_BILINEAR) : NULL;
+            if (whole) image_free(whole);
+        }
+        size_t good = 0;
+        size_t *of = xmalloc(n * sizeof *of);
+        for (size_t i = 0; i < n; i++) {
+            size_t sample = todo[at + i];
+            if (!images[i]) {
+                lost[sample] = true;
+                lose(losses, d->samples[sample].path, reasons[i]);
+                continue;
+            }
+            of[good] = sample;
+            images[good++] = images[i];
+        }
+        float *moments = good ? m->encode(m->context, (const Image *const *)images, (int)good) : NULL;
+        for (size_t i = 0; i < good; i++) {
+            const float *x = moments + i * c->numbers;
+            for (size_t k = 0; k < c->numbers; k++)
+                if (!isfinite(x[k])) die("%s: the VAE makes a NaN or an infinity of it", d->samples[of[i]].path);
+            uint64_t hashes[2] = {pictures[of[i]], hash_more(pictures[of[i]], x, c->numbers * sizeof(float))};
+            memcpy(record, hashes, 16);
+            memcpy(record + 16, x, c->numbers * sizeof(float));
+            append(c, record, c->record);
+            image_free(images[i]);
+        }
+        free(moments), free(of);
+        progress_step(&bar, (long)(at + n), NULL);
+        if (interrupted()) die("interrupted; %s keeps what is encoded, the same command continues", c->path);
+    }
+    progress_end(&bar);
+    free(images), free(reasons), free(record);
+}
+
+static void tokens_of(Pair *pair, const Sample *s, const PairsModel *m, long *cut, const char **first_cut) {
+    pair->ids = xmalloc((size_t)s->caption_count * (size_t)m->tokens * sizeof(int));
+    for (int k = 0; k < s->caption_count; k++) {
+        int *ids = pair->ids + (size_t)k * (size_t)m->tokens;
+        long cut_at;
+        int used = tokenizer_encode(m->tokenizer, s->captions[k], ids, m->tokens, &cut_at);
+        while (used < m->tokens) ids[used++] = tokenizer_pad(m->tokenizer);
+        if (cut_at >= 0 && !(*cut)++) *first_cut = s->name;
+    }
+    pair->captions = s->caption_count;
+}
+
+// [L2] Pairs become latents and tokens. Pictures: short side to `size`, bilinear with antialiasing, the middle square.
+Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
+    Pairs *p = xcalloc(1, sizeof *p);
+    p->side = m->side, p->channels = m->channels, p->tokens = m->tokens, p->scale = m->scale;
+    Dataset *d = p->data = dataset_open(data);
+
+    // 1. What is there: the hash of every picture that the split and the captions let in.
+    size_t count = 0, silent = 0;
+    for (size_t i = 0; i < d->count; i++) {
+        const Sample *s = &d->samples[i];
+        if (s->split && strcmp(s->split, "train") && strcmp(s->split, "restval")) continue;
+        if (s->caption_count == 0) {
+            silent++;
+            continue;
+        }
+        Sample moved = d->samples[count];
+        d->samples[count++] = *s;
+        d->samples[i] = moved;
+    }
+    if (silent) note("%s: %zu pictures have no caption and are left out", data, silent);
+    if (!count) die("%s: there is no picture with a caption to train on", data);
+    Losses losses = {.of = count};
+    uint64_t *pictures = xcalloc(count, sizeof *pictures);
+    bool *lost = xcalloc(count, sizeof *lost);
+#pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < count; i++) lost[i] = !hash_file(d->samples[i].path, &pictures[i]);
+    for (size_t i = 0; i < count; i++)
+        if (lost[i]) lose(&losses, d->samples[i].path, "the file cannot be opened or read");
+
+    // 2. What the cache lacks is encoded.
+    Cache c = cache_open(cache, m);
+    const char *mapping = cache_map(&c, &p->mapped);
+    size_t *todo = xmalloc(count * sizeof *todo), todo_count = 0;
+    for (size_t i = 0; i < count; i++)
+        if (!lost[i] && !cache_find(&c, pictures[i])) todo[todo_count++] = i;
+    if (todo_count) {
+        encode(&c, m, d, pictures, lost, todo, todo_count, &losses);
+        munmap((void *)mapping, p->mapped);
+        mapping = cache_map(&c, &p->mapped);
+    }
+
+    // 3. The list.
+    long cut = 0;
+    const char *first_cut = NULL;
+    p->mapping = (void *)mapping;
+    p->list = xcalloc(count, sizeof *p->list);
+    p->key = m->encoder;
+    for (size_t i = 0; i < count; i++) {
+        if (lost[i]) continue;
+        const Sample *s = &d->samples[i];
+        const struct Place *place = cache_find(&c, pictures[i]);
+        if (!place) die("%s: picture %s is missing though it was encoded: the file changes", c.path, s->path);
+        Pair *pair = &p->list[p->count++];
+        pair->name = s->name;
+        pair->moments = (const float *)(const void *)(mapping + place->at);
+        tokens_of(pair, s, m, &cut, &first_cut);
+        p->key = hash_more(p->key, &pictures[i], sizeof pictures[i]);
+        p->key = hash_more(p->key, pair->ids, (size_t)pair->captions * (size_t)m->tokens * sizeof(int));
+    }
+    if (cut) note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens, first_cut);
+    note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
+         todo_count - (losses.bad < todo_count ? losses.bad : todo_count), losses.bad);
+    close(c.file); // and its lock; the mapping stays
+    free(c.path), free(c.places), free(pictures), free(lost), free(todo);
+    return p;
+}
+
+void pairs_close(Pairs *p) {
+    munmap(p->mapping, p->mapped);
+    for (int i = 0; i < p->count; i++) free(p->list[i].ids);
+    dataset_close(p->data);
+    free(p->list), free(p);
+}
+
+// z = scale (mean + exp(log variance / 2) noise), the logarithm kept within [-30, 20] as diffusers does.
+void pairs_latents(const Pairs *p, int i, Random *r, float *out) {
+    size_t pixels = (size_t)p->side * (size_t)p->side, channels = (size_t)p->channels;
+    const float *moments = p->list[i].moments;
+    random_normal(r, out, pixels * channels);
+    for (size_t at = 0; at < pixels; at++, moments += 2 * channels, out += channels)
+        for (size_t k = 0; k < channels; k++) {
+            float log_variance = fminf(fmaxf(moments[channels + k], -30), 20);
+            out[k] = p->scale * (moments[k] + expf(0.5f * log_variance) * out[k]);
+        }
+}

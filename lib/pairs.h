@@ -1,0 +1,45 @@
+// pairs.h: a captioned data set as what training wants of it: latents and tokens. The pictures go through the VAE's
+// encoder once; what it said is kept on disk and found again by content, so the next run starts at once.
+#ifndef PAIRS_H
+#define PAIRS_H
+
+#include "io.h"
+
+typedef struct {
+    const char *name;
+    const float *moments; // (side, side, 2 channels): mean and logarithm of the variance, in the mapped cache
+    int *ids, captions;   // (captions, tokens)
+} Pair;
+typedef struct {
+    Pair *list;
+    int count, side, channels, tokens;
+    float scale;  // the VAE's scaling_factor
+    uint64_t key; // of everything that training can see: pictures, captions, encoder
+    Dataset *data;
+    void *mapping;
+    size_t mapped;
+} Pairs;
+
+// What pairs_open needs of a model; sd.h, which knows models, stands above this file.
+typedef struct {
+    const Tokenizer *tokenizer;
+    int tokens;       // a caption's length, padding included
+    int size;         // pictures become size x size pixels, and
+    int side;         //   latents side x side,
+    int channels;     //   of so many channels
+    float scale;      // scaling_factor
+    uint64_t encoder; // params_key() of the VAE
+    void *context;
+    // pictures (n, all of size x size) -> moments (n, side, side, 2 channels), host
+    float *(*encode)(void *context, const Image *const *images, int n);
+} PairsModel;
+// A picture that cannot be read is named, counted and left out; more than 1 % of them dies. cache: a folder.
+// Of a layout that knows splits, only "train" and "restval" are taken.
+Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m);
+void pairs_close(Pairs *p);
+// Picture i: a draw from the encoder's posterior, scaled as the UNet wants it, (side, side, channels).
+void pairs_latents(const Pairs *p, int i, Random *r, float *out);
+// A number that changes with any weight of a model.
+uint64_t params_key(const Params *p);
+
+#endif
