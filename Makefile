@@ -67,6 +67,19 @@ asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
 asan-tests: $(TESTS)
 	@QUICK=1 sh test/run.sh $(TESTS)
 
+# ---- beside the reference implementations (Python) ---------------------------------------------------------
+# One environment outside the tree, versions pinned; REFERENCE=DIR uses another.
+REFERENCE ?= $(HOME)/.cache/sd.c-reference
+PYTHON    := $(REFERENCE)/bin/python
+$(PYTHON): test/requirements.txt
+	python3 -m venv $(REFERENCE)
+	$(PYTHON) -m pip install -q -r test/requirements.txt
+	@touch $@
+reference: sd $(PYTHON)
+	$(PYTHON) test/reference.py compare $(if $(MODEL),--model $(MODEL))
+bench-peers: sd $(PYTHON)
+	$(PYTHON) test/bench_peers.py $(if $(MODEL),--model $(MODEL))
+
 FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
 demo: sd
 	@sh weights/demo.sh "$(FIGURE3)"
@@ -78,11 +91,13 @@ help:
 	@echo "make            ./sd for this machine's processor"
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
 	@echo "make test       tests that need neither Python nor a GPU"
+	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours)"
+	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo plain stb test asan asan-tests clean help
+.PHONY: demo reference bench-peers plain stb test asan asan-tests clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
