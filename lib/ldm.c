@@ -10,16 +10,16 @@
 
 typedef struct {
     const char *ours, *theirs;
-} Pair;
+} Renaming;
 
-static const Pair resnet_names[] = {{"norm1", "in_layers.0"},
+static const Renaming resnet_names[] = {{"norm1", "in_layers.0"},
                                     {"conv1", "in_layers.2"},
                                     {"time_emb_proj", "emb_layers.1"},
                                     {"norm2", "out_layers.0"},
                                     {"conv2", "out_layers.3"},
                                     {"conv_shortcut", "skip_connection"},
                                     {0}};
-static const Pair vae_names[] = {{"conv_shortcut", "nin_shortcut"},
+static const Renaming vae_names[] = {{"conv_shortcut", "nin_shortcut"},
                                  {"group_norm", "norm"},
                                  {"to_q", "q"},
                                  {"to_k", "k"},
@@ -28,7 +28,7 @@ static const Pair vae_names[] = {{"conv_shortcut", "nin_shortcut"},
                                  {0}};
 
 // "conv1.weight" by the table -> "in_layers.2.weight"; what no row begins stays as it is.
-static const char *rename_front(const char *rest, const Pair *table, char buffer[256]) {
+static const char *rename_front(const char *rest, const Renaming *table, char buffer[256]) {
     for (; table->ours; table++) {
         size_t n = strlen(table->ours);
         if (strncmp(rest, table->ours, n) || rest[n] != '.') continue;
@@ -44,7 +44,7 @@ static bool unet_name(const char *n, int layers, char *out, size_t room) {
     int i, j, at = 0;
     char buffer[256];
     const char *prefix = "model.diffusion_model";
-    static const Pair top[] = {{"conv_in", "input_blocks.0.0"},
+    static const Renaming top[] = {{"conv_in", "input_blocks.0.0"},
                                {"time_embedding.linear_1", "time_embed.0"},
                                {"time_embedding.linear_2", "time_embed.2"},
                                {"time_embedding.cond_proj", "time_embed.cond_proj"},
@@ -108,7 +108,7 @@ static bool vae_name(const char *n, int levels, char *out, size_t room) {
             snprintf(out, room, "%s.%s.mid.attn_%d.%s", prefix, half, i + 1,
                      rename_front(rest + at, vae_names, buffer));
         else {
-            static const Pair top[] = {{"conv_norm_out", "norm_out"}, {0}};
+            static const Renaming top[] = {{"conv_norm_out", "norm_out"}, {0}};
             snprintf(out, room, "%s.%s.%s", prefix, half, rename_front(rest, top, buffer));
         }
         return true;
