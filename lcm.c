@@ -150,15 +150,9 @@ static Tensor *predicted(const Lcm *l, Times at, Tensor *z, Tensor *out, bool wa
     for (size_t i = 0; i < n; i++) {
         float alpha = at.alpha[i], sigma = at.sigma[i];
         switch (l->schedule.config.prediction_type) {
-        case EPSILON:
-            a[i] = want_x0 ? 1 / alpha : 0, b[i] = want_x0 ? -sigma / alpha : 1;
-            break;
-        case V_PREDICTION:
-            a[i] = want_x0 ? alpha : sigma, b[i] = want_x0 ? -sigma : alpha;
-            break;
-        case SAMPLE:
-            a[i] = want_x0 ? 0 : 1 / sigma, b[i] = want_x0 ? 1 : -alpha / sigma;
-            break;
+        case EPSILON: a[i] = want_x0 ? 1 / alpha : 0, b[i] = want_x0 ? -sigma / alpha : 1; break;
+        case V_PREDICTION: a[i] = want_x0 ? alpha : sigma, b[i] = want_x0 ? -sigma : alpha; break;
+        case SAMPLE: a[i] = want_x0 ? 0 : 1 / sigma, b[i] = want_x0 ? 1 : -alpha / sigma; break;
         }
     }
     Tensor *y = combine_each(a, z, b, out);
@@ -207,6 +201,20 @@ static Times times_new(const Lcm *l, const int *index, int n, int behind) {
 }
 
 static void times_free(Times at) { free(at.t); }
+
+Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index) {
+    Times at = times_new(l, index, z->shape[0], 0);
+    Tensor *z_t = combine_each(at.alpha, z, at.sigma, noise);
+    times_free(at);
+    return z_t;
+}
+
+Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w) {
+    Times at = times_new(l, index, z->shape[0], 0);
+    Tensor *answer = consistency(l, net, z, at, text, w);
+    times_free(at);
+    return answer;
+}
 
 void lcm_init(Lcm *l, LcmConfig c, const Json *scheduler, const UNet *teacher, const UNet *student,
               const UNet *target) {

@@ -180,6 +180,9 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out);
 Tensor *lcm_solve(const Lcm *l, Tensor *z, Tensor *output, const int *index);
 // Algorithm 1 up to its loss. The tape should record; only the student is recorded.
 Tensor *lcm_loss(const Lcm *l, const LcmBatch *b);
+// Its parts, for Phase 3: z at the solver's timesteps t_{index + 1}, and f(z, w, c, t) there of any network.
+Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index);
+Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w);
 
 // A network that begins as the teacher; what the teacher lacks (the guidance embedding) begins at zero.
 UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params);
@@ -221,6 +224,29 @@ Lora *lora_load(const Params *model, const char *path); // dies where a part of 
 bool lora_fits(const Params *model, const char *path);
 void lora_save(const Lora *l, const char *path, LoraFormat f, Type type);
 bool lora_describe(const char *path); // to stdout; false if it is none
+
+// Fine-tuning: the loss of a batch whose latents z stand at timesteps t (n, host). min_snr 0: all weigh the same.
+Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text, const int *t,
+                           float min_snr);
+typedef struct {
+    float dropout; // share of pictures that come without their caption
+    float min_snr; // 5 in the paper; 0: off
+} FinetuneConfig;
+void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *pairs, FinetuneConfig c);
+
+// Distillation by imitation. What of two latents the KL divergence compares, the paper does not say: see lora.c.
+typedef enum { KL_ELEMENTS, KL_CHANNELS, KL_GAUSSIANS } KlReading;
+typedef struct {
+    float mse_weight, kl_weight, temperature;
+    KlReading reading;
+} MimicConfig;
+Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float temperature);
+// l->teacher is a full LCM, l->student the base with adapters. Both losses are without their weights.
+void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **mse, Tensor **kl);
+void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, const Pairs *pairs, MimicConfig c);
+// The model's UNet once more, over the same weights, to hang adapters on: the model's own stays without. Goes by
+// lcm_target_free().
+UNet *lora_student(const Model *model, Params *params);
 
 // ---- Phase 4: fid.c ----------------------------------------------------------------------------------------
 

@@ -424,6 +424,7 @@ static double activation(Activation f, double x) {
     case RELU: return x < 0 ? 0 : x; // NaN stays NaN
     case EXP: return exp(x);
     case SQUARE: return x * x;
+    case LOG: return log(x);
     }
     die("plain.c: there is no activation %d", (int)f);
 }
@@ -436,6 +437,7 @@ static double slope(Activation f, double x) {
     case RELU: return x > 0;
     case EXP: return exp(x);
     case SQUARE: return 2 * x;
+    case LOG: return 1 / x;
     }
     die("plain.c: there is no activation %d", (int)f);
 }

@@ -4,6 +4,8 @@
 
 #include "base.h"
 
+#include <math.h>
+
 // Runs over numbers i = 0, W, 2 W, ... of `count`, `lanes` of them at a time, in pieces shared among threads.
 // A piece is always the same numbers, and no number depends on another.
 enum { PIECE = 8192 };
@@ -28,6 +30,12 @@ void LOCAL(copy)(Mem y, Mem x, size_t count) {
 
 // ---- activations -------------------------------------------------------------------------------------------------
 
+// The library's: only statistics need it, a few numbers at a time.
+INLINE vec log_each(vec x) {
+    for (int i = 0; i < W; i++) x[i] = logf(x[i]);
+    return x;
+}
+
 INLINE vec value_of(const Activation f, vec x) {
     switch (f) {
     case SILU: return x * sigmoid_vec(x);
@@ -36,6 +44,7 @@ INLINE vec value_of(const Activation f, vec x) {
     case RELU: return choose(x < 0.0f, all(0), x);
     case EXP: return exp_full(x);
     case SQUARE: return x * x;
+    case LOG: return log_each(x);
     }
     return x;
 }
@@ -48,6 +57,7 @@ INLINE vec slope_of(const Activation f, vec x) {
     case RELU: return choose(x > 0.0f, all(1), all(0));
     case EXP: return exp_full(x);
     case SQUARE: return 2.0f * x;
+    case LOG: return 1.0f / x;
     }
     return x;
 }
@@ -61,6 +71,7 @@ INLINE vec slope_of(const Activation f, vec x) {
     case RELU: DO(RELU) break;                                                                               \
     case EXP: DO(EXP) break;                                                                                 \
     case SQUARE: DO(SQUARE) break;                                                                           \
+    case LOG: DO(LOG) break;                                                                                 \
     }
 
 void LOCAL(activation)(Mem y, Mem x, size_t count, Activation f) {

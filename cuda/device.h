@@ -121,6 +121,7 @@ __device__ static __attribute__((noinline, unused)) float activate(float x, Acti
     case QUICK_GELU: return x * sigmoid(1.702f * x);
     case RELU: return x < 0 ? 0 : x; // NaN stays NaN
     case EXP: return expf(x);
+    case LOG: return logf(x);
     default: return x * x;
     }
 }

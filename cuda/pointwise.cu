@@ -23,6 +23,7 @@ __device__ static float slope(float x, Activation f) {
     case QUICK_GELU: return silu_slope(1.702f * x); // x s(a x) = silu(a x) / a
     case RELU: return x > 0 ? 1 : 0;
     case EXP: return expf(x);
+    case LOG: return 1 / x;
     default: return 2 * x;
     }
 }

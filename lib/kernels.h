@@ -122,6 +122,7 @@ typedef enum {
     RELU,
     EXP,
     SQUARE,
+    LOG, // of positive numbers
 } Activation;
 void k_activation(Mem y, Mem x, size_t count, Activation f); // y may be x
 void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f);
