@@ -34,7 +34,7 @@ cuda: $(ABOVE_O) $(NVCC_O)
 
 # ---- with g++: the emulator ------------------------------------------------------------------------------
 # launch.sed makes a call of each <<<...>>>; the compiler reads the result from a pipe, with the file's own lines.
-EMU_FLAGS  := -std=c++17 -g -Wall -Wextra -Wno-unknown-pragmas -fno-extern-tls-init -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE)
+EMU_FLAGS  := -std=c++17 -gdwarf-4 -Wall -Wextra -Wno-unknown-pragmas -fno-extern-tls-init -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE)
 ifneq ($(shell $(CUDA_CXX) --version | grep -c clang),0)
 EMU_FLAGS  := $(filter-out -fno-extern-tls-init,$(EMU_FLAGS))
 BOUNDS     := -fsanitize=array-bounds
@@ -75,8 +75,8 @@ emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-
 	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
 
 # ---- tests -----------------------------------------------------------------------------------------------
-# What they share with the program: all of it but main().
-CUDA_BELOW := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O))
+# What test/kernels.c needs beside the kernels.
+CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base safetensors json)
 CUDA_TESTS := $(patsubst test/%.cu,%,$(wildcard test/cuda_*.cu))
 $(BUILD)/cuda-test/kernels.o: test/kernels.c
 	@mkdir -p $(@D)
@@ -89,3 +89,23 @@ $(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/%.o $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $^ -o $@ -lm -lpthread
 $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/%.o $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
 	$(CUDA_CXX) $^ -o $@ -lm -lpthread
+
+# The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
+PTX_FLAGS  := -std=c++17 -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS -gencode arch=compute_80,code=compute_80 -no-compress
+PTX_DIR    := $(BUILD)/ptx-$(PRECISION)
+define PTX_RULES # name, flags
+$(PTX_DIR)-$(1)/%.o: cuda/%.cu $(CUDA_H)
+	@mkdir -p $$(@D)
+	@echo "  nvcc $(2) $$<"; $(NVCC) $(PTX_FLAGS) $(2) -c $$< -o $$@
+$(PTX_DIR)-$(1)/%.o: test/%.cu $(CUDA_H) test/cuda.h
+	@mkdir -p $$(@D)
+	@echo "  nvcc $(2) $$<"; $(NVCC) $(PTX_FLAGS) $(2) -c $$< -o $$@
+$(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
+	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
+$(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/%.o $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
+	$(NVCC) -cudart shared $$^ -o $$@ -lm
+endef
+$(eval $(call PTX_RULES,O3,-O3 -lineinfo))
+$(eval $(call PTX_RULES,G,-G))
+.SECONDARY:
+.PHONY: cuda emulate emulate-check emulate-count test-cuda test-cuda-full cuda-report gpu-check

@@ -530,7 +530,7 @@ static void setup() {
         break_set = sscanf(s, "%d,%d,%d,%d,%d,%d", break_at, break_at + 1, break_at + 2, break_at + 3, break_at + 4,
                            break_at + 5) == 6;
     emu_arena = reserve(ARENA);
-    next_address = (uintptr_t)emu_arena;
+    next_address = (uintptr_t)emu_arena + PAGE; // so that what lies before the first is recognised too
     if (emu_instrumented) {
         emu_state = reserve(ARENA);
         emu_global_cell = (Cell *)reserve(ARENA / 2 * sizeof(Cell));
@@ -554,7 +554,7 @@ cudaError_t emu_malloc(void **p, size_t bytes) {
         }
         if (at + room <= begin + ARENA) break;
         if (round) return fail(cudaErrorMemoryAllocation);
-        at = begin;
+        at = begin + PAGE;
     }
     next_address = at + room;
     allocations[at] = bytes;

@@ -118,9 +118,9 @@ static std::string block_name(Worker &w, uint32_t time) { // the block that ran 
 static Cell *shared_cells; // beside the thread-local memory of the one worker
 
 // Is what thread `t` did at `time` ordered before what the current thread does now?
-static inline bool ordered(Worker &w, uint32_t time, uint16_t t) {
-    if (time < w.launch_time) return true;   // an earlier kernel
-    if (time < w.block_start) return false;  // another block of this launch
+static inline bool ordered(Worker &w, uint32_t time, uint16_t t, bool shared) {
+    if (time < w.launch_time) return true;    // an earlier kernel
+    if (time < w.block_start) return shared;  // another block of this launch, whose shared memory was another
     if (time < w.barrier_time) return true;
     int warp = w.current->id / 32;
     if (t == SEVERAL) return false;
@@ -144,7 +144,7 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
             return false;
         }
         bool both_atomic = kind == ATOMIC && c->writer & ATOMICALLY && c->writer < WHOLE_WARP;
-        if (c->writer != NOBODY && c->wrote && !both_atomic && !ordered(w, c->wrote, c->writer)) {
+        if (c->writer != NOBODY && c->wrote && !both_atomic && !ordered(w, c->wrote, c->writer, shared)) {
             emu_finding(kind == READ ? "RACE (read after write)" : "RACE (write after write)",
                         name() + ", written by " + by(c->wrote, c->writer), pc, {});
             c->writer = me;
@@ -152,7 +152,7 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
             return false;
         }
         bool read_before = c->read && c->reader != NOBODY;
-        bool read_ordered = !read_before || ordered(w, c->read, c->reader);
+        bool read_ordered = !read_before || ordered(w, c->read, c->reader, shared);
         if (kind == READ) {
             // Only one reader is kept: alone if all others are ordered before it, else its warp, else anyone.
             if (read_ordered) c->reader = me;
@@ -231,7 +231,7 @@ void emu_access(void *p, unsigned bytes, Access kind, void *pc) {
     if ((shared || global) && bytes > 1 && a & (bytes - 1) && bytes <= 16) {
         emu_finding("MISALIGNED ACCESS", "the address is no multiple of the size; " +
                     (shared ? shared_name(w, a) : emu_describe(p)), pc, {});
-        return;
+        emu_stop(); // the processor's own instruction may fault too
     }
     if (shared) shared_access(w, a, bytes, kind, pc);
     else if (global) global_access(w, a, bytes, kind, pc);
@@ -280,6 +280,9 @@ void __tsan_func_exit() {}
 void __tsan_init() { emu_instrumented = true; }
 void __tsan_vptr_update(void *, void *) {}
 void __tsan_vptr_read(void *) {}
+// Atomic operations that the compiler itself puts in: guards of static variables, fences.
+unsigned char __tsan_atomic8_load(const volatile unsigned char *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 void *__tsan_memcpy(void *to, const void *from, size_t n) {
     emu_access((void *)from, (unsigned)n, READ, CALLER);
     emu_access(to, (unsigned)n, WRITE, CALLER);
