@@ -125,7 +125,7 @@ typedef struct {
     bool philox;
     const float *latents; // start from this noise, NCHW, instead of the seed's
     const Image *init;    // image-to-image, with
-    float strength;
+    double strength;
     bool progress;
 } SampleOptions;
 typedef struct {
@@ -140,6 +140,8 @@ Tensor *image_to_tensor(const Image *const *images, int n);                // (n
 Image *tensor_to_image(const Tensor *pixels, int i);
 float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
+// A captioned data set as tokens and latents, kept in the folder `cache` (lib/model_pairs.c, lib/pairs.h).
+Pairs *model_pairs(const Model *m, const char *data, const char *cache);
 
 // ---- Phase 2: lcm.c ----------------------------------------------------------------------------------------
 

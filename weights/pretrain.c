@@ -104,8 +104,9 @@ Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser) {
                .total = o->steps,
                .batch = o->batch};
     run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
-                        "\"data\": %d, \"seed\": %llu}",
-                        o->stage, o->steps, o->batch, o->rate, o->ema, o->data, (unsigned long long)o->seed);
+                        "\"data\": \"%s\", \"seed\": %llu}",
+                        o->stage, o->steps, o->batch, o->rate, o->ema, o->data ? o->data : "",
+                        (unsigned long long)o->seed);
     run_begin(&run, o->seed, o->fresh);
     return run;
 }
@@ -287,58 +288,41 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
     if (done) save_part(&vae, o->out);
 }
 
-// ---- the cache of latents and tokens that the text encoder and the UNet learn from --------------------------------
+// ---- the pairs that the text encoder and the UNet learn from -------------------------------------------------------
 
-typedef struct {
-    int count;
-    float *latents; // (count, 16, 16, 4): means of the encoder's posterior
-    int *ids;       // (count, 5, 32)
-} Cache;
-
-static Cache cache_scenes(const PretrainOptions *o) {
-    Cache c = {.count = o->data};
-    c.latents = xmalloc((size_t)c.count * LATENT_COUNT * sizeof(float));
-    c.ids = xmalloc((size_t)c.count * 5 * TOKENS * sizeof(int));
+// The folder's scenes (`sd scenes DIR --world broad`) as tokens and latents. Needs the stages before.
+static Pairs *open_pairs(const PretrainOptions *o) {
+    if (!o->data)
+        die_usage("this stage needs --data DIR: scenes of the broad world, as `sd scenes` writes them");
+    const Architecture *tiny = architecture("tiny");
+    Json *text = json_of(tiny->text_encoder), *net = json_of(tiny->unet), *vae_json = json_of(tiny->vae);
+    Model m = {.text_config = text_config(text),
+               .unet_config = unet_config(net),
+               .vae_config = vae_config(vae_json)};
+    json_free(text), json_free(net), json_free(vae_json);
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(architecture("tiny")->vae);
-    Vae *v = vae_new(vae_config(j), &vae.params);
-    json_free(j);
+    m.vae = vae_new(m.vae_config, &vae.params);
     Random unused;
     random_seed(&unused, 0);
     if (!load_or_initialise(&vae, o->out, &unused))
         die("%s/%s is missing: train the vae first", o->out, vae.file);
+    m.params = vae.params;
     char *dir = format("%s/tokenizer", o->out);
-    Tokenizer *tokenizer = tokenizer_open(dir);
-    Progress bar;
-    progress_begin(&bar, "scenes to latents", c.count);
-    enum { EACH = 32 };
-    for (int at = 0; at < c.count; at += EACH) {
-        int n = c.count - at < EACH ? c.count - at : EACH;
-        Scope s = scope_begin();
-        float *moments = tensor_read(vae_encode(v, scene_crops(o, at, n, SIZE, WORLD_BROAD)));
-        for (int i = 0; i < n * LATENT * LATENT; i++)
-            memcpy(c.latents + (size_t)at * LATENT_COUNT + i * CHANNELS, moments + i * 2 * CHANNELS,
-                   CHANNELS * sizeof(float));
-        free(moments);
-        scope_end(s, NULL);
-#pragma omp parallel for schedule(dynamic)
-        for (int i = at; i < at + n; i++) {
-            Scene scene;
-            char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
-            scene_describe(WORLD_BROAD, SPLIT_TRAIN, o->seed, i, &scene, captions);
-            for (int k = 0; k < 5; k++) {
-                int *ids = c.ids + ((size_t)i * 5 + (size_t)k) * TOKENS,
-                    used = tokenizer_encode(tokenizer, captions[k], ids, TOKENS, NULL);
-                while (used < TOKENS) ids[used++] = tokenizer_pad(tokenizer);
-            }
-        }
-        progress_step(&bar, at + n, NULL);
-    }
-    progress_end(&bar);
+    m.tokenizer = tokenizer_open(dir);
     free(dir);
-    tokenizer_close(tokenizer);
+    Pairs *pairs = model_pairs(&m, o->data, "run/cache");
+    tokenizer_close(m.tokenizer);
     params_free(&vae.params);
-    return c;
+    free(m.vae);
+    return pairs;
+}
+
+// Picture i of the set, and one of its captions by chance.
+static void draw_pair(const Pairs *p, Random *r, float *latents, int *ids) {
+    int which = below(r, p->count);
+    const Pair *pair = &p->list[which];
+    pairs_latents(p, which, r, latents);
+    memcpy(ids, pair->ids + below(r, pair->captions) * p->tokens, (size_t)p->tokens * sizeof(int));
 }
 
 // ---- stage: text ------------------------------------------------------------------------------------------------
@@ -383,7 +367,7 @@ static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *i
 }
 
 static void pretrain_text(const PretrainOptions *o) {
-    Cache cache = cache_scenes(o);
+    Pairs *pairs = open_pairs(o);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
     TextEncoder *e = text_encoder_new(text_config(j), &text.params);
@@ -404,11 +388,7 @@ static void pretrain_text(const PretrainOptions *o) {
     for (int i = 0; i < n; i++) diagonal[i] = i;
     while (run_continues(&run)) {
         for (int i = 0; i < n; i++) {
-            int at = below(&run.random, cache.count), caption = below(&run.random, 5);
-            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT,
-                   LATENT_COUNT * sizeof(float));
-            memcpy(ids + i * TOKENS, cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS,
-                   TOKENS * sizeof(int));
+            draw_pair(pairs, &run.random, x + (size_t)i * LATENT_COUNT, ids + i * TOKENS);
         }
         tape_begin();
         Tensor *pictures = picture_features(&towers, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x));
@@ -419,7 +399,7 @@ static void pretrain_text(const PretrainOptions *o) {
             combine(0.5f, loss_pick(log_softmax(matmul(pictures, captions, true, 16.0f / JOINT)), diagonal),
                     0.5f, loss_pick(log_softmax(matmul(captions, pictures, true, 16.0f / JOINT)), diagonal));
         backward(loss);
-        run_step(&run, loss, NULL, "cached scenes");
+        run_step(&run, loss, NULL, o->data);
         tape_end();
     }
     bool done = run_end(&run);
@@ -432,7 +412,7 @@ static void pretrain_text(const PretrainOptions *o) {
 // The network learns the noise in z_t = sqrt(a) z + sqrt(1 - a) eps (Ho et al. 2020), a picture in ten without its
 // caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The text encoder learns on.
 static void pretrain_unet(const PretrainOptions *o) {
-    Cache cache = cache_scenes(o);
+    Pairs *pairs = open_pairs(o);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
          net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
@@ -466,14 +446,9 @@ static void pretrain_unet(const PretrainOptions *o) {
     double saved = seconds();
     while (run_continues(&run)) {
         for (int i = 0; i < n; i++) {
-            int at = below(&run.random, cache.count), caption = below(&run.random, 5),
-                time = below(&run.random, 1000);
-            bool dropped = below(&run.random, 10) == 0;
-            memcpy(x + (size_t)i * LATENT_COUNT, cache.latents + (size_t)at * LATENT_COUNT,
-                   LATENT_COUNT * sizeof(float));
-            memcpy(ids + i * TOKENS,
-                   dropped ? empty : cache.ids + ((size_t)at * 5 + (size_t)caption) * TOKENS,
-                   TOKENS * sizeof(int));
+            draw_pair(pairs, &run.random, x + (size_t)i * LATENT_COUNT, ids + i * TOKENS);
+            if (below(&run.random, 10) == 0) memcpy(ids + i * TOKENS, empty, sizeof empty);
+            int time = below(&run.random, 1000);
             float a = s.alphas_cumprod[time], snr = a / (1 - a);
             t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a),
             weight[i] = fminf(snr, 5) / snr;
@@ -484,7 +459,7 @@ static void pretrain_unet(const PretrainOptions *o) {
         Tensor *z = combine_each(signal, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x), sigma, noise);
         Tensor *loss = loss_between(unet(u, z, t, text_encode(e, ids, n), NULL), noise, weight, LOSS_MSE, 0);
         backward(loss);
-        run_step(&run, loss, NULL, "cached scenes");
+        run_step(&run, loss, NULL, o->data);
         tape_end();
         if (seconds() - saved > 300) { // so that samples can be looked at while it learns
             optimiser_swap_ema(optimiser);
@@ -507,7 +482,7 @@ static const char help[] =
     "continues after an interruption.\n\n"
     "  -o, --output DIR   the model's folder (default weights/tiny)\n"
     "      --run DIR      checkpoint and log (default run/STAGE)\n"
-    "      --steps N   --batch N   --lr R   --ema D   --data N (scenes in the cache of latents)\n"
+    "      --steps N   --batch N   --lr R   --ema D   --data DIR (text, unet: scenes of the broad world)\n"
     "      --fresh        begin the run anew (weights in the model's folder are still the start)\n"
     "      --seed N   -t, --threads N   -q   -v   -h\n";
 
@@ -525,7 +500,7 @@ int command_pretrain(int argc, char **argv) {
                                             COMMON_LONG,
                                             {0}};
     Common common = common_defaults;
-    PretrainOptions o = {.out = "weights/tiny", .data = 31783};
+    PretrainOptions o = {.out = "weights/tiny"};
     int option;
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
         if (common_option(&common, option, help)) continue;
@@ -536,7 +511,7 @@ int command_pretrain(int argc, char **argv) {
         case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
         case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
         case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
-        case DATA: o.data = (int)option_whole("--data", optarg, 1, 1 << 20); break;
+        case DATA: o.data = optarg; break;
         case FRESH: o.fresh = true; break;
         }
     }

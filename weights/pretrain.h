@@ -8,7 +8,8 @@
 typedef struct {
     const char *stage, *out, *run; // out: the model's folder; run: checkpoint and log (default run/<stage>)
     long steps;
-    int batch, data; // data: scenes in the cache of latents
+    const char *data; // a folder of captioned scenes, for the stages that need pairs
+    int batch;
     double rate, ema;
     uint64_t seed;
     bool fresh;
