@@ -20,6 +20,8 @@ static const struct {
     {"fid", command_fid, "Frechet and kernel inception distance of two sets of pictures"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},
     {"verify", command_verify, "compare another implementation's trace with this one, block by block"},
+    {"lcm", command_lcm, "Phase 2: distil a model into one of 4 steps"},
+    {"lora", command_lora, "Phase 3: train, merge and convert low-rank adapters"},
     {"info", command_info, "what a model, LoRA or statistics file contains"},
 };
 
@@ -36,6 +38,7 @@ static int help(FILE *to, int status) {
 
 int main(int argc, char **argv) {
     if (argc < 2) return help(stderr, 2);
+    interrupt_tidy();
     if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
         return help(stdout, 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)

@@ -74,7 +74,7 @@ typedef struct {
     struct Place {
         uint64_t picture;
         size_t at; // of its numbers, in the file
-    } *places;     // sorted by picture
+    } * places;    // sorted by picture
     size_t count;
 } Cache;
 
@@ -173,8 +173,8 @@ typedef struct {
 static void lose(Losses *l, const char *path, const char *reason) {
     note("%s cannot be read and is left out: %s", path, reason);
     if (++l->bad * 100 > l->of)
-        die("%zu of %zu pictures cannot be read, which is more than 1 %%; the last is %s: %s", l->bad, l->of, path,
-            reason);
+        die("%zu of %zu pictures cannot be read, which is more than 1 %%; the last is %s: %s", l->bad, l->of,
+            path, reason);
 }
 
 // ---- opening ------------------------------------------------------------------------------------------------
@@ -214,7 +214,8 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
         for (size_t i = 0; i < good; i++) {
             const float *x = moments + i * c->numbers;
             for (size_t k = 0; k < c->numbers; k++)
-                if (!isfinite(x[k])) die("%s: the VAE makes a NaN or an infinity of it", d->samples[of[i]].path);
+                if (!isfinite(x[k]))
+                    die("%s: the VAE makes a NaN or an infinity of it", d->samples[of[i]].path);
             uint64_t hashes[2] = {pictures[of[i]], hash_more(pictures[of[i]], x, c->numbers * sizeof(float))};
             memcpy(record, hashes, 16);
             memcpy(record + 16, x, c->numbers * sizeof(float));
@@ -300,7 +301,9 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
         p->key = hash_more(p->key, &pictures[i], sizeof pictures[i]);
         p->key = hash_more(p->key, pair->ids, (size_t)pair->captions * (size_t)m->tokens * sizeof(int));
     }
-    if (cut) note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens, first_cut);
+    if (cut)
+        note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens,
+             first_cut);
     note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
          todo_count - (losses.bad < todo_count ? losses.bad : todo_count), losses.bad);
     close(c.file); // and its lock; the mapping stays
