@@ -30,6 +30,12 @@ static uint64_t mix64(uint64_t z) {
 static uint32_t next32(Dice *r) { return (uint32_t)(mix64(r->state += 0x9e3779b97f4a7c15u) >> 32); }
 static int below(Dice *r, int n) { return (int)(((uint64_t)next32(r) * (uint64_t)n) >> 32); }
 static int between(Dice *r, int low, int high) { return low + below(r, high - low + 1); } // both included
+// C leaves open which operand and which argument is evaluated first, and compilers differ: two draws never stand in
+// one expression.
+static int one_of(Dice *r, int a, int b, int spread) {
+    int x = below(r, 2) ? a : b;
+    return x + between(r, -spread, spread);
+}
 
 // ---- angles and colours ----------------------------------------------------------------------------------
 
@@ -388,7 +394,7 @@ static void sky(Canvas *c, const Look *k, Dice *r, int time) {
     Colour a = scale(saturate(sky_above[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
     Colour b = scale(saturate(sky_below[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
     shape_gradient(c, (Point[]){{-300, -300}, {1580, -300}, {1580, 900}, {-300, 900}}, 4, 0, a, b, 256);
-    int x = (below(r, 2) ? 180 : 1090) + between(r, -60, 60), y = between(r, 170, 230);
+    int x = one_of(r, 180, 1090, 60), y = between(r, 170, 230);
     if (time == DAY) {
         arc(c, x, y, 150, 150, 0, 360, (Colour){255, 250, 210}, 70);
         disc(c, x, y, 95, (Colour){255, 238, 120});
@@ -398,8 +404,10 @@ static void sky(Canvas *c, const Look *k, Dice *r, int time) {
         disc(c, x, y, 130, (Colour){255, 236, 160});
     } else {
         night_sky_moon(c, x, y, 100, mix(a, b, 50));
-        for (int i = 0; i < 14; i++)
-            disc(c, between(r, 0, 1280), between(r, 20, 520), between(r, 7, 13), (Colour){236, 236, 214});
+        for (int i = 0; i < 14; i++) {
+            int sx = between(r, 0, 1280), sy = between(r, 20, 520), size = between(r, 7, 13);
+            disc(c, sx, sy, size, (Colour){236, 236, 214});
+        }
     }
     if (k->weather == CLOUDS) {
         Colour cloud = time == DAY      ? (Colour){250, 252, 255}
@@ -441,12 +449,14 @@ static void beach(Canvas *c, const Look *k, Dice *r, int time) {
     shape(c, (Point[]){{-300, 862}, {1580, 850}, {1580, 905}, {-300, 915}}, 4, 0, P(238, 246, 246));
     shape_gradient(c, (Point[]){{-300, 885}, {1580, 880}, {1580, 1580}, {-300, 1580}}, 4, 0, P(246, 220, 156),
                    P(226, 190, 120), 256);
-    int x = (below(r, 2) ? 170 : 1110) + between(r, -50, 50);
+    int x = one_of(r, 170, 1110, 50);
     line(c, x, 640, x, 1020, 26, P(150, 104, 70));
     arc(c, x, 690, 185, 185, 180, 360, P(222, 72, 66), 256);
     arc(c, x, 690, 62, 185, 180, 360, P(252, 246, 232), 256);
-    for (int i = 0; i < 4; i++)
-        ellipse(c, between(r, 40, 1240), between(r, 1120, 1260), 22, 12, P(206, 168, 104));
+    for (int i = 0; i < 4; i++) {
+        int px = between(r, 40, 1240), py = between(r, 1120, 1260);
+        ellipse(c, px, py, 22, 12, P(206, 168, 104));
+    }
 }
 
 static void park(Canvas *c, const Look *k, Dice *r, int time) {
@@ -493,7 +503,7 @@ static void street(Canvas *c, const Look *k, Dice *r, int time) {
     for (int x = -300 + between(r, 0, 250); x < 1580; x += 330)
         rectangle(c, x, 1210, 180, 34, P(244, 236, 196));
     if (below(r, 2)) { // a street lamp
-        int x = (below(r, 2) ? 90 : 1190) + between(r, -30, 30);
+        int x = one_of(r, 90, 1190, 30);
         line(c, x, 330, x, 930, 26, P(66, 70, 80));
         if (time != DAY) arc(c, x, 320, 120, 120, 0, 360, (Colour){255, 232, 150}, 110);
         disc(c, x, 320, 44, time == DAY ? P(232, 232, 220) : (Colour){255, 242, 190});
@@ -521,11 +531,15 @@ static void snow(Canvas *c, const Look *k, Dice *r, int time) {
 }
 static void snowflakes(Canvas *c, Dice *r, int time) {
     Colour k = time == NIGHT ? (Colour){206, 214, 236} : (Colour){255, 255, 255};
-    for (int i = 0; i < 16; i++) disc(c, between(r, 10, 1270), between(r, 20, 1150), between(r, 12, 20), k);
+    for (int i = 0; i < 16; i++) {
+        int x = between(r, 10, 1270), y = between(r, 20, 1150), size = between(r, 12, 20);
+        disc(c, x, y, size, k);
+    }
 }
 
 static void mountain(Canvas *c, const Look *k, Dice *r, int time) {
-    int shift = between(r, -90, 90), heights[2] = {between(r, 500, 580), between(r, 560, 640)};
+    int shift = between(r, -90, 90), low = between(r, 500, 580), high = between(r, 560, 640),
+        heights[2] = {low, high};
     if (below(r, 2)) {
         int h = heights[0];
         heights[0] = heights[1], heights[1] = h;
@@ -635,7 +649,9 @@ typedef struct {
 static Person person_make(Dice *r, const Scene *s, const Look *k) {
     static const Colour skins[4] = {{250, 212, 176}, {232, 178, 132}, {184, 126, 84}, {128, 84, 56}};
     static const Colour hairs[4] = {{58, 34, 22}, {118, 68, 34}, {222, 180, 92}, {34, 30, 32}};
-    Person p = {.ball = between(r, 0, 60), .detail = below(r, 4), .shading = k->shading};
+    Person p = {.shading = k->shading};
+    p.ball = between(r, 0, 60);
+    p.detail = below(r, 4);
     for (int i = 0; i < 8; i++) p.twist[i] = between(r, -4, 4);
     int tone = below(r, 4);
     p.skin = lit_figure(skins[tone], s->time);
@@ -959,7 +975,8 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
         // In hundredths of a pixel, with half a pixel in hand for the outline's and the rows' rounding.
         int height = (c->box[3] - c->box[1]) * 100 / 256, width = (c->box[2] - c->box[0]) * 100 / 256,
             want = height;
-        if (want < 6050) want = 6050;
+        int least = s->subject == DOG ? 6050 : world == WORLD_FLICKR ? 6800 : 6400; // sitting is nearer
+        if (want < least) want = least;
         if (want > 8350) want = 8350;
         if ((int64_t)width * want / height > 11600) want = (int)((int64_t)height * 11600 / width);
         if (want != height) size = (int)((int64_t)size * want / height);
@@ -1099,9 +1116,9 @@ bool scene_held_out(const Scene *s) {
 
 static Scene draw_attributes(Dice *r, Split split) {
     for (;;) {
-        Scene s = {.subject = below(r, 5),
-                   .place = below(r, 6),
-                   .time = limit(below(r, 5) - 2, 0, 2)}; // day: 3 of 5
+        Scene s = {.subject = below(r, 5)};
+        s.place = below(r, 6);
+        s.time = limit(below(r, 5) - 2, 0, 2); // day: 3 of 5
         if (s.subject == DOG) {
             s.garment = NO_GARMENT, s.colour = dog_colours[below(r, 4)], s.action = dog_actions[below(r, 5)];
         } else {
