@@ -8,7 +8,7 @@
 // Inception (weights/pretrain.c), which is this same network with a smaller configuration.
 //
 //   Inception-v3   pictures into the network   reading a folder   statistics   FID   KID   interval
-// doc/READING.md, "The way of an FID", follows the tags [F1] to [F10].
+// doc/READING.md, "The way of an FID", follows the tags F1 to F10.
 #define _POSIX_C_SOURCE 200809L
 #include "sd.h"         // Phase 4: what is defined here
 #include "lib/linalg.h" // product_f64, pivoted_cholesky, tridiagonalise, tridiagonal_eigenvalues
@@ -544,6 +544,13 @@ static void batch_begin(Batch *b, size_t from, size_t to, int readers) {
 static void batch_wait(Batch *b) {
     read_pictures(b); // whoever waits lends a hand
     for (int i = 0; i < b->thread_count; i++) pthread_join(b->thread[i], NULL);
+    b->thread_count = 0;
+}
+
+// The readers use what lies on the caller's stack: they end before an error takes it away.
+static void batch_stop(Batch *b) {
+    atomic_store(&b->next, b->to);
+    batch_wait(b);
 }
 
 // [F1] A folder's pictures through the network, a batch at a time. `receive` gets each batch's features (count, dim)
@@ -576,9 +583,11 @@ static long scan(Inception *net, char **paths, size_t count, FidOptions o, bool 
             if (b->reasons[i]) {
                 note("%s is left out: %s", path, b->reasons[i]);
                 free(b->reasons[i]), b->reasons[i] = NULL;
-                if (++skipped * 100 > count)
+                if (++skipped * 100 > count) {
+                    batch_stop(&two[1 - turn]);
                     die("%zu of %zu pictures could not be read, %s the last; more than 1 %% is too many",
                         skipped, count, path);
+                }
                 continue;
             }
             if ((size_t)n < i)
@@ -592,8 +601,10 @@ static long scan(Inception *net, char **paths, size_t count, FidOptions o, bool 
                   *logits = want_logits ? tensor_read(inception_logits(net, f)) : NULL;
             scope_end(s, NULL);
             for (size_t i = 0; i < (size_t)n * (size_t)net->dim; i++)
-                if (!isfinite(features[i]))
+                if (!isfinite(features[i])) {
+                    batch_stop(&two[1 - turn]);
                     die("the features of %s hold a NaN or an infinity", names[i / (size_t)net->dim]);
+                }
             receive(context, features, logits, names, n);
             free(features), free(logits);
         }
