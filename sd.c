@@ -54,7 +54,8 @@ static Tensor *random_latents(Random *r, int c, int h, int w) {
 // Image-to-image: a draw from the encoder's posterior N(mean, exp(log variance)), scaled as latents are.
 static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
     Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
-    Tensor *moments = vae_encode(m->vae, image_to_tensor((const Image *const[]){fitted}, 1));
+    Tensor *pixels = trace(image_to_tensor((const Image *const[]){fitted}, 1), "inputs.image");
+    Tensor *moments = vae_encode(m->vae, pixels);
     image_free(fitted);
     int c = m->vae_config.latent_channels, h = moments->shape[1], w = moments->shape[2];
     Tensor *mean = slice(moments, 0, c),
@@ -66,6 +67,26 @@ static Tensor *encode_init(const Model *m, const Image *image, int width, int he
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+static bool all_finite(const Tensor *t) {
+    float *x = tensor_read(t);
+    size_t n = tensor_count(t), i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    free(x);
+    return i == n;
+}
+
+static void find_bad_block(const char *name, const Tensor *t) {
+    if (!all_finite(t)) die("a NaN or an infinity arose in the block %s", name);
+}
+
+// A step reads nothing back while it runs, so nobody knows where a NaN began: draw once more, looking at every block.
+static void die_of_nan(const Model *m, SampleOptions o) {
+    if (trace_sink == find_bad_block) die("a NaN or an infinity arose, but in no block");
+    trace_sink = find_bad_block;
+    o.progress = false;
+    sample(m, o, NULL);
 }
 
 // [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
@@ -96,7 +117,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     Tensor *z;
     if (o.init) {
         Tensor *clean = encode_init(m, o.init, o.width, o.height, &rng);
-        int run = (int)((float)o.steps * o.strength);
+        int run = (int)(o.steps * o.strength);
         scheduler_skip(&s, o.steps - (run < o.steps ? run : o.steps));
         float a = s.alphas_cumprod[s.timesteps[s.at]];
         z = combine(sqrtf(a), clean, sqrtf(1 - a), random_latents(&rng, c, h, w));
@@ -107,6 +128,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     } else {
         z = random_latents(&rng, c, h, w);
     }
+    trace(z, "inputs.latents");
 
     // 3. For each timestep t: eps = UNet(z_t, t, text), guided; z_t -> z_{t-1}.
     Progress bar;
@@ -124,7 +146,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
             eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
         if (times) k_sync();
         step_s[i] = seconds() - begun;
-        Tensor *noise = scheduler_wants_noise(&s) ? random_latents(&rng, c, h, w) : NULL;
+        Tensor *noise = scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
         scheduler_step(&s, z, eps, noise);
         scope_end(step, NULL);
         if (o.progress) progress_step(&bar, i + 1, NULL);
@@ -135,6 +157,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     started = seconds();
     trace(z, "latents");
     Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
+    if (!all_finite(z) || !all_finite(pixels)) die_of_nan(m, o);
     Image *image = tensor_to_image(pixels, 0);
     if (times) {
         qsort(step_s, (size_t)steps, sizeof(double), compare_doubles);
@@ -158,7 +181,7 @@ SampleOptions sample_defaults(const Model *m) {
         .scheduler = -1,
         .steps = (int)json_get_number(own, "steps", lcm ? 4 : 50),
         .cfg = (float)json_get_number(own, "guidance_scale", lcm ? 8.5 : 7.5),
-        .strength = 0.8f,
+        .strength = 0.8,
         .progress = true,
     };
 }
@@ -290,7 +313,7 @@ static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
 // [T7] A transformer over the pixels of a picture: self-attention, cross-attention to the caption, feed-forward.
 typedef struct {
     int heads, groups;
-    bool linear_projection;
+    float eps; // of `norm`
     Layer *norm, *proj_in, *proj_out;
     Layer *norm1, *to_q1, *to_k1, *to_v1, *to_out1; // transformer_blocks.0.attn1: pixels among themselves
     Layer *norm2, *to_q2, *to_k2, *to_v2, *to_out2; // transformer_blocks.0.attn2: pixels ask, caption answers
@@ -298,8 +321,7 @@ typedef struct {
 } Transformer;
 
 static Transformer transformer_new(Params *p, UNetConfig c, int channels, int heads, const char *at) {
-    Transformer t = {
-        .heads = heads, .groups = c.norm_num_groups, .linear_projection = c.use_linear_projection};
+    Transformer t = {.heads = heads, .groups = c.norm_num_groups, .eps = c.transformer_norm_eps};
     int d = channels, x = c.cross_attention_dim;
     t.norm = layer_norm_params(p, d, "%s.norm", at);
     t.proj_in = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_in", at)
@@ -328,8 +350,8 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
 static Tensor *transformer(const void *layer, Tensor *const *in) {
     const Transformer *t = layer;
     Tensor *context = in[1];
-    const float eps = 1e-5f;                                  // of the layer norms
-    Tensor *h = group_norm(in[0], t->norm, t->groups, 1e-6f); // its own epsilon, not the ResNets' 1e-5
+    const float eps = 1e-5f; // of the layer norms
+    Tensor *h = group_norm(in[0], t->norm, t->groups, t->eps);
     Tensor *x = linear(h, t->proj_in);
     h = layer_norm(x, t->norm1, eps);
     h = attention(linear(h, t->to_q1), linear(h, t->to_k1), linear(h, t->to_v1), t->heads, false);
@@ -886,6 +908,7 @@ UNetConfig unet_config(const Json *j) {
     c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
     c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
     c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
+    c.transformer_norm_eps = 1e-6f; // of attentions.*.norm: not that of the ResNets, and nowhere in config.json
     refuse_unless(j, "addition_embed_type", NULL); // SDXL
     refuse_unless(j, "class_embed_type", NULL);
     refuse_unless(j, "encoder_hid_dim_type", NULL);
@@ -1080,7 +1103,9 @@ static void load_part(Model *m, int from, const char *part, const char *base) {
     char *dir = format("%s/%s", m->path, part);
     Store *s = open_part(dir, base);
     Params own = {m->params.list + from, m->params.count - from};
-    params_load(&own, find_in_part, s, dir);
+    const char *file = store_count(s) ? store_at(s, 0)->file : dir;
+    params_load(&own, find_in_part, s, file);
+    params_note_extra(&own, find_in_part, s, s, file);
     store_close(s);
     free(dir);
 }

@@ -31,7 +31,7 @@ typedef struct {
     int cross_attention_dim, norm_num_groups,
         time_cond_proj_dim; // the last: 0 where there is no guidance embedding
     bool flip_sin_to_cos, use_linear_projection;
-    float freq_shift, norm_eps;
+    float freq_shift, norm_eps, transformer_norm_eps;
 } UNetConfig;
 typedef struct {
     int in_channels, out_channels, latent_channels, levels, block_out_channels[MAX_LEVELS], layers_per_block;

@@ -211,17 +211,27 @@ void progress_end(Progress *p) {
     if (verbosity >= 0 && p->drawn > p->started && isatty(STDERR_FILENO)) fputc('\n', stderr);
 }
 
-static volatile sig_atomic_t signals_seen;
+static volatile sig_atomic_t signals_seen, catching;
 
 static void on_signal(int signal_number) {
     (void)signal_number;
-    if (signals_seen++) _exit(1);
+    if (signals_seen++ || !catching) {
+        remove_unfinished(); // unlink() may be called in a handler
+        _exit(1);
+    }
 }
 
-void interrupt_catch(void) {
+void interrupt_tidy(void) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGXFSZ, &action, NULL);
+}
+
+void interrupt_catch(void) {
+    catching = 1;
+    interrupt_tidy();
 }
 
 bool interrupted(void) { return signals_seen != 0; }

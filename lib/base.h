@@ -66,6 +66,9 @@ void progress_end(Progress *p);
 // True once Ctrl-C (or SIGTERM) came, for loops that want to finish cleanly; a second Ctrl-C ends at once.
 void interrupt_catch(void);
 bool interrupted(void);
+// For everything else, from the start of the program: Ctrl-C and SIGTERM remove unfinished files and end with status
+// 1, and a file that grows past its limit is an error of write(), not the program's death.
+void interrupt_tidy(void);
 
 // ---- files ---------------------------------------------------------------------------------------------
 

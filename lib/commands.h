@@ -46,5 +46,8 @@ void common_start(const Common *c); // starts the backend
 // Checked numbers: die_usage() names the option where the text is no number or lies outside.
 long option_whole(const char *option, const char *text, long least, long most);
 double option_number(const char *option, const char *text, double least, double most);
+char *option_lora(const char *text, float *scale); // FILE[:SCALE] -> FILE, and SCALE or 1 (cmd_lora.c)
+
+void print_json_string(const char *s); // in quotes, to stdout
 
 #endif

@@ -56,6 +56,7 @@ const Stored *store_at(const Store *s, size_t i); // in file order
 const Stored *store_find(const Store *s, const char *name);         // NULL where absent
 const char *store_metadata(const Store *s, const char *key);        // "__metadata__" entry or NULL
 void store_read_f32(const Stored *t, float *out);                   // all elements, converted to fp32
+float *store_floats(const Stored *t, const char *path); // the same in a new array; a NaN or an infinity dies
 void store_done_with(const Stored *t); // its pages may leave memory (they come back when touched)
 
 // Writing is in two rounds, so that a model larger than memory can pass through: first declare every
@@ -82,6 +83,8 @@ uint16_t f32_to_bf16(float f);
 // or misshapen tensor, a NaN or an infinity dies with the tensor's name and `where` it was looked for.
 typedef const Stored *FindStored(void *context, const char *name);
 void params_load(const Params *p, FindStored *find, void *context, const char *where);
+// Under --verbose: a note that names what `s` holds beyond what the parameters asked for.
+void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where);
 void params_to_f32(const Params *p); // for training
 // Writes them as `type`, without the first `strip` characters of their names.
 void params_save(const Params *p, const char *path, size_t strip, Type type);

@@ -13,19 +13,19 @@ typedef struct {
 } Renaming;
 
 static const Renaming resnet_names[] = {{"norm1", "in_layers.0"},
-                                    {"conv1", "in_layers.2"},
-                                    {"time_emb_proj", "emb_layers.1"},
-                                    {"norm2", "out_layers.0"},
-                                    {"conv2", "out_layers.3"},
-                                    {"conv_shortcut", "skip_connection"},
-                                    {0}};
+                                        {"conv1", "in_layers.2"},
+                                        {"time_emb_proj", "emb_layers.1"},
+                                        {"norm2", "out_layers.0"},
+                                        {"conv2", "out_layers.3"},
+                                        {"conv_shortcut", "skip_connection"},
+                                        {0}};
 static const Renaming vae_names[] = {{"conv_shortcut", "nin_shortcut"},
-                                 {"group_norm", "norm"},
-                                 {"to_q", "q"},
-                                 {"to_k", "k"},
-                                 {"to_v", "v"},
-                                 {"to_out.0", "proj_out"},
-                                 {0}};
+                                     {"group_norm", "norm"},
+                                     {"to_q", "q"},
+                                     {"to_k", "k"},
+                                     {"to_v", "v"},
+                                     {"to_out.0", "proj_out"},
+                                     {0}};
 
 // "conv1.weight" by the table -> "in_layers.2.weight"; what no row begins stays as it is.
 static const char *rename_front(const char *rest, const Renaming *table, char buffer[256]) {
@@ -45,12 +45,12 @@ static bool unet_name(const char *n, int layers, char *out, size_t room) {
     char buffer[256];
     const char *prefix = "model.diffusion_model";
     static const Renaming top[] = {{"conv_in", "input_blocks.0.0"},
-                               {"time_embedding.linear_1", "time_embed.0"},
-                               {"time_embedding.linear_2", "time_embed.2"},
-                               {"time_embedding.cond_proj", "time_embed.cond_proj"},
-                               {"conv_norm_out", "out.0"},
-                               {"conv_out", "out.2"},
-                               {0}};
+                                   {"time_embedding.linear_1", "time_embed.0"},
+                                   {"time_embedding.linear_2", "time_embed.2"},
+                                   {"time_embedding.cond_proj", "time_embed.cond_proj"},
+                                   {"conv_norm_out", "out.0"},
+                                   {"conv_out", "out.2"},
+                                   {0}};
     if (sscanf(n, "down_blocks.%d.resnets.%d.%n", &i, &j, &at) == 2 && at)
         snprintf(out, room, "%s.input_blocks.%d.0.%s", prefix, 1 + (layers + 1) * i + j,
                  rename_front(n + at, resnet_names, buffer));
@@ -125,9 +125,18 @@ bool ldm_name(const char *name, int unet_layers, int vae_levels, char *out, size
     return true;
 }
 
-static const Stored *find_ldm(void *store, const char *name) {
+typedef struct {
+    const Store *store;
+    const char *path;
+} LdmFile;
+
+static const Stored *find_ldm(void *context, const char *name) {
+    const LdmFile *file = context;
     char theirs[512];
-    return ldm_name(name, 2, 4, theirs, sizeof theirs) ? store_find(store, theirs) : NULL;
+    if (!ldm_name(name, 2, 4, theirs, sizeof theirs)) return NULL;
+    const Stored *t = store_find(file->store, theirs);
+    if (!t) die("%s: tensor %s is missing (%s of diffusers)", file->path, theirs, name);
+    return t;
 }
 
 static Json *config(const char *text) {
@@ -166,7 +175,9 @@ Model *model_load_ldm(const char *path, const char *tokenizer, ModelParts parts)
     if (parts & NEED_TEXT) m->text_encoder = text_encoder_new(m->text_config, &m->params);
     if (parts & NEED_UNET) m->unet = unet_new(m->unet_config, &m->params);
     if (parts & NEED_VAE) m->vae = vae_new(m->vae_config, &m->params);
-    params_load(&m->params, find_ldm, s, path);
+    LdmFile file = {s, path};
+    params_load(&m->params, find_ldm, &file, path);
+    if (parts == NEED_ALL) params_note_extra(&m->params, find_ldm, &file, s, path);
     store_close(s);
     if (parts & NEED_TOKENIZER) {
         if (!tokenizer)

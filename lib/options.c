@@ -26,6 +26,16 @@ double option_number(const char *option, const char *text, double least, double 
     return x;
 }
 
+void print_json_string(const char *s) {
+    putchar('"');
+    for (; *s; s++)
+        if ((unsigned char)*s < ' ')
+            printf("\\u%04x", (unsigned)*s);
+        else
+            printf(*s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
+    putchar('"');
+}
+
 bool common_option(Common *c, int option, const char *help) {
     switch (option) {
     case 'm': c->model = optarg; return true;

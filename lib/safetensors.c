@@ -387,6 +387,14 @@ void store_read_f32(const Stored *t, float *restrict out) {
     }
 }
 
+float *store_floats(const Stored *t, const char *path) {
+    float *x = xmalloc(t->count * sizeof *x);
+    store_read_f32(t, x);
+    for (size_t i = 0; i < t->count; i++)
+        if (!(x[i] - x[i] == 0)) die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
+    return x;
+}
+
 void store_done_with(const Stored *t) {
     // Only pages that lie wholly inside: the ones at the ends are shared with the neighbours.
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;

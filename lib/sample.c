@@ -21,6 +21,9 @@ static const char help[] =
     "      --steps N           evaluations of the network (default: the model's, else 50)\n"
     "      --cfg W             guidance scale; 1 or less: none (default: the model's, else 7.5)\n"
     "      --scheduler NAME    pndm, ddim or lcm (default: what the model names)\n"
+    "      --lora FILE[:SCALE] adapters to draw with (repeatable); where one is an LCM-LoRA, the defaults "
+    "are\n"
+    "                          4 steps of lcm without guidance\n"
     "  -W, --width N  -H, --height N   in pixels, multiples of 8 (default: the model's)\n"
     "      --seed N            (default 0)\n"
     "      --rng torch|philox  the CPU's or the GPU's generator of PyTorch (default torch)\n"
@@ -45,6 +48,7 @@ enum {
     STEPS,
     CFG,
     SCHEDULER,
+    LORA,
     RNG,
     TOKENIZER,
     PREVIEW,
@@ -61,6 +65,7 @@ static const struct option options[] = {{"prompt", required_argument, 0, 'p'},
                                         {"steps", required_argument, 0, STEPS},
                                         {"cfg", required_argument, 0, CFG},
                                         {"scheduler", required_argument, 0, SCHEDULER},
+                                        {"lora", required_argument, 0, LORA},
                                         {"width", required_argument, 0, 'W'},
                                         {"height", required_argument, 0, 'H'},
                                         {"rng", required_argument, 0, RNG},
@@ -104,26 +109,66 @@ static char **read_lines(const char *path, int *count) {
     return lines;
 }
 
+// Adapters to draw with.
+typedef struct {
+    const char *spec; // as typed
+    Lora *lora;
+} Worn;
+
+// Loads them and hangs them on the model. True if one of them makes it an LCM: by what it says of itself or, of other
+// tools' files, by its name.
+static bool wear(const Model *m, Worn *worn, int count) {
+    bool lcm = false;
+    for (int i = 0; i < count; i++) {
+        float scale;
+        char *path = option_lora(worn[i].spec, &scale);
+        Lora *l = worn[i].lora = lora_load(&m->params, path);
+        lora_hang(l, scale);
+        const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+        lcm |= l->mode ? !strcmp(l->mode, "mimic") || !strcmp(l->mode, "consistency")
+                       : strstr(name, "lcm") != NULL;
+        note_verbose("%s: %d layers, scale %g", path, l->count, (double)scale);
+        free(path);
+    }
+    return lcm;
+}
+
 // The text that other tools read out of a PNG and show.
-static char *parameters(const SampleOptions *o, const Scheduler *s, const char *model) {
+static char *parameters(const SampleOptions *o, const Scheduler *s, const char *model, const Worn *worn,
+                        int worn_count) {
+    char *loras = xstrdup("");
+    for (int i = 0; i < worn_count; i++) {
+        char *longer = format("%s, LoRA: %s", loras, worn[i].spec);
+        free(loras), loras = longer;
+    }
     static const char *const names[] = {"PNDM", "DDIM", "LCM"};
-    return format(
-        "%s%s%s\nSteps: %d, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s, Version: sd.c",
+    char *text = format(
+        "%s%s%s\nSteps: %d, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s%s, Version: sd.c",
         o->prompt, o->negative ? "\nNegative prompt: " : "", o->negative ? o->negative : "", o->steps,
-        names[s->config.kind], (double)o->cfg, (unsigned long long)o->seed, o->width, o->height, model);
+        names[s->config.kind], (double)o->cfg, (unsigned long long)o->seed, o->width, o->height, model,
+        loras);
+    free(loras);
+    return text;
 }
 
 static float *load_latents(const char *path, int c, int h, int w) {
     Store *s = store_open(path);
     const Stored *t = store_find(s, "latents");
     if (!t) die("%s: tensor latents is missing", path);
-    size_t want = (size_t)c * (size_t)h * (size_t)w;
-    if (t->count != want)
-        die("%s: latents hold %zu numbers; %zu (1, %d, %d, %d) are expected", path, t->count, want, c, h, w);
-    float *x = xmalloc(want * sizeof(float));
-    store_read_f32(t, x);
+    int last = t->ndim - 1; // (1, c, h, w); the 1 may be missing
+    if (t->count != (size_t)c * (size_t)h * (size_t)w || last < 2 || t->shape[last] != w ||
+        t->shape[last - 1] != h)
+        die("%s: the %zu numbers of latents have another shape than (1, %d, %d, %d), which the size asks for",
+            path, t->count, c, h, w);
+    float *x = store_floats(t, path);
     store_close(s);
     return x;
+}
+
+static void check_text(const char *where, const char *text) {
+    size_t at;
+    if (text && !utf8_valid(text, strlen(text), &at))
+        die("%s: the text is not UTF-8: byte %zu, 0x%02x", where, at, (unsigned char)text[at]);
 }
 
 // [T1] The command line: options, a model, and one call of sample() a picture.
@@ -134,6 +179,8 @@ int command_sample(int argc, char **argv) {
     int steps = 0, scheduler = -1, width = 0, height = 0, count = 1, option;
     double cfg = -1, strength = 0.8;
     bool philox = false, show = false, with_cfg = false;
+    Worn *worn = xcalloc((size_t)argc, sizeof *worn);
+    int worn_count = 0;
     while ((option = getopt_long(argc, argv, "p:o:W:H:n:" COMMON_SHORT, options, NULL)) != -1) {
         if (common_option(&common, option, help)) continue;
         switch (option) {
@@ -162,6 +209,7 @@ int command_sample(int argc, char **argv) {
             if (!philox && strcmp(optarg, "torch"))
                 die_usage("--rng is \"%s\"; torch or philox is expected", optarg);
             break;
+        case LORA: worn[worn_count++].spec = optarg; break;
         case TOKENIZER: tokenizer = optarg; break;
         case PREVIEW: show = true; break;
         case DUMP: dump = optarg; break;
@@ -170,64 +218,71 @@ int command_sample(int argc, char **argv) {
     if (optind < argc) die_usage("\"%s\" is no option; a caption goes behind -p, in quotes", argv[optind]);
     if (!prompt == !prompts) die_usage("one of --prompt and --prompts is needed");
     if (prompts && !out) die_usage("--prompts needs --out DIR");
+    if (init && latents) die_usage("--init and --latents: a picture begins with one of them");
     if (width % 8 || height % 8) die_usage("the size is %d x %d; both must be multiples of 8", width, height);
-    const char *texts[2] = {prompt, negative};
-    for (int i = 0; i < 2; i++) {
-        size_t at;
-        if (texts[i] && !utf8_valid(texts[i], strlen(texts[i]), &at))
-            die("the prompt is not UTF-8: byte %zu", at);
+    int lines = 0;
+    char **captions = prompts ? read_lines(prompts, &lines) : NULL;
+    if (prompts) count = lines;
+    if (dump && count > 1) die_usage("--dump takes one picture");
+    check_text("--prompt", prompt), check_text("--negative", negative);
+    for (int i = 0; i < lines; i++) check_text(prompts, captions[i]);
+    Image *start = init ? image_load(init) : NULL;
+    if (start && !width && !height) { // as diffusers: the picture's own size
+        width = start->width / 8 * 8, height = start->height / 8 * 8;
+        if (width < 8 || height < 8)
+            die("%s has %d x %d pixels; 8 x 8 is the least", init, start->width, start->height);
     }
 
     common_start(&common);
     double started = seconds();
     Model *m = model_load(common.model, tokenizer, NEED_ALL);
+    bool lcm_lora = wear(m, worn, worn_count);
     double load_s = seconds() - started;
 
     SampleOptions o = sample_defaults(m);
+    if (lcm_lora) o.scheduler = LCM, o.steps = 4, o.cfg = 1;
     if (scheduler >= 0) o.scheduler = scheduler;
     if (steps) o.steps = steps;
     if (with_cfg) o.cfg = (float)cfg;
     if (width) o.width = width;
     if (height) o.height = height;
-    o.negative = negative, o.strength = (float)strength, o.philox = philox;
+    o.negative = negative, o.strength = strength, o.philox = philox, o.init = start;
     if (latents) o.latents = load_latents(latents, m->unet_config.in_channels, o.height / 8, o.width / 8);
-    Image *start = init ? image_load(init) : NULL;
-    o.init = start;
-    int lines = 0;
-    char **captions = prompts ? read_lines(prompts, &lines) : NULL;
-    if (prompts) count = lines, make_directories(out);
-    if (dump && count > 1) die_usage("--dump takes one picture");
 
     Scheduler s; // for the note in the PNG, and to refuse early what cannot run
     scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
     scheduler_set_timesteps(&s, o.steps);
-    if (dump) trace_begin();
+    if (prompts) make_directories(out);
     char **paths = xcalloc((size_t)count, sizeof *paths);
+    const char *dot = strrchr(output, '.');
+    int stem = dot && !strchr(dot, '/') ? (int)(dot - output) : (int)strlen(output);
+    for (int i = 0; i < count; i++)
+        paths[i] = prompts     ? format("%s/%05d.png", out, i)
+                   : count > 1 ? format("%.*s-%d%s", stem, output, i, output + stem)
+                               : xstrdup(output);
+    output_discard(output_open(paths[0])); // better now than after the last step
+    if (dump) output_discard(output_open(dump)), trace_begin();
     SampleTimes times = {0};
     started = seconds();
-    interrupt_catch();
-    int drawn = 0;
-    for (; drawn < count && !interrupted(); drawn++) {
-        o.prompt = captions ? captions[drawn] : prompt;
-        o.seed = common.seed + (uint64_t)drawn;
+    for (int i = 0; i < count; i++) {
+        o.prompt = captions ? captions[i] : prompt;
+        o.seed = common.seed + (uint64_t)i;
         Image *image = sample(m, o, &times);
-        const char *dot = strrchr(output, '.');
-        int stem = dot && !strchr(dot, '/') ? (int)(dot - output) : (int)strlen(output);
-        paths[drawn] = prompts     ? format("%s/%05d.png", out, drawn)
-                       : count > 1 ? format("%.*s-%d%s", stem, output, drawn, output + stem)
-                                   : xstrdup(output);
-        char *text = parameters(&o, &s, common.model);
-        image_save_png(paths[drawn], image, text);
+        char *text = parameters(&o, &s, common.model, worn, worn_count);
+        if (dump) trace_save(dump, &o, m);
+        image_save_png(paths[i], image, text);
         free(text);
         if (show) preview(image);
         image_free(image);
-        if (!common.json) note("%s", paths[drawn]);
+        if (!common.json) note("%s", paths[i]);
     }
     double total = seconds() - started;
-    if (dump) trace_save(dump, &o, m);
     if (common.json) {
         printf("{\"images\": [");
-        for (int i = 0; i < drawn; i++) printf("%s\"%s\"", i ? ", " : "", paths[i]);
+        for (int i = 0; i < count; i++) {
+            if (i) printf(", ");
+            print_json_string(paths[i]);
+        }
         printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, \"steps\": "
                "%d, \"vae_s\": %.4f, "
                "\"peak_mb\": %.1f, \"seed\": %llu}\n",
@@ -236,11 +291,13 @@ int command_sample(int argc, char **argv) {
     }
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
                  times.text_s, times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);
-    for (int i = 0; i < drawn; i++) free(paths[i]);
+    for (int i = 0; i < count; i++) free(paths[i]);
     for (int i = 0; i < lines; i++) free(captions[i]);
     free(paths), free(captions), free((void *)o.latents);
     if (start) image_free(start);
     scheduler_free(&s);
+    for (int i = 0; i < worn_count; i++) lora_free(worn[i].lora);
+    free(worn);
     model_free(m);
-    return interrupted() ? 1 : 0;
+    return 0;
 }

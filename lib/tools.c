@@ -9,6 +9,12 @@
 
 // ---- encode, decode ---------------------------------------------------------------------------------------------
 
+static void print_output(const char *path, double took) {
+    printf("{\"output\": ");
+    print_json_string(path);
+    printf(", \"seconds\": %.4f}\n", took);
+}
+
 // The latents of a file, (n, c, h, w); shape is filled in.
 static float *read_latents(const char *path, int channels, int shape[4]) {
     Store *s = store_open(path);
@@ -18,8 +24,7 @@ static float *read_latents(const char *path, int channels, int shape[4]) {
         t->shape[0] > 4096 || t->shape[2] > 4096 || t->shape[3] > 4096)
         die("%s: latents must be (n, %d, h, w)", path, channels);
     for (int i = 0; i < 4; i++) shape[i] = (int)t->shape[i];
-    float *x = xmalloc(t->count * sizeof(float));
-    store_read_f32(t, x);
+    float *x = store_floats(t, path);
     store_close(s);
     return x;
 }
@@ -55,7 +60,7 @@ int command_encode(int argc, char **argv) {
     store_data_f32(writer, latents, (size_t)c * (size_t)(h / 8) * (size_t)(w / 8));
     store_commit(writer);
     if (common.json)
-        printf("{\"output\": \"%s\", \"seconds\": %.4f}\n", output, seconds() - started);
+        print_output(output, seconds() - started);
     else
         note("%s", output);
     free(x), free(latents);
@@ -98,7 +103,7 @@ int command_decode(int argc, char **argv) {
         image_free(image);
         scope_end(s, NULL);
     }
-    if (common.json) printf("{\"output\": \"%s\", \"seconds\": %.4f}\n", output, seconds() - started);
+    if (common.json) print_output(output, seconds() - started);
     free(x);
     model_free(m);
     return 0;
@@ -219,6 +224,7 @@ int command_info(int argc, char **argv) {
     }
     if (!is_directory(path)) {
         info_file(path, verbosity > 0);
+        lora_describe(path);
         return 0;
     }
     k_init(1);

@@ -102,6 +102,31 @@ void params_load(const Params *p, FindStored *find, void *context, const char *w
     }
 }
 
+static int compare_addresses(const void *a, const void *b) {
+    const Stored *x = *(const Stored *const *)a, *y = *(const Stored *const *)b;
+    return (x > y) - (x < y);
+}
+
+void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where) {
+    if (verbosity < 1) return;
+    size_t count = (size_t)p->count, extra = 0;
+    const Stored **used = xmalloc(count * sizeof *used), *first = NULL;
+    for (size_t i = 0; i < count; i++) used[i] = find(context, p->list[i].name);
+    qsort(used, count, sizeof *used, compare_addresses);
+    for (size_t i = 0; i < store_count(s); i++) {
+        const Stored *t = store_at(s, i);
+        // Old text encoders carry the numbers 0, 1, 2, ... under this name; nothing is lost with them.
+        if (strstr(t->name, "position_ids") || bsearch(&t, used, count, sizeof *used, compare_addresses))
+            continue;
+        if (!extra++) first = t;
+    }
+    free(used);
+    if (extra == 1) note_verbose("%s: tensor %s is not of this network; ignored", where, first->name);
+    if (extra > 1)
+        note_verbose("%s: %zu tensors are not of this network, tensor %s first; ignored", where, extra,
+                     first->name);
+}
+
 void params_to_f32(const Params *p) {
     for (int i = 0; i < p->count; i++) {
         Tensor *t = p->list[i].tensor;
@@ -141,7 +166,8 @@ void params_save(const Params *p, const char *path, size_t strip, Type type) {
     params_save_with(p, path, strip, type, NULL, NULL);
 }
 
-void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key, const char *value) {
+void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key,
+                      const char *value) {
     StoreWriter *w = store_create(path);
     store_metadata_add(w, "format", "pt"); // what transformers and diffusers look for
     if (key) store_metadata_add(w, key, value);
