@@ -51,7 +51,7 @@ static bool ends(const char *name, const char *end) {
 // Standard deviation of a weight times the square root of its fan-in, by the first row whose start and part
 // fit the name. Chosen so that activations stay near unit size and every branch counts: what goes through SiLU
 // is made larger before it, what is added to the stream is about half of it, attention logits spread by 1.5 to
-// 2, and what averages over many values is scaled up again.
+// 3, and what averages over many values is scaled up again.
 static const struct {
     const char *start, *part;
     double gain;
@@ -63,6 +63,7 @@ static const struct {
     {"unet.", "time_embedding.linear_2", 1.8},
     {"unet.", "time_emb_proj", 1.5},
     {"unet.", "attn1.to_v", 2.5},
+    {"unet.", "attn2.to_q", 2.2},
     {"unet.", "attn2.to_v", 2.0},
     {"unet.", "attn2.to_out", 1.8},
     {"unet.", "proj_out", 0.7},
@@ -70,9 +71,12 @@ static const struct {
     {"unet.", "ff.net.2", 0.6},
     {"vae.encoder.conv_in", "", 2.0},
     {"vae.encoder.conv_out", "", 1.5},
-    {"vae.decoder.conv_out", "", 0.65},
-    {"vae.post_quant_conv", "", 0.15},
+    {"vae.decoder.conv_out", "", 0.6},
+    {"vae.decoder.", "conv2.", 1.6},
+    {"vae.post_quant_conv", "", 0.1},
     {"vae.quant_conv", "", 3.0},
+    {"vae.", "to_q", 1.5},
+    {"vae.", "to_k", 1.5},
     {"vae.", "to_v", 2.5},
     {"", "samplers.0.conv", 1.0},
     {"", "conv1.", 1.5},
@@ -81,8 +85,8 @@ static const struct {
     {"", "to_q", 1.35},
     {"", "to_k", 1.35},
     {"", "to_out", 0.7},
-    {"text_encoder.", "q_proj", 1.3},
-    {"text_encoder.", "k_proj", 1.3},
+    {"text_encoder.", "q_proj", 1.6},
+    {"text_encoder.", "k_proj", 1.6},
     {"text_encoder.", "v_proj", 1.5},
     {"text_encoder.", "out_proj", 0.7},
     {"text_encoder.", "fc1", 1.2},
@@ -90,11 +94,12 @@ static const struct {
     {"", ".conv.weight", 1.4}, // what is left is Inception's, in front of a ReLU
     {"", "", 1.0},
 };
-static const double hard_logits = 2.2; // hard: on the gain of both query and key
+static const double hard_logits = 3.0; // hard: the gain of query and key
 
 static void mean_and_deviation(const char *name, int64_t fan_in, MadeRegime regime, double *mean,
                                double *deviation) {
     bool weight = ends(name, ".weight");
+    bool decoder = begins(name, "vae.decoder."); // what is the same for every picture stays small there
     *mean = 0;
     if (begins(name, "input."))
         *deviation = 1;
@@ -102,21 +107,22 @@ static void mean_and_deviation(const char *name, int64_t fan_in, MadeRegime regi
         *mean = 1, *deviation = 0.2;
     else if (ends(name, "running_mean"))
         *deviation = 0.3;
-    else if (has(name, "norm") || has(name, ".bn."))
-        *mean = weight ? 1 : 0, *deviation = weight ? 0.2 : 0.3;
-    else if (ends(name, ".bias"))
-        *deviation = strcmp(name, "vae.decoder.conv_out.bias") == 0 ? 0.1 : 0.2;
+    else if (has(name, "norm") || has(name, ".bn.")) {
+        *mean = weight ? 1 : 0;
+        *deviation = weight ? 0.2 : decoder ? 0.06 : 0.3;
+    } else if (ends(name, ".bias"))
+        *deviation = decoder ? 0.04 : 0.2;
     else if (ends(name, "token_embedding.weight"))
         *deviation = 1;
     else if (ends(name, "position_embedding.weight"))
-        *deviation = 0.5;
+        *deviation = 1.5;
     else {
         int i = 0;
         while (!begins(name, gains[i].start) || !has(name, gains[i].part)) i++; // the last row fits all
         double gain = gains[i].gain;
         bool logits =
             has(name, "to_q.") || has(name, "to_k.") || has(name, "q_proj.") || has(name, "k_proj.");
-        if (regime == MADE_HARD && logits) gain *= hard_logits;
+        if (regime == MADE_HARD && logits) gain = hard_logits;
         *deviation = gain / sqrt((double)fan_in);
     }
 }

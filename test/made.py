@@ -54,7 +54,7 @@ def philox(key, first, count):
 # Standard deviation of a weight times the square root of its fan-in, by the first row whose start and part
 # fit the name. Chosen so that activations stay near unit size and every branch counts: what goes through
 # SiLU is made larger before it, what is added to the stream is about half of it, attention logits spread by
-# 1.5 to 2, and what averages over many values is scaled up again.
+# 1.5 to 3, and what averages over many values is scaled up again.
 GAINS = [
     ("unet.conv_in", "", 0.4),
     ("unet.conv_out", "", 0.8),
@@ -63,6 +63,7 @@ GAINS = [
     ("unet.", "time_embedding.linear_2", 1.8),
     ("unet.", "time_emb_proj", 1.5),
     ("unet.", "attn1.to_v", 2.5),
+    ("unet.", "attn2.to_q", 2.2),
     ("unet.", "attn2.to_v", 2.0),
     ("unet.", "attn2.to_out", 1.8),
     ("unet.", "proj_out", 0.7),
@@ -70,9 +71,12 @@ GAINS = [
     ("unet.", "ff.net.2", 0.6),
     ("vae.encoder.conv_in", "", 2.0),
     ("vae.encoder.conv_out", "", 1.5),
-    ("vae.decoder.conv_out", "", 0.65),
-    ("vae.post_quant_conv", "", 0.15),
+    ("vae.decoder.conv_out", "", 0.6),
+    ("vae.decoder.", "conv2.", 1.6),
+    ("vae.post_quant_conv", "", 0.1),
     ("vae.quant_conv", "", 3.0),
+    ("vae.", "to_q", 1.5),
+    ("vae.", "to_k", 1.5),
     ("vae.", "to_v", 2.5),
     ("", "samplers.0.conv", 1.0),
     ("", "conv1.", 1.5),
@@ -81,8 +85,8 @@ GAINS = [
     ("", "to_q", 1.35),
     ("", "to_k", 1.35),
     ("", "to_out", 0.7),
-    ("text_encoder.", "q_proj", 1.3),
-    ("text_encoder.", "k_proj", 1.3),
+    ("text_encoder.", "q_proj", 1.6),
+    ("text_encoder.", "k_proj", 1.6),
     ("text_encoder.", "v_proj", 1.5),
     ("text_encoder.", "out_proj", 0.7),
     ("text_encoder.", "fc1", 1.2),
@@ -90,7 +94,7 @@ GAINS = [
     ("", ".conv.weight", 1.4),  # what is left is Inception's, in front of a ReLU
     ("", "", 1.0),
 ]
-HARD_LOGITS = 2.2  # hard: on the gain of both query and key
+HARD_LOGITS = 3.0  # hard: the gain of query and key
 
 
 def mean_and_deviation(name, shape, hard):
@@ -100,17 +104,18 @@ def mean_and_deviation(name, shape, hard):
         return 1.0, 0.2
     if name.endswith("running_mean"):
         return 0.0, 0.3
+    decoder = name.startswith("vae.decoder.")  # what is the same for every picture stays small there
     if "norm" in name or ".bn." in name:
-        return (1.0, 0.2) if name.endswith(".weight") else (0.0, 0.3)
+        return (1.0, 0.2) if name.endswith(".weight") else (0.0, 0.06 if decoder else 0.3)
     if name.endswith(".bias"):
-        return 0.0, 0.1 if name == "vae.decoder.conv_out.bias" else 0.2
+        return 0.0, 0.04 if decoder else 0.2
     if name.endswith("token_embedding.weight"):
         return 0.0, 1.0
     if name.endswith("position_embedding.weight"):
-        return 0.0, 0.5
+        return 0.0, 1.5
     gain = next(g for start, part, g in GAINS if name.startswith(start) and part in name)
     if hard and any(part in name for part in ("to_q.", "to_k.", "q_proj.", "k_proj.")):
-        gain *= HARD_LOGITS
+        gain = HARD_LOGITS
     return 0.0, gain / math.sqrt(float(np.prod(shape[1:], dtype=np.int64)))
 
 

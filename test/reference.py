@@ -7,6 +7,7 @@
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,12 @@ import peers
 from trace import Blocks, Trace
 
 FIXTURES = peers.HERE / "fixtures"
+
+# What CLIP's tokenizer makes of no caption, and of Flickr8k's first: "A child in a pink dress is climbing up a set
+# of stairs in an entry way ." (`tokens` checks it).
+EMPTY = [49406] + [49407] * 76
+CAPTION = [49406, 320, 2913, 530, 320, 3360, 2595, 533, 9877, 705, 320, 1167, 539, 9577, 530, 550, 5362, 923, 269]
+CAPTION += [49407] * (77 - len(CAPTION))
 
 
 def save(name, tensors, **metadata):
@@ -63,6 +70,287 @@ def checksums():
     print(f"made.txt: {len(shapes)} tensors")
 
 
+# ---- what the two regimes are like -------------------------------------------------------------------------
+
+
+class Statistics:
+    """Hooks that gather, over a whole model: the largest attention logit and the median of their spread, the
+    largest |mean| / spread of a group in front of a group norm, the loudest channel over the median one."""
+
+    def __init__(self, model, prefix):
+        self.logits, self.spread, self.group, self.channel, self.size = [0.0], [], [0.0], [], []
+        query = {}
+
+        def attention(module, heads, q_part, k_part):
+            def on_q(m, a, out):
+                query[module] = out.float()
+
+            def on_k(m, a, out):
+                q = query[module]
+                if q.ndim == 4:
+                    return
+                d = q.shape[-1] // heads
+                q = q.unflatten(-1, (heads, d)).transpose(1, 2)[:, :, :512]
+                k = out.float().unflatten(-1, (heads, d)).transpose(1, 2)
+                logits = q @ k.transpose(-1, -2) / math.sqrt(d)
+                self.logits.append(logits.abs().max().item())
+                self.spread.append(logits.std(-1).median().item())
+
+            q_part.register_forward_hook(on_q)
+            k_part.register_forward_hook(on_k)
+
+        def on_norm(m, a):
+            x = a[0].float()
+            g = x.reshape(len(x), m.num_groups, -1)
+            self.group.append((g.mean(-1).abs() / g.std(-1)).max().item())
+
+        def on_block(m, a, out):
+            out = out if torch.is_tensor(out) else out[0]
+            self.size.append(out.std().item())
+            if out.ndim >= 3:
+                x = out.float().flatten(2).transpose(1, 2) if out.ndim == 4 else out.float()
+                rms = x.std(dim=(0, 1))
+                self.channel.append((rms.max() / rms.median()).item())
+
+        from trace import BLOCK
+
+        for name, m in model.named_modules():
+            if hasattr(m, "to_q"):
+                attention(m, m.heads, m.to_q, m.to_k)
+            elif hasattr(m, "q_proj"):
+                attention(m, m.num_heads, m.q_proj, m.k_proj)
+            elif isinstance(m, torch.nn.GroupNorm):
+                m.register_forward_pre_hook(on_norm)
+            if BLOCK.match(name):
+                m.register_forward_hook(on_block)
+        self.weights = max(p.abs().max().item() for p in model.parameters())
+
+    def line(self):
+        spread = np.median(self.spread) if self.spread else 0.0
+        return (f"block std {min(self.size):.2f} .. {max(self.size):.2f} | largest logit {max(self.logits):.1f}, "
+                f"median spread {spread:.2f} | group mean/spread {max(self.group):.1f} | "
+                f"loudest/median channel {max(self.channel):.1f} | largest weight {self.weights:.0f}")
+
+
+def statistics(arch="tiny"):
+    size = peers.config(arch, "unet")["sample_size"]
+    for hard in (False, True):
+        for part, run in calls(arch, size, torch.float32).items():
+            model = peers.model(part.split(".")[0], arch, hard)
+            s = Statistics(model, part)
+            run(model)
+            print(arch, "hard" if hard else "soft", part, s.line(), flush=True)
+
+
+# ---- one evaluation of each model --------------------------------------------------------------------------
+
+
+def token_rows(arch):
+    """The rows of token ids that the text encoder is given: no caption, then a caption."""
+    if arch == "tiny":
+        return [peers.byte_ids(""), peers.byte_ids("a child in a pink dress")]
+    return [EMPTY, CAPTION]
+
+
+def calls(arch, size, dtype, height=None, width=None):
+    """The evaluations that fixtures are made of; inputs are made tensors, timestep 501 and 21 in a batch."""
+    h, w = height or size, width or size
+    cross = peers.config(arch, "unet")["cross_attention_dim"]
+    length = peers.config(arch, "text_encoder")["max_position_embeddings"]
+    return {
+        "text_encoder": lambda m: m(torch.tensor(token_rows(arch)))[0],
+        "unet": lambda m: m(
+            peers.made_input("unet.sample", (2, 4, h, w), dtype),
+            torch.tensor([501, 21]),
+            peers.made_input("unet.context", (2, length, cross), dtype),
+            timestep_cond=peers.made_input("unet.timestep_cond", (2, 256), dtype) if m.config.time_cond_proj_dim else None,
+        ).sample,
+        "vae.encoder": lambda m: m.encode(
+            peers.made_input("vae.image", (1, 3, 8 * size, 8 * size), dtype) * 0.4
+        ).latent_dist.parameters,
+        "vae.decoder": lambda m: m.decode(peers.made_input("vae.latents", (1, 4, size, size), dtype) * 5).sample,
+    }
+
+
+# ---- fixtures of whole models --------------------------------------------------------------------------------
+
+SAMPLES = 128
+
+
+def sample(x, count=SAMPLES):
+    """Entries (k * 2654435761 + 12345) mod n of a tensor's n, k = 0 .. count - 1: scattered over all its axes."""
+    x = x.reshape(-1)
+    return x[(torch.arange(count) * 2654435761 + 12345) % len(x)].clone()
+
+
+def summary(x):
+    x = x.double()
+    return torch.tensor([x.mean(), x.std(correction=0), x.abs().max(), x.numel()], dtype=torch.float64)
+
+
+def run_blocks(part, arch, hard, run, dtype=torch.float32):
+    """(block name -> its whole output, in order of evaluation; the model)"""
+    prefix = part.split(".")[0]
+    model = peers.model(prefix, arch, hard, dtype)
+    if dtype == torch.float64 and prefix == "unet":
+        # diffusers computes the sinusoids in fp32 whatever the model's type; the yardstick shall not.
+        model.time_proj.forward = lambda t: sinusoids(t, model.config.block_out_channels[0])
+    blocks = Blocks(model, prefix, keep=lambda x: x.detach().clone())
+    start = time.time()
+    run(model)
+    print(f"  {arch} {part} {'hard' if hard else 'soft'} {dtype}: {time.time() - start:.1f} s", flush=True)
+    blocks.remove()
+    out = {}
+    for call in blocks.calls:
+        out.update(call)
+    return out
+
+
+def sinusoids(t, width):
+    f = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    x = t.double()[:, None] * f[None]
+    return torch.cat([torch.cos(x), torch.sin(x)], -1)
+
+
+def soft_fixture(name, part, arch, run, whole=()):
+    tensors = {}
+    for block, x in run_blocks(part, arch, False, run).items():
+        tensors[block] = sample(x)
+        tensors[block + ".summary"] = summary(x)
+        if block in whole:
+            tensors[block + ".whole"] = x
+    save(name, tensors, torch=torch.__version__, order=" ".join(k for k in tensors if "." in k and "summary" not in k))
+
+
+def hard_fixture(name, part, arch, size, **shape):
+    """Samples of the float64 run; errors of PyTorch's fp32 against it, over the whole block and over the samples."""
+    single = run_blocks(part, arch, True, calls(arch, size, torch.float32, **shape)[part])
+    double = run_blocks(part, arch, True, calls(arch, size, torch.float64, **shape)[part], torch.float64)
+    tensors = {}
+    for block, want in double.items():
+        got, scale = single.pop(block).double(), want.abs().max()
+        error = (got - want).abs().max() / scale
+        sampled = (sample(got) - sample(want)).abs().max() / scale
+        tensors[block] = sample(want)
+        tensors[block + ".summary"] = summary(want)
+        tensors[block + ".fp32_error"] = torch.stack([error, sampled]).double()
+        print(f"    {block:48} largest {scale:10.3f}  fp32 error {error:.1e}", flush=True)
+    save(name, tensors, torch=torch.__version__)
+
+
+def tokens(merges="/work/shared/data/clip/bpe_simple_vocab_16e6.txt.gz"):
+    t = peers.clip_tokenizer(merges)
+    caption = "A child in a pink dress is climbing up a set of stairs in an entry way ."
+    for text, ids in (("", EMPTY), (caption, CAPTION)):
+        assert t(text, padding="max_length", truncation=True, max_length=77).input_ids == ids, text
+
+
+ENDS = {"text_encoder": ["text_encoder.text_model.final_layer_norm"], "unet": ["unet.conv_out"],
+        "vae.encoder": ["vae.quant_conv"], "vae.decoder": ["vae.decoder.conv_out"]}
+
+
+def models(arch, *parts):
+    """Soft fixtures of each model of an architecture: NAME-soft-PART."""
+    size = peers.config(arch, "unet")["sample_size"]
+    for part, run in calls(arch, size, torch.float32).items():
+        if not parts or part in parts:
+            soft_fixture(f"{arch}-soft-{part}", part, arch, run, ENDS[part] if arch == "tiny" else ())
+
+
+def models_hard(arch, *parts):
+    size = peers.config(arch, "unet")["sample_size"]
+    for part in calls(arch, size, torch.float32):
+        if not parts or part in parts:
+            hard_fixture(f"{arch}-hard-{part}", part, arch, size)
+
+
+def wide():
+    """The full-size UNet on 48x80 latents."""
+    soft_fixture("sd15-soft-unet-48x80", "unet", "sd15", calls("sd15", 0, torch.float32, 48, 80)["unet"])
+
+
+def rounded():
+    """The tiny UNet with weights rounded to fp16 and bf16, widened again."""
+    tensors = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        model = peers.model("unet", "tiny")
+        for p in model.parameters():
+            p.data = p.data.to(dtype).float()
+        tensors[str(dtype).split(".")[1]] = calls("tiny", 16, torch.float32)["unet"](model)
+    save("tiny-rounded-unet", tensors)
+
+
+# ---- noise and schedulers ------------------------------------------------------------------------------------
+
+
+def noise():
+    """Three draws from one generator: every size from 1 to 64 (seed = size), and 4x64x64 (seed 1234)."""
+    tensors = {}
+    for n in range(1, 65):
+        torch.manual_seed(n)
+        tensors[f"randn.{n}"] = torch.stack([torch.randn(n) for _ in range(3)])
+    torch.manual_seed(1234)
+    tensors["randn.4x64x64"] = torch.stack([sample(torch.randn(4, 64, 64), 1024) for _ in range(3)])
+    save("noise", tensors)
+
+
+def schedulers():
+    """Each scheduler with made model outputs: timesteps, and the latents after each step. LCM's noise comes from
+    torch's generator with seed 0."""
+    tensors = {}
+    shape = (1, 4, 4, 4)
+    for kind in ("pndm", "ddim", "lcm"):
+        for steps in (1, 4, 20, 50):
+            s = peers.scheduler("sd15-lcm" if kind == "lcm" else "sd15", kind)
+            s.set_timesteps(steps)
+            x, generator, after = peers.made_input("scheduler.sample", shape), torch.Generator().manual_seed(0), []
+            for i, t in enumerate(s.timesteps):
+                output = peers.made_input(f"scheduler.output.{i}", shape)
+                options = {"generator": generator} if kind == "lcm" else {}
+                x = s.step(output, t, x, **options).prev_sample
+                after.append(x.flatten())
+            tensors[f"{kind}.{steps}.timesteps"] = s.timesteps.to(torch.int64)
+            tensors[f"{kind}.{steps}.latents"] = torch.stack(after)
+    save("schedulers", tensors)
+
+
+# ---- the whole pipeline --------------------------------------------------------------------------------------
+
+
+def picture(arch, kind, steps, guidance=7.5, whole=True, ids=None, size=None, seed=0):
+    pipe = peers.pipeline(arch, kind=kind)
+    after = []
+
+    def on_step(pipe, i, t, values):
+        after.append(values["latents"].clone())
+        print(f"  {arch} {kind} step {i + 1} of {steps}, latents {after[-1].std():.3f}", flush=True)
+        return values
+
+    negative, caption = token_rows(arch)
+    size = size or 8 * peers.config(arch, "unet")["sample_size"]
+    start = time.time()
+    image = peers.draw(pipe, ids or caption, negative, num_inference_steps=steps, guidance_scale=guidance, width=size,
+                       height=size, callback_on_step_end=on_step, generator=torch.Generator().manual_seed(seed))[0]
+    print(f"  {arch} {kind} {steps} steps: {time.time() - start:.0f} s, std {image.std():.1f}, "
+          f"clipped {np.isin(image, (0, 255)).mean():.4f}", flush=True)
+    image = torch.from_numpy(image)
+    return {
+        "ids": torch.tensor([negative, ids or caption], dtype=torch.int32),
+        "latents": after[-1],
+        "steps": torch.stack([sample(x) for x in after]),
+        "picture": image if whole else sample(image, 16384),
+        "std": torch.tensor([image.double().std()]),
+    }
+
+
+def pipeline(arch, kind, steps, guidance=7.5):
+    """Seed 0, no negative prompt, 8-bit picture height x width x 3 (at full size 16,384 sampled values of it)."""
+    steps = int(steps)
+    save(f"{arch}-picture-{kind}-{steps}", picture(arch, kind, steps, float(guidance), whole=arch == "tiny"),
+         guidance=guidance, seed=0)
+
+
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    checksums()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -100,7 +100,7 @@ class Trace:
         for call in self.vae.calls:
             out.update(call)
         if self.ids:
-            out["inputs.ids"] = torch.cat(self.ids[::-1]).to(torch.int32)
+            out["inputs.ids"] = torch.cat(self.ids[::-1]).float()
         out["inputs.latents"] = self.first
         out["inputs.timesteps"] = torch.tensor(self.times)
         out["inputs.cfg"] = torch.tensor([float(self.pipe.guidance_scale)])

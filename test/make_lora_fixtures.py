@@ -1,0 +1,264 @@
+# make_lora_fixtures.py: what PEFT, diffusers and PyTorch say of low-rank adapters at the tiny architecture with made
+# weights (made.py): forwards, the losses of Phase 3 with their gradients, and files in the formats of the world. Writes
+# test/fixtures/lora.safetensors and test/fixtures/lora/*.safetensors, which test/lora.c reads.
+#
+#     python make_lora_fixtures.py                       writes them
+#     python make_lora_fixtures.py live --sd ../sd       files that sd writes, opened by diffusers and PEFT; and the
+#                                                        reverse, at the full architecture with --full
+import argparse
+import json
+import logging
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+import made
+import peers
+
+FIXTURES = peers.HERE / "fixtures"
+RANK, ALPHA = 2, 1.0
+
+# The layers of lcm-lora-sdv1-5, and those of a text encoder, as ends of names.
+UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
+        "proj_in", "proj_out", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "time_embedding.linear_1",
+        "time_embedding.linear_2"]
+TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+def targets(model, ends):
+    return [n for n, m in model.named_modules()
+            if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and any(n == e or n.endswith("." + e) for e in ends)]
+
+
+def owner_name(prefix, name):
+    """A module's name as the files and sd.c have it (transformers 5 leaves "text_model." out)."""
+    return peers.disk_name(prefix, name + ".weight").removesuffix(".weight")
+
+
+def adapters(model):
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def adapt(model, prefix, names, rank=RANK, alpha=ALPHA):
+    """PEFT adapters with made weights: the test in C makes the same."""
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
+    for name, layer in adapters(model):
+        for part in ("A", "B"):
+            w = getattr(layer, f"lora_{part}")["default"].weight
+            w.data = torch.from_numpy(made.made(f"lora.{owner_name(prefix, name)}.lora_{part}.weight", tuple(w.shape))).clone()
+            w.requires_grad_(True)
+    return model
+
+
+def with_adapters(model, on):
+    for _, layer in adapters(model):
+        layer.enable_adapters(on)
+
+
+class Case:
+    """Numbers of one loss: itself, and of every adapter's gradient the largest value, the norm and 16 entries."""
+
+    def __init__(self, out, name):
+        self.out, self.name = out, name
+
+    def done(self, loss, *models):
+        self.out[f"{self.name}.loss"] = loss.detach().reshape(1)
+        loss.backward()
+        for prefix, model in models:
+            for name, layer in adapters(model):
+                for part in ("A", "B"):
+                    w = getattr(layer, f"lora_{part}")["default"].weight
+                    g = w.grad.reshape(-1)
+                    at = torch.arange(16) * len(g) // 16
+                    facts = torch.cat([g.abs().max().reshape(1), g.norm().reshape(1), g[at]])
+                    self.out[f"{self.name}.{owner_name(prefix, name)}.lora_{part}.weight"] = facts
+                    w.grad = None
+
+
+def schedule():
+    return peers.scheduler("tiny", "ddim").alphas_cumprod
+
+
+def scalings(t):
+    s = t.double() * 10
+    return (0.25 / (s**2 + 0.25)).float(), (s / (s**2 + 0.25) ** 0.5).float()
+
+
+def wide(x):
+    return x.reshape(-1, 1, 1, 1)
+
+
+def answer(net, z, t, text, condition=None):
+    """f(z, t) = c_skip z + c_out x0."""
+    a = wide(schedule()[t])
+    skip, out = (wide(x) for x in scalings(t))
+    eps = net(z, t, text, timestep_cond=condition).sample
+    return skip * z + out * (z - (1 - a).sqrt() * eps) / a.sqrt()
+
+
+def guidance_embedding(w, dim=256):
+    half = dim // 2
+    f = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    x = 1000 * w[:, None] * f[None]
+    return torch.cat([x.sin(), x.cos()], 1)
+
+
+def kl(teacher, student, reading, temperature):
+    if reading == "elements":
+        p, q = (x.flatten(1) / temperature for x in (teacher, student))
+        return F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="batchmean")
+    if reading == "channels":
+        p, q = (x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) / temperature for x in (teacher, student))
+        return F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="batchmean")
+    p, q = (torch.distributions.Normal(x.mean((2, 3)), (x.var((2, 3), unbiased=False) + 1e-6).sqrt())
+            for x in (teacher, student))
+    return torch.distributions.kl_divergence(p, q).sum(1).mean()
+
+
+def fixtures():
+    torch.manual_seed(0)
+    out = {}
+    unet = peers.model("unet", "tiny")
+    adapt(unet, "unet", targets(unet, UNET))
+    n, size = 2, 16
+    z, noise = peers.made_input("lora.z", (n, 4, size, size)), peers.made_input("lora.noise", (n, 4, size, size))
+    context, nothing = peers.made_input("lora.text", (n, 32, 128)), peers.made_input("lora.no_text", (n, 32, 128))
+    t = torch.tensor([999, 259])
+    with torch.no_grad():
+        out["unet"] = unet(z, t, context).sample
+        with_adapters(unet, False)
+        out["unet.without"] = unet(z, t, context).sample
+        with_adapters(unet, True)
+
+    text = peers.model("text_encoder", "tiny")
+    adapt(text, "text_encoder", targets(text, TEXT))
+    ids = torch.arange(2 * 32).reshape(2, 32) * 37 % 768
+    with torch.no_grad():
+        out["text"] = text(ids)[0]
+
+    # Fine-tuning, with and without min-SNR weights; the second through the text encoder too.
+    a = wide(schedule()[t])
+    z_t = a.sqrt() * z + (1 - a).sqrt() * noise
+    Case(out, "finetune").done(F.mse_loss(unet(z_t, t, context).sample, noise), ("unet", unet))
+    snr = (a / (1 - a)).reshape(-1)
+    errors = F.mse_loss(unet(z_t, t, text(ids)[0]).sample, noise, reduction="none").mean((1, 2, 3))
+    Case(out, "finetune_text").done((errors * snr.clamp(max=5) / snr).mean(), ("unet", unet), ("text_encoder", text))
+
+    # LCM-LoRA: Algorithm 1 of Luo et al., the teacher is the base.
+    index = torch.tensor([49, 12])
+    far, near = (index + 1) * 20 - 1, (index * 20 - 1).clamp(min=0)
+    w = torch.tensor([5.5, 13.0])
+    a, b = wide(schedule()[far]), wide(schedule()[near])
+    z_far = a.sqrt() * z + (1 - a).sqrt() * noise
+    with torch.no_grad():
+        with_adapters(unet, False)
+        cond, uncond = unet(z_far, far, context).sample, unet(z_far, far, nothing).sample
+        with_adapters(unet, True)
+        eps = cond + wide(w) * (cond - uncond)
+        z_near = b.sqrt() * (z_far - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+        target = answer(unet, z_near, near, context)
+    student = answer(unet, z_far, far, context)
+    loss = (((student - target) ** 2 + 0.001**2).sqrt() - 0.001).mean()
+    Case(out, "consistency").done(loss, ("unet", unet))
+
+    # Imitation of an LCM.
+    settings = dict(peers.config("tiny", "unet"), time_cond_proj_dim=256)
+    with torch.device("meta"):
+        lcm = UNet2DConditionModel.from_config(settings)
+    peers.fill(lcm, "unet", False)
+    with torch.no_grad():
+        teacher = answer(lcm, z_far, far, context, guidance_embedding(w))
+    for reading, weight, temperature in (("elements", 10.0, 1.0), ("channels", 0.5, 2.0), ("gaussians", 0.1, 1.0)):
+        student = answer(unet, z_far, far, context)
+        mse, divergence = F.mse_loss(student, teacher), kl(teacher, student, reading, temperature)
+        out[f"mimic_{reading}.parts"] = torch.stack([mse, divergence]).detach()
+        Case(out, f"mimic_{reading}").done(mse + weight * divergence, ("unet", unet))
+    save_file({k: v.contiguous() for k, v in out.items()}, str(FIXTURES / "lora.safetensors"))
+    files()
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+SOME = ["conv_in", "down_blocks.0.resnets.0.time_emb_proj", "down_blocks.1.resnets.0.conv_shortcut", "mid_block.attentions.0.proj_in",
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"]
+SOME_TEXT = ["encoder.layers.1.self_attn.q_proj", "encoder.layers.1.mlp.fc2"]
+
+
+def kohya(state, alphas):
+    """PEFT keys with their network's name in front -> kohya's."""
+    out = {}
+    for key, w in state.items():
+        name, part = key.rsplit(".lora_", 1)
+        name = name.replace("text_encoder.", "lora_te_", 1).replace("unet.", "lora_unet_", 1).replace(".", "_")
+        out[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = w
+        out[f"{name}.alpha"] = torch.tensor(float(alphas(key, w)))
+    return out
+
+
+def peft_state(unet, text):
+    state = {f"unet.{k}": v for k, v in get_peft_model_state_dict(unet).items()}
+    for k, v in get_peft_model_state_dict(text).items():
+        name = owner_name("text_encoder", k.split(".lora_")[0])
+        state[f"{name}.lora_{k.split('.lora_')[1]}"] = v
+    return {k: v.contiguous() for k, v in state.items()}
+
+
+def files():
+    from diffusers import StableDiffusionPipeline
+
+    folder = FIXTURES / "lora"
+    folder.mkdir(exist_ok=True)
+    unet = adapt(peers.model("unet", "tiny"), "unet", SOME)
+    text = peers.model("text_encoder", "tiny")
+    names = [n for n, _ in text.named_modules() if any(n.endswith(s) for s in SOME_TEXT)]
+    adapt(text, "text_encoder", names)
+    deltas = {}
+    for prefix, model in (("unet", unet), ("text_encoder", text)):
+        for name, layer in adapters(model):
+            d = layer.get_delta_weight("default").detach().reshape(-1)
+            deltas[owner_name(prefix, name)] = torch.cat([d.abs().max().reshape(1), d[torch.arange(64) * len(d) // 64]])
+    save_file({k: v.contiguous() for k, v in deltas.items()}, str(folder / "deltas.safetensors"))
+    state = peft_state(unet, text)
+    # 1. As diffusers writes it today, alpha in the header.
+    metadata = {}
+    for prefix, model in (("unet", unet), ("text_encoder", text)):
+        metadata |= {f"{prefix}.{k}": v for k, v in model.peft_config["default"].to_dict().items()}
+    StableDiffusionPipeline.write_lora_layers(state, str(folder), True, "peft.safetensors", None, True,
+                                              {k: list(v) if isinstance(v, set) else v for k, v in metadata.items()})
+    # 2. kohya, bf16.
+    save_file({k: v if k.endswith("alpha") else v.bfloat16() for k, v in kohya(state, lambda k, w: ALPHA).items()},
+              str(folder / "kohya.safetensors"))
+    # 3. diffusers before PEFT, fp16: no alpha, so the scale goes into up. The processors' names, and the text
+    #    encoder's own.
+    old = {}
+    for k, v in state.items():
+        name, part = k.split(".lora_")
+        part, v = ("down", v) if part[0] == "A" else ("up", v * ALPHA / RANK)
+        if k.startswith("text_encoder"):
+            old[f"{name}.lora_linear_layer.{part}.weight"] = v.half()
+        elif ".attn2." in name:
+            block, layer = name.rsplit(".attn2.", 1)
+            old[f"{block}.attn2.processor.{layer.removesuffix('.0')}_lora.{part}.weight"] = v.half()
+        else:
+            old[f"{name}.lora.{part}.weight"] = v.half()
+    save_file(old, str(folder / "old.safetensors"))
+    for f in sorted(folder.iterdir()):
+        print(f.name, f.stat().st_size)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser()
+    p.add_argument("what", nargs="?", default="fixtures", choices=["fixtures", "live"])
+    p.add_argument("--sd", default="../sd")
+    p.add_argument("--full", action="store_true")
+    a = p.parse_args()
+    torch.set_num_threads(2)
+    fixtures() if a.what == "fixtures" else live(a.sd, a.full)  # noqa: F821
