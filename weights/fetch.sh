@@ -1,0 +1,92 @@
+#!/bin/sh
+# fetch.sh: fetches the real weights, which this repository may not ship.
+#
+#     sh weights/fetch.sh sd15|lcm-lora|inception [DIR]      DIR: where to (default weights/real)
+#
+# sd15       Stable Diffusion v1.5, the diffusers folder (4.3 GB): DIR/sd15, for sd -m
+# lcm-lora   LCM-LoRA for it (135 MB): DIR/lcm-lora-sdv1-5.safetensors, for sd sample --lora
+# inception  pytorch-fid's Inception-v3 (96 MB): DIR/inception.safetensors, for sd fid --weights; the conversion from
+#            PyTorch's format needs Python with torch and safetensors
+#
+# A download that was cut off goes on where it stopped when the script is run again. Large files are checked against
+# their SHA-256. Sources: Hugging Face shows it on each large file's page (it names the file in LFS); for pytorch-fid's
+# file, the first 8 digits are part of its published name, the rest is printed by several projects that pin the file.
+# The small text files (configurations, tokenizer) have no published SHA-256; the script says so.
+set -eu
+
+what=${1:-}
+dir=${2:-weights/real}
+
+say() { echo "fetch.sh: $*" >&2; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+sha256() {
+    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1
+}
+
+# fetch URL FILE [SHA-256]: through FILE.part, which only becomes FILE when whole and right
+fetch() {
+    url=$1 file=$2 want=${3:-}
+    if [ -e "$file" ]; then
+        if [ -z "$want" ] || [ "$(sha256 "$file")" = "$want" ]; then say "$file is there already"; return; fi
+        say "$file is there but has another SHA-256 than $want: remove it to fetch it again"
+        exit 1
+    fi
+    mkdir -p "$(dirname "$file")"
+    say "$file from $url"
+    # curl ends with 33 where the server refuses to go on, 22 with 416 where the part is already whole
+    if ! curl -fL --retry 3 --connect-timeout 20 -C - -o "$file.part" "$url"; then
+        status=$?
+        if [ -z "$want" ] || [ ! -s "$file.part" ] || [ "$(sha256 "$file.part")" != "$want" ]; then
+            say "could not fetch $url (curl ended with $status). Is there a network? Run this again: it goes on where it stopped."
+            exit 1
+        fi
+    fi
+    if [ -z "$want" ]; then
+        say "$file: no published SHA-256 is known, so it was not checked"
+    elif [ "$(sha256 "$file.part")" != "$want" ]; then
+        say "$file.part has the SHA-256 $(sha256 "$file.part"), $want is expected: it is removed; run this again"
+        rm -f "$file.part"
+        exit 1
+    fi
+    mv "$file.part" "$file"
+}
+
+command -v curl >/dev/null || { say "curl is needed"; exit 1; }
+
+hub=https://huggingface.co
+case $what in
+sd15)
+    from=$hub/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main
+    for f in model_index.json scheduler/scheduler_config.json text_encoder/config.json unet/config.json \
+        vae/config.json tokenizer/vocab.json tokenizer/merges.txt tokenizer/tokenizer_config.json \
+        tokenizer/special_tokens_map.json; do
+        fetch "$from/$f" "$dir/sd15/$f"
+    done
+    fetch "$from/text_encoder/model.safetensors" "$dir/sd15/text_encoder/model.safetensors" \
+        d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334
+    fetch "$from/vae/diffusion_pytorch_model.safetensors" "$dir/sd15/vae/diffusion_pytorch_model.safetensors" \
+        a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c
+    fetch "$from/unet/diffusion_pytorch_model.safetensors" "$dir/sd15/unet/diffusion_pytorch_model.safetensors" \
+        19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1
+    say "done: sd sample -m $dir/sd15 -p \"...\""
+    ;;
+lcm-lora)
+    fetch $hub/latent-consistency/lcm-lora-sdv1-5/resolve/main/pytorch_lora_weights.safetensors \
+        "$dir/lcm-lora-sdv1-5.safetensors" 8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4
+    say "done: sd sample -m $dir/sd15 --lora $dir/lcm-lora-sdv1-5.safetensors -p \"...\""
+    ;;
+inception)
+    name=pt_inception-2015-12-05-6726825d.pth
+    fetch https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/$name "$dir/$name" \
+        6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2
+    if [ ! -e "$dir/inception.safetensors" ]; then
+        "${PYTHON:-python3}" "$(dirname "$0")/convert_inception.py" "$dir/$name" "$dir/inception.safetensors" || {
+            say "the conversion failed; it needs torch and safetensors (PYTHON=... names another Python)"
+            exit 1
+        }
+    fi
+    say "done: sd fid A B --weights $dir/inception.safetensors"
+    ;;
+*) usage ;;
+esac
