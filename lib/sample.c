@@ -219,7 +219,8 @@ int command_sample(int argc, char **argv) {
     if (!prompt == !prompts) die_usage("one of --prompt and --prompts is needed");
     if (prompts && !out) die_usage("--prompts needs --out DIR");
     if (init && latents) die_usage("--init and --latents: a picture begins with one of them");
-    if (width % 8 || height % 8) die_usage("the size is %d x %d; both must be multiples of 8", width, height);
+    if (width % 8) die_usage("--width is %d; it must be a multiple of 8", width);
+    if (height % 8) die_usage("--height is %d; it must be a multiple of 8", height);
     int lines = 0;
     char **captions = prompts ? read_lines(prompts, &lines) : NULL;
     if (prompts) count = lines;
