@@ -2,8 +2,8 @@
 //
 // A block owns 32 rows (queries, or keys in two of the gradients) of one head of one picture and walks over the
 // other side 32 rows at a time. A thread owns 4 of the 32 x 32 scores of such a tile: row tid / 8, columns
-// tid % 8 + 8 i. So a row of scores belongs to 8 neighbouring lanes, and __syncwarp is enough to share it.
-// Rows are read in pieces of 64 numbers, so any head size fits; the result is gathered in shared memory.
+// tid % 8 + 8 i. So a row of scores belongs to 8 neighbouring lanes, which find its largest and its sum by
+// shuffles. Rows are read in pieces of 64 numbers, so any head size fits; the result is gathered in shared memory.
 #include "device.h"
 
 enum { T = 32, PIECE = 64 };
@@ -19,7 +19,7 @@ __device__ __forceinline__ size_t row_at(Attention p, int length, int t) {
 
 struct Buffers {
     float x[T][PIECE + 1], y[T][PIECE + 1]; // pieces of rows; + 1: a column lies in 32 banks
-    float s[T][T + 1];                      // scores of a tile, then what they become
+    float s[T][T + 1];                      // weights of a tile, made of its scores
 };
 
 // Copies numbers e0 .. e0 + 63 of 32 rows from t0 on; zero where there are none.
@@ -58,7 +58,7 @@ __device__ __host__ __forceinline__ int result_stride(int d) { return ((d + 7) /
 __device__ __forceinline__ void add_weighted(float *result, float keep, Buffers &b, Side z, int z0, Attention p) {
     int row = threadIdx.x / 8, col = threadIdx.x % 8, stride = result_stride(p.d);
     for (int e0 = 0; e0 < p.d; e0 += PIECE) {
-        __syncthreads(); // b.y is no longer needed; the first time round also: s is complete
+        __syncthreads(); // b.y is no longer needed; in the first round also: b.s is complete
         load_piece(b.y, z, z0, e0, p);
         __syncthreads(); // the piece is there
         int n = p.d - e0 < PIECE ? p.d - e0 : PIECE;
@@ -87,25 +87,26 @@ static __global__ void __launch_bounds__(256) attention(Mem o, float *lse, Side 
     for (int k0 = 0; k0 < end; k0 += T) {
         float s[4];
         dot_tile(s, b, q, q0, k, k0, p);
+        float most = largest, sum = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int key = k0 + col + 8 * i;
             bool visible = key < p.tk && (!p.causal || key <= query);
-            b.s[row][col + 8 * i] = visible ? s[i] * p.scale : -INFINITY;
+            s[i] = visible ? s[i] * p.scale : -INFINITY;
+            most = fmaxf(most, s[i]);
         }
-        __syncwarp(); // the row's scores are there
-        float most = largest;
-        for (int c = 0; c < T; c++) most = fmaxf(most, b.s[row][c]);
-        float keep = expf(largest - most); // 0 the first time
-        __syncwarp();                      // all have looked at the scores
+        for (int o = 4; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o)); // over the row's 8 lanes
+        float keep = expf(largest - most);                                                     // 0 the first time
 #pragma unroll
-        for (int i = 0; i < 4; i++) b.s[row][col + 8 * i] = expf(b.s[row][col + 8 * i] - most);
-        __syncwarp(); // the row's exponentials are there
-        float sum = 0;
-        for (int c = 0; c < T; c++) sum += b.s[row][c];
+        for (int i = 0; i < 4; i++) {
+            s[i] = expf(s[i] - most);
+            b.s[row][col + 8 * i] = s[i];
+            sum += s[i];
+        }
+        for (int o = 4; o; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
         total = total * keep + sum;
         largest = most;
-        add_weighted(result, keep, b, v, k0, p);
+        add_weighted(result, keep, b, v, k0, p); // its barrier completes b.s
     }
     if (query >= p.tq) return;
     for (int e = col; e < p.d; e += 8) store(o, row_at(p, p.tq, query) + e, result[row * stride + e] / total);
@@ -175,7 +176,7 @@ static __global__ void __launch_bounds__(256)
             }
             b.s[row][col + 8 * i] = weight;
         }
-        add_weighted(result, 1, b, G == DQ ? k : G == DK ? q : dout, other0, p); // its barrier completes s
+        add_weighted(result, 1, b, G == DQ ? k : G == DK ? q : dout, other0, p); // its barrier completes b.s
     }
     if (own0 + row >= own.length) return;
     for (int e = col; e < p.d; e += 8) accumulate(gradient, row_at(p, own.length, own0 + row) + e, result[row * stride + e]);

@@ -109,3 +109,34 @@ $(eval $(call PTX_RULES,O3,-O3 -lineinfo))
 $(eval $(call PTX_RULES,G,-G))
 .SECONDARY:
 .PHONY: cuda emulate emulate-check emulate-count test-cuda test-cuda-full cuda-report gpu-check
+
+# ---- test-cuda: every kernel, two orders of threads, one order of warps ------------------------------------
+# PTXRUN: where the stand-in runtime's sources are (its build.sh); it is built into $(BUILD).
+PTXRUN     ?= ../shared/ptxrun
+PTXRUN_DIR := $(abspath $(BUILD))/ptxrun
+HAVE_PTX   := $(and $(NVCC),$(wildcard $(PTXRUN)/build.sh))
+CUDA_LOG   := $(BUILD)/cuda-test/result
+$(PTXRUN_DIR)/lib: ; @mkdir -p $(PTXRUN_DIR); $(PTXRUN)/build.sh $(PTXRUN_DIR) >/dev/null
+one = @sh test/cuda.sh $(1) | tee -a $(CUDA_LOG)
+UNDER_PTXRUN = env LD_LIBRARY_PATH=$(PTXRUN_DIR)/lib
+EMU_TESTS  := kernels cuda_wrap cuda_gemm
+test-cuda: $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/cuda_bugs \
+           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%))
+	@rm -f $(CUDA_LOG)
+	$(call one,'conversions' $(EMU_DIR)/cuda_half)
+	$(call one,'wrappers emulated' $(EMU_DIR)/cuda_wrap)
+	$(call one,'wrappers checked' env EMU_SEED=1 $(CHECK_DIR)/cuda_wrap)
+	$(call one,'planted mistakes' sh test/cuda_bugs.sh $(CHECK_DIR)/cuda_bugs 0 1)
+	$(call one,'messages' sh test/cuda_errors.sh $(EMU_DIR)/kernels)
+	$(call one,'gemm emulated' env EMU_SEED=2 $(EMU_DIR)/cuda_gemm)
+	$(call one,'gemm checked' $(CHECK_DIR)/cuda_gemm)
+	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
+	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
+ifneq ($(HAVE_PTX),)
+	$(call one,'wrappers by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_wrap)
+	$(call one,'gemm by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_gemm)
+	$(call one,'kernels by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/kernels)
+else
+	@echo "kernels by nvcc: 0 passed, 0 failed, 3 skipped (nvcc or $(PTXRUN) is not here)" | tee -a $(CUDA_LOG)
+endif
+	@sh test/cuda.sh --sum $(CUDA_LOG)

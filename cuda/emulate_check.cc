@@ -137,7 +137,19 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
         return time < w.block_start ? s + " of " + block_name(w, time) : s;
     };
     uint16_t me = (uint16_t)w.current->id;
+    uint32_t since = shared ? w.barrier_time : w.launch_time; // what was before needs no thought
     for (Cell *c = first; c <= last; c++) {
+        if (c->wrote < since) { // the common cases first
+            if (c->read < since) {
+                if (kind == READ) c->reader = me, c->read = w.clock;
+                else c->wrote = w.clock, c->writer = kind == ATOMIC ? me | ATOMICALLY : me, c->reader = NOBODY;
+                continue;
+            }
+            if (kind == READ && c->read >= w.block_start && (c->reader == me || c->reader == SEVERAL)) {
+                c->read = w.clock;
+                continue;
+            }
+        }
         if (c->wrote == IN_FLIGHT) {
             emu_finding(kind == READ ? "READ BEFORE THE cp.async WAIT" : "WRITE UNDER cp.async", name(), pc, {});
             c->wrote = w.clock;
