@@ -35,8 +35,9 @@ fetch() {
     mkdir -p "$(dirname "$file")"
     say "$file from $url"
     # curl ends with 33 where the server refuses to go on, 22 with 416 where the part is already whole
-    if ! curl -fL --retry 3 --connect-timeout 20 -C - -o "$file.part" "$url"; then
-        status=$?
+    status=0
+    curl -fL --retry 3 --connect-timeout 20 -C - -o "$file.part" "$url" || status=$?
+    if [ $status != 0 ]; then
         if [ -z "$want" ] || [ ! -s "$file.part" ] || [ "$(sha256 "$file.part")" != "$want" ]; then
             say "could not fetch $url (curl ended with $status). Is there a network? Run this again: it goes on where it stopped."
             exit 1
