@@ -46,7 +46,8 @@ static float *pack_heads(const float *k, const float *v, Attention p) {
     PARALLEL_FOR((double)p.n * p.heads * p.tk * p.d > WORTH_A_THREAD)
     for (int index = 0; index < p.n * p.heads; index++) {
         float *to = packed + (size_t)index * head_floats(p), *to_v = to + head_floats(p) / 2;
-        memset(to, 0, head_floats(p) * sizeof *to);
+        zero_floats(to + (size_t)p.tk * (size_t)p.d, TM * p.d + W);
+        zero_floats(to_v + (size_t)p.tk * (size_t)p.d, TM * p.d + W);
         for (int t = 0; t < p.tk; t++) {
             copy_floats(to + (size_t)t * (size_t)p.d, k + row_at(p, index, t, p.tk), p.d);
             copy_floats(to_v + (size_t)t * (size_t)p.d, v + row_at(p, index, t, p.tk), p.d);
@@ -82,13 +83,28 @@ static void unpack_queries(float *rows, const float *tile, const vec factor[TV],
 }
 
 // The mask of the lanes whose query, q0 + j + lane, comes before `key`.
-INLINE ivec before_key(int key, int q0, int j) {
-    ivec lane = {0};
-    UNROLL for (int i = 0; i < W; i++) lane[i] = i;
-    return lane + (q0 + j) < key;
-}
+INLINE ivec before_key(int key, int q0, int j) { return lanes_from(q0 + j) < key; }
 
 static int keys_seen(Attention p, int q_end) { return p.causal ? min_int(p.tk, q_end) : p.tk; }
+
+// A block of scores (keys, vectors * W) becomes exp2(score - largest), and joins the sums so far. `rescale`: what the
+// sums before it must be multiplied with, as the largest score may have grown; 1e-38 where there were none.
+INLINE void soften(const int vectors, float *s, int keys, vec largest[TV], vec sum[TV], vec rescale[TV]) {
+    vec top[TV], total[TV];
+    UNROLL for (int j = 0; j < vectors; j++) top[j] = largest[j];
+    for (int k = 0; k < keys; k++)
+        UNROLL for (int j = 0; j < vectors; j++) top[j] = max_vec(top[j], load(s + (k * vectors + j) * W));
+    UNROLL for (int j = 0; j < vectors; j++) {
+        rescale[j] = exp2_vec(largest[j] - top[j]);
+        total[j] = sum[j] * rescale[j];
+    }
+    for (int k = 0; k < keys; k++) UNROLL for (int j = 0; j < vectors; j++) {
+            vec e = exp2_vec(load(s + (k * vectors + j) * W) - top[j]);
+            store(s + (k * vectors + j) * W, e);
+            total[j] += e;
+        }
+    UNROLL for (int j = 0; j < vectors; j++) largest[j] = top[j], sum[j] = total[j];
+}
 
 static void attend(float *o, float *lse, const float *q, Head head, Attention p, int index, int q0) {
     int nq = min_int(TN, p.tq - q0), width = round_up(nq, W), vectors = width / W;
@@ -96,31 +112,25 @@ static void attend(float *o, float *lse, const float *q, Head head, Attention p,
           *s = out + p.d * width;
     pack_queries(tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
     vec largest[TV], sum[TV], rescale[TV];
-    for (int j = 0; j < vectors; j++) largest[j] = all(-1e30f), sum[j] = all(0);
+    for (int j = 0; j < TV; j++) largest[j] = all(-1e30f), sum[j] = all(0);
     int seen = keys_seen(p, q0 + nq);
     for (int k0 = 0; k0 < seen; k0 += KEYS) {
         int keys = min_int(KEYS, seen - k0);
         gemm_block(keys, width, p.d, head.k + (size_t)k0 * (size_t)p.d, p.d, false, tile,
                    (Out){s, width, NULL, NULL, 1});
         bool masked = p.causal && k0 + keys - 1 > q0;
-        for (int j = 0; j < vectors; j++) {
-            float *at = s + j * W;
-            vec top = largest[j];
-            if (masked)
-                for (int k = 0; k < keys; k++)
-                    store(at + k * width,
-                          choose(before_key(k0 + k, q0, j * W), all(-1e30f), load(at + k * width)));
-            for (int k = 0; k < keys; k++) top = max_vec(top, load(at + k * width));
-            rescale[j] = exp2_vec(largest[j] - top); // 1e-38 at the first block, where there is nothing yet
-            largest[j] = top;
-            vec total = sum[j] * rescale[j];
-            for (int k = 0; k < keys; k++) {
-                vec e = exp2_vec(load(at + k * width) - top);
-                store(at + k * width, e);
-                total += e;
-            }
-            sum[j] = total;
-        }
+        if (masked)
+            for (int k = 0; k < keys; k++)
+                for (int j = 0; j < vectors; j++) {
+                    float *at = s + k * width + j * W;
+                    store(at, choose(before_key(k0 + k, q0, j * W), all(-1e30f), load(at)));
+                }
+        if (vectors == TV)
+            soften(TV, s, keys, largest, sum, rescale);
+        else if (vectors == 2)
+            soften(2, s, keys, largest, sum, rescale);
+        else
+            soften(1, s, keys, largest, sum, rescale);
         if (k0)
             for (int e = 0; e < p.d; e++)
                 for (int j = 0; j < vectors; j++) {

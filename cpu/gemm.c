@@ -42,16 +42,16 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
         }
         return;
     }
-    float t[TM][TN]; // ragged columns go through memory
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vectors; j++)
-        store(&t[i][j * W], sum[i][j]);
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) {
-            float v = out.alpha * t[i][j];
-            if (out.before) v += out.before[i * out.stride + j];
-            if (out.bias) v += out.bias[j];
-            out.c[i * out.stride + j] = v;
+    UNROLL for (int i = 0; i < rows; i++) { // the last vector is not whole
+        if (i >= m) continue;
+        UNROLL for (int j = 0; j < vectors; j++) {
+            int lanes = n - j * W;
+            vec v = out.alpha * sum[i][j];
+            if (out.before) v += load_part(out.before + i * out.stride + j * W, lanes);
+            if (out.bias) v += load_part(out.bias + j * W, lanes);
+            store_part(out.c + i * out.stride + j * W, v, lanes);
         }
+    }
 }
 
 // The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round.

@@ -2,7 +2,8 @@
 // share: loads that convert, exp, the logistic and the normal distribution. Written once, with the compilers'
 // vector extensions (gcc and clang); every file that includes it is compiled once for each instruction set.
 //
-// What differs between the sets is the width W and how half precision is read; nothing else in cpu/ knows.
+// What differs between the sets is the width W, and a few functions below for which they have an instruction that the
+// extensions cannot name: parts of vectors, half precision, the larger of two. Nothing else in cpu/ knows.
 #ifndef VECTOR_H
 #define VECTOR_H
 
@@ -45,9 +46,25 @@ INLINE int round_up(int n, int to) { return blocks_of(n, to) * to; }
 
 // C has no ?: on vectors: a comparison gives a mask of all ones or zeros, and masks choose.
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-// A NaN in `a` stays: a comparison with it is false.
-INLINE vec max_vec(vec a, vec b) { return choose(a < b, b, a); }
-INLINE vec min_vec(vec a, vec b) { return choose(a > b, b, a); }
+// A NaN in `a` stays: a comparison with it is false, and the instruction then gives its second operand.
+INLINE vec max_vec(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)b, (__m256)a);
+#else
+    return choose(a < b, b, a);
+#endif
+}
+INLINE vec min_vec(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)b, (__m256)a);
+#else
+    return choose(a > b, b, a);
+#endif
+}
 INLINE vec abs_vec(vec a) { return (vec)((ivec)a & 0x7fffffff); }
 INLINE float sum_lanes(vec v) {
     float s = 0;
@@ -62,24 +79,42 @@ INLINE float max_lanes(vec v) {
 
 // ---- loads and stores --------------------------------------------------------------------------------------
 
+INLINE ivec lanes_from(int first) { // first, first + 1, ...
+    ivec lane = {0};
+    UNROLL for (int i = 0; i < W; i++) lane[i] = i;
+    return lane + first;
+}
+INLINE ivec first_lanes(int count) { return lanes_from(0) < count; }
 INLINE vec all(float x) { return (vec){0} + x; }
 INLINE vec load(const float *p) { return *(const vec_at *)p; }
 INLINE void store(float *p, vec v) { *(vec_at *)p = v; }
 // The first `count` lanes only (1..W); the others load as zero.
 INLINE vec load_part(const float *p, int count) {
     if (count >= W) return load(p);
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+#elif defined(__AVX2__)
+    return (vec)_mm256_maskload_ps(p, (__m256i)first_lanes(count));
+#else
     float t[W] = {0};
     for (int i = 0; i < count; i++) t[i] = p[i];
     return load(t);
+#endif
 }
 INLINE void store_part(float *p, vec v, int count) {
     if (count >= W) {
         store(p, v);
         return;
     }
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, (__m256i)first_lanes(count), (__m256)v);
+#else
     float t[W];
     store(t, v);
     for (int i = 0; i < count; i++) p[i] = t[i];
+#endif
 }
 
 // W half-precision numbers. bf16 is the upper half of a float. fp16 without the instruction: exponent and
@@ -156,12 +191,12 @@ INLINE Mem from(Mem m, size_t numbers) { // `numbers` further on
 INLINE void copy_floats(float *to, const float *x, int count) {
     int i = 0;
     for (; i + W <= count; i += W) store(to + i, load(x + i));
-    for (; i < count; i++) to[i] = x[i];
+    if (i < count) store_part(to + i, load_part(x + i, count - i), count - i);
 }
 INLINE void zero_floats(float *to, int count) {
     int i = 0;
     for (; i + W <= count; i += W) store(to + i, all(0));
-    for (; i < count; i++) to[i] = 0;
+    if (i < count) store_part(to + i, all(0), count - i);
 }
 INLINE void convert_floats(float *to, const void *x, Type type, int count) {
     if (type == F32) {

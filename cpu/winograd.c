@@ -320,5 +320,5 @@ void winograd_backward_weight(float *dweight, const float *dy, const float *x, C
 bool winograd_suits(Conv p, int oh, int ow) {
     double tiles = (double)p.n * blocks_of(oh, 4) * blocks_of(ow, 4), pixels = (double)p.n * oh * ow;
     return p.kh == 3 && p.kw == 3 && p.stride == 1 && p.pad_top <= 2 && p.pad_left <= 2 && p.c % 16 == 0 &&
-           p.oc % 16 == 0 && tiles >= 6 && tiles * POSITIONS < 0.7 * pixels * 9 && cpu_winograd();
+           p.oc % 16 == 0 && tiles >= 4 && tiles * POSITIONS < 0.7 * pixels * 9 && cpu_winograd();
 }
