@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef double Vec __attribute__((vector_size(64), aligned(8)));
+typedef double Vec __attribute__((vector_size(64), aligned(8), may_alias));
 enum { TILE_ROWS = 6, TILE_COLS = 8, BLOCK_ROWS = 48, BLOCK_K = 256 };
 
 // One source, compiled for three generations of x86 processors, chosen at start-up; elsewhere compiled once.
