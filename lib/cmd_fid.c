@@ -85,11 +85,13 @@ static void print_count(const char *key, long count, bool last) {
         printf("\"%s\": null%s", key, last ? "" : ", ");
 }
 
-// The figure from a judge's accuracy on true scenes, which its training wrote down.
+// What the judge reads right on true scenes: its training wrote it down, as "ceiling" in the configuration.
 static double ceiling(const char *weights) {
     Store *s = store_open(weights);
-    const char *text = store_metadata(s, "ceiling");
-    double value = text ? strtod(text, NULL) : -1;
+    const char *config = store_metadata(s, "inception");
+    Json *j = config ? json_parse(config, strlen(config), weights) : NULL;
+    double value = json_get_number(j, "ceiling", -1);
+    json_free(j);
     store_close(s);
     return value;
 }
