@@ -57,6 +57,7 @@ Tensor *text_encode(const TextEncoder *e, const int *ids, int n);
 // x (n, h, w, in_channels), timesteps (n) host, context (n, tokens, cross_attention_dim) -> (n, h, w, out_channels).
 // guidance (n) host: the guidance scale's embedding argument, for a network with time_cond_proj_dim; else NULL.
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance);
+Tensor *guidance_embedding(const float *guidance, int n, int dim); // (n, dim): what that network reads of it
 // pixels (n, h, w, 3) in [-1, 1] -> mean and logarithm of the variance (n, h / 8, w / 8, 2 * latent_channels)
 Tensor *vae_encode(const Vae *v, Tensor *pixels);
 // latents, already divided by scaling_factor -> pixels (n, 8 h, 8 w, 3), about [-1, 1]
@@ -258,6 +259,7 @@ UNet *lora_student(const Model *model, Params *params);
 //    "a": 3, "c": 4, "e": 2,    blocks of each kind (at most these)
 //    "classes": 1008}           rows of fc; or, for a classifier of several attributes,
 //    "heads": {"subject": ["boy", "girl", ...], "garment": [...], ...}    groups of rows, in this order
+// and, once trained, "ceiling": the share of attributes read right on true scenes (sd fid fidelity prints it).
 // A weights file carries it as the metadata entry "inception"; a file without one is Inception-v3 itself.
 typedef struct Inception Inception;
 Inception *inception_new(const char *config); // declares parameters under pytorch-fid's names; nothing loaded
