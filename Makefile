@@ -80,6 +80,21 @@ reference: sd $(PYTHON)
 bench-peers: sd $(PYTHON)
 	$(PYTHON) test/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
+# Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs clang's libFuzzer.
+# stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz_image.c.
+FUZZ_SECONDS ?= 300
+FUZZERS      := json tokenizer safetensors npz image png
+FUZZ_LIBS    := lib/base.c lib/json.c lib/npz.c lib/safetensors.c lib/tokenizer.c lib/unicode.c
+FUZZ_image   := -fno-sanitize=shift,signed-integer-overflow
+FUZZ_png     := $(FUZZ_image)
+fuzz: $(FUZZERS:%=fuzz-%)
+fuzz-%: | stb
+	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
+	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -Ilib -I. \
+	  $(if $(STB),-isystem $(STB)) test/fuzz_$*.c $(filter-out lib/$*.c,$(FUZZ_LIBS)) -o $(BUILD)/fuzz_$* -lm
+	ASAN_OPTIONS=detect_leaks=0 $(BUILD)/fuzz_$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
+	  -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
+
 FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
 demo: sd
 	@sh weights/demo.sh "$(FIGURE3)"
@@ -95,9 +110,10 @@ help:
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
+	@echo "make fuzz       libFuzzer on every reader of files, FUZZ_SECONDS=300 each (needs clang)"
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo reference bench-peers plain stb test asan asan-tests clean help
+.PHONY: demo reference bench-peers plain stb test asan asan-tests fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
