@@ -19,12 +19,14 @@ int verbosity;
 struct Output {
     FILE *file;
     char *path, *temporary;
+    bool direct;  // a device or a pipe: written as it is, there is nothing to rename
     Output *next; // the list of unfinished files
 };
 static Output *unfinished;
 
 static void remove_unfinished(void) {
-    for (Output *o = unfinished; o; o = o->next) unlink(o->temporary);
+    for (Output *o = unfinished; o; o = o->next)
+        if (!o->direct) unlink(o->temporary);
 }
 
 static _Noreturn void end_with(int status, const char *fmt, va_list args) {
@@ -239,9 +241,13 @@ bool interrupted(void) { return signals_seen != 0; }
 // ---- files ---------------------------------------------------------------------------------------------
 
 Output *output_open(const char *path) {
+    struct stat there;
+    bool exists = stat(path, &there) == 0;
+    if (exists && S_ISDIR(there.st_mode)) die("cannot write %s: it is a folder", path);
     Output *o = xcalloc(1, sizeof *o);
     o->path = xstrdup(path);
-    o->temporary = format("%s.%ld.part", path, (long)getpid());
+    o->direct = exists && !S_ISREG(there.st_mode);
+    o->temporary = o->direct ? xstrdup(path) : format("%s.%ld.part", path, (long)getpid());
     o->file = fopen(o->temporary, "wb");
     if (!o->file) {
         int error = errno;
@@ -263,7 +269,7 @@ static void output_forget(Output *o) {
 
 void output_discard(Output *o) {
     fclose(o->file);
-    unlink(o->temporary);
+    if (!o->direct) unlink(o->temporary);
     output_forget(o);
 }
 
@@ -280,9 +286,11 @@ void output_printf(Output *o, const char *fmt, ...) {
 }
 
 void output_commit(Output *o) {
-    if (fflush(o->file) || fsync(fileno(o->file))) die("cannot write %s: %s", o->path, strerror(errno));
+    if (fflush(o->file) || (!o->direct && fsync(fileno(o->file))))
+        die("cannot write %s: %s", o->path, strerror(errno));
     int closed = fclose(o->file);
-    if (closed || rename(o->temporary, o->path)) die("cannot write %s: %s", o->path, strerror(errno));
+    if (closed || (!o->direct && rename(o->temporary, o->path)))
+        die("cannot write %s: %s", o->path, strerror(errno));
     output_forget(o);
 }
 
