@@ -206,7 +206,7 @@ static void mask_paint(Canvas *c, Colour above, Colour below, int alpha) {
     }
 }
 
-static void include(Canvas *c, Point p, int r) {
+static void extend(Canvas *c, Point p, int r) {
     if (p.x - r < c->box[0]) c->box[0] = p.x - r;
     if (p.y - r < c->box[1]) c->box[1] = p.y - r;
     if (p.x + r > c->box[2]) c->box[2] = p.x + r;
@@ -224,7 +224,7 @@ static void shape_gradient(Canvas *c, const Point *points, int n, int width, Col
     if (c->pass == OUTLINE) r += c->outline;
     for (int i = 0; i < n; i++) p[i] = apply(&c->t, points[i]);
     if (c->pass == MEASURE) {
-        for (int i = 0; i < n; i++) include(c, p[i], r);
+        for (int i = 0; i < n; i++) extend(c, p[i], r);
         return;
     }
     mask_clear(c);
@@ -277,7 +277,7 @@ static void ring(Canvas *c, int x, int y, int r, int width, Colour k) {
     int radius = (int)((int64_t)r * c->pen / 65536), half = (int)((int64_t)width * c->pen / 65536 / 2);
     if (c->pass == OUTLINE) half += c->outline;
     if (c->pass == MEASURE) {
-        include(c, at, radius + half);
+        extend(c, at, radius + half);
         return;
     }
     mask_clear(c);
@@ -612,7 +612,7 @@ static void entryway(Canvas *c, const Look *k, Dice *r, int time, Stairs s) {
         if (top > 1180 || left > 1400) continue;
         if (left < 80 && i) continue;
         Colour stone = P(176 - 7 * i, 172 - 7 * i, 172 - 6 * i);
-        rectangle(c, left, top, 1600 - left, 1290 - top < 0 ? 0 : 1400 - top, stone);
+        rectangle(c, left, top, 1600 - left, 1400 - top, stone);
         rectangle(c, left - 8, top, 1600 - left, 24, P(230, 226, 222));
     }
 }
@@ -665,6 +665,13 @@ static Point along(Point from, int degrees, int length) {
     return (Point){from.x + length * sine(degrees) / 16384, from.y + length * cosine(degrees) / 16384};
 }
 
+// Where a foot of the climbing pose is, so that the stairs can be built under it. leg: half a leg.
+static Point climbing_foot(int leg, int i) {
+    const Pose *q = &poses[CLIMB];
+    Point hip = {(i ? -1 : 1) * q->apart * 58 / 100, 0};
+    return along(along(hip, q->thigh[i], leg), q->shin[i], leg);
+}
+
 // A point of the torso: `up` thousandths of the way from hip to neck, `side` to its front.
 typedef struct {
     int lean, torso;
@@ -678,10 +685,14 @@ static Point on(Spine s, int up, int side) {
 static void head(Canvas *c, const Person *p, const Scene *s, int x, int y, int r) {
     Colour ink = {26, 20, 22}, dark = shade(p->hair, 210);
     if (s->subject == WOMAN) { // hair down to the shoulders
-        Point hair[6] = {{x - r * 11 / 10, y - r / 2}, {x, y - r},
-                         {x + r * 11 / 10, y - r / 2}, {x + r * 6 / 5, y + r * 8 / 5},
-                         {x, y + r * 11 / 10},         {x - r * 13 / 10, y + r * 8 / 5}};
-        shape(c, hair, 6, r / 4, dark);
+        Point hair[14];
+        for (int i = 0; i < 11; i++)
+            hair[i] =
+                (Point){x + r * cosine(180 + i * 18) / 16384, y - r / 20 + r * sine(180 + i * 18) / 16384};
+        hair[11] = (Point){x + r * 6 / 5, y + r * 8 / 5};
+        hair[12] = (Point){x, y + r * 11 / 10};
+        hair[13] = (Point){x - r * 13 / 10, y + r * 8 / 5};
+        shape(c, hair, 14, r / 4, dark);
     }
     if (s->subject == GIRL) // pigtails
         for (int i = -1; i <= 1; i += 2) {
@@ -963,10 +974,9 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
 
     // 1. How large: at a nominal size in pixels of 1,000 units, but never under 60 or over 85 in all.
     int direction = below(r, 2) ? 1 : -1;
-    int size = between(r, k.size_low, k.size_high) * (s->subject == DOG ? 80
-                                                      : child           ? 92
-                                                                        : 100); // 1/100 pixel
-    for (int round = 0; round < 2; round++) {                         // measured, corrected if need be
+    int age = s->subject == DOG ? 80 : child ? 92 : 100;
+    int size = between(r, k.size_low, k.size_high) * age; // 1/100 pixel
+    for (int round = 0; round < 2; round++) {             // measured, corrected if need be
         int64_t unit = (int64_t)size * 256 * 65536 / 100000;
         c->t = turned((Transform){direction * unit, 0, 0, unit, 0, 0}, k.tilt * direction, 0, 0);
         c->pen = (int)unit;
@@ -992,10 +1002,9 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
         int at = s->action == CLIMB ? spare * 2 / 5 : spare / 6 + below(r, spare / 8 + 1);
         left = direction > 0 ? at : spare - at;
         if (s->action == CLIMB) {
-            int leg =
-                child ? 165 : 200; // what the pose's front foot is above the rear one, and in front of it
-            stairs.rise = 850 * leg / 1000 * size / 10000;
-            stairs.run = 1370 * leg / 1000 * size / 10000;
+            Point front = climbing_foot(child ? 165 : 200, 0), rear = climbing_foot(child ? 165 : 200, 1);
+            stairs.rise = (rear.y - front.y) * size / 10000;
+            stairs.run = (front.x - rear.x) * size / 10000;
             ground = 1220 - between(r, 10, 16) * stairs.rise / 10;
         }
     }
@@ -1004,8 +1013,8 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
     place.ty = (ground - lift) * 256 / 10 - c->box[3];
     int shift_x = (int)place.tx, shift_y = (int)place.ty;
     if (s->action == CLIMB) {
-        // The rear foot stands in the middle of its step: its place in the pose is known.
-        int leg = child ? 165 : 200, foot = (leg * sine(-8) + leg * sine(-16)) / 16384 + 20;
+        int foot = climbing_foot(child ? 165 : 200, 1).x +
+                   20; // the middle of the rear shoe, on the middle of its step
         int at = (int)((place.tx + place.xx * foot / 65536) * 10 / 256);
         stairs.x = direction > 0 ? at : 1280 - at;
         stairs.y = ground - 6;
