@@ -1,9 +1,13 @@
 # reference.py: writes the expected outputs under test/fixtures, from PyTorch, diffusers and transformers with
 # made weights; and compares live. What is in each file: fixtures/README.md.
 #
-#     python reference.py checksums|noise|schedulers|tiny|text|unet|vae|pipeline    one family of fixtures
-#     python reference.py fixtures                                                  all of them (hours: full size)
-#     python reference.py compare [--sd ./sd] [--arch tiny] [--model DIR]           ./sd against the peers, live
+#     python reference.py COMMAND [ARGUMENTS]
+#     checksums, noise, schedulers, rounded        made weights' bits, torch.randn, scheduler steps, fp16 weights
+#     models ARCH [PART ...], models_hard, wide    every block of a model: soft in fp32, hard in float64
+#     pipeline ARCH SCHEDULER STEPS                a whole picture
+#     fixtures                                     all of these (an hour and more: full size, float64)
+#     statistics [ARCH]                            how soft and how hard the two regimes are
+#     compare [--arch A | --model DIR]             ./sd against diffusers, live; exit status 1 where they differ
 import argparse
 import json
 import math
@@ -350,7 +354,104 @@ def pipeline(arch, kind, steps, guidance=7.5):
          guidance=guidance, seed=0)
 
 
+# ---- ./sd beside the peers, live -----------------------------------------------------------------------------
+
+
+def sd(*arguments):
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True)
+    if done.returncode:
+        print(f"FAILED {' '.join(map(str, arguments))}: exit {done.returncode}: {done.stderr.strip()}")
+    return done
+
+
+def judge(what, used, allowed):
+    ok = used <= allowed  # NaN fails
+    print(f"{'ok' if ok else 'FAILED'}  {what}: {used:.2g}, allowed {allowed:.2g}", flush=True)
+    return ok
+
+
+def compare(*arguments):
+    """A model (synthesised unless --model names one) through ./sd and through diffusers: every block of a
+    guided step, pictures with each scheduler, the VAE both ways. Exit status 1 where something differs."""
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+    p = argparse.ArgumentParser(prog="reference.py compare")
+    p.add_argument("--sd", default="./sd")
+    p.add_argument("--arch", default="tiny")
+    p.add_argument("--model")
+    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--prompt", default="a child in a pink dress")
+    a = p.parse_args(arguments)
+    work = Path(tempfile.mkdtemp())
+    folder = a.model or work / "model"
+    if not a.model and sd(a.sd, "synth", folder, "--arch", a.arch).returncode:
+        return 1
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    good = []
+
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    options = dict(width=size, height=size, guidance_scale=7.5)
+    with Trace(pipe) as t:
+        pipe(a.prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0), **options)
+    t.save(work / "trace.safetensors")
+    verdict = sd(a.sd, "verify", "-m", folder, work / "trace.safetensors", "--json")
+    if verdict.returncode == 0:
+        blocks = json.loads(verdict.stdout)["blocks"]
+        good.append(judge(f"{len(blocks)} blocks of two steps", max(b["max_rel"] for b in blocks), 1e-4))
+    else:
+        good.append(False)
+
+    for kind in ("pndm", "ddim", "lcm"):
+        names = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler", "lcm": "LCMScheduler"}
+        import diffusers
+
+        pipe.scheduler = getattr(diffusers, names[kind]).from_config(pipe.scheduler.config)
+        want = pipe(a.prompt, num_inference_steps=a.steps, generator=torch.Generator().manual_seed(0), **options).images[0]
+        path = work / f"{kind}.png"
+        sd(a.sd, "sample", "-m", folder, "-p", a.prompt, "--seed", 0, "--steps", a.steps, "--cfg", 7.5, "--scheduler",
+           kind, "-W", size, "-H", size, "-o", path)
+        if not path.exists():
+            good.append(False)
+            continue
+        got, want = (np.asarray(x).astype(int) for x in (Image.open(path), want))
+        good.append(judge(f"{kind}: share of 8-bit values more than 1 off (picture's std {want.std():.0f})",
+                          (abs(got - want) > 1).mean(), 1e-3))
+
+    picture = work / "ddim.png"
+    sd(a.sd, "encode", "-m", folder, picture, "-o", work / "latents.safetensors")
+    pixels = torch.from_numpy(np.asarray(Image.open(picture))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    want = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    got = load_file(work / "latents.safetensors")["latents"]
+    good.append(judge("encode", ((got - want).abs().max() / want.abs().max()).item(), 1e-4))
+    sd(a.sd, "decode", "-m", folder, work / "latents.safetensors", "-o", work / "decoded.png")
+    want = pipe.vae.decode(got / pipe.vae.config.scaling_factor).sample[0].permute(1, 2, 0)
+    want = ((want / 2 + 0.5).clamp(0, 1) * 255).round().int().numpy()
+    got = np.asarray(Image.open(work / "decoded.png")).astype(int)
+    good.append(judge("decode: share of 8-bit values more than 1 off", (abs(got - want) > 1).mean(), 1e-3))
+    print(f"{sum(good)} passed, {len(good) - sum(good)} failed, 0 skipped")
+    return 0 if all(good) else 1
+
+
+def fixtures():
+    checksums(), noise(), schedulers(), rounded()
+    for arch in ("tiny", "sd15"):
+        models(arch)
+        models_hard(arch)
+    wide()
+    for arch, kind, steps in (("tiny", "pndm", 20), ("tiny", "ddim", 20), ("tiny", "lcm", 4), ("sd15", "pndm", 20),
+                              ("sd15-lcm", "lcm", 4)):
+        pipeline(arch, kind, steps)
+
+
+COMMANDS = [checksums, noise, schedulers, tokens, statistics, models, models_hard, rounded, wide, pipeline, fixtures,
+            compare]
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    globals()[sys.argv[1]](*sys.argv[2:])
+    torch.set_grad_enabled(False)
+    command = {c.__name__: c for c in COMMANDS}.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    if not command:
+        sys.exit(f"usage: reference.py {' | '.join(c.__name__ for c in COMMANDS)}")
+    sys.exit(command(*sys.argv[2:]))
