@@ -63,24 +63,20 @@ def with_adapters(model, on):
         layer.enable_adapters(on)
 
 
-class Case:
-    """Numbers of one loss: itself, and of every adapter's gradient the largest value, the norm and 16 entries."""
-
-    def __init__(self, out, name):
-        self.out, self.name = out, name
-
-    def done(self, loss, *models):
-        self.out[f"{self.name}.loss"] = loss.detach().reshape(1)
-        loss.backward()
-        for prefix, model in models:
-            for name, layer in adapters(model):
-                for part in ("A", "B"):
-                    w = getattr(layer, f"lora_{part}")["default"].weight
-                    g = w.grad.reshape(-1)
-                    at = torch.arange(16) * len(g) // 16
-                    facts = torch.cat([g.abs().max().reshape(1), g.norm().reshape(1), g[at]])
-                    self.out[f"{self.name}.{owner_name(prefix, name)}.lora_{part}.weight"] = facts
-                    w.grad = None
+def case(out, name, loss, *models):
+    """A loss, and of every adapter's gradient, in the order of names, its largest value, its norm and 16 entries."""
+    loss.backward()
+    rows = {}
+    for prefix, model in models:
+        for layer_name, layer in adapters(model):
+            for part in ("A", "B"):
+                w = getattr(layer, f"lora_{part}")["default"].weight
+                g = w.grad.reshape(-1)
+                some = g[torch.arange(16) * len(g) // 16]
+                rows[f"{owner_name(prefix, layer_name)}.lora_{part}.weight"] = torch.cat([g.abs().max()[None], g.norm()[None], some])
+                w.grad = None
+    out[f"{name}.loss"] = loss.detach().reshape(1)
+    out[f"{name}.gradients"] = torch.stack([rows[k] for k in sorted(rows)])
 
 
 def schedule():
@@ -147,10 +143,10 @@ def fixtures():
     # Fine-tuning, with and without min-SNR weights; the second through the text encoder too.
     a = wide(schedule()[t])
     z_t = a.sqrt() * z + (1 - a).sqrt() * noise
-    Case(out, "finetune").done(F.mse_loss(unet(z_t, t, context).sample, noise), ("unet", unet))
+    case(out, "finetune", F.mse_loss(unet(z_t, t, context).sample, noise), ("unet", unet))
     snr = (a / (1 - a)).reshape(-1)
     errors = F.mse_loss(unet(z_t, t, text(ids)[0]).sample, noise, reduction="none").mean((1, 2, 3))
-    Case(out, "finetune_text").done((errors * snr.clamp(max=5) / snr).mean(), ("unet", unet), ("text_encoder", text))
+    case(out, "finetune_text", (errors * snr.clamp(max=5) / snr).mean(), ("unet", unet), ("text_encoder", text))
 
     # LCM-LoRA: Algorithm 1 of Luo et al., the teacher is the base.
     index = torch.tensor([49, 12])
@@ -167,7 +163,7 @@ def fixtures():
         target = answer(unet, z_near, near, context)
     student = answer(unet, z_far, far, context)
     loss = (((student - target) ** 2 + 0.001**2).sqrt() - 0.001).mean()
-    Case(out, "consistency").done(loss, ("unet", unet))
+    case(out, "consistency", loss, ("unet", unet))
 
     # Imitation of an LCM.
     settings = dict(peers.config("tiny", "unet"), time_cond_proj_dim=256)
@@ -180,7 +176,7 @@ def fixtures():
         student = answer(unet, z_far, far, context)
         mse, divergence = F.mse_loss(student, teacher), kl(teacher, student, reading, temperature)
         out[f"mimic_{reading}.parts"] = torch.stack([mse, divergence]).detach()
-        Case(out, f"mimic_{reading}").done(mse + weight * divergence, ("unet", unet))
+        case(out, f"mimic_{reading}", mse + weight * divergence, ("unet", unet))
     save_file({k: v.contiguous() for k, v in out.items()}, str(FIXTURES / "lora.safetensors"))
     files()
 
@@ -254,11 +250,113 @@ def files():
         print(f.name, f.stat().st_size)
 
 
+# ---- live --------------------------------------------------------------------------------------------------
+
+
+class Lines(logging.Handler):
+    """What diffusers, transformers and PEFT have to say at the level of warnings."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+        for name in ("diffusers", "transformers", "peft"):
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+    def take(self):
+        lines, self.lines = [x for x in self.lines if "key" in x.lower() or "lora" in x.lower()], []
+        return lines
+
+
+def run(sd, *args):
+    done = subprocess.run([sd, *map(str, args)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"sd {' '.join(map(str, args))}: {done.stderr}")
+    return done.stdout
+
+
+def live(sd, full):
+    """Files of sd in diffusers and PEFT, files of theirs in sd, the picture of both."""
+    import numpy as np
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+    work = Path(tempfile.mkdtemp())
+    lines = Lines()
+    sd = str(Path(sd).resolve())
+    run(sd, "synth", work / "model", "--arch", "tiny", "-q")
+    unet, text = peers.model("unet", "tiny"), peers.model("text_encoder", "tiny")
+    text.resize_token_embeddings(json.loads((work / "model/text_encoder/config.json").read_text())["vocab_size"])
+    adapt(unet, "unet", targets(unet, UNET), rank=4, alpha=1), adapt(text, "text_encoder", targets(text, TEXT), rank=4, alpha=1)
+    metadata = {f"{prefix}.{k}": list(v) if isinstance(v, set) else v for prefix, model in (("unet", unet), ("text_encoder", text))
+                for k, v in model.peft_config["default"].to_dict().items()}
+    StableDiffusionPipeline.write_lora_layers(peft_state(unet, text), str(work), True, "theirs.safetensors", None, True, metadata)
+    run(sd, "lora", "convert", work / "theirs.safetensors", "-o", work / "kohya.safetensors", "--format", "kohya", "-q")
+    run(sd, "lora", "convert", work / "kohya.safetensors", "-o", work / "peft.safetensors", "--format", "peft", "-q")
+    pictures, draw = {}, ["-p", "a dog", "--steps", 2, "--cfg", 1, "--seed", 3, "-q", "-m"]
+    for name in ("theirs", "kohya", "peft"):
+        run(sd, "sample", *draw, work / "model", "--lora", work / f"{name}.safetensors", "-o", work / f"{name}.png")
+        pictures["sd, " + name] = np.array(Image.open(work / f"{name}.png")).astype(int)
+        lines.take()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe = StableDiffusionPipeline.from_pretrained(work / "model", safety_checker=None)
+            pipe.load_lora_weights(str(work), weight_name=f"{name}.safetensors")
+        said = lines.take() + [str(w.message) for w in caught if "key" in str(w.message)]
+        loaded = len(adapters(pipe.unet)), len(adapters(pipe.text_encoder))
+        print(f"diffusers loads {name}: {loaded[0]} + {loaded[1]} layers, warnings: {said or 'none'}")
+        pipe.set_progress_bar_config(disable=True)
+        image = pipe("a dog", num_inference_steps=2, guidance_scale=1.0, generator=torch.Generator().manual_seed(3)).images[0]
+        pictures["diffusers, " + name] = np.array(image).astype(int)
+    run(sd, "lora", "merge", "-m", work / "model", "--lora", work / "peft.safetensors", "-o", work / "merged", "-q")
+    run(sd, "sample", *draw, work / "merged", "-o", work / "merged.png")
+    pictures["sd, merged"] = np.array(Image.open(work / "merged.png")).astype(int)
+    run(sd, "sample", *draw, work / "model", "-o", work / "without.png")
+    pictures["(without)"] = np.array(Image.open(work / "without.png")).astype(int)
+    first = pictures["diffusers, theirs"]
+    for name, picture in pictures.items():
+        print(f"{name}: largest difference {np.abs(picture - first).max()} of 255")
+    # PEFT alone, on a fresh network.
+    from peft import set_peft_model_state_dict
+
+    fresh = peers.model("unet", "tiny")
+    state = {k.removeprefix("unet."): v for k, v in load_file(work / "peft.safetensors").items() if k.startswith("unet.")}
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=1, target_modules=[n.split(".lora_")[0] for n in state]), fresh)
+    answer_ = set_peft_model_state_dict(fresh, state)
+    missing = [k for k in answer_.missing_keys if "lora" in k]
+    print(f"PEFT: {len(missing)} missing and {len(answer_.unexpected_keys)} unexpected keys")
+    if full:
+        full_files(sd, work)
+
+
+def full_files(sd, work):
+    """The layout of lcm-lora-sdv1-5 at full size, rank 64: what sd reads is what was written."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(peers.config("sd15", "unet"))
+    torch.manual_seed(0)
+    theirs = {}
+    for name in targets(unet, UNET):
+        w, stem = unet.get_submodule(name).weight, "lora_unet_" + name.replace(".", "_")
+        theirs[stem + ".lora_down.weight"] = torch.randn(64, *w.shape[1:]).half()
+        theirs[stem + ".lora_up.weight"] = torch.randn(w.shape[0], 64, *[1] * (w.ndim - 2)).half()
+        theirs[stem + ".alpha"] = torch.tensor(8.0).half()
+    save_file(theirs, str(work / "full.safetensors"))
+    run(sd, "lora", "convert", work / "full.safetensors", "-o", work / "full-peft.safetensors", "-q")
+    ours = load_file(work / "full-peft.safetensors")
+    worst = 0.0
+    for key, w in ours.items():
+        name, part = key.removeprefix("unet.").split(".lora_")
+        worst = max(worst, (w - theirs[f"lora_unet_{name.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"]).abs().max().item())
+    print(f"full size: {len(ours)} tensors of {2 * len(theirs) // 3}, largest difference {worst}")
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("what", nargs="?", default="fixtures", choices=["fixtures", "live"])
     p.add_argument("--sd", default="../sd")
     p.add_argument("--full", action="store_true")
     a = p.parse_args()
-    torch.set_num_threads(2)
-    fixtures() if a.what == "fixtures" else live(a.sd, a.full)  # noqa: F821
+    torch.set_num_threads(1)
+    fixtures() if a.what == "fixtures" else live(a.sd, a.full)
