@@ -437,16 +437,30 @@ UNet *unet_new(UNetConfig c, Params *p) {
     return u;
 }
 
+// What a full LCM is told of the guidance scale, (n, dim): sines, then cosines, of 1000 w / 10000^(i / (half - 1)).
+// The angles reach 14,000 rad, so that the last bit of a frequency shows in the third digit of its sine: they are
+// rounded where diffusers' guidance_scale_embedding rounds, which is not where its timestep embedding does.
+Tensor *guidance_embedding(const float *guidance, int n, int dim) {
+    int half = dim / 2;
+    float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)), ratio = 9.2103404f / (float)(half - 1); // ln 10000
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < half; i++) {
+            float exponent = (float)i * -ratio, frequency = (float)exp((double)exponent), w = guidance ? guidance[r] : 0;
+            float scaled = w * 1000, angle = scaled * frequency;
+            x[r * dim + i] = (float)sin((double)angle);
+            x[r * dim + half + i] = (float)cos((double)angle);
+        }
+    Tensor *e = tensor_from(SHAPE(n, dim), x);
+    free(x);
+    return e;
+}
+
 // timesteps (n) -> (n, 4 * block_out_channels[0]): sinusoids, cosine before sine (flip_sin_to_cos), and two layers.
-// A full LCM adds the guidance scale's own sinusoids (of 1000 w, sine first) before the first layer.
+// A full LCM adds those of its guidance scale before the first layer.
 static Tensor *time_embedding(const UNet *u, const float *timesteps, const float *guidance, int n) {
     Tensor *e = sinusoid(timesteps, n, u->c.block_out_channels[0], u->c.flip_sin_to_cos, u->c.freq_shift);
-    if (u->time_cond_proj) {
-        float *w = xmalloc((size_t)n * sizeof(float));
-        for (int i = 0; i < n; i++) w[i] = 1000 * (guidance ? guidance[i] : 0);
-        e = linear_add(sinusoid(w, n, u->c.time_cond_proj_dim, false, 1), u->time_cond_proj, e);
-        free(w);
-    }
+    if (u->time_cond_proj)
+        e = linear_add(guidance_embedding(guidance, n, u->c.time_cond_proj_dim), u->time_cond_proj, e);
     return linear(activation(linear(e, u->time_linear1), SILU), u->time_linear2);
 }
 
@@ -653,18 +667,20 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
 // Schedulers: how much noise there is at timestep t, and the way from t to the next
 // ============================================================================================================
 
-// alphas_cumprod[t] = product of (1 - beta) up to t: a noisy latent is sqrt(a) z_0 + sqrt(1 - a) eps. In fp32,
-// step by step as PyTorch computes it: the last digits of the schedule are part of "the same picture".
+// alphas_cumprod[t] = product of (1 - beta) up to t: a noisy latent is sqrt(a) z_0 + sqrt(1 - a) eps. Rounded
+// to fp32 where PyTorch rounds, whose product runs in double: the last digits are part of "the same picture".
 static float *alphas_cumprod(SchedulerConfig c) {
     int n = c.num_train_timesteps;
-    float *a = xmalloc((size_t)n * sizeof(float)), product = 1;
-    float first = c.scaled_linear ? (float)sqrt((double)c.beta_start) : c.beta_start;
-    float last = c.scaled_linear ? (float)sqrt((double)c.beta_end) : c.beta_end;
+    float *a = xmalloc((size_t)n * sizeof(float));
+    double product = 1;
+    float first = (float)(c.scaled_linear ? sqrt(c.beta_start) : c.beta_start);
+    float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
-    for (int i = 0; i < n; i++) { // torch.linspace counts from both ends towards the middle
-        float beta = i < n / 2 ? first + step * (float)i : last - step * (float)(n - 1 - i);
-        if (c.scaled_linear) beta *= beta;
-        a[i] = product *= 1 - beta;
+    for (int i = 0; i < n; i++) { // torch.linspace counts from both ends towards the middle, with fused products
+        float beta = (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
+        if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
+        float kept = 1 - beta;
+        a[i] = (float)(product *= (double)kept);
     }
     return a;
 }
@@ -980,8 +996,8 @@ SchedulerConfig scheduler_config(const Json *j, int kind) {
     c.num_train_timesteps = whole(j, "num_train_timesteps", 1000);
     if (c.num_train_timesteps < 1 || c.num_train_timesteps > 100000)
         die("scheduler_config.json: \"num_train_timesteps\" is %d", c.num_train_timesteps);
-    c.beta_start = (float)json_get_number(j, "beta_start", kind == LCM ? 0.00085 : 0.0001);
-    c.beta_end = (float)json_get_number(j, "beta_end", kind == LCM ? 0.012 : 0.02);
+    c.beta_start = json_get_number(j, "beta_start", kind == LCM ? 0.00085 : 0.0001);
+    c.beta_end = json_get_number(j, "beta_end", kind == LCM ? 0.012 : 0.02);
     const char *schedule = json_get_string(j, "beta_schedule", kind == LCM ? "scaled_linear" : "linear");
     c.scaled_linear = !strcmp(schedule, "scaled_linear");
     if (!c.scaled_linear && strcmp(schedule, "linear"))

@@ -69,7 +69,8 @@ typedef enum { EPSILON, V_PREDICTION, SAMPLE } PredictionType;
 typedef struct {
     SchedulerKind kind;
     int num_train_timesteps, steps_offset, original_inference_steps;
-    float beta_start, beta_end, timestep_scaling, clip_sample_range;
+    double beta_start, beta_end;
+    float timestep_scaling, clip_sample_range;
     bool scaled_linear, set_alpha_to_one, clip_sample, skip_prk_steps;
     PredictionType prediction_type;
     enum { LEADING, TRAILING, LINSPACE } timestep_spacing;

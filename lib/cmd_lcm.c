@@ -332,13 +332,6 @@ static double plan_memory(const Options *o, const Model *teacher, const UNetConf
 
 // ---- the run -------------------------------------------------------------------------------------------------
 
-static float *encode_images(void *context, const Image *const *images, int n) {
-    Scope s = scope_begin();
-    float *moments = tensor_read(vae_encode(((const Model *)context)->vae, image_to_tensor(images, n)));
-    scope_end(s, NULL);
-    return moments;
-}
-
 // Sample pictures of fixed prompts, drawn as the finished model would.
 typedef struct {
     const Options *o;
@@ -375,18 +368,8 @@ static int distil(Options *o, bool json) {
     UNetConfig student_config = unet_config(unet_json);
     double planned = plan_memory(o, teacher, &student_config);
 
-    int size = 8 * teacher->unet_config.sample_size;
-    Params vae = part_of(teacher, "vae."), net = part_of(teacher, "unet.");
-    PairsModel how = {.tokenizer = teacher->tokenizer,
-                      .tokens = teacher->text_config.max_position_embeddings,
-                      .size = size,
-                      .side = teacher->unet_config.sample_size,
-                      .channels = teacher->vae_config.latent_channels,
-                      .scale = teacher->vae_config.scaling_factor,
-                      .encoder = params_key(&vae),
-                      .context = teacher,
-                      .encode = encode_images};
-    Pairs *pairs = pairs_open(o->data, o->cache, &how);
+    Params net = part_of(teacher, "unet.");
+    Pairs *pairs = model_pairs(teacher, o->data, o->cache);
 
     Params student_params = {0}, target_params = {0};
     UNet *student = lcm_student(teacher, student_config, &student_params);
