@@ -140,3 +140,20 @@ else
 	@echo "kernels by nvcc: 0 passed, 0 failed, 3 skipped (nvcc or $(PTXRUN) is not here)" | tee -a $(CUDA_LOG)
 endif
 	@sh test/cuda.sh --sum $(CUDA_LOG)
+
+cuda-report:
+	@$(if $(NVCC),sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu,echo "cuda-report: nvcc was not found")
+
+# ---- with a GPU --------------------------------------------------------------------------------------------
+CUBLAS     := $(if $(NVCC),$(wildcard $(dir $(NVCC))../lib64/libcublas.so $(dir $(NVCC))../targets/*/lib/libcublas.so))
+$(NVCC_DIR)/%.o: test/%.cu $(CUDA_H) test/cuda.h
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -Itest $(if $(CUBLAS),-DHAVE_CUBLAS) -c $< -o $@
+$(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(NVCC_O)
+	$(NVCC) $(NVCCFLAGS) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
+$(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/%.o $(NVCC_O) $(BUILD)/lib/base.o
+	$(NVCC) $(NVCCFLAGS) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
+gpu-tests: $(addprefix $(NVCC_DIR)/,kernels cuda_wrap cuda_gemm cuda_bench)
+print-gpu-dir: ; @echo $(NVCC_DIR)
+gpu-check: ; @sh cuda/gpu_check.sh "$(MAKE)"
+.PHONY: gpu-tests print-gpu-dir
