@@ -13,7 +13,7 @@
 #define PRAGMA(x) _Pragma(#x)
 #define PARALLEL_FOR(condition) PRAGMA(omp parallel for schedule(dynamic) if (condition))
 #else
-#define PARALLEL_FOR(condition)
+#define PARALLEL_FOR(condition) (void)(condition);
 #endif
 enum { WORTH_A_THREAD = 20000 }; // numbers handled by simple arithmetic, about 5 us
 int cpu_threads(void);
