@@ -363,7 +363,7 @@ char **list_images(const char *dir, size_t *count) {
         paths[n++] = path;
     }
     closedir(folder);
-    qsort(paths, n, sizeof *paths, compare_paths);
+    if (n) qsort(paths, n, sizeof *paths, compare_paths);
     *count = n;
     return paths;
 }
