@@ -99,12 +99,17 @@ FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
 demo: sd
 	@sh weights/demo.sh "$(FIGURE3)"
 
+# The whole paper on the toy world; see weights/paper.sh.
+paper: sd
+	@sh weights/paper.sh
+
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
 
 help:
 	@echo "make            ./sd for this machine's processor"
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
+	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
 	@echo "make test       tests that need neither Python nor a GPU"
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
@@ -114,6 +119,6 @@ help:
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo reference bench-peers plain stb test asan asan-tests fuzz clean help
+.PHONY: demo paper reference bench-peers plain stb test asan asan-tests fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
