@@ -157,3 +157,18 @@ gpu-tests: $(addprefix $(NVCC_DIR)/,kernels cuda_wrap cuda_gemm cuda_bench)
 print-gpu-dir: ; @echo $(NVCC_DIR)
 gpu-check: ; @sh cuda/gpu_check.sh "$(MAKE)"
 .PHONY: gpu-tests print-gpu-dir
+
+# ---- test-cuda-full: 20 orders of threads, three of warps, both builds of nvcc, statements deleted in turn -----
+test-cuda-full: test-cuda $(EMU_DIR)/cuda_bench $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%))
+	$(call one,'planted mistakes in 20 orders' sh test/cuda_bugs.sh $(CHECK_DIR)/cuda_bugs 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19)
+	@for seed in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do for t in $(EMU_TESTS); do \
+	    sh test/cuda.sh "$$t checked, order $$seed" env EMU_SEED=$$seed $(CHECK_DIR)/$$t | tee -a $(CUDA_LOG); done; done
+	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm
+	$(call one,'debugger' sh test/cuda_gdb.sh $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm)
+	$(call one,'synchronisation deleted' sh test/cuda_mutate.sh sync $(abspath $(BUILD))/mutate)
+ifneq ($(HAVE_PTX),)
+	@for order in 0 1 2; do for g in O3 G; do for t in $(EMU_TESTS); do \
+	    sh test/cuda.sh "$$t by nvcc -$$g, order $$order" $(UNDER_PTXRUN) PTXRUN_ORDER=$$order $(PTX_DIR)-$$g/$$t | tee -a $(CUDA_LOG); done; done; done
+	$(call one,'mistakes in ptx.h' env NVCC=$(NVCC) PTXRUN_LIB=$(PTXRUN_DIR)/lib sh test/cuda_mutate.sh ptx $(abspath $(BUILD))/mutate)
+endif
+	@sh test/cuda.sh --sum $(CUDA_LOG)

@@ -366,7 +366,6 @@ void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *
     m->argument[lane] = argument;
     m->arrived |= bit;
     if (m->arrived == mask) {
-        w.caller = CALLER;
         meeting_hold(w, warp, m);
         if (!opt_seed) { // the last lane goes on at once, the others after it
             w.ready[warp] |= mask & ~bit;
@@ -469,9 +468,16 @@ static std::map<const void *, int> max_dynamic_shared;
 static Kernel *kernel_of(const EmuCall &call) {
     Kernel &k = kernels[call.kernel];
     if (!k.name.empty()) return &k;
-    k.name = call.name;
-    k.max_dynamic = 48 << 10;
     std::string mangled = function_names[(uintptr_t)call.kernel];
+    k.name = call.name;
+    if (!mangled.empty()) { // with its template arguments, without its parameters
+        std::string full = demangle(mangled);
+        size_t begin = full.rfind("void ", 0) == 0 ? 5 : 0, end = full.find('(', begin);
+        while (end != std::string::npos && full.compare(end, 2, "((") && full.rfind('<', end) != std::string::npos &&
+               std::count(full.begin(), full.begin() + (long)end, '<') > std::count(full.begin(), full.begin() + (long)end, '>'))
+            end = full.find('(', end + 1); // a parenthesis within the template arguments
+        k.name = full.substr(begin, end - begin);
+    }
     for (SharedVariable &v : emu_variables)
         if (v.owner == mangled) k.static_shared += v.size;
     // Its own variables, and those of functions that are no kernel as far as is known.

@@ -75,7 +75,6 @@ struct Kernel { // what is known of a kernel once it was launched
     std::vector<const SharedVariable *> variables;
     std::vector<char> allowed; // 1 for each byte of thread-local memory that it may touch
     size_t static_shared;
-    int max_dynamic;
 };
 
 struct Launch {
@@ -108,7 +107,6 @@ struct Worker { // one thread of the operating system, which runs one block at a
     std::vector<uint32_t> block_times; // of this launch, by order of execution
     std::vector<uint64_t> block_order;
     uintptr_t tls, dynamic;
-    void *caller; // of the warp operation, for its reports
     Counter *counter;
 };
 

@@ -93,6 +93,7 @@ struct MatrixLane {
     int count;
     bool transposed;
     EmuSite at;
+    void *pc; // where the kernel calls, for reports
 };
 
 static void ldmatrix_operation(void **argument, unsigned) {
@@ -106,7 +107,7 @@ static void ldmatrix_operation(void **argument, unsigned) {
             emu_finding("MISALIGNED ldmatrix", "the address of a row is no multiple of 16", nullptr, lane_of(l).at);
             emu_stop();
         }
-        if (emu_instrumented) emu_access((void *)lane_of(l).row, 16, READ, w.caller);
+        if (emu_instrumented) emu_access((void *)lane_of(l).row, 16, READ, lane_of(l).pc);
     }
     w.current = me;
     for (int j = 0; j < count; j++)
@@ -122,7 +123,7 @@ static void ldmatrix_operation(void **argument, unsigned) {
         }
 }
 void emu_ldmatrix(uint32_t *r, const void *row, int count, bool transposed, EmuSite at) {
-    MatrixLane lane = {r, row, count, transposed, at};
+    MatrixLane lane = {r, row, count, transposed, at, CALLER};
     emu_collective(~0u, ldmatrix_operation, at.line << 4 | count << 1 | transposed, &lane, at);
 }
 
