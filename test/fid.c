@@ -239,12 +239,13 @@ static void test_resize(void) {
 static const struct {
     const char *name, *config;
     int size;
-} nets[] = {{"small",
-             "{\"size\": 80, \"width\": 1, \"a\": 2, \"c\": 1, \"e\": 2, \"heads\": {\"colour\": [\"red\", "
-             "\"blue\"], "
-             "\"place\": [\"park\", \"sea\", \"street\"]}}",
-             80},
-            {"smaller", "{\"size\": 91, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1, \"classes\": 5}", 91}};
+} nets[] = { // so large that the last blocks see 2x2 pixels
+    {"small",
+     "{\"size\": 111, \"width\": 1, \"a\": 2, \"c\": 1, \"e\": 2, \"heads\": {\"colour\": [\"red\", "
+     "\"blue\"], "
+     "\"place\": [\"park\", \"sea\", \"street\"]}}",
+     111},
+    {"smaller", "{\"size\": 127, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1, \"classes\": 5}", 127}};
 
 static Inception *made_net(const char *config) {
     Inception *net = inception_new(config);
@@ -295,8 +296,7 @@ static void test_inception(void) {
         tape_begin();
         Tensor *f = inception_features(net, x);
         Tensor *loss = loss_pick(log_softmax(inception_logits(net, f)), (int[]){0, 3, 2});
-        check_tensor(name, "train.features", f,
-                     2e-3); // the last blocks norm three numbers: that amplifies rounding
+        check_tensor(name, "train.features", f, 1e-4); // batch statistics of 12 numbers amplify rounding
         check_tensor(name, "train.loss", loss, 1e-4);
         backward(loss);
         for (int k = 0; k < 4; k++) {
@@ -304,7 +304,7 @@ static void test_inception(void) {
             gradient.data = w->gradient;
             float *order = param_read(&gradient), *want = floats(fixture(name, format("d.%s", learnt[k])));
             check_close(format("%s Inception: gradient of %s", name, learnt[k]), order, want, tensor_count(w),
-                        1e-3);
+                        2e-4);
             free(order), free(want);
         }
         tape_end();
@@ -327,8 +327,8 @@ static void test_inception(void) {
         inception_gather(net, false);
         inception_fold(net);
         float *infer = tensor_read(inception_features(net, x));
-        // again amplified; the variance divided by 2 instead of 3 would be off by a tenth
-        check_close("gathered statistics", infer, train, 3 * (size_t)inception_dim(net), 2e-2);
+        // again amplified; a variance divided by 11 instead of 12 would be off by 4 %
+        check_close("gathered statistics", infer, train, 3 * (size_t)inception_dim(net), 1e-3);
         free(train), free(infer);
         inception_free(net);
         scope_end(s, NULL);

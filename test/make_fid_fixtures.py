@@ -141,7 +141,7 @@ class Small(nn.Module):
         return x.mean((2, 3))
 
 
-for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 80), "smaller": (2, 1, 2, 1, 91)}.items():
+for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2, 1, 127)}.items():
     net = Small(w, a, c, e, 5)
     x = torch.from_numpy(made.made("input.pictures", (3, 3, size, size)))
     with torch.no_grad():
