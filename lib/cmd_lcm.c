@@ -65,9 +65,11 @@ static void json_text(FILE *f, const Json *j) {
     case JSON_NULL: fputs("null", f); break;
     case JSON_BOOL: fputs(j->number != 0 ? "true" : "false", f); break;
     case JSON_NUMBER: {
-        char text[40]; // the shortest that reads back as the same number
-        for (int digits = 1; digits <= 17; digits++) {
-            snprintf(text, sizeof text, "%.*g", digits, j->number);
+        char text
+            [40]; // whole numbers as such (Python tells 1000 from 1e3), others the shortest that reads back
+        bool whole = j->number == floor(j->number) && fabs(j->number) < 1e15;
+        for (int digits = whole ? 17 : 1; digits <= 17; digits++) {
+            snprintf(text, sizeof text, whole ? "%.*f" : "%.*g", whole ? 0 : digits, j->number);
             if (strtod(text, NULL) == j->number) break;
         }
         fputs(text, f);

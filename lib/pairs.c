@@ -177,6 +177,13 @@ static void lose(Losses *l, const char *path, const char *reason) {
             path, reason);
 }
 
+// A strip of pixels would become a very long picture when its short side is brought to `size`.
+static bool too_long(const Image *image, int size, const char **reason) {
+    double w = image->width, h = image->height, ratio = w > h ? w / h : h / w;
+    *reason = "one side is too many times as long as the other";
+    return ratio * size * size > 1e8;
+}
+
 // ---- opening ------------------------------------------------------------------------------------------------
 
 // Encodes the pictures in `todo` (indices of samples) and appends them to the cache.
@@ -194,8 +201,11 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
         size_t n = count - at < most ? count - at : most;
 #pragma omp parallel for schedule(dynamic)
         for (size_t i = 0; i < n; i++) {
-            Image *whole = image_try_load(d->samples[todo[at + i]].path, &reasons[i]);
-            images[i] = whole ? image_center_square(whole, m->size, RESIZE_BILINEAR) : NULL;
+            const Sample *s = &d->samples[todo[at + i]];
+            Image *whole = image_try_load(s->path, &reasons[i]);
+            images[i] = whole && !too_long(whole, m->size, &reasons[i])
+                            ? image_center_square(whole, m->size, RESIZE_BILINEAR)
+                            : NULL;
             if (whole) image_free(whole);
         }
         size_t good = 0;
