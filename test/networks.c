@@ -1,0 +1,441 @@
+// networks.c: the three networks, the schedulers, the noise and the whole pipeline beside PyTorch, transformers and
+// diffusers, with made weights. The expected outputs are fixtures/*.safetensors, written by reference.py from
+// configs/*; fixtures/README.md says what is in each. The tiny architecture always, Stable Diffusion v1.5 under
+// FULL=1 (make test-full). Kernels by themselves: kernels.c; gradients: gradients.c.
+#define _DEFAULT_SOURCE // mkdtemp
+#include "../sd.h"
+#include "made.h"
+#include "test.h"
+
+#include <stdint.h>
+#include <unistd.h>
+
+#define FIXTURES "test/fixtures/"
+
+// ---- our blocks ------------------------------------------------------------------------------------------------
+
+enum { MOST = 1024 };
+static struct {
+    char *name;
+    float *data; // NCHW
+    size_t count;
+} blocks[MOST];
+static int block_count;
+
+static void collect(const char *name, const Tensor *t) {
+    if (block_count == MOST) return;
+    float *x = tensor_read(t);
+    if (t->dims == 4) {
+        float *turned = nhwc_to_nchw(x, t->shape[0], t->shape[3], t->shape[1], t->shape[2]);
+        free(x), x = turned;
+    }
+    blocks[block_count].name = xstrdup(name), blocks[block_count].data = x;
+    blocks[block_count++].count = tensor_count(t);
+}
+
+static void forget_blocks(void) {
+    for (int i = 0; i < block_count; i++) free(blocks[i].name), free(blocks[i].data);
+    block_count = 0;
+}
+
+static Store *fixture(const char *name) {
+    char *path = format(FIXTURES "%s.safetensors", name);
+    Store *s = file_exists(path) ? store_open(path) : NULL;
+    if (!s) skip(name, "no fixture");
+    free(path);
+    return s;
+}
+
+static float *read_fixture(const Store *s, const char *name, const char *more, size_t *count) {
+    char *full = format("%s%s", name, more);
+    const Stored *t = store_find(s, full);
+    float *x = t ? xmalloc(t->count * sizeof *x) : NULL;
+    if (t) store_read_f32(t, x), *count = t->count;
+    free(full);
+    return x;
+}
+
+// The fixtures hold entries (k * 2654435761 + 12345) mod n of a block's n numbers: scattered over all its axes.
+static double sampled_error(const float *block, size_t n, const float *want, size_t count, double scale) {
+    double worst = 0;
+    for (size_t k = 0; k < count; k++) {
+        double d = fabs((double)block[(k * 2654435761u + 12345) % n] - want[k]);
+        if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
+    }
+    return worst / scale;
+}
+
+static void judge(const char *what, double used, double allowed, int parts) {
+    bool ok = used <= allowed;
+    if (ok)
+        tests_passed++;
+    else
+        tests_failed++;
+    printf("%-7s %s: %.2g, %.0f %% of %.1g (%d blocks)\n", ok ? "ok" : "FAILED", what, used,
+           100 * used / allowed, allowed, parts);
+}
+
+// Every block of the fixture against ours. Soft: differences relative to the block's largest value. Hard: in
+// multiples of what PyTorch's own fp32 is off there, from the same float64 run, at the same entries; 3e-7 or less
+// off counts as that: an error within 1e-6 is fine anyhow.
+static void compare_blocks(const char *name, const Store *s, bool hard, double tolerance) {
+    double worst = 0;
+    int compared = 0;
+    const char *where = "";
+    for (int i = 0; i < block_count; i++) {
+        size_t count = 0, four;
+        float *want = read_fixture(s, blocks[i].name, "", &count);
+        float *summary = read_fixture(s, blocks[i].name, ".summary", &four);
+        float *peer = hard ? read_fixture(s, blocks[i].name, ".fp32_error", &four) : NULL;
+        if (want && summary) {
+            double e = (size_t)summary[3] == blocks[i].count
+                           ? sampled_error(blocks[i].data, blocks[i].count, want, count, (double)summary[2])
+                           : INFINITY;
+            if (getenv("VERBOSE"))
+                printf("        %-60s %.2g%s%.2g\n", blocks[i].name, e, hard ? " PyTorch " : " of ",
+                       peer ? (double)peer[1] : tolerance);
+            if (peer) e /= fmax((double)peer[1], 1e-6 / 3);
+            if (e > worst) worst = e, where = blocks[i].name;
+            compared++;
+        }
+        free(want), free(summary), free(peer);
+    }
+    size_t expected = 0;
+    for (size_t i = 0; i < store_count(s); i++) expected += strstr(store_at(s, i)->name, ".summary") != NULL;
+    char *what = format("%s, worst at %s", name, where);
+    judge(what, worst, hard ? 3 : tolerance, compared);
+    check(compared == (int)expected && compared > 0, "every block of the fixture is one of ours");
+    free(what);
+}
+
+// ---- the networks with made weights ---------------------------------------------------------------------------------
+
+static void make_weights(const Params *p, MadeRegime regime, Type rounded) {
+    for (int i = 0; i < p->count; i++) {
+        Tensor *t = p->list[i].tensor;
+        int64_t shape[4];
+        for (int k = 0; k < t->dims; k++) shape[k] = t->shape[k];
+        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
+        float *x = xmalloc(tensor_count(t) * sizeof *x);
+        made_fill(p->list[i].name, t->dims, shape, regime, x);
+        if (t->data) k_free(t->data);
+        param_allocate(t, rounded);
+        param_write(t, x);
+        free(x);
+    }
+}
+
+static Tensor *made_input(const char *name, int n, int c, int h, int w, float scale) {
+    int64_t shape[4] = {n, c, h, w};
+    size_t count = (size_t)n * (size_t)c * (size_t)h * (size_t)w;
+    float *x = xmalloc(count * sizeof *x);
+    made_fill(name, 4, shape, MADE_SOFT, x);
+    for (size_t i = 0; i < count; i++) x[i] *= scale;
+    float *turned = nchw_to_nhwc(x, n, c, h, w);
+    Tensor *t = tensor_from(SHAPE(n, h, w, c), turned);
+    free(x), free(turned);
+    return t;
+}
+
+static Tensor *made_context(int n, int tokens, int d) {
+    float *x = xmalloc((size_t)n * (size_t)tokens * (size_t)d * sizeof *x);
+    made_fill("input.unet.context", 3, (int64_t[]){n, tokens, d}, MADE_SOFT, x);
+    Tensor *t = tensor_from(SHAPE(n, tokens, d), x);
+    free(x);
+    return t;
+}
+
+// CLIP's tokens of no caption, and of "A child in a pink dress is climbing up a set of stairs in an entry way ."
+static const int clip_caption[] = {49406, 320,  2913, 530,  320, 3360, 2595, 533, 9877, 705,
+                                   320,   1167, 539,  9577, 530, 550,  5362, 923, 269};
+
+static void token_rows(const char *arch, int *ids, int tokens) {
+    if (strcmp(arch, "tiny")) {
+        for (int i = 0; i < 2 * tokens; i++) ids[i] = 49407;
+        ids[0] = 49406;
+        memcpy(ids + tokens, clip_caption, sizeof clip_caption);
+        return;
+    }
+    Store *s = store_open(FIXTURES "tiny-picture-ddim-20.safetensors");
+    size_t count = 0;
+    float *x = read_fixture(s, "ids", "", &count);
+    for (size_t i = 0; i < count && i < 2 * (size_t)tokens; i++) ids[i] = (int)x[i];
+    free(x);
+    store_close(s);
+}
+
+static Json *config(const char *arch, const char *part) {
+    char *path = format("test/configs/%s/%s.json", arch, part);
+    Json *j = json_load(path);
+    free(path);
+    return j;
+}
+
+static void run_text(const char *arch, MadeRegime regime, Type type) {
+    Json *j = config(arch, "text_encoder");
+    TextConfig c = text_config(j);
+    Params p = {0};
+    TextEncoder *e = text_encoder_new(c, &p);
+    make_weights(&p, regime, type);
+    int *ids = xmalloc(2 * (size_t)c.max_position_embeddings * sizeof *ids);
+    token_rows(arch, ids, c.max_position_embeddings);
+    Scope s = scope_begin();
+    text_encode(e, ids, 2);
+    scope_end(s, NULL);
+    free(ids), text_encoder_free(e), params_free(&p), json_free(j);
+}
+
+static void run_unet(const char *arch, MadeRegime regime, Type type, int h, int w) {
+    Json *j = config(arch, "unet"), *text = config(arch, "text_encoder");
+    UNetConfig c = unet_config(j);
+    Params p = {0};
+    UNet *u = unet_new(c, &p);
+    make_weights(&p, regime, type);
+    Scope s = scope_begin();
+    unet(u, made_input("input.unet.sample", 2, 4, h, w, 1), (float[]){501, 21},
+         made_context(2, text_config(text).max_position_embeddings, c.cross_attention_dim), NULL);
+    scope_end(s, NULL);
+    free(u), params_free(&p), json_free(j), json_free(text);
+}
+
+static void run_vae(const char *arch, MadeRegime regime, Type type, int size, bool decode) {
+    Json *j = config(arch, "vae");
+    Params p = {0};
+    Vae *v = vae_new(vae_config(j), &p);
+    make_weights(&p, regime, type);
+    Scope s = scope_begin();
+    if (decode)
+        vae_decode(v, made_input("input.vae.latents", 1, 4, size, size, 5));
+    else
+        vae_encode(v, made_input("input.vae.image", 1, 3, 8 * size, 8 * size, 0.4f));
+    scope_end(s, NULL);
+    free(v), params_free(&p), json_free(j);
+}
+
+// The tolerances are those that the project promises: two digits above what fp32 rounding makes of such depths.
+static void networks(const char *arch) {
+    static const char *const parts[] = {"text_encoder", "unet", "vae.encoder", "vae.decoder"};
+    int size = strcmp(arch, "tiny") ? 64 : 16;
+    for (int hard = 0; hard < 2; hard++)
+        for (int part = 0; part < 4; part++) {
+            char *name = format("%s-%s-%s", arch, hard ? "hard" : "soft", parts[part]);
+            Store *s = fixture(name);
+            if (s) {
+                MadeRegime regime = hard ? MADE_HARD : MADE_SOFT;
+                trace_sink = collect;
+                if (part == 0) run_text(arch, regime, F32);
+                if (part == 1) run_unet(arch, regime, F32, size, size);
+                if (part >= 2) run_vae(arch, regime, F32, size, part == 3);
+                trace_sink = NULL;
+                compare_blocks(name, s, hard, part ? 1e-4 : 2e-5);
+                forget_blocks();
+                store_close(s);
+            }
+            free(name);
+        }
+}
+
+static void wide_unet(const char *arch, const char *name, int h, int w) {
+    Store *s = fixture(name);
+    if (!s) return;
+    trace_sink = collect;
+    run_unet(arch, MADE_SOFT, F32, h, w);
+    trace_sink = NULL;
+    compare_blocks(name, s, false, 1e-4);
+    forget_blocks();
+    store_close(s);
+}
+
+// Weights stored as fp16 or bf16 are widened exactly, so nothing is lost but what rounding the weights lost.
+static void half_weights(void) {
+    Store *s = fixture("tiny-rounded-unet");
+    if (!s) return;
+    for (int i = 0; i < 2; i++) {
+        size_t count = 0;
+        float *want = read_fixture(s, i ? "bfloat16" : "float16", "", &count);
+        trace_sink = collect;
+        run_unet("tiny", MADE_SOFT, i ? BF16 : F16, 16, 16);
+        trace_sink = NULL;
+        check_close(i ? "UNet, bf16 weights" : "UNet, fp16 weights", blocks[block_count - 1].data, want,
+                    count, 1e-4);
+        forget_blocks();
+        free(want);
+    }
+    store_close(s);
+}
+
+// ---- noise and schedulers ---------------------------------------------------------------------------------------------
+
+static void noise(void) {
+    Store *s = fixture("noise");
+    if (!s) return;
+    double worst = 0;
+    for (int n = 1; n <= 65; n++) { // 65: 4 x 64 x 64
+        char *name = n < 65 ? format("randn.%d", n) : xstrdup("randn.4x64x64");
+        size_t count = 0, size = n < 65 ? (size_t)n : 16384;
+        float *want = read_fixture(s, name, "", &count), *got = xmalloc(size * sizeof *got);
+        Random r;
+        random_seed(&r, n < 65 ? (uint64_t)n : 1234);
+        for (int draw = 0; draw < 3; draw++) {
+            random_normal(&r, got, size);
+            size_t each = count / 3;
+            double e = n < 65 ? 0 : sampled_error(got, size, want + (size_t)draw * each, each, 1);
+            for (size_t i = 0; n < 65 && i < each; i++) {
+                double d = fabs((double)got[i] - want[(size_t)draw * each + i]);
+                if (!(d <= e)) e = isnan(d) ? INFINITY : d;
+            }
+            if (e > worst) worst = e;
+        }
+        free(want), free(got), free(name);
+    }
+    judge("noise of 1 to 64 numbers and of 4 x 64 x 64, three draws each", worst, 2e-6, 65);
+    store_close(s);
+}
+
+static void schedulers(void) {
+    static const char *const names[] = {"pndm", "ddim", "lcm"};
+    static const int counts[] = {1, 4, 20, 50};
+    Store *s = fixture("schedulers");
+    if (!s) return;
+    for (int kind = PNDM; kind <= LCM; kind++)
+        for (int i = 0; i < 4; i++) {
+            Json *j = config(kind == LCM ? "sd15-lcm" : "sd15", "scheduler");
+            Scheduler sampler;
+            scheduler_init(&sampler, scheduler_config(j, kind));
+            scheduler_set_timesteps(&sampler, counts[i]);
+            char *name = format("%s.%d", names[kind], counts[i]);
+            size_t steps = 0, count = 0;
+            float *times = read_fixture(s, name, ".timesteps", &steps),
+                  *want = read_fixture(s, name, ".latents", &count);
+            bool same = steps == (size_t)sampler.count;
+            for (int k = 0; same && k < sampler.count; k++) same = times[k] == (float)sampler.timesteps[k];
+            check(same, "the timesteps are diffusers'");
+            Scope all = scope_begin();
+            Tensor *z = made_input("input.scheduler.sample", 1, 4, 4, 4, 1);
+            Random r;
+            random_seed(&r, 0);
+            double worst = same ? 0 : INFINITY;
+            for (int k = 0; same && k < sampler.count; k++) {
+                Scope step = scope_begin();
+                char *input = format("input.scheduler.output.%d", k);
+                Tensor *output = made_input(input, 1, 4, 4, 4, 1), *fresh = NULL;
+                if (scheduler_wants_noise(&sampler)) {
+                    float x[64];
+                    random_normal(&r, x, 64);
+                    float *turned = nchw_to_nhwc(x, 1, 4, 4, 4);
+                    fresh = tensor_from(SHAPE(1, 4, 4, 4), turned);
+                    free(turned);
+                }
+                scheduler_step(&sampler, z, output, fresh);
+                float *x = tensor_read(z), *got = nhwc_to_nchw(x, 1, 4, 4, 4);
+                double e = max_error(got, want + 64 * k, 64, 1e-30);
+                if (!(e <= worst)) worst = e;
+                free(x), free(got), free(input);
+                scope_end(step, NULL);
+            }
+            scope_end(all, NULL);
+            char *what = format("%s, each of %d steps", names[kind], counts[i]);
+            judge(what, worst, 1e-5, sampler.count);
+            free(what), free(name), free(times), free(want);
+            scheduler_free(&sampler);
+            json_free(j);
+        }
+    store_close(s);
+}
+
+// ---- the whole pipeline -----------------------------------------------------------------------------------------------
+
+// The peers feed the tiny model with bytes as tokens, specials at the end of a vocabulary of 1,024.
+static Tokenizer *byte_tokenizer(void) {
+    char dir[] = "/tmp/sd-tokens-XXXXXX";
+    if (!mkdtemp(dir)) die("cannot make a folder under /tmp");
+    tokenizer_train(dir, NULL, 0, 514, 32);
+    char *path = format("%s/vocab.json", dir), *text = read_file(path, NULL);
+    for (int i = 0; i < 2; i++) {
+        char *token = strstr(text, i ? "<|endoftext|>" : "<|startoftext|>"),
+             *number = strpbrk(strchr(token, ':'), "0123456789");
+        char *changed = format("%.*s%d%s", (int)(number - text), text, 1022 + i, number + 3);
+        free(text), text = changed;
+    }
+    Output *o = output_open(path);
+    output_write(o, text, strlen(text));
+    output_commit(o);
+    Tokenizer *t = tokenizer_open(dir);
+    char *remove = format("rm -r %s", dir);
+    if (system(remove)) die("cannot remove %s", dir);
+    free(remove), free(text), free(path);
+    return t;
+}
+
+static void pictures(void) {
+    static const struct {
+        const char *name;
+        SchedulerKind kind;
+        int steps;
+    } cases[] = {{"tiny-picture-pndm-20", PNDM, 20},
+                 {"tiny-picture-ddim-20", DDIM, 20},
+                 {"tiny-picture-lcm-4", LCM, 4}};
+    Json *text = config("tiny", "text_encoder"), *net = config("tiny", "unet"), *vae = config("tiny", "vae");
+    Model m = {
+        .text_config = text_config(text), .unet_config = unet_config(net), .vae_config = vae_config(vae)};
+    m.scheduler_json = config("tiny", "scheduler");
+    m.text_encoder = text_encoder_new(m.text_config, &m.params);
+    m.unet = unet_new(m.unet_config, &m.params);
+    m.vae = vae_new(m.vae_config, &m.params);
+    m.tokenizer = byte_tokenizer();
+    make_weights(&m.params, MADE_SOFT, F32);
+    for (int i = 0; i < 3; i++) {
+        Store *s = fixture(cases[i].name);
+        if (!s) continue;
+        SampleOptions o = sample_defaults(&m);
+        o.prompt = "a child in a pink dress", o.steps = cases[i].steps, o.scheduler = cases[i].kind,
+        o.cfg = 7.5f;
+        o.progress = false;
+        trace_sink = collect;
+        Image *image = sample(&m, o, NULL);
+        trace_sink = NULL;
+        size_t count, n;
+        float *want = read_fixture(s, "picture", "", &count), *latents = read_fixture(s, "latents", "", &n);
+        for (int k = 0; k < block_count; k++)
+            if (!strcmp(blocks[k].name, "latents"))
+                check_close(cases[i].name, blocks[k].data, latents, n, 1e-3);
+        size_t far = 0;
+        double sum = 0, square = 0;
+        bool same_size = count == (size_t)(3 * image->width * image->height);
+        for (size_t k = 0; same_size && k < count; k++) {
+            far += fabs((double)image->rgb[k] - (double)want[k]) > 1;
+            sum += image->rgb[k], square += (double)image->rgb[k] * image->rgb[k];
+        }
+        sum /= (double)count;
+        double deviation = sqrt(square / (double)count - sum * sum);
+        char *what = format("%s: share of 8-bit values more than 1 off (standard deviation %.0f)",
+                            cases[i].name, deviation);
+        judge(what, same_size ? (double)far / (double)count : 1, 1e-3, (int)count);
+        check(deviation >= 30, "the picture has contrast enough to show a mistake");
+        free(what), free(want), free(latents);
+        forget_blocks();
+        image_free(image);
+        store_close(s);
+    }
+    json_free(text), json_free(net), json_free(vae), json_free(m.scheduler_json);
+    text_encoder_free(m.text_encoder), free(m.unet), free(m.vae), tokenizer_close(m.tokenizer),
+        params_free(&m.params);
+}
+
+int main(void) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    k_init(0);
+    noise();
+    schedulers();
+    networks("tiny");
+    wide_unet("tiny", "tiny-soft-unet-5x9", 5, 9); // odd at every level
+    half_weights();
+    pictures();
+    if (getenv("FULL")) {
+        networks("sd15");
+        wide_unet("sd15", "sd15-soft-unet-48x80", 48, 80);
+    } else {
+        skip("Stable Diffusion v1.5", "FULL=1 compares it");
+    }
+    return test_report();
+}
