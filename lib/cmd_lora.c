@@ -174,7 +174,6 @@ static int train(const Options *o, bool json) {
         die("%s has a guidance embedding: it is a latent consistency model; adapters are for its base",
             o->model);
     Model *teacher = o->mode == MIMIC ? load_teacher(o, m) : NULL;
-    Pairs *pairs = open_pairs(m, o);
 
     // The adapters hang on the model itself, or on a second UNet over the same weights where the first is asked too.
     Params student_params = {0}, net = part_of(&m->params, "unet.");
@@ -190,6 +189,7 @@ static int train(const Options *o, bool json) {
     note("%d layers learn %zu numbers: %.3f %% of the UNet's %zu", lora->count, learnt,
          100 * (double)learnt / (double)params_count(&net), params_count(&net));
 
+    Pairs *pairs = open_pairs(m, o);
     OptimiserConfig adamw = {.rate = (float)o->rate,
                              .beta1 = 0.9f,
                              .beta2 = 0.999f,

@@ -363,7 +363,8 @@ static void text_add(Text *t, const char *piece) {
 }
 
 // PEFT's LoraConfig of each network, in one object as diffusers writes it: {"unet.r": 8, "unet.lora_alpha": 8, ...}.
-// The first layer's rank and alpha stand for all; layers that differ are listed by name.
+// The first layer's rank and alpha stand for all; layers that differ are listed by name. PEFT takes a name for the end
+// of one, so "text_model.", which transformers 5 has no more, is left out.
 static char *config_text(const Lora *l) {
     static const char *const owners[] = {"unet", "text_encoder"};
     Text t = {0};
@@ -376,11 +377,12 @@ static char *config_text(const Lora *l) {
             const LoraPart *p = &l->parts[i];
             if (strncmp(p->layer->name, owners[o], skip - 1) || p->layer->name[skip - 1] != '.') continue;
             if (!first) first = p;
+            const char *rest = p->layer->name + skip;
+            if (!strncmp(rest, "text_model.", 11)) rest += 11;
             int rank = p->adapter.down->shape[0];
-            char *name = format("%s\"%s\"", targets.used ? ", " : "", p->layer->name + skip);
-            char *own_rank = format("%s\"%s\": %d", ranks.used ? ", " : "", p->layer->name + skip, rank);
-            char *own_alpha =
-                format("%s\"%s\": %.9g", alphas.used ? ", " : "", p->layer->name + skip, (double)p->alpha);
+            char *name = format("%s\"%s\"", targets.used ? ", " : "", rest);
+            char *own_rank = format("%s\"%s\": %d", ranks.used ? ", " : "", rest, rank);
+            char *own_alpha = format("%s\"%s\": %.9g", alphas.used ? ", " : "", rest, (double)p->alpha);
             text_add(&targets, name);
             if (rank != first->adapter.down->shape[0]) text_add(&ranks, own_rank);
             if (p->alpha != first->alpha) text_add(&alphas, own_alpha);

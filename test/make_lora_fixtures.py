@@ -53,7 +53,7 @@ def adapt(model, prefix, names, rank=RANK, alpha=ALPHA):
     for name, layer in adapters(model):
         for part in ("A", "B"):
             w = getattr(layer, f"lora_{part}")["default"].weight
-            w.data = torch.from_numpy(made.made(f"lora.{owner_name(prefix, name)}.lora_{part}.weight", tuple(w.shape))).clone()
+            w.data = torch.from_numpy(made.made(f"lora.{owner_name(prefix, name)}.lora_{part}.weight", tuple(w.shape))).to(w.dtype, copy=True)
             w.requires_grad_(True)
     return model
 
@@ -80,12 +80,12 @@ def case(out, name, loss, *models):
 
 
 def schedule():
-    return peers.scheduler("tiny", "ddim").alphas_cumprod
+    return peers.scheduler("tiny", "ddim").alphas_cumprod.double()
 
 
 def scalings(t):
     s = t.double() * 10
-    return (0.25 / (s**2 + 0.25)).float(), (s / (s**2 + 0.25) ** 0.5).float()
+    return 0.25 / (s**2 + 0.25), s / (s**2 + 0.25) ** 0.5
 
 
 def wide(x):
@@ -103,8 +103,8 @@ def answer(net, z, t, text, condition=None):
 def guidance_embedding(w, dim=256):
     half = dim // 2
     f = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    x = 1000 * w[:, None] * f[None]
-    return torch.cat([x.sin(), x.cos()], 1)
+    x = 1000 * w[:, None].float() * f[None]  # in fp32, as diffusers has it: an input, not a result
+    return torch.cat([x.sin(), x.cos()], 1).double()
 
 
 def kl(teacher, student, reading, temperature):
@@ -120,13 +120,14 @@ def kl(teacher, student, reading, temperature):
 
 
 def fixtures():
+    """In double precision: what is measured is the error of sd.c, not the sum of it and PyTorch's."""
     torch.manual_seed(0)
     out = {}
-    unet = peers.model("unet", "tiny")
+    unet = peers.model("unet", "tiny", dtype=torch.float64)
     adapt(unet, "unet", targets(unet, UNET))
     n, size = 2, 16
-    z, noise = peers.made_input("lora.z", (n, 4, size, size)), peers.made_input("lora.noise", (n, 4, size, size))
-    context, nothing = peers.made_input("lora.text", (n, 32, 128)), peers.made_input("lora.no_text", (n, 32, 128))
+    z, noise = (peers.made_input("lora." + x, (n, 4, size, size), torch.float64) for x in ("z", "noise"))
+    context, nothing = (peers.made_input("lora." + x, (n, 32, 128), torch.float64) for x in ("text", "no_text"))
     t = torch.tensor([999, 259])
     with torch.no_grad():
         out["unet"] = unet(z, t, context).sample
@@ -134,7 +135,7 @@ def fixtures():
         out["unet.without"] = unet(z, t, context).sample
         with_adapters(unet, True)
 
-    text = peers.model("text_encoder", "tiny")
+    text = peers.model("text_encoder", "tiny", dtype=torch.float64)
     adapt(text, "text_encoder", targets(text, TEXT))
     ids = torch.arange(2 * 32).reshape(2, 32) * 37 % 768
     with torch.no_grad():
@@ -151,7 +152,7 @@ def fixtures():
     # LCM-LoRA: Algorithm 1 of Luo et al., the teacher is the base.
     index = torch.tensor([49, 12])
     far, near = (index + 1) * 20 - 1, (index * 20 - 1).clamp(min=0)
-    w = torch.tensor([5.5, 13.0])
+    w = torch.tensor([5.5, 13.0], dtype=torch.float64)
     a, b = wide(schedule()[far]), wide(schedule()[near])
     z_far = a.sqrt() * z + (1 - a).sqrt() * noise
     with torch.no_grad():
@@ -169,7 +170,7 @@ def fixtures():
     settings = dict(peers.config("tiny", "unet"), time_cond_proj_dim=256)
     with torch.device("meta"):
         lcm = UNet2DConditionModel.from_config(settings)
-    peers.fill(lcm, "unet", False)
+    peers.fill(lcm, "unet", False, torch.float64)
     with torch.no_grad():
         teacher = answer(lcm, z_far, far, context, guidance_embedding(w))
     for reading, weight, temperature in (("elements", 10.0, 1.0), ("channels", 0.5, 2.0), ("gaussians", 0.1, 1.0)):
@@ -177,7 +178,7 @@ def fixtures():
         mse, divergence = F.mse_loss(student, teacher), kl(teacher, student, reading, temperature)
         out[f"mimic_{reading}.parts"] = torch.stack([mse, divergence]).detach()
         case(out, f"mimic_{reading}", mse + weight * divergence, ("unet", unet))
-    save_file({k: v.contiguous() for k, v in out.items()}, str(FIXTURES / "lora.safetensors"))
+    save_file({k: v.float().contiguous() for k, v in out.items()}, str(FIXTURES / "lora.safetensors"))
     files()
 
 
