@@ -833,8 +833,8 @@ static void run_blocks(Worker &w) {
     }
     uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, number;
     while ((number = l.next++) < blocks) {
-        // A random order of blocks too: an odd step visits each once when the count is a power of two; else
-        // the order is only shifted. Blocks may not depend on one another anyway, and the checks see if they do.
+        // With a seed, the blocks begin somewhere else too. (They may not depend on one another; the checks see it
+        // if they do.)
         if (opt_seed) number = (number + (uint64_t)opt_seed * 7919) % blocks;
         run_block(w, number);
     }

@@ -119,6 +119,18 @@ void k_release(size_t mark) {
         tensors.pop_back();
     }
 }
+void *k_release_but(size_t mark, void *at, size_t bytes) { // it need not move: nothing lies beside it
+    (void)bytes;
+    for (size_t i = mark; i < tensors.size(); i++) {
+        if (tensors[i].at != at) continue;
+        Block kept = tensors[i];
+        tensors.erase(tensors.begin() + (long)i);
+        k_release(mark);
+        tensors.push_back(kept);
+        return at;
+    }
+    die("CUDA: k_release_but of an address that k_temp did not give after the mark");
+}
 #else
 // The arena is a row of chunks. A mark counts bytes from the beginning of the first; what does not fit into the
 // rest of a chunk begins the next. A chunk that is too small for a tensor is passed over.
@@ -149,6 +161,21 @@ size_t k_mark(void) { return passing; }
 void k_release(size_t mark) {
     if (mark > passing) die("CUDA: k_release of a mark that is above the top");
     passing = mark;
+}
+// A copy within the GPU moves it down. Where the two places overlap it stays: what is lost below is less than its
+// own size, and comes back with the next mark.
+void *k_release_but(size_t mark, void *at, size_t bytes) {
+    k_release(mark);
+    char *to = (char *)k_temp(bytes), *from = (char *)at;
+    if (from == to) return to;
+    if (from >= to + bytes || from + bytes <= to) {
+        check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "moving a result");
+        return to;
+    }
+    for (const Chunk &c : chunks)
+        if (from >= c.at && from < c.at + c.bytes)
+            passing = c.begin + (size_t)(from - c.at) + (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return at;
 }
 #endif
 
