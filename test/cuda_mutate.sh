@@ -26,7 +26,7 @@ sync)
         sed -i -E "${line}s/__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);//" "$file"
         test=kernels; [ "$file" = cuda/gemm.cu ] || [ "$file" = cuda/tile.h ] && test=cuda_gemm
         noticed $test; ok=$?
-        report $((1 - ok)) "$place $(sed -n "${line}p" keep | sed 's/^ *//' | cut -c1-70) -> $(grep -m 1 -E '^emulate:|FAILED' run.log | cut -c1-90)"
+        report $((1 - ok)) "$place $(sed -n "${line}p" keep | sed 's/^ *//' | cut -c1-70) -> $(grep -o -m 1 -E 'emulate: .*|FAILED.*' run.log | head -n 1 | cut -c1-110)"
         cp keep "$file"; touch "$file"
     done ;;
 ptx)
