@@ -689,9 +689,9 @@ static void head(Canvas *c, const Person *p, const Scene *s, int x, int y, int r
         for (int i = 0; i < 11; i++)
             hair[i] =
                 (Point){x + r * cosine(180 + i * 18) / 16384, y - r / 20 + r * sine(180 + i * 18) / 16384};
-        hair[11] = (Point){x + r * 6 / 5, y + r * 8 / 5};
+        hair[11] = (Point){x + r * 13 / 10, y + r * 18 / 10};
         hair[12] = (Point){x, y + r * 11 / 10};
-        hair[13] = (Point){x - r * 13 / 10, y + r * 8 / 5};
+        hair[13] = (Point){x - r * 15 / 10, y + r * 18 / 10};
         shape(c, hair, 14, r / 4, dark);
     }
     if (s->subject == GIRL) // pigtails
@@ -832,6 +832,13 @@ static void person(Canvas *c, const Scene *s, const Person *p) {
             }
         }
     }
+    // A coat has a collar and cuffs of fleece, so that it is told from a shirt where bench or bicycle hide its length.
+    Colour fleece =
+        lit_figure(s->colour == WHITE ? (Colour){150, 126, 104} : (Colour){240, 230, 208}, s->time);
+    if (s->garment == COAT) {
+        Point back = on(spine, 950, -84), front = on(spine, 950, 84);
+        line(c, back.x, back.y, front.x, front.y, 84, fleece);
+    }
     Point neck = on(spine, 1000, 0), top = {neck.x + r * sine(spine.lean) / 16384, neck.y - r * 88 / 100};
     line(c, neck.x, neck.y, top.x, top.y, 74, shade(p->skin, 226));
     head(c, p, s, top.x, top.y, r);
@@ -841,6 +848,10 @@ static void person(Canvas *c, const Scene *s, const Person *p) {
         limb(c, shoulder[i], elbow[i], hand[i], arm_width, up, s->garment == COAT ? near : p->skin);
         if (s->garment == DRESS) disc(c, shoulder[i].x, shoulder[i].y, 50, near);
         disc(c, hand[i].x, hand[i].y, 48, p->skin);
+        if (s->garment == COAT) {
+            Point a = {(elbow[i].x + 2 * hand[i].x) / 3, (elbow[i].y + 2 * hand[i].y) / 3};
+            line(c, a.x, a.y, a.x + (hand[i].x - a.x) / 3, a.y + (hand[i].y - a.y) / 3, 98, fleece);
+        }
     }
     if (s->action == THROW && c->pass != MEASURE) {
         int x = hand[0].x + 110 + p->ball, y = hand[0].y - 20 + p->ball / 2;
