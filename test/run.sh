@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs every test program given and adds up their closing lines; a program that dies counts as a failure.
 # Prints what failed and, under VERBOSE=1, everything. The last line is "N passed, N failed, N skipped".
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that wait leave the processor to other programs
 passed=0 failed=0 skipped=0
 for t in "$@"; do
     out=$("$t" 2>&1 </dev/null); status=$?
