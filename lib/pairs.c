@@ -316,7 +316,8 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
              first_cut);
     note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
          todo_count - (losses.bad < todo_count ? losses.bad : todo_count), losses.bad);
-    close(c.file); // and its lock; the mapping stays
+    flock(c.file, LOCK_UN); // by name: a mapping keeps the file, and with it the lock, beyond close()
+    close(c.file);
     free(c.path), free(c.places), free(pictures), free(lost), free(todo);
     return p;
 }
