@@ -141,7 +141,10 @@ class Small(nn.Module):
         return x.mean((2, 3))
 
 
-for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2, 1, 127)}.items():
+# Gradients jump where a ReLU's input crosses zero, and among a million of them some input is as near to zero as fp32's
+# rounding: at 127 pixels the "smaller" network has one whose jump is 1 % of a gradient, and which side it falls on
+# depends on the order of a sum. The sizes here are ones where none of these jumps counts.
+for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2, 1, 123)}.items():
     net = Small(w, a, c, e, 5)
     x = torch.from_numpy(made.made("input.pictures", (3, 3, size, size)))
     with torch.no_grad():
