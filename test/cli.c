@@ -449,7 +449,8 @@ static void no_memory(void) {
 
 static void interrupt(void) {
     char *copy;
-    const char **args = split("sample|-q|-m|good|-p|a|--steps|2|-n|100000|-o|many.png", &copy);
+    const char **args =
+        split("sample|-q|-t|1|-m|good|-p|a|-W|64|-H|64|--steps|2|-n|100000|-o|many.png", &copy);
     pid_t child = start(args);
     for (int i = 0; i < 600 && !exists("many-1.png"); i++) usleep(50000);
     usleep(30000);
@@ -497,7 +498,7 @@ static bool same_picture(const char *a, const char *b) {
     return same;
 }
 
-#define PLAIN "sample|-q|-m|good|--steps|2|-W|64|-H|48"
+#define PLAIN "sample|-q|-t|1|-m|good|--steps|2|-W|64|-H|48"
 
 static void many_pictures(void) {
     forget(works("one picture", PLAIN "|-p|a dog|--seed|8|-o|one.png"));
@@ -528,7 +529,8 @@ static void many_pictures(void) {
 static void traces(void) {
     forget(works("--dump", PLAIN "|-p|a dog|--seed|8|-o|traced.png|--dump|trace.safetensors"));
     check(same_picture("traced.png", "one.png"), "--dump changes nothing");
-    Result r = works("sd verify agrees with itself", "verify|-m|good|--tolerance|0|--json|trace.safetensors");
+    Result r =
+        works("sd verify agrees with itself", "verify|-t|1|-m|good|--tolerance|0|--json|trace.safetensors");
     Json *j = json_parse(r.out, strlen(r.out), "stdout");
     const Json *blocks = json_get(j, "blocks");
     check(json_get_bool(j, "ok", false) && blocks && blocks->length > 60,
@@ -546,11 +548,11 @@ static void traces(void) {
     check(same_picture("given.png", "one.png"), "--latents begins with that noise");
     forget(works("--dump of LCM's steps",
                  PLAIN "|-p|a dog|--scheduler|lcm|--steps|4|-o|lcm.png|--dump|lcm.safetensors"));
-    forget(works("sd verify of LCM's steps", "verify|-m|good|--tolerance|0|lcm.safetensors"));
+    forget(works("sd verify of LCM's steps", "verify|-t|1|-m|good|--tolerance|0|lcm.safetensors"));
     forget(works("--dump of image-to-image",
-                 "sample|-q|-m|good|--steps|5|--init|one.png|--strength|0.5|-p|a dog|-o|i2i.png|"
+                 "sample|-q|-t|1|-m|good|--steps|5|--init|one.png|--strength|0.5|-p|a dog|-o|i2i.png|"
                  "--scheduler|pndm|--dump|i2i.safetensors"));
-    forget(works("sd verify of image-to-image", "verify|-m|good|--tolerance|0|i2i.safetensors"));
+    forget(works("sd verify of image-to-image", "verify|-t|1|-m|good|--tolerance|0|i2i.safetensors"));
 }
 
 static void image_to_image(void) {
@@ -560,8 +562,8 @@ static void image_to_image(void) {
           "--init: the picture's size, unless -W and -H say otherwise");
     image_free(image), free(path);
     refuses("--init without a step", "--strength", DRAW "good|--init|one.png|--strength|0.1");
-    forget(works("encode", "encode|one.png|-q|-m|good|-o|z.safetensors"));
-    Result r = works("decode", "decode|z.safetensors|-m|good|-o|back.png|--json");
+    forget(works("encode", "encode|-t|1|one.png|-q|-m|good|-o|z.safetensors"));
+    Result r = works("decode", "decode|-t|1|z.safetensors|-m|good|-o|back.png|--json");
     Json *j = json_parse(r.out, strlen(r.out), "stdout");
     check(!strcmp(json_get_string(j, "output", ""), "back.png") && json_get_number(j, "seconds", -1) >= 0 &&
               !*r.err,
@@ -571,7 +573,7 @@ static void image_to_image(void) {
 
 static void figures(void) {
     Result r =
-        works("--json", "sample|-m|good|--steps|2|-W|64|-H|64|-p|a dog|-n|2|-o|j\".png|--json|--seed|3");
+        works("--json", "sample|-t|1|-m|good|--steps|2|-W|64|-H|64|-p|a dog|-n|2|-o|j\".png|--json|--seed|3");
     Json *j = json_parse(r.out, strlen(r.out), "stdout");
     const Json *images = json_get(j, "images");
     check(images && images->length == 2 && !strcmp(images->items[1].string, "j\"-1.png"), "images");
@@ -585,10 +587,10 @@ static void figures(void) {
     r = works("--preview", PLAIN "|-p|a dog|-o|p.png|--preview");
     check(strstr(r.err, "\xe2\x96\x80") && !*r.out, "draws half blocks on stderr");
     forget(r);
-    r = works("-v", "sample|-v|-m|good|--steps|1|-W|64|-H|64|-p|a|-o|v.png");
+    r = works("-v", "sample|-v|-t|1|-m|good|--steps|1|-W|64|-H|64|-p|a|-o|v.png");
     check(strstr(r.err, "peak memory") != NULL, "says how much memory was needed");
     forget(r);
-    r = works("a long caption", "sample|-m|good|--steps|1|-W|64|-H|64|-o|v.png|-p|"
+    r = works("a long caption", "sample|-t|1|-m|good|--steps|1|-W|64|-H|64|-o|v.png|-p|"
                                 "one two three four five six seven eight nine ten eleven twelve");
     check(strstr(r.err, "longer than 32 tokens") != NULL, "is cut with a note");
     forget(r);
@@ -604,6 +606,7 @@ static void figures(void) {
 
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
+    setenv("OMP_WAIT_POLICY", "passive", 0); // threads that wait leave the processor to others
     program = getenv("SD") ? getenv("SD") : "./sd";
     if (access(program, X_OK)) {
         skip("the command line", "there is no ./sd");
