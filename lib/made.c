@@ -71,7 +71,7 @@ static const struct {
     {"unet.", "ff.net.2", 0.6},
     {"vae.encoder.conv_in", "", 2.0},
     {"vae.encoder.conv_out", "", 1.5},
-    {"vae.decoder.conv_out", "", 0.6},
+    {"vae.decoder.conv_out", "", 0.8},
     {"vae.decoder.", "conv2.", 1.6},
     {"vae.post_quant_conv", "", 0.1},
     {"vae.quant_conv", "", 3.0},
