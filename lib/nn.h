@@ -164,6 +164,8 @@ typedef struct {
     float **m, **v;   // their moments
     float **ema;      // their moving average, or NULL
     float ema_decay;
+    long steps;      // so far
+    bool ema_warmup; // a short memory at first: after n steps at most (1 + n) / (10 + n), so that the start is forgotten
     char **names;
 } Optimiser;
 // Over every trainable parameter of the models given.

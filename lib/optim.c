@@ -45,10 +45,12 @@ void optimiser_step(Optimiser *o) {
     for (int i = 0; i < o->count; i++)
         k_sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
     k_optimiser_begin(o->state, o->config);
+    float n = (float)o->steps++, decay = o->ema_decay;
+    if (o->ema_warmup && (1 + n) / (10 + n) < decay) decay = (1 + n) / (10 + n);
     for (int i = 0; i < o->count; i++) {
         Tensor *t = o->tensors[i];
         k_adamw(t->data, o->m[i], o->v[i], t->gradient, o->state, o->config, tensor_count(t));
-        if (o->ema) k_ema(o->ema[i], t->data, o->state, o->ema_decay, tensor_count(t));
+        if (o->ema) k_ema(o->ema[i], t->data, o->state, decay, tensor_count(t));
     }
 }
 

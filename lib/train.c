@@ -101,7 +101,7 @@ static void resume(Run *r, const char *path) {
     if (!config || !step || !random || !random_parse(&r->random, random)) die("%s is no checkpoint of a training run", path);
     if (strcmp(config, r->config))
         die("%s belongs to another run: it was made with %s, now %s is asked for; take another folder or --fresh", path, config, r->config);
-    r->step = strtol(step, NULL, 10);
+    r->step = o->steps = strtol(step, NULL, 10);
     r->earlier = spent ? strtod(spent, NULL) : 0;
     r->loss = loss ? strtof(loss, NULL) : 0;
     read_one(s, path, "optimiser", "state", o->state, sizeof(OptimiserState) / sizeof(float));

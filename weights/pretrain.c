@@ -107,6 +107,7 @@ Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser) {
                         "\"data\": \"%s\", \"seed\": %llu}",
                         o->stage, o->steps, o->batch, o->rate, o->ema, o->data ? o->data : "",
                         (unsigned long long)o->seed);
+    optimiser->ema_warmup = true;
     run_begin(&run, o->seed, o->fresh);
     return run;
 }
