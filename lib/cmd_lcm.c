@@ -255,17 +255,6 @@ static void check_output(const Options *o) {
     free(here), free(teacher);
 }
 
-// Parameters of one network of a model, names behind `prefix`.
-static Params part_of(const Model *m, const char *prefix) {
-    Params part = {.list = m->params.list};
-    size_t n = strlen(prefix);
-    while (strncmp(part.list->name, prefix, n)) part.list++;
-    while (part.list + part.count < m->params.list + m->params.count &&
-           !strncmp(part.list[part.count].name, prefix, n))
-        part.count++;
-    return part;
-}
-
 // [L12] A model folder as diffusers has it: the new UNet and scheduler beside the teacher's other networks.
 static void write_model(const Options *o, const Model *teacher, const Configs *c, const Params *student) {
     make_directories(o->out);
@@ -285,7 +274,8 @@ static void write_model(const Options *o, const Model *teacher, const Configs *c
         const Architecture *a = architecture("sd15");
         write_text(o->out, "text_encoder/config.json", a->text_encoder);
         write_text(o->out, "vae/config.json", a->vae);
-        Params text = part_of(teacher, "text_encoder."), vae = part_of(teacher, "vae.");
+        Params text = params_part(&teacher->params, "text_encoder."),
+               vae = params_part(&teacher->params, "vae.");
         char *path = format("%s/text_encoder/model.safetensors", o->out);
         params_save(&text, path, strlen("text_encoder."), o->dtype);
         free(path);
@@ -308,7 +298,7 @@ static double weight_bytes(const Params *p) {
 
 // Prints what the run will hold and dies where it cannot. Returns bytes. Sets `checkpointing` where it is needed.
 static double plan_memory(const Options *o, const Model *teacher, const UNetConfig *student) {
-    Params net = part_of(teacher, "unet.");
+    Params net = params_part(&teacher->params, "unet.");
     double numbers = (double)params_count(&net) + (o->guidance ? 256.0 * student->block_out_channels[0] : 0);
     double models = weight_bytes(&teacher->params), one = numbers * sizeof(float);
     double lasting = models + one * (o->ema > 0 ? 5 : 4); // weights, gradients, two moments, average
@@ -370,7 +360,7 @@ static int distil(Options *o, bool json) {
     UNetConfig student_config = unet_config(unet_json);
     double planned = plan_memory(o, teacher, &student_config);
 
-    Params net = part_of(teacher, "unet.");
+    Params net = params_part(&teacher->params, "unet.");
     Pairs *pairs = model_pairs(teacher, o->data, o->cache);
 
     Params student_params = {0}, target_params = {0};

@@ -11,17 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Parameters of one network of a model, names behind `prefix`.
-static Params part_of(const Params *all, const char *prefix) {
-    Params part = {.list = all->list};
-    size_t n = strlen(prefix);
-    int from = 0;
-    while (from < all->count && strncmp(all->list[from].name, prefix, n)) from++;
-    part.list += from;
-    while (from + part.count < all->count && !strncmp(part.list[part.count].name, prefix, n)) part.count++;
-    return part;
-}
-
 static Type type_option(const char *text) {
     Type type = !strcmp(text, "f32") ? F32 : !strcmp(text, "bf16") ? BF16 : F16;
     if (type == F16 && strcmp(text, "f16"))
@@ -117,30 +106,9 @@ typedef struct {
     LcmConfig lcm;
 } Options;
 
-static float *encode_images(void *context, const Image *const *images, int n) {
-    Scope s = scope_begin();
-    float *moments = tensor_read(vae_encode(((const Model *)context)->vae, image_to_tensor(images, n)));
-    scope_end(s, NULL);
-    return moments;
-}
-
-static Pairs *open_pairs(Model *m, const Options *o) {
-    Params vae = part_of(&m->params, "vae.");
-    PairsModel how = {.tokenizer = m->tokenizer,
-                      .tokens = m->text_config.max_position_embeddings,
-                      .size = 8 * m->unet_config.sample_size,
-                      .side = m->unet_config.sample_size,
-                      .channels = m->vae_config.latent_channels,
-                      .scale = m->vae_config.scaling_factor,
-                      .encoder = params_key(&vae),
-                      .context = m,
-                      .encode = encode_images};
-    return pairs_open(o->data, o->cache, &how);
-}
-
 // Do two models agree in the networks named by `prefix`? As far as fp16 can tell, in which one of them may be stored.
 static bool same_network(const Model *a, const Model *b, const char *prefix) {
-    Params p = part_of(&a->params, prefix);
+    Params p = params_part(&a->params, prefix);
     for (int i = 0; i < p.count; i++) {
         const Tensor *t = p.list[i].tensor, *other = params_find(&b->params, p.list[i].name);
         if (!other || tensor_count(t) != tensor_count(other)) return false;
@@ -176,7 +144,7 @@ static int train(const Options *o, bool json) {
     Model *teacher = o->mode == MIMIC ? load_teacher(o, m) : NULL;
 
     // The adapters hang on the model itself, or on a second UNet over the same weights where the first is asked too.
-    Params student_params = {0}, net = part_of(&m->params, "unet.");
+    Params student_params = {0}, net = params_part(&m->params, "unet.");
     UNet *student = o->mode == FINETUNE ? NULL : lora_student(m, &student_params);
     Random start;
     random_seed(&start, o->seed);
@@ -189,7 +157,7 @@ static int train(const Options *o, bool json) {
     note("%d layers learn %zu numbers: %.3f %% of the UNet's %zu", lora->count, learnt,
          100 * (double)learnt / (double)params_count(&net), params_count(&net));
 
-    Pairs *pairs = open_pairs(m, o);
+    Pairs *pairs = model_pairs(m, o->data, o->cache);
     OptimiserConfig adamw = {.rate = (float)o->rate,
                              .beta1 = 0.9f,
                              .beta2 = 0.999f,
@@ -207,7 +175,7 @@ static int train(const Options *o, bool json) {
                .total = o->steps,
                .batch = o->batch,
                .checkpoint_every = o->checkpoint_every};
-    Params teacher_net = teacher ? part_of(&teacher->params, "unet.") : net;
+    Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
     run.config = format(
         "{\"stage\": \"lora\", \"mode\": \"%s\", \"base\": \"%016llx\", \"teacher\": \"%016llx\", \"data\": "
         "\"%016llx\", \"targets\": \"%s\", \"rank\": %d, \"alpha\": %g, \"batch\": %d, \"rate\": %g, "
@@ -521,7 +489,7 @@ static int command_merge(int argc, char **argv) {
         if (!changes[i]) continue;
         char *prefix = format("%s.", parts[i]),
              *path = format("%s/%s/%s.safetensors", out, parts[i], files[i]);
-        Params part = part_of(&m->params, prefix);
+        Params part = params_part(&m->params, prefix);
         params_save(&part, path, strlen(prefix), dtype < 0 ? part.list[0].tensor->type : (Type)dtype);
         free(prefix), free(path);
     }

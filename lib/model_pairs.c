@@ -2,8 +2,6 @@
 // no model, to sd.h.
 #include "../sd.h"
 
-#include <string.h>
-
 static float *encode(void *vae, const Image *const *images, int n) {
     Scope s = scope_begin();
     float *moments = tensor_read(vae_encode(vae, image_to_tensor(images, n)));
@@ -12,10 +10,7 @@ static float *encode(void *vae, const Image *const *images, int n) {
 }
 
 Pairs *model_pairs(const Model *m, const char *data, const char *cache) {
-    int from = 0, to; // the VAE's parameters stand together
-    while (from < m->params.count && strncmp(m->params.list[from].name, "vae.", 4)) from++;
-    for (to = from; to < m->params.count && !strncmp(m->params.list[to].name, "vae.", 4);) to++;
-    Params vae = {m->params.list + from, to - from};
+    Params vae = params_part(&m->params, "vae.");
     int side = m->unet_config.sample_size;
     PairsModel how = {.tokenizer = m->tokenizer,
                       .tokens = m->text_config.max_position_embeddings,

@@ -105,6 +105,8 @@ Tensor *param_tensor(Params *p, int dims, const int *shape, const char *name, ..
 Layer *params_layer(const Params *p, const char *name); // the layer declared under that name, or NULL
 Tensor *params_find(const Params *p, const char *name); // NULL where absent
 size_t params_count(const Params *p);                   // numbers in all
+// Those whose names begin with prefix ("unet."); they stand together, and the list stays all's.
+Params params_part(const Params *all, const char *prefix);
 // Memory for a parameter (not filled), and for its gradient, which makes it trainable.
 void param_allocate(Tensor *t, Type type);
 void param_trainable(Tensor *t);

@@ -84,6 +84,14 @@ size_t params_count(const Params *p) {
     return n;
 }
 
+Params params_part(const Params *all, const char *prefix) {
+    size_t n = strlen(prefix);
+    int from = 0, to;
+    while (from < all->count && strncmp(all->list[from].name, prefix, n)) from++;
+    for (to = from; to < all->count && !strncmp(all->list[to].name, prefix, n);) to++;
+    return (Params){all->list + from, to - from};
+}
+
 void param_allocate(Tensor *t, Type type) {
     t->type = type;
     t->data = k_alloc(tensor_count(t) * (type == F32 ? 4 : 2));
