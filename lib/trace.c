@@ -437,7 +437,8 @@ static bool belongs_to(const char *parameter, const char *block) {
     return !strcmp(block, "text_encoder.text_model.encoder.layers.0") && strstr(parameter, "embeddings.");
 }
 
-static void try_configurations(Explanation *e, const Model *m, const Inputs *in, bool of_text) {
+static void try_configurations(Explanation *e, const Model *m, const Inputs *in, const char *module,
+                               bool of_text) {
     static const float epsilons[] = {1e-6f, 1e-5f, 1e-12f, 1e-3f, 1e-4f, 1e-8f, 1e-2f};
     TextConfig t = m->text_config;
     UNetConfig u = m->unet_config;
@@ -471,20 +472,21 @@ static void try_configurations(Explanation *e, const Model *m, const Inputs *in,
                  format("freq_shift %g: so we agree", (double)u.freq_shift));
         u.freq_shift = m->unet_config.freq_shift;
     }
-    for (int heads = 1; heads <= 64 && seconds() < e->deadline; heads *= 2) {
-        bool fits = t.hidden_size % heads == 0;
-        for (int i = 0; !of_text && i < u.levels; i++)
-            u.heads[i] = heads, fits = fits && u.block_out_channels[i] % heads == 0;
-        if (of_text) t.num_attention_heads = heads;
-        if (fits) consider(e, difference_with_configs(m, in, t, u), format("%d heads: so we agree", heads));
-    }
-    // "attention_head_dim" taken for what it says: the size of a head.
-    for (int i = 0; !of_text && i < u.levels; i++)
-        u.heads[i] = u.block_out_channels[i] / m->unet_config.heads[i];
-    if (!of_text)
+    // Heads: of the block's own level, since whatever comes before it agrees.
+    int level = 0;
+    if (!strncmp(module, "unet.mid_block", 14)) level = u.levels - 1;
+    if (sscanf(module, "unet.up_blocks.%d", &level) == 1) level = u.levels - 1 - level;
+    sscanf(module, "unet.down_blocks.%d", &level);
+    if (level < 0 || level >= u.levels) return;
+    int channels = of_text ? t.hidden_size : u.block_out_channels[level],
+        now = of_text ? t.num_attention_heads : u.heads[level];
+    for (int heads = 1; heads <= channels / 2 && seconds() < e->deadline; heads++) {
+        if (channels % heads || heads == now) continue;
+        t.num_attention_heads = of_text ? heads : t.num_attention_heads;
+        u.heads[level] = of_text ? u.heads[level] : heads;
         consider(e, difference_with_configs(m, in, t, u),
-                 format("heads of %d channels instead of %d heads: so we agree", m->unet_config.heads[0],
-                        m->unet_config.heads[0]));
+                 format("%d heads instead of %d: so we agree", heads, now));
+    }
 }
 
 // What may be wrong in the first block that differs: a new string, or NULL.
@@ -501,7 +503,7 @@ static char *explain(const Model *m, const Inputs *in, const char *block, const 
     bool of_text = !strncmp(module, "text", 4);
     for (int i = 0; i < m->params.count && seconds() < e.deadline; i++)
         if (belongs_to(m->params.list[i].name, module)) try_parameter(&e, m, in, &m->params.list[i]);
-    if (strncmp(module, "vae", 3)) try_configurations(&e, m, in, of_text);
+    if (strncmp(module, "vae", 3)) try_configurations(&e, m, in, module, of_text);
     if (e.why) return e.why;
     const char *usual = usual_mistake(theirs, ours->data, ours);
     return usual ? xstrdup(usual) : NULL;
