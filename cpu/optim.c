@@ -52,7 +52,7 @@ void LOCAL(adamw)(float *w, float *m, float *v, float *g, const OptimiserState *
     }
     float unbias1 = (float)(1 / (1 - pow((double)c.beta1, (double)s->step)));
     float unbias2 = (float)(1 / (1 - pow((double)c.beta2, (double)s->step)));
-    float keep = (float)(1 - (double)s->rate * (double)c.weight_decay), rate = s->rate * unbias1;
+    float decay = s->rate * c.weight_decay, rate = s->rate * unbias1;
     float rest1 = (float)(1 - (double)c.beta1), rest2 = (float)(1 - (double)c.beta2), clip = s->clip;
     PARALLEL_FOR(count > WORTH_A_THREAD)
     for (size_t piece = 0; piece < count; piece += 8192)
@@ -60,7 +60,8 @@ void LOCAL(adamw)(float *w, float *m, float *v, float *g, const OptimiserState *
             float gi = clip * g[i];
             m[i] = c.beta1 * m[i] + rest1 * gi;
             v[i] = c.beta2 * v[i] + rest2 * (gi * gi);
-            w[i] = keep * w[i] - rate * m[i] / (sqrtf(v[i] * unbias2) + c.eps);
+            // One rounding a step: a factor (1 - rate decay) rounded to fp32 would err to the same side each time.
+            w[i] -= decay * w[i] + rate * m[i] / (sqrtf(v[i] * unbias2) + c.eps);
             g[i] = 0;
         }
 }
@@ -71,5 +72,5 @@ void LOCAL(ema)(float *e, const float *w, const OptimiserState *s, float decay, 
     PARALLEL_FOR(count > WORTH_A_THREAD)
     for (size_t piece = 0; piece < count; piece += 8192)
         for (size_t i = piece; i < (piece + 8192 < count ? piece + 8192 : count); i++)
-            e[i] = decay * e[i] + rest * w[i];
+            e[i] += rest * (w[i] - e[i]); // weights that sum to 1 exactly
 }

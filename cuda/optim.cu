@@ -63,7 +63,7 @@ static __global__ void adamw(float *w, float *m, float *v, float *g, const Optim
             float mi = c.beta1 * m[i] + (1 - c.beta1) * gi, vi = c.beta2 * v[i] + (1 - c.beta2) * gi * gi;
             m[i] = mi;
             v[i] = vi;
-            w[i] = (1 - s->rate * c.weight_decay) * w[i] - s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
+            w[i] -= s->rate * c.weight_decay * w[i] + s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
         }
         g[i] = 0;
     }
@@ -77,7 +77,7 @@ void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, Op
 // e = decay e + (1 - decay) w
 static __global__ void ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (s && is_bad(s)) return;
-    EACH(i, count) e[i] = decay * e[i] + (1 - decay) * w[i];
+    EACH(i, count) e[i] += (1 - decay) * (w[i] - e[i]);
 }
 void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (!count) return;

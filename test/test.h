@@ -43,6 +43,10 @@ static inline int check_close(const char *what, const float *got, const float *w
     return ok;
 }
 
+// A build for the sanitizers (make asan) rounds otherwise than the one that people use: another choice of fused
+// multiply-adds. Bars near the limit of fp32 are for the latter.
+static inline int other_rounding(void) { return getenv("QUICK") != NULL; }
+
 static inline int test_report(void) {
     printf("%d passed, %d failed, %d skipped\n", tests_passed, tests_failed, tests_skipped);
     return tests_failed ? 1 : 0;
