@@ -1397,6 +1397,7 @@ void scenes_write(const char *dir, long n, uint64_t seed, World world, Split spl
     Progress bar;
     progress_begin(&bar, "scenes", n);
     long done = 0;
+    output_lazily(true);
 #pragma omp parallel for schedule(dynamic, 16)
     for (long i = 0; i < n; i++) {
         unsigned char rgb[N * N * 3];
@@ -1408,6 +1409,7 @@ void scenes_write(const char *dir, long n, uint64_t seed, World world, Split spl
 #pragma omp critical
         progress_step(&bar, ++done, NULL);
     }
+    output_lazily(false);
     progress_end(&bar);
     free(images);
     write_lists(dir, n, seed, world, split); // last, so that a folder with lists is a whole one
