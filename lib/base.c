@@ -1,5 +1,5 @@
 // base.c: errors, memory, time, progress and files that appear whole. See base.h.
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700 // POSIX 2008 and sync()
 #include "base.h"
 
 #include <errno.h>
@@ -254,11 +254,16 @@ Output *output_open(const char *path) {
         free(o->temporary), free(o->path), free(o);
         die("cannot write %s: %s", path, strerror(error));
     }
-    o->next = unfinished, unfinished = o;
+#pragma omp critical(unfinished_files) // pictures are written by several threads
+    {
+        o->next = unfinished;
+        unfinished = o;
+    }
     return o;
 }
 
 static void output_forget(Output *o) {
+#pragma omp critical(unfinished_files)
     for (Output **p = &unfinished; *p; p = &(*p)->next)
         if (*p == o) {
             *p = o->next;
@@ -285,8 +290,15 @@ void output_printf(Output *o, const char *fmt, ...) {
     va_end(args);
 }
 
+static bool lazy;
+
+void output_lazily(bool on) {
+    if (lazy && !on) sync();
+    lazy = on;
+}
+
 void output_commit(Output *o) {
-    if (fflush(o->file) || (!o->direct && fsync(fileno(o->file))))
+    if (fflush(o->file) || (!o->direct && !lazy && fsync(fileno(o->file))))
         die("cannot write %s: %s", o->path, strerror(errno));
     int closed = fclose(o->file);
     if (closed || (!o->direct && rename(o->temporary, o->path)))

@@ -80,6 +80,9 @@ void output_write(Output *o, const void *data, size_t bytes);
 void output_printf(Output *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void output_commit(Output *o); // flush to disk, close, rename
 void output_discard(Output *o);
+// While on, output_commit leaves it to the system when a file reaches the disk: for thousands of small files, each
+// of which would wait some 20 ms. Turning it off flushes them all at once. Not while other threads write.
+void output_lazily(bool on);
 
 char *read_file(const char *path, size_t *bytes); // whole file, with a NUL behind it; dies if it cannot
 bool file_exists(const char *path);
