@@ -242,7 +242,7 @@ def hard_fixture(name, part, arch, size, **shape):
     save(name, tensors, torch=torch.__version__)
 
 
-def tokens(merges="/work/shared/data/clip/bpe_simple_vocab_16e6.txt.gz"):
+def tokens(merges=peers.HERE.parent.parent / "shared/data/clip/bpe_simple_vocab_16e6.txt.gz"):
     t = peers.clip_tokenizer(merges)
     caption = "A child in a pink dress is climbing up a set of stairs in an entry way ."
     for text, ids in (("", EMPTY), (caption, CAPTION)):
