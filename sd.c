@@ -146,7 +146,8 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
             eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
         if (times) k_sync();
         step_s[i] = seconds() - begun;
-        Tensor *noise = scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
+        Tensor *noise =
+            scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
         scheduler_step(&s, z, eps, noise);
         scope_end(step, NULL);
         if (o.progress) progress_step(&bar, i + 1, NULL);
@@ -442,10 +443,12 @@ UNet *unet_new(UNetConfig c, Params *p) {
 // rounded where diffusers' guidance_scale_embedding rounds, which is not where its timestep embedding does.
 Tensor *guidance_embedding(const float *guidance, int n, int dim) {
     int half = dim / 2;
-    float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)), ratio = 9.2103404f / (float)(half - 1); // ln 10000
+    float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)),
+          ratio = 9.2103404f / (float)(half - 1); // ln 10000
     for (int r = 0; r < n; r++)
         for (int i = 0; i < half; i++) {
-            float exponent = (float)i * -ratio, frequency = (float)exp((double)exponent), w = guidance ? guidance[r] : 0;
+            float exponent = (float)i * -ratio, frequency = (float)exp((double)exponent),
+                  w = guidance ? guidance[r] : 0;
             float scaled = w * 1000, angle = scaled * frequency;
             x[r * dim + i] = (float)sin((double)angle);
             x[r * dim + half + i] = (float)cos((double)angle);
@@ -676,8 +679,10 @@ static float *alphas_cumprod(SchedulerConfig c) {
     float first = (float)(c.scaled_linear ? sqrt(c.beta_start) : c.beta_start);
     float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
-    for (int i = 0; i < n; i++) { // torch.linspace counts from both ends towards the middle, with fused products
-        float beta = (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
+    for (int i = 0; i < n;
+         i++) { // torch.linspace counts from both ends towards the middle, with fused products
+        float beta =
+            (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
         if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
         float kept = 1 - beta;
         a[i] = (float)(product *= (double)kept);
@@ -924,7 +929,8 @@ UNetConfig unet_config(const Json *j) {
     c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
     c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
     c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
-    c.transformer_norm_eps = 1e-6f; // of attentions.*.norm: not that of the ResNets, and nowhere in config.json
+    c.transformer_norm_eps =
+        1e-6f; // of attentions.*.norm: not that of the ResNets, and nowhere in config.json
     refuse_unless(j, "addition_embed_type", NULL); // SDXL
     refuse_unless(j, "class_embed_type", NULL);
     refuse_unless(j, "encoder_hid_dim_type", NULL);

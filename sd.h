@@ -7,9 +7,9 @@
 #ifndef SD_H
 #define SD_H
 
-#include "lib/base.h" // die, progress
-#include "lib/io.h"   // Json, Store, Tokenizer, Image
-#include "lib/nn.h"   // Tensor, Layer, Params, Random
+#include "lib/base.h"  // die, progress
+#include "lib/io.h"    // Json, Store, Tokenizer, Image
+#include "lib/nn.h"    // Tensor, Layer, Params, Random
 #include "lib/pairs.h" // Pairs: a data set as latents and tokens
 #include "lib/train.h" // Run: resume, log, checkpoint
 
@@ -170,8 +170,8 @@ typedef struct {
     Tensor *z;              // (n, h, w, c) latents of pictures
     Tensor *noise;          // the same shape, normal
     Tensor *text, *no_text; // (n, tokens, d) states of their captions; of no caption
-    const int *index;       // (n) host, 0 to N - 1: the student stands at t_{index + 1}, the target one before
-    const float *w;         // (n) host, the guidance scale
+    const int *index; // (n) host, 0 to N - 1: the student stands at t_{index + 1}, the target one before
+    const float *w;   // (n) host, the guidance scale
 } LcmBatch;
 
 // Starts from what the model's scheduler_config.json says of the noise.
@@ -195,8 +195,8 @@ UNet *lcm_target(UNetConfig c, const Optimiser *o, Params *params);
 void lcm_target_free(UNet *target, Params *params);
 
 // The training loop. look (may be NULL) is called after every step.
-void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pairs, void (*look)(void *, long step),
-                 void *context);
+void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pairs,
+                 void (*look)(void *, long step), void *context);
 
 // ---- Phase 3: lora.c ---------------------------------------------------------------------------------------
 
@@ -207,7 +207,8 @@ typedef struct {
     float alpha;     // the adapter's scale is strength * alpha / rank
 } LoraPart;
 typedef struct {
-    Params params; // of all parts: "unet.conv_in.lora_A.weight" (down), "unet.conv_in.lora_B.weight" (up), ...
+    Params
+        params; // of all parts: "unet.conv_in.lora_A.weight" (down), "unet.conv_in.lora_B.weight" (up), ...
     LoraPart *parts;
     int count;
     char *mode; // how it was trained: "finetune", "mimic", "consistency"; NULL: not known
@@ -215,7 +216,7 @@ typedef struct {
 // Layers by name: `targets` lists groups and parts of layer names, see lora.c. down random, up zero, as PEFT begins.
 Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, Random *r);
 LoraPart *lora_add(Lora *l, Layer *layer, int rank, float alpha); // not filled; before lora_hang()
-Layer **lora_layers(const Params *model, int *count);             // those that can carry one, in the model's order
+Layer **lora_layers(const Params *model, int *count); // those that can carry one, in the model's order
 // Unmerged: from lora_hang() to lora_take_off() the layers compute y += strength * alpha / rank * up(down(x)).
 void lora_hang(Lora *l, float strength);
 void lora_take_off(Lora *l);
@@ -230,8 +231,8 @@ void lora_save(const Lora *l, const char *path, LoraFormat f, Type type);
 bool lora_describe(const char *path); // to stdout; false if it is none
 
 // Fine-tuning: the loss of a batch whose latents z stand at timesteps t (n, host). min_snr 0: all weigh the same.
-Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text, const int *t,
-                           float min_snr);
+Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text,
+                           const int *t, float min_snr);
 typedef struct {
     float dropout; // share of pictures that come without their caption
     float min_snr; // 5 in the paper; 0: off
@@ -247,7 +248,8 @@ typedef struct {
 Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float temperature);
 // l->teacher is a full LCM, l->student the base with adapters. Both losses are without their weights.
 void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **mse, Tensor **kl);
-void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, const Pairs *pairs, MimicConfig c);
+void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, const Pairs *pairs,
+                MimicConfig c);
 // The model's UNet once more, over the same weights, to hang adapters on: the model's own stays without. Goes by
 // lcm_target_free().
 UNet *lora_student(const Model *model, Params *params);

@@ -52,10 +52,10 @@ typedef struct Store Store;
 Store *store_open(const char *path);
 void store_close(Store *s);
 size_t store_count(const Store *s);
-const Stored *store_at(const Store *s, size_t i); // in file order
-const Stored *store_find(const Store *s, const char *name);         // NULL where absent
-const char *store_metadata(const Store *s, const char *key);        // "__metadata__" entry or NULL
-void store_read_f32(const Stored *t, float *out);                   // all elements, converted to fp32
+const Stored *store_at(const Store *s, size_t i);            // in file order
+const Stored *store_find(const Store *s, const char *name);  // NULL where absent
+const char *store_metadata(const Store *s, const char *key); // "__metadata__" entry or NULL
+void store_read_f32(const Stored *t, float *out);            // all elements, converted to fp32
 float *store_floats(const Stored *t, const char *path); // the same in a new array; a NaN or an infinity dies
 void store_done_with(const Stored *t); // its pages may leave memory (they come back when touched)
 
@@ -65,7 +65,7 @@ typedef struct StoreWriter StoreWriter;
 StoreWriter *store_create(const char *path);
 void store_metadata_add(StoreWriter *w, const char *key, const char *value);
 void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const int64_t *shape);
-void store_data(StoreWriter *w, const void *data, size_t bytes); // may come in pieces
+void store_data(StoreWriter *w, const void *data, size_t bytes);      // may come in pieces
 void store_data_f32(StoreWriter *w, const float *data, size_t count); // converted to the type declared
 void store_commit(StoreWriter *w);
 
@@ -89,7 +89,8 @@ void params_to_f32(const Params *p); // for training
 // Writes them as `type`, without the first `strip` characters of their names.
 void params_save(const Params *p, const char *path, size_t strip, Type type);
 // The same with one more entry in the file's metadata.
-void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key, const char *value);
+void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key,
+                      const char *value);
 // One parameter as a new host array in file order (out, in, kh, kw).
 float *param_read(const Tensor *t);
 void param_write(Tensor *t, const float *file_order);
@@ -163,7 +164,12 @@ char **list_images(const char *dir, size_t *count); // *.png *.jpg *.jpeg, sorte
 // The array `key` of a .npz as float64 in row-major order (any float or integer type, C or Fortran order,
 // stored or deflated, zip64); shape and ndim (at most 4) are filled in.
 double *npz_read(const char *path, const char *key, int64_t shape[4], int *ndim);
-typedef struct { const char *key; const double *data; int ndim; int64_t shape[4]; } NpzArray;
+typedef struct {
+    const char *key;
+    const double *data;
+    int ndim;
+    int64_t shape[4];
+} NpzArray;
 void npz_write(const char *path, const NpzArray *arrays, int count); // stored, float64
 // Inflates a zlib/gzip/raw deflate stream; NULL where it is damaged. The caller frees the result.
 unsigned char *inflate_gzip(const unsigned char *data, size_t bytes, size_t *out_bytes);

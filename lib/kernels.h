@@ -26,7 +26,19 @@
 extern "C" {
 #endif
 
-typedef enum { F32, F16, BF16, F64, I8, U8, I16, U16, I32, I64, BOOL8 } Type; // the kernels know the first three
+typedef enum {
+    F32,
+    F16,
+    BF16,
+    F64,
+    I8,
+    U8,
+    I16,
+    U16,
+    I32,
+    I64,
+    BOOL8
+} Type; // the kernels know the first three
 
 typedef struct {
     void *at; // NULL: absent (an optional operand)
@@ -35,11 +47,12 @@ typedef struct {
 
 // ---- the machine and its memory --------------------------------------------------------------------------
 
-void k_init(int threads);    // once, first; 0: as many as there are cores
-const char *k_name(void);    // "cpu avx512, 2 threads"
-Type k_storage(void);        // the type of activations
+void k_init(int threads); // once, first; 0: as many as there are cores
+const char *k_name(void); // "cpu avx512, 2 threads"
+Type k_storage(void);     // the type of activations
 
-void *k_alloc(size_t bytes); // lasting memory (weights, optimiser state); dies with the figure where there is none
+void *
+k_alloc(size_t bytes); // lasting memory (weights, optimiser state); dies with the figure where there is none
 void k_free(void *at);
 // Passing memory (activations) is a stack: what was taken after a mark goes back at k_release(mark).
 void *k_temp(size_t bytes);
@@ -53,7 +66,8 @@ void k_upload(void *to, const void *host, size_t bytes);
 void k_download(void *host, const void *from, size_t bytes); // waits for the calls before it
 void k_sync(void);                                           // waits for the calls before it
 void k_fill(Mem y, float value, size_t count);
-void k_copy(Mem y, Mem x, size_t count); // converts; where types are equal, y may overlap x from below (y <= x)
+void k_copy(Mem y, Mem x,
+            size_t count); // converts; where types are equal, y may overlap x from below (y <= x)
 
 // ---- products --------------------------------------------------------------------------------------------
 
@@ -93,7 +107,8 @@ typedef struct {
     bool causal;
 } Attention;
 void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p);
-void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse, Attention p);
+void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
+                          Attention p);
 
 // ---- norms -----------------------------------------------------------------------------------------------
 
@@ -134,7 +149,7 @@ void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
 // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y where add). b, z may be absent.
 void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
 void k_clamp(Mem y, Mem x, float low, float high, size_t count); // y may be x
-void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add); // y = a b (+ y)
+void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add);    // y = a b (+ y)
 // y (groups, rows, cols) = x + v (groups, cols) on every row: the time embedding joins a picture. y may be x.
 void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols);
 
@@ -165,10 +180,11 @@ typedef enum {
     LOSS_L1,    // |d|
     LOSS_HUBER, // sqrt(d^2 + c^2) - c, the pseudo-Huber of the LCM paper
 } Loss;
-void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
+void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
+            float c);
 // dprediction += *dloss * its derivative.
-void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight, int rows,
-                     int cols, Loss f, float c);
+void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
+                     int rows, int cols, Loss f, float c);
 void k_log_softmax(Mem y, Mem x, int rows, int cols);
 void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols); // dx += dy - exp(y) sum(dy)
 // *loss = - mean over rows of x[r, ids[r]]; rows with a negative id are left out of the sum, not of the count.
@@ -184,17 +200,19 @@ typedef struct {
     float norm;       // of the gradients of the last step begun
     float clip;       // factor on the gradients: min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_
     float rate;       // learning rate of this step
-    float bad;        // becomes the step's number when its gradient norm is NaN or infinite; then nothing is updated
+    float bad; // becomes the step's number when its gradient norm is NaN or infinite; then nothing is updated
 } OptimiserState;
 typedef struct {
     float rate, beta1, beta2, eps, weight_decay, max_norm; // max_norm 0: no clipping
-    float warmup, total; // rate rises linearly over `warmup` steps, then falls as a cosine to rate * floor at `total`
-    float floor;         // total 0: stays constant. Steps count from 1: rate * step / warmup, whole at step `warmup`
+    float warmup,
+        total;   // rate rises linearly over `warmup` steps, then falls as a cosine to rate * floor at `total`
+    float floor; // total 0: stays constant. Steps count from 1: rate * step / warmup, whole at step `warmup`
 } OptimiserConfig;
 void k_sum_square(OptimiserState *s, const float *g, size_t count); // s->sum_square += sum g^2
 void k_optimiser_begin(OptimiserState *s, OptimiserConfig c);       // step, norm, clip, rate
 // One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one parameter tensor; clears g.
-void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count);
+void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
+             size_t count);
 // e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
 void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
 

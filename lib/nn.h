@@ -128,8 +128,8 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps);
 Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads,
                   bool causal); // (n, t, heads d), scale 1 / sqrt(d)
 Tensor *activation(Tensor *x, Activation f);
-Tensor *activation_in_place(Tensor *x, Activation f);          // overwrites x, unless the tape records
-Tensor *geglu(Tensor *x); // (..., 2 c) -> (..., c)
+Tensor *activation_in_place(Tensor *x, Activation f); // overwrites x, unless the tape records
+Tensor *geglu(Tensor *x);                             // (..., 2 c) -> (..., c)
 Tensor *add(Tensor *a, Tensor *b);
 Tensor *clamp(Tensor *x, float range);                   // to [-range, range]; no gradient
 Tensor *combine(float a, Tensor *x, float b, Tensor *z); // a x + b z; z may be NULL
@@ -166,8 +166,9 @@ typedef struct {
     float **m, **v;   // their moments
     float **ema;      // their moving average, or NULL
     float ema_decay;
-    long steps;      // so far
-    bool ema_warmup; // a short memory at first: after n steps at most (1 + n) / (10 + n), so that the start is forgotten
+    long steps; // so far
+    bool
+        ema_warmup; // a short memory at first: after n steps at most (1 + n) / (10 + n), so that the start is forgotten
     char **names;
 } Optimiser;
 // Over every trainable parameter of the models given.

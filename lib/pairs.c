@@ -186,9 +186,9 @@ static bool too_long(const Image *image, int size, const char **reason) {
 
 // ---- opening ------------------------------------------------------------------------------------------------
 
-// Encodes the pictures in `todo` (indices of samples) and appends them to the cache.
+// Encodes the pictures in `missing` (indices of samples) and appends them to the cache.
 static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64_t *pictures, bool *lost,
-                   const size_t *todo, size_t count, Losses *losses) {
+                   const size_t *missing, size_t count, Losses *losses) {
     size_t pixels = (size_t)m->size * (size_t)m->size, most = BATCH_PIXELS / pixels;
     if (most < 1) most = 1;
     Image **images = xcalloc(most, sizeof *images);
@@ -201,7 +201,7 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
         size_t n = count - at < most ? count - at : most;
 #pragma omp parallel for schedule(dynamic)
         for (size_t i = 0; i < n; i++) {
-            const Sample *s = &d->samples[todo[at + i]];
+            const Sample *s = &d->samples[missing[at + i]];
             Image *whole = image_try_load(s->path, &reasons[i]);
             images[i] = whole && !too_long(whole, m->size, &reasons[i])
                             ? image_center_square(whole, m->size, RESIZE_BILINEAR)
@@ -211,7 +211,7 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
         size_t good = 0;
         size_t *of = xmalloc(n * sizeof *of);
         for (size_t i = 0; i < n; i++) {
-            size_t sample = todo[at + i];
+            size_t sample = missing[at + i];
             if (!images[i]) {
                 lost[sample] = true;
                 lose(losses, d->samples[sample].path, reasons[i]);
@@ -284,11 +284,11 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     // 2. What the cache lacks is encoded.
     Cache c = cache_open(cache, m);
     const char *mapping = cache_map(&c, &p->mapped);
-    size_t *todo = xmalloc(count * sizeof *todo), todo_count = 0;
+    size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0;
     for (size_t i = 0; i < count; i++)
-        if (!lost[i] && !cache_find(&c, pictures[i])) todo[todo_count++] = i;
-    if (todo_count) {
-        encode(&c, m, d, pictures, lost, todo, todo_count, &losses);
+        if (!lost[i] && !cache_find(&c, pictures[i])) missing[missing_count++] = i;
+    if (missing_count) {
+        encode(&c, m, d, pictures, lost, missing, missing_count, &losses);
         munmap((void *)mapping, p->mapped);
         mapping = cache_map(&c, &p->mapped);
     }
@@ -315,10 +315,10 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
         note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens,
              first_cut);
     note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
-         todo_count - (losses.bad < todo_count ? losses.bad : todo_count), losses.bad);
+         missing_count - (losses.bad < missing_count ? losses.bad : missing_count), losses.bad);
     flock(c.file, LOCK_UN); // by name: a mapping keeps the file, and with it the lock, beyond close()
     close(c.file);
-    free(c.path), free(c.places), free(pictures), free(lost), free(todo);
+    free(c.path), free(c.places), free(pictures), free(lost), free(missing);
     return p;
 }
 

@@ -391,7 +391,8 @@ float *store_floats(const Stored *t, const char *path) {
     float *x = xmalloc(t->count * sizeof *x);
     store_read_f32(t, x);
     for (size_t i = 0; i < t->count; i++)
-        if (!(x[i] - x[i] == 0)) die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
+        if (!(x[i] - x[i] == 0))
+            die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
     return x;
 }
 

@@ -16,8 +16,8 @@ static char *in_dir(const Run *r, const char *name) { return format("%s/%s", r->
 // but so the file can be read by eye.
 static char *random_text(const Random *r) {
     char *text = xmalloc(624 * 9 + 200), *at = text;
-    at += sprintf(at, "%d %d %a %d %llu %llu", r->next, r->has_spare, r->spare, r->philox, (unsigned long long)r->seed,
-                  (unsigned long long)r->offset);
+    at += sprintf(at, "%d %d %a %d %llu %llu", r->next, r->has_spare, r->spare, r->philox,
+                  (unsigned long long)r->seed, (unsigned long long)r->offset);
     for (int i = 0; i < 624; i++) at += sprintf(at, " %x", r->state[i]);
     return text;
 }
@@ -25,7 +25,8 @@ static char *random_text(const Random *r) {
 static bool random_parse(Random *r, const char *text) {
     int spare, philox, read;
     unsigned long long seed, offset;
-    if (sscanf(text, "%d %d %la %d %llu %llu%n", &r->next, &spare, &r->spare, &philox, &seed, &offset, &read) != 6)
+    if (sscanf(text, "%d %d %la %d %llu %llu%n", &r->next, &spare, &r->spare, &philox, &seed, &offset,
+               &read) != 6)
         return false;
     r->has_spare = spare, r->philox = philox, r->seed = seed, r->offset = offset;
     for (int i = 0; i < 624; i++) {
@@ -83,11 +84,13 @@ void run_checkpoint(Run *r) {
     r->saved_at = seconds();
 }
 
-static void read_one(const Store *s, const char *path, const char *prefix, const char *name, void *to, size_t count) {
+static void read_one(const Store *s, const char *path, const char *prefix, const char *name, void *to,
+                     size_t count) {
     char *full = format("%s.%s", prefix, name);
     const Stored *t = store_find(s, full);
     if (!t) die("%s: tensor %s is missing", path, full);
-    if (t->type != F32 || t->count != count) die("%s: tensor %s holds %zu numbers, %zu are expected", path, full, t->count, count);
+    if (t->type != F32 || t->count != count)
+        die("%s: tensor %s holds %zu numbers, %zu are expected", path, full, t->count, count);
     k_upload(to, t->data, count * sizeof(float));
     k_sync();
     free(full);
@@ -96,11 +99,15 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
 static void resume(Run *r, const char *path) {
     Optimiser *o = r->optimiser;
     Store *s = store_open(path);
-    const char *config = store_metadata(s, "config"), *step = store_metadata(s, "step"), *random = store_metadata(s, "random");
+    const char *config = store_metadata(s, "config"), *step = store_metadata(s, "step"),
+               *random = store_metadata(s, "random");
     const char *spent = store_metadata(s, "seconds"), *loss = store_metadata(s, "loss");
-    if (!config || !step || !random || !random_parse(&r->random, random)) die("%s is no checkpoint of a training run", path);
+    if (!config || !step || !random || !random_parse(&r->random, random))
+        die("%s is no checkpoint of a training run", path);
     if (strcmp(config, r->config))
-        die("%s belongs to another run: it was made with %s, now %s is asked for; take another folder or --fresh", path, config, r->config);
+        die("%s belongs to another run: it was made with %s, now %s is asked for; take another folder or "
+            "--fresh",
+            path, config, r->config);
     r->step = o->steps = strtol(step, NULL, 10);
     r->earlier = spent ? strtod(spent, NULL) : 0;
     r->loss = loss ? strtof(loss, NULL) : 0;
@@ -168,11 +175,15 @@ void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_n
     r->step++;
     if (!isfinite(value) || !isfinite(s.norm)) {
         fclose(r->log);
-        die("step %ld: the %s is not finite (loss %g, gradient norm %g); batch: %s; the last good checkpoint is in %s", r->step,
-            isfinite(value) ? "gradient" : "loss", (double)value, (double)s.norm, batch_name ? batch_name : "?", r->dir);
+        die("step %ld: the %s is not finite (loss %g, gradient norm %g); batch: %s; the last good checkpoint "
+            "is in %s",
+            r->step, isfinite(value) ? "gradient" : "loss", (double)value, (double)s.norm,
+            batch_name ? batch_name : "?", r->dir);
     }
     double used = run_seconds(r);
-    fprintf(r->log, "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, \"seconds\": %.1f}\n",
+    fprintf(r->log,
+            "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, "
+            "\"seconds\": %.1f}\n",
             r->step, (double)value, parts ? parts : "", (double)s.norm, (double)s.rate,
             (double)r->batch * (double)r->step / used, used);
     if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
@@ -187,6 +198,7 @@ bool run_end(Run *r) {
     progress_end(&r->bar);
     run_checkpoint(r);
     fclose(r->log);
-    if (r->step < r->total) note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);
+    if (r->step < r->total)
+        note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);
     return r->step >= r->total;
 }

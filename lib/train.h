@@ -17,13 +17,13 @@
 #include "io.h"
 
 typedef struct {
-    char *dir;            // checkpoint.safetensors, log.jsonl, config.json
-    const char *what;     // for the progress bar
-    char *config;         // one JSON object: what was asked for; a checkpoint of another configuration is refused
+    char *dir;        // checkpoint.safetensors, log.jsonl, config.json
+    const char *what; // for the progress bar
+    char *config;     // one JSON object: what was asked for; a checkpoint of another configuration is refused
     Optimiser *optimiser;
-    Random random;        // everything that the run draws comes from here
-    long step, total;     // steps done; steps to do
-    int batch;            // samples a step, for the log
+    Random random;           // everything that the run draws comes from here
+    long step, total;        // steps done; steps to do
+    int batch;               // samples a step, for the log
     double checkpoint_every; // seconds
     // of its own:
     double started, earlier, saved_at; // this session's begin; seconds of earlier ones; last checkpoint
@@ -43,6 +43,6 @@ void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_n
 void run_checkpoint(Run *r);
 // The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.
 bool run_end(Run *r);
-double run_seconds(const Run *r);  // of training so far, earlier sessions included
+double run_seconds(const Run *r); // of training so far, earlier sessions included
 
 #endif

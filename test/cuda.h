@@ -41,8 +41,8 @@ static inline void check_words(const std::string &what, const Words &got, const 
             wrong++;
         }
     if (wrong)
-        printf("%s: %zu of %zu words differ, first [%zu]: got %08x, want %08x\n", what.c_str(), wrong, want.size(), first,
-               first < got.size() ? got[first] : 0, want[first]);
+        printf("%s: %zu of %zu words differ, first [%zu]: got %08x, want %08x\n", what.c_str(), wrong,
+               want.size(), first, first < got.size() ? got[first] : 0, want[first]);
     check(!wrong, what.c_str());
 }
 

@@ -40,14 +40,16 @@ int main(void) {
     for (const char *at = doc; *at; at++) {
         size_t n = tag_length(at);
         if (!n || at < doc + 2 || strncmp(at - 2, "- ", 2)) continue;
-        char *what = format("stop %.*s of doc/READING.md stands in the code once, not %d times", (int)n, at, occurrences(code, at, n));
+        char *what = format("stop %.*s of doc/READING.md stands in the code once, not %d times", (int)n, at,
+                            occurrences(code, at, n));
         check(occurrences(code, at, n) == 1, what);
         free(what);
     }
     for (const char *at = strstr(code, "// ["); at; at = strstr(at + 1, "// [")) {
         size_t n = tag_length(at + 3);
         if (!n) continue;
-        char *stop = format("- %.*s ", (int)n, at + 3), *what = format("tag %.*s of the code is a stop of doc/READING.md", (int)n, at + 3);
+        char *stop = format("- %.*s ", (int)n, at + 3),
+             *what = format("tag %.*s of the code is a stop of doc/READING.md", (int)n, at + 3);
         check(strstr(doc, stop) != NULL, what);
         free(stop), free(what);
     }

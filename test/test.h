@@ -12,8 +12,12 @@ static int tests_passed, tests_failed, tests_skipped;
 
 // One thing a user relies on, in words.
 static inline void check(int ok, const char *what) {
-    if (ok) tests_passed++;
-    else { tests_failed++; printf("FAILED  %s\n", what); }
+    if (ok)
+        tests_passed++;
+    else {
+        tests_failed++;
+        printf("FAILED  %s\n", what);
+    }
 }
 
 static inline void skip(const char *what, const char *why) {
@@ -33,11 +37,14 @@ static inline double max_error(const float *got, const float *want, size_t n, do
 }
 
 // `tolerance` is relative to the largest value of `want`. Prints what was used of it.
-static inline int check_close(const char *what, const float *got, const float *want, size_t n, double tolerance) {
+static inline int check_close(const char *what, const float *got, const float *want, size_t n,
+                              double tolerance) {
     double e = max_error(got, want, n, 1e-30);
     int ok = e <= tolerance;
-    if (ok) tests_passed++;
-    else tests_failed++;
+    if (ok)
+        tests_passed++;
+    else
+        tests_failed++;
     printf("%-7s %s: error %.2g, %.0f %% of the tolerance %.0e\n", ok ? "ok" : "FAILED", what, e,
            100 * e / tolerance, tolerance);
     return ok;
