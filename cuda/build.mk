@@ -86,9 +86,9 @@ $(EMU_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $
 $(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(CHECK_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 $(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/%.o $(EMU_O) $(RUNTIME_O) $(BUILD)/lib/base.o
-	$(CUDA_CXX) $^ -o $@ -lm -lpthread
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/%.o $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
-	$(CUDA_CXX) $^ -o $@ -lm -lpthread
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
 PTX_FLAGS  := -std=c++17 -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS -gencode arch=compute_80,code=compute_80 -no-compress
@@ -103,7 +103,7 @@ $(PTX_DIR)-$(1)/%.o: test/%.cu $(CUDA_H) test/cuda.h
 $(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 $(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/%.o $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
-	$(NVCC) -cudart shared $$^ -o $$@ -lm
+	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 endef
 $(eval $(call PTX_RULES,O3,-O3 -lineinfo))
 $(eval $(call PTX_RULES,G,-G))
@@ -152,7 +152,7 @@ $(NVCC_DIR)/%.o: test/%.cu $(CUDA_H) test/cuda.h
 $(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/%.o $(NVCC_O) $(BUILD)/lib/base.o
-	$(NVCC) $(NVCCFLAGS) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
+	$(NVCC) $(NVCCFLAGS) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
 gpu-tests: $(addprefix $(NVCC_DIR)/,kernels cuda_wrap cuda_gemm cuda_bench)
 print-gpu-dir: ; @echo $(NVCC_DIR)
 gpu-check: ; @sh cuda/gpu_check.sh "$(MAKE)"
