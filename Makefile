@@ -55,6 +55,10 @@ TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(filter-out test/fuzz_%.c,$(wild
 TESTED  := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
 test: sd $(TESTS)
 	@sh test/run.sh $(TESTS) $(wildcard test/*.sh.test)
+# The same programs; what is long or large asks full_size() of test/test.h, which sees FULL.
+test-full:
+	@echo "Full size and full length: about an hour on 2 cores, up to 14 GB of memory"
+	@FULL=1 $(MAKE) --no-print-directory test
 $(BUILD)/test/plain_renamed.o: cpu/plain.c
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -include test/plain_names.h -c $< -o $@
@@ -113,6 +117,7 @@ help:
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
 	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
 	@echo "make test       tests that need neither Python nor a GPU"
+	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
@@ -121,6 +126,6 @@ help:
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo paper reference bench-peers plain stb test asan asan-tests fuzz clean help
+.PHONY: demo paper reference bench-peers plain stb test test-full asan asan-tests fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -245,12 +245,12 @@ int main(void) {
     optimiser_alone();
     vae();
     unet_and_text();
-    if (!getenv("FULL"))
-        skip("the full-size gradient", "only under make test-full");
-    else if (!file_exists("test/fixtures/gradients-sd15.safetensors"))
-        skip("the full-size gradient", "no fixture");
-    else
-        full();
+    if (full_size("the full-size gradient")) {
+        if (file_exists("test/fixtures/gradients-sd15.safetensors"))
+            full();
+        else
+            skip("the full-size gradient", "no fixture");
+    }
     store_close(fixture);
     return test_report();
 }

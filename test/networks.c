@@ -1,7 +1,7 @@
 // networks.c: the three networks, the schedulers, the noise and the whole pipeline beside PyTorch, transformers and
 // diffusers, with made weights. The expected outputs are fixtures/*.safetensors, written by reference.py from
 // configs/*; fixtures/README.md says what is in each. The tiny architecture always, Stable Diffusion v1.5 under
-// FULL=1 (make test-full). Kernels by themselves: kernels.c; gradients: gradients.c.
+// make test-full. Kernels by themselves: kernels.c; gradients: gradients.c.
 #define _DEFAULT_SOURCE // mkdtemp
 #include "../sd.h"
 #include "made.h"
@@ -431,11 +431,9 @@ int main(void) {
     wide_unet("tiny", "tiny-soft-unet-5x9", 5, 9); // odd at every level
     half_weights();
     pictures();
-    if (getenv("FULL")) {
+    if (full_size("Stable Diffusion v1.5")) {
         networks("sd15");
         wide_unet("sd15", "sd15-soft-unet-48x80", 48, 80);
-    } else {
-        skip("Stable Diffusion v1.5", "FULL=1 compares it");
     }
     return test_report();
 }

@@ -25,6 +25,12 @@ static inline void skip(const char *what, const char *why) {
     printf("skipped %s: %s\n", what, why);
 }
 
+// What is long or large is for `make test-full` alone, which sets FULL. "if (full_size("a step at full size")) ..."
+static inline int full_size(const char *what) {
+    if (!getenv("FULL")) skip(what, "make test-full runs it");
+    return getenv("FULL") != NULL;
+}
+
 // Largest |got - want| divided by the largest |want| (or by `floor`, where that is more); NaN counts as infinite.
 static inline double max_error(const float *got, const float *want, size_t n, double floor) {
     double worst = 0, scale = floor;
