@@ -169,8 +169,7 @@ static void scale_columns(Weights w, float by, int64_t first) {
 // What trained networks do to arithmetic, beside sharp attention.
 static void harden(const char *name, Weights w) {
     // Some channels of the stream are 32 times as large as the others ...
-    static const char *const loud[] = {"conv2.", "proj_out.", "conv_in.", "fc2.",
-                                       "Mixed_5b.branch1x1.bn.weight"};
+    static const char *const loud[] = {"conv2.", "proj_out.", "conv_in.", "fc2."};
     for (size_t i = 0; i < sizeof loud / sizeof *loud; i++)
         if (has(name, loud[i])) {
             scale_rows(w, outlier, 5);
@@ -186,6 +185,19 @@ static void harden(const char *name, Weights w) {
     if (ends(name, "ff.net.0.proj.weight") || ends(name, "fc1.weight") ||
         strcmp(name, "vae.encoder.conv_out.weight") == 0 || strcmp(name, "vae.decoder.conv_out.weight") == 0)
         scale_columns(w, far_off, 7);
+}
+
+// The same for Inception, which has neither attention nor group norms.
+static void harden_inception(const char *name, Weights w) {
+    // The loud channels are such as live: what is negative everywhere ends in the ReLU, however loud.
+    static const char *const loud[] = {"Mixed_5b.branch1x1.bn.", "Mixed_6b.branch1x1.bn.",
+                                       "Mixed_7b.branch1x1.bn."};
+    for (size_t i = 0; i < sizeof loud / sizeof *loud; i++)
+        if (begins(name, loud[i]) && (ends(name, ".weight") || ends(name, ".bias")))
+            scale_rows(w, outlier, 11);
+    // A convolution's channel near one limit of fp16, its batch norm's weight near the other.
+    if (ends(name, ".conv.weight")) scale_rows(w, far_off, 7);
+    if (ends(name, ".bn.weight")) scale_rows(w, 1 / far_off, 7);
 }
 
 // ---- the tensor ---------------------------------------------------------------------------------------------
@@ -208,5 +220,5 @@ void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regi
         }
     }
     add_straight_path(name, w);
-    if (regime == MADE_HARD) harden(name, w);
+    if (regime == MADE_HARD) begins(name, "Mixed_") ? harden_inception(name, w) : harden(name, w);
 }

@@ -247,7 +247,7 @@ static const struct {
      111},
     {"smaller", "{\"size\": 123, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1, \"classes\": 5}", 123}};
 
-static Inception *made_net(const char *config) {
+static Inception *made_net(const char *config, MadeRegime regime) {
     Inception *net = inception_new(config);
     Params *p = inception_params(net);
     for (int i = 0; i < p->count; i++) {
@@ -256,7 +256,7 @@ static Inception *made_net(const char *config) {
         for (int k = 0; k < t->dims; k++) shape[k] = t->shape[k];
         if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
         float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, shape, MADE_SOFT, x);
+        made_fill(p->list[i].name, t->dims, shape, regime, x);
         param_allocate(t, F32);
         param_write(t, x);
         free(x);
@@ -286,7 +286,7 @@ static void test_inception(void) {
     for (int i = 0; i < 2; i++) {
         Scope s = scope_begin();
         const char *name = nets[i].name;
-        Inception *net = made_net(nets[i].config);
+        Inception *net = made_net(nets[i].config, MADE_SOFT);
         Params *p = inception_params(net);
         Tensor *x = made_pictures(3, nets[i].size);
         // Trained with the statistics of the batch: forward and backward.
@@ -310,7 +310,7 @@ static void test_inception(void) {
         tape_end();
         inception_free(net);
         // Inference with the stored statistics, folded into the convolutions.
-        net = made_net(nets[i].config);
+        net = made_net(nets[i].config, MADE_SOFT);
         inception_fold(net);
         f = inception_features(net, x);
         check_tensor(name, "features", f, 1e-5); // 20 layers of fp32 sums in another order
@@ -321,7 +321,7 @@ static void test_inception(void) {
         free(whole), free(one);
         inception_free(net);
         // Statistics gathered over one batch make inference repeat what training computed on it.
-        net = made_net(nets[i].config);
+        net = made_net(nets[i].config, MADE_SOFT);
         inception_gather(net, true);
         float *train = tensor_read(inception_features(net, x));
         inception_gather(net, false);
@@ -347,6 +347,50 @@ static void test_inception(void) {
     printf("        Inception-v3: %zu numbers in %d tensors\n", params_count(inception_params(net)),
            inception_params(net)->count);
     inception_free(net);
+}
+
+// The whole Inception-v3, two pictures of 13 x 13 patches. Hard weights: loud channels, weights near fp16's limits;
+// there the truth is a float64 run, and an error counts in multiples of the error of PyTorch's own fp32.
+static void test_whole_inception(void) {
+    enum { PATCHES = 13, PIXELS = 23, SIZE = PATCHES * PIXELS };
+    float patch[2][3][PATCHES][PATCHES];
+    made_fill("input.patches", 4, (int64_t[]){2, 3, PATCHES, PATCHES}, MADE_SOFT, patch[0][0][0]);
+    float *pixels = xmalloc(2 * SIZE * SIZE * 3 * sizeof(float)), *at = pixels;
+    for (int i = 0; i < 2; i++)
+        for (int y = 0; y < SIZE; y++)
+            for (int x = 0; x < SIZE; x++)
+                for (int c = 0; c < 3; c++) *at++ = patch[i][c][y / PIXELS][x / PIXELS] / 2;
+    for (MadeRegime regime = MADE_SOFT; regime <= MADE_HARD; regime++) {
+        Inception *net = made_net(NULL, regime);
+        inception_fold(net);
+        Scope s = scope_begin();
+        float *got = tensor_read(inception_features(net, tensor_from(SHAPE(2, SIZE, SIZE, 3), pixels)));
+        scope_end(s, NULL);
+        size_t n = 2 * (size_t)inception_dim(net);
+        if (regime == MADE_SOFT) {
+            float *want = floats(fixture("inception", "soft"));
+            check_close("Inception-v3, soft weights", got, want, n, 1e-5); // the bar is 1e-4
+            free(want);
+        } else {
+            double *want = doubles(fixture("inception", "hard")), largest = 0, error = 0,
+                   *peer = doubles(fixture("inception", "hard_fp32_error"));
+            for (size_t k = 0; k < n; k++) largest = fmax(largest, fabs(want[k]));
+            for (size_t k = 0; k < n; k++) {
+                double d = fabs(got[k] - want[k]) / largest;
+                if (!(d <= error)) error = isnan(d) ? INFINITY : d;
+            }
+            double bar = fmax(3 * *peer, 1e-6);
+            printf("%-7s Inception-v3, hard weights: error %.2g of at most %.2g, PyTorch's fp32 %.2g\n",
+                   error <= bar ? "ok" : "FAILED", error, bar, *peer);
+            if (error <= bar)
+                tests_passed++;
+            else
+                tests_failed++;
+            free(want), free(peer);
+        }
+        free(got), inception_free(net);
+    }
+    free(pixels);
 }
 
 // ---- what has to be refused -------------------------------------------------------------------------------
@@ -404,7 +448,7 @@ static void save_npz(const char *path, const char *mu, int64_t n, const char *si
 
 // Weights of the small network, as a file, one tensor of it filled with `value` (NAN: left alone).
 static char *save_weights(const char *name, const char *spoilt, float value, const char *config) {
-    Inception *net = made_net(nets[0].config);
+    Inception *net = made_net(nets[0].config, MADE_SOFT);
     Params *p = inception_params(net);
     char *path = in_folder(name);
     StoreWriter *w = store_create(path);
@@ -534,6 +578,10 @@ int main(void) {
     test_kid();
     test_resize();
     test_inception();
+    if (getenv("QUICK"))
+        skip("the whole Inception-v3", "QUICK");
+    else
+        test_whole_inception();
     test_refusals();
     store_close(fixtures);
     char *clean = format("rm -rf %s", folder);

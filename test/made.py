@@ -143,7 +143,7 @@ def harden(name, w):
     """What trained networks do to arithmetic, beside sharp attention."""
     rows, cols = len(w), w.shape[1] if w.ndim > 1 else 1
     # Some channels of the stream are 32 times as large as the others ...
-    if any(p in name for p in ("conv2.", "proj_out.", "conv_in.", "fc2.", "Mixed_5b.branch1x1.bn.weight")):
+    if any(p in name for p in ("conv2.", "proj_out.", "conv_in.", "fc2.")):
         w[5::64] *= np.float32(OUTLIER)
     if "position_embedding" in name:
         w[:, 5::64] *= np.float32(OUTLIER)
@@ -157,6 +157,19 @@ def harden(name, w):
         w[7::64] *= np.float32(1 / FAR)
     if name.endswith(large) or name in ("vae.encoder.conv_out.weight", "vae.decoder.conv_out.weight"):
         w[:, 7::64] *= np.float32(FAR)
+
+
+def harden_inception(name, w):
+    """The same for Inception, which has neither attention nor group norms."""
+    # The loud channels are such as live: what is negative everywhere ends in the ReLU, however loud.
+    loud = ("Mixed_5b.branch1x1.bn.", "Mixed_6b.branch1x1.bn.", "Mixed_7b.branch1x1.bn.")
+    if name.startswith(loud) and name.endswith((".weight", ".bias")):
+        w[11::64] *= np.float32(OUTLIER)
+    # A convolution's channel near one limit of fp16, its batch norm's weight near the other.
+    if name.endswith(".conv.weight"):
+        w[7::64] *= np.float32(FAR)
+    if name.endswith(".bn.weight"):
+        w[7::64] *= np.float32(1 / FAR)
 
 
 pool = ThreadPoolExecutor(2)
@@ -180,5 +193,5 @@ def made(name, shape, hard=False):
     w = out[:count].reshape(shape)
     add_straight_path(name, w)
     if hard:
-        harden(name, w)
+        harden_inception(name, w) if name.startswith("Mixed_") else harden(name, w)
     return w

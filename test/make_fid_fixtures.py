@@ -1,7 +1,8 @@
 # make_fid_fixtures.py: writes test/fixtures/fid.safetensors, what test/fid.c compares fid.c with.
 #   Fréchet distances by SciPy's sqrtm (full rank) and by singular values (singular covariances, where sqrtm errs),
 #   means and covariances by NumPy, KID and its standard error by NumPy, resizes by PyTorch and Pillow, and a small
-#   Inception's features, logits and gradients by PyTorch, on pytorch-fid's own blocks with fewer channels.
+#   Inception's features, logits and gradients by PyTorch, on pytorch-fid's own blocks with fewer channels; and the
+#   features of pytorch-fid's whole network with made weights, hard ones from a float64 run.
 #
 #     python test/make_fid_fixtures.py
 from pathlib import Path
@@ -158,6 +159,29 @@ for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2
     for p in ("Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight", "Mixed_6a.branch3x3dbl_1.bn.weight",
               "fc.bias"):
         out[f"{name}.d.{p}"] = net.get_parameter(p).grad.numpy()
+
+# ---- the whole network -----------------------------------------------------------------------------------------
+
+# Pictures of 13 x 13 patches of 23 x 23 pixels: flat areas and edges, as photos have.
+pictures = torch.from_numpy(made.made("input.patches", (2, 3, 13, 13))) / 2
+pictures = pictures.repeat_interleave(23, 2).repeat_interleave(23, 3)
+
+
+def whole(hard):
+    shapes = {k: v.shape for k, v in fid_inception._inception_v3(num_classes=1008, aux_logits=False, weights=None)
+              .state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {k: torch.from_numpy(made.made(k, tuple(v), hard)) for k, v in shapes.items()}
+    fid_inception.load_state_dict_from_url = lambda *a, **k: state
+    return fid_inception.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+
+
+with torch.no_grad():
+    out["inception.soft"] = whole(False)(pictures)[0].flatten(1).numpy()
+    hard = whole(True)
+    single, exact = hard(pictures)[0].flatten(1), hard.double()(pictures.double())[0].flatten(1)
+    out["inception.hard"] = exact.numpy()
+    out["inception.hard_fp32_error"] = ((single - exact).abs().max() / exact.abs().max()).numpy()[None]
+    print("hard: PyTorch's fp32 error", out["inception.hard_fp32_error"][0])
 
 path = Path(__file__).parent / "fixtures" / "fid.safetensors"
 save_file({k: np.ascontiguousarray(v) for k, v in out.items()}, path)

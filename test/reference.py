@@ -65,7 +65,8 @@ def checksums():
     shapes["input.unet.sample"] = (2, 4, 48, 80)
     for name, shape in [("Conv2d_1a_3x3.conv.weight", (32, 3, 3, 3)), ("Mixed_5b.branch1x1.bn.weight", (64,)),
                         ("Mixed_5b.branch1x1.bn.bias", (64,)), ("Mixed_5b.branch1x1.bn.running_mean", (64,)),
-                        ("Mixed_5b.branch1x1.bn.running_var", (64,)), ("fc.weight", (1008, 2048)), ("fc.bias", (1008,))]:
+                        ("Mixed_5b.branch1x1.bn.running_var", (64,)), ("Mixed_6a.branch3x3dbl_1.conv.weight", (64, 288, 1, 1)),
+                        ("Mixed_7b.branch1x1.bn.bias", (320,)), ("fc.weight", (1008, 2048)), ("fc.bias", (1008,))]:
         shapes[name] = shape
     with open(FIXTURES / "made.txt", "w") as f:
         for name, shape in shapes.items():
