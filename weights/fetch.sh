@@ -36,10 +36,19 @@ fetch() {
     say "$file from $url"
     # curl ends with 33 where the server refuses to go on, 22 with 416 where the part is already whole
     status=0
-    curl -fL --retry 3 --connect-timeout 20 -C - -o "$file.part" "$url" || status=$?
+    curl -fL --progress-bar --retry 2 --connect-timeout 20 -C - -o "$file.part" "$url" || status=$?
     if [ $status != 0 ]; then
         if [ -z "$want" ] || [ ! -s "$file.part" ] || [ "$(sha256 "$file.part")" != "$want" ]; then
-            say "could not fetch $url (curl ended with $status). Is there a network? Run this again: it goes on where it stopped."
+            host=${url#https://}
+            host=${host%%/*}
+            case $status in # as curl's manual numbers them
+            5 | 6 | 7 | 28 | 35) say "no network: $host cannot be reached from here" ;;
+            22) say "$host refuses $url, or has it no longer" ;;
+            23) say "cannot write $file.part: is the disk full?" ;;
+            *) say "$url was cut off (curl ended with $status)" ;;
+            esac
+            rmdir "$(dirname "$file")" "$dir" 2>/dev/null || true # nothing came: no empty folder stays
+            if [ -e "$file.part" ]; then say "run this again: it goes on where it stopped"; fi
             exit 1
         fi
     fi
