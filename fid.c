@@ -559,7 +559,8 @@ static void batch_stop(Batch *b) {
 typedef void Take(void *context, const float *features, const float *logits, char *const *paths, int count);
 static long scan(Inception *net, char **paths, size_t count, FidOptions o, bool want_logits, Take *receive,
                  void *context) {
-    size_t each = 3 * (size_t)net->size * (size_t)net->size, batch = (size_t)o.batch, skipped = 0, done = 0;
+    size_t each = 3 * (size_t)net->size * (size_t)net->size, skipped = 0, done = 0;
+    size_t batch = (size_t)o.batch < count ? (size_t)o.batch : count;
     int readers = o.readers;
     if (!readers) readers = (int)fmin(16, fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN) / 4));
     Batch two[2] = {0};

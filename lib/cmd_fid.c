@@ -166,6 +166,8 @@ int command_fid(int argc, char **argv) {
             die(file_exists(word[i]) ? "%s is neither a folder nor an .npz file" : "%s does not exist",
                 word[i]);
 
+    if (output)
+        output_discard(output_open(output)); // where one cannot write is said before the work, not after
     common_start(&common);
     double started = seconds();
     Inception *net = both_given ? NULL : inception_load(weights);

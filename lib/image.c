@@ -237,16 +237,16 @@ static Image *decode(const unsigned char *bytes, size_t size, const char **reaso
 
 // The file's bytes, or NULL and a reason: unlike read_file, for pictures that may be left out.
 static unsigned char *read_bytes(const char *path, size_t *size, const char **reason) {
-    FILE *f = fopen(path, "rb");
-    if (!f) {
-        *reason = because("%s", strerror(errno));
-        return NULL;
-    }
-    struct stat info;
-    unsigned char *bytes = NULL;
-    if (fstat(fileno(f), &info) || !S_ISREG(info.st_mode))
+    struct stat info; // asked before the file is opened: opening a pipe waits for a writer
+    FILE *f = NULL;
+    bool found = !stat(path, &info);
+    if (found && !S_ISREG(info.st_mode))
         *reason = because("it is no regular file");
-    else if (info.st_size > MAX_FILE)
+    else if (!found || !(f = fopen(path, "rb")))
+        *reason = because("%s", strerror(errno));
+    if (!f) return NULL;
+    unsigned char *bytes = NULL;
+    if (info.st_size > MAX_FILE)
         *reason = because("%lld bytes are too many", (long long)info.st_size);
     else {
         *size = (size_t)info.st_size;

@@ -485,6 +485,14 @@ static void test_refusals(void) {
     REFUSED("could not be read", fid_scan(net, pictures("none", 0, 3), o));
     REFUSED("cannot read the folder", fid_scan(net, in_folder("absent"), o));
 
+    // Gray, CMYK, 16-bit, palette with transparency, progressive, one pixel, turned on its side: all in one folder.
+    FidSet kinds = fid_scan(net, "test/fixtures/io", o);
+    check(kinds.count == 22, "pictures of every kind go through");
+    fid_set_free(&kinds);
+    mkfifo(in_folder("spoilt/pipe.png"), 0600);
+    mkdir(in_folder("spoilt/folder.png"), 0700);
+    REFUSED("could not be read", fid_scan(net, in_folder("spoilt"), o));
+
     char *dir = pictures("mixed", 120, 1); // one in 121 may be unreadable
     FidSet s = fid_scan(net, dir, o);
     check(s.count == 120 && strstr(s.names[119], "good119.png"),
