@@ -403,7 +403,7 @@ static char *find_parameters(const char *path, const unsigned char *bytes, size_
 }
 
 char *image_png_parameters(const char *path) {
-    const char *reason;
+    const char *reason = NULL;
     size_t size;
     unsigned char *bytes = read_bytes(path, &size, &reason);
     if (!bytes) die("cannot read the picture %s: %s", path, reason);
