@@ -589,22 +589,24 @@ void k_pool(Mem y, Mem x, Conv p, Pool kind) {
 // y = sum / divisor   dx += dy / divisor, for each pixel inside the window
 void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
     for (int n = 0; n < p.n; n++)
-        for (int i = 0; i < p.oh; i++)
-            for (int j = 0; j < p.ow; j++)
+        for (int row = 0; row < p.h; row++)
+            for (int col = 0; col < p.w; col++)
                 for (int c = 0; c < p.c; c++) {
-                    Window s = look(x, p, n, i, j, c);
-                    double d = get(dy, at4(n, i, p.oh, j, p.ow, c, p.c));
-                    if (kind == POOL_MAX) {
-                        add(dx, s.largest, d);
-                        continue;
-                    }
-                    d /= kind == POOL_AVERAGE ? s.inside : p.kh * p.kw;
+                    size_t here = at4(n, row, p.h, col, p.w, c, p.c);
+                    double sum = 0;
                     for (int ki = 0; ki < p.kh; ki++)
-                        for (int kj = 0; kj < p.kw; kj++) {
-                            int row = seen(i, ki, p.stride, p.pad_top, p.h);
-                            int col = seen(j, kj, p.stride, p.pad_left, p.w);
-                            if (row >= 0 && col >= 0) add(dx, at4(n, row, p.h, col, p.w, c, p.c), d);
+                        for (int kj = 0; kj < p.kw; kj++) { // the windows that see this pixel
+                            int i = sees(row, ki, p.stride, p.pad_top, p.oh);
+                            int j = sees(col, kj, p.stride, p.pad_left, p.ow);
+                            if (i < 0 || j < 0) continue;
+                            Window s = look(x, p, n, i, j, c);
+                            double d = get(dy, at4(n, i, p.oh, j, p.ow, c, p.c));
+                            if (kind == POOL_MAX)
+                                sum += s.largest == here ? d : 0;
+                            else
+                                sum += d / (kind == POOL_AVERAGE ? s.inside : p.kh * p.kw);
                         }
+                    add(dx, here, sum);
                 }
 }
 

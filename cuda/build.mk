@@ -90,6 +90,11 @@ $(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/%.o $(EMU_O) $(RUNTIME_O)
 $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/%.o $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
+# The tests of whole networks, as they stand, with the emulated kernels below them.
+NETWORK_TESTS := networks gradients lcm lora fid
+$(NETWORK_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(BUILD)/test/%.o $(filter-out %/main.o,$(ABOVE_O)) $(EMU_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
 PTX_FLAGS  := -std=c++17 -Icuda -Ilib -Itest -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS -gencode arch=compute_80,code=compute_80 -no-compress
 PTX_DIR    := $(BUILD)/ptx-$(PRECISION)
