@@ -183,6 +183,7 @@ void gemm_product(const Product *p) {
         }
     }
 
+    if (row_blocks > threads) row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
     int rows = round_up(blocks_of(p->m, row_blocks), TM);
     int column_blocks = max_int(blocks_of(tasks, row_blocks), shared ? 1 : blocks_of(p->n, 5 * TN));
     int columns = round_up(blocks_of(p->n, column_blocks), TN);

@@ -78,23 +78,24 @@ static float divisor_of(Conv p, Window s, Pool kind) {
 void LOCAL(pool)(Mem y, Mem xm, Conv p, Pool kind) {
     const float *x = xm.at;
     PARALLEL_FOR((double)p.n * p.oh * p.ow * p.c * p.kh * p.kw > WORTH_A_THREAD)
-    for (int pixel = 0; pixel < p.n * p.oh * p.ow; pixel++) {
-        Window s = window_of(p, pixel);
-        float *to = (float *)y.at + (size_t)pixel * (size_t)p.c;
-        for (int c = 0; c < p.c; c += W) {
-            int lanes = min_int(W, p.c - c);
-            vec v = kind == POOL_MAX ? load_part(x + pixel_at(p, s.n, s.y0, s.x0) + c, lanes) : all(0);
-            for (int i = s.y0; i < s.y1; i++)
-                for (int j = s.x0; j < s.x1; j++) {
-                    vec q = load_part(x + pixel_at(p, s.n, i, j) + c, lanes);
-                    if (kind == POOL_MAX)
-                        v = choose((q > v) | (q != q), q, v); // NaN wins
-                    else
-                        v += q;
-                }
-            store_part(to + c, kind == POOL_MAX ? v : v / divisor_of(p, s, kind), lanes);
+    for (int row = 0; row < p.n * p.oh; row++)
+        for (int pixel = row * p.ow; pixel < (row + 1) * p.ow; pixel++) {
+            Window s = window_of(p, pixel);
+            float *to = (float *)y.at + (size_t)pixel * (size_t)p.c;
+            for (int c = 0; c < p.c; c += W) {
+                int lanes = min_int(W, p.c - c);
+                vec v = kind == POOL_MAX ? load_part(x + pixel_at(p, s.n, s.y0, s.x0) + c, lanes) : all(0);
+                for (int i = s.y0; i < s.y1; i++)
+                    for (int j = s.x0; j < s.x1; j++) {
+                        vec q = load_part(x + pixel_at(p, s.n, i, j) + c, lanes);
+                        if (kind == POOL_MAX)
+                            v = choose((q > v) | (q != q), q, v); // NaN wins
+                        else
+                            v += q;
+                    }
+                store_part(to + c, kind == POOL_MAX ? v : v / divisor_of(p, s, kind), lanes);
+            }
         }
-    }
 }
 
 // Windows overlap, so a picture belongs to one thread.

@@ -225,6 +225,7 @@ static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
     int blocks = blocks_of(all_tiles, count);
     if (threads > 1 && panels < 2 * threads)
         blocks = max_int(blocks, min_int(2 * threads, blocks_of(all_tiles, 4 * TM)));
+    if (blocks > threads) blocks = round_up(blocks, threads); // no thread waits for a last block
     count = round_up(blocks_of(all_tiles, blocks), TM);
     blocks = blocks_of(all_tiles, count);
     float *zeros = scratch(S_PARTS, (size_t)g->c);
