@@ -28,9 +28,11 @@ NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
 $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
 	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))$(NVCC) $(NVCCFLAGS) -c $< -o $@
+CUDA_SD   ?= ./sd
 cuda: $(ABOVE_O) $(NVCC_O)
-	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o sd -lm
-	@echo "./sd for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $(CUDA_SD) -lm
+	@touch -t 200001010000 $(CUDA_SD) # old, so that the next `make` links the processor's again
+	@echo "$(CUDA_SD) for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
 
 # ---- with g++: the emulator ------------------------------------------------------------------------------
 # launch.sed makes a call of each <<<...>>>; the compiler reads the result from a pipe, with the file's own lines.
@@ -125,19 +127,21 @@ $(PTXRUN_DIR)/lib: ; @mkdir -p $(PTXRUN_DIR); $(PTXRUN)/build.sh $(PTXRUN_DIR) >
 one = @sh test/cuda.sh $(1) | tee -a $(CUDA_LOG)
 UNDER_PTXRUN = env LD_LIBRARY_PATH=$(PTXRUN_DIR)/lib
 EMU_TESTS  := kernels cuda_wrap cuda_gemm
-test-cuda: $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/cuda_bugs \
-           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%))
+test-cuda: $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_DIR)/cuda_errors $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/cuda_bugs \
+           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%) $(PTX_DIR)-O3/cuda_errors)
 	@rm -f $(CUDA_LOG)
 	$(call one,'conversions' $(EMU_DIR)/cuda_half)
 	$(call one,'wrappers emulated' $(EMU_DIR)/cuda_wrap)
 	$(call one,'wrappers checked' env EMU_SEED=1 $(CHECK_DIR)/cuda_wrap)
 	$(call one,'planted mistakes' sh test/cuda_bugs.sh $(CHECK_DIR)/cuda_bugs 0 1)
-	$(call one,'messages' sh test/cuda_errors.sh $(EMU_DIR)/kernels)
+	$(call one,'messages' sh test/cuda_errors.sh $(EMU_DIR)/kernels $(EMU_DIR)/cuda_errors)
 	$(call one,'gemm emulated' env EMU_SEED=2 $(EMU_DIR)/cuda_gemm)
 	$(call one,'gemm checked' $(CHECK_DIR)/cuda_gemm)
+	$(call one,'bank conflicts' sh test/cuda_count.sh $(CHECK_DIR)/cuda_gemm)
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
 ifneq ($(HAVE_PTX),)
+	$(call one,'messages by nvcc' sh test/cuda_errors.sh - $(PTX_DIR)-O3/cuda_errors $(PTXRUN_DIR)/lib)
 	$(call one,'wrappers by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_wrap)
 	$(call one,'gemm by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_gemm)
 	$(call one,'kernels by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/kernels)

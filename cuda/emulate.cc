@@ -39,7 +39,7 @@ __thread Worker *emu_worker;
 #define EMU_COUNT_DEFAULT 0
 #endif
 int opt_check, opt_count, opt_seed, opt_exited;
-static int opt_threads, opt_poison, opt_devices, opt_memory;
+static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability;
 static int break_at[6];
 static bool break_set;
 std::atomic<int> emu_findings;
@@ -529,6 +529,7 @@ static void setup() {
     opt_exited = option("EMU_EXITED_OK", 0);
     opt_devices = option("EMU_DEVICES", 1);
     opt_memory = option("EMU_MEMORY", 16384);
+    opt_capability = option("EMU_CAPABILITY", 80);
     // The checks keep one history of each byte: one thread of the operating system, always the same report.
     int cores = (int)std::thread::hardware_concurrency();
     opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
@@ -684,8 +685,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated%s", opt_check ? ", checked" : opt_count ? ", counting" : "");
     p->totalGlobalMem = (size_t)opt_memory << 20;
-    p->major = 8;
-    p->minor = 0;
+    p->major = opt_capability / 10;
+    p->minor = opt_capability % 10;
     p->multiProcessorCount = opt_threads;
     p->sharedMemPerBlockOptin = 163 << 10;
     return cudaSuccess;

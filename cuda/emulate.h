@@ -14,7 +14,8 @@
 // Environment: EMU_SEED=n random order of threads (0: fixed), EMU_THREADS=n threads of the operating system,
 // EMU_BREAK=bx,by,bz,tx,ty,tz calls emu_break() in that thread, EMU_POISON=0, EMU_COUNT=1, EMU_CHECK=0,
 // EMU_EXITED_OK=1 (threads that returned no longer count for barriers, as since Volta), EMU_ABORT=1 (core dump
-// at the first finding), EMU_DEVICES, EMU_MEMORY=MiB (a smaller device, to see the messages).
+// at the first finding), EMU_DEVICES, EMU_MEMORY=MiB, EMU_CAPABILITY=75 (none, a smaller, an older device, to see
+// the messages).
 //
 // Order: keywords, vector types, built-in variables, barriers, warp operations, atomics, arithmetic, half and
 // bf16, cp.async and tensor cores, the runtime's functions.

@@ -30,7 +30,7 @@ void check_launch(const char *kernel, dim3 grid, dim3 block) {
     if (e != cudaSuccess)
         die("CUDA: kernel %s, grid (%u, %u, %u), block (%u, %u, %u): %s", kernel, grid.x, grid.y, grid.z, block.x,
             block.y, block.z, cudaGetErrorString(e));
-    if (verbosity > 1) { // every kernel is waited for, so that a fault names the right one
+    if (verbosity > 0) { // -v: every kernel is waited for, so that a fault names the right one
         e = cudaStreamSynchronize(stream);
         if (e != cudaSuccess) die("CUDA: kernel %s failed while it ran: %s", kernel, cudaGetErrorString(e));
     }

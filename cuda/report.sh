@@ -62,7 +62,7 @@ if [ -n "$cuobjdump" ]; then
                         if (!inner) continue
                         delete c; n = 0
                         for (k = 0; k < count; k++) if (at[k] >= from[i] && at[k] <= to[i]) { c[what[k]]++; if (what[k] ~ /^(HMMA|FFMA)/) n++ }
-                        if (n > bn) { bn = n; s = ""; for (op in c) if (op ~ /^(HMMA|FFMA|LDSM|LDGSTS|LDG|LDS|STS|STG|BAR|MUFU|SHFL|LDGDEPBAR)$/) s = s " " op " " c[op] }
+                        if (n > bn) { bn = n; s = ""; for (op in c) if (op ~ /^(HMMA|FFMA|LDSM|LDGSTS|LDG|LDS|STS|STG|BAR|MUFU|SHFL|LDGDEPBAR)(\.128)?$/) s = s " " op " " c[op] }
                     }
                     if (bn) printf "%-70.70s%s\n", name, s
                     loops = count = 0
@@ -70,7 +70,9 @@ if [ -n "$cuobjdump" ]; then
                 /Function :/ { flush(); name = $0; sub(/.*Function : /, "", name) }
                 /^ *\/\*[0-9a-f]+\*\// {
                     a = $1; gsub(/[\/*]/, "", a); a = number(a)
-                    op = $2 ~ /^@/ ? $3 : $2; sub(/[.;].*/, "", op)
+                    if ($2 == "@!PT") next # never executed
+                    op = $2 ~ /^@/ ? $3 : $2; wide = op ~ /\.128/ ? ".128" : "" # 16 bytes a thread
+                    sub(/[.;].*/, "", op); op = op wide
                     at[count] = a; what[count++] = op
                     if (op == "BRA" && match($0, /0x[0-9a-f]+/)) { t = number(substr($0, RSTART + 2, RLENGTH - 2)); if (t < a) { from[loops] = t; to[loops++] = a } }
                 }
