@@ -642,7 +642,7 @@ void moments_add(Moments *m, const float *features, int count) {
         row[count] = step * sqrt(n * count / (n + count));
         m->mean[j] += step * count / (n + count);
     }
-    product_f64(m->scatter, D, t, rows, t, rows, m->dim, m->dim, (int)rows, 1, true);
+    product_f64(m->scatter, D, t, rows, t, rows, m->dim, m->dim, (int)rows, 1, LOWER);
     m->count += count;
     free(t);
 }
@@ -755,19 +755,22 @@ void fid_set_free(FidSet *s) {
 // zeros. The trace is the sum of their square roots. A covariance of fewer pictures than features is singular;
 // then L is just narrow.
 static double trace_of_root(const double *c1, const double *c2, int n) {
-    size_t N = (size_t)n;
-    double *lt = xmalloc(N * N * sizeof(double)), *work = xmalloc(N * N * sizeof(double));
-    memcpy(work, c1, N * N * sizeof(double));
-    int r = pivoted_cholesky(lt, work, n);
-    double *inner = xcalloc((size_t)r * (size_t)r, sizeof(double)),
-           *d = xmalloc(2 * (N + 1) * sizeof(double));
-    double *e = d + n + 1, sum = 0;
-    memset(work, 0, (size_t)r * N * sizeof(double));
-    product_f64(work, N, lt, N, c2, N, r, n, n, 1, false);           // L^T C2
-    product_f64(inner, (size_t)r, work, N, lt, N, r, r, n, 1, true); // L^T C2 L
-    if (r) tridiagonalise(d, e, inner, r), tridiagonal_eigenvalues(d, e, r);
+    size_t N = (size_t)n, bytes = N * N * sizeof(double);
+    double *lt = xmalloc(bytes), *work = xmalloc(bytes);
+    int *order = xmalloc(N * sizeof *order);
+    memcpy(work, c1, bytes);
+    int r = pivoted_cholesky(lt, order, work, n);
+    for (size_t i = 0; i < N; i++) // C2 in the order that L^T is triangular in
+        for (size_t j = 0; j < N; j++) work[i * N + j] = c2[(size_t)order[i] * N + (size_t)order[j]];
+    size_t R = (size_t)r;
+    double *half = xcalloc(R * N, sizeof(double)), *whole = work;
+    product_f64(half, N, lt, N, work, N, r, n, n, 1, A_TRIANGULAR); // L^T C2
+    memset(whole, 0, R * R * sizeof(double));
+    product_f64(whole, R, lt, N, half, N, r, r, n, 1, LOWER | A_TRIANGULAR); // L^T C2 L
+    double *d = xmalloc(2 * (N + 1) * sizeof(double)), *e = d + n + 1, sum = 0;
+    if (r) tridiagonalise(d, e, whole, r), tridiagonal_eigenvalues(d, e, r);
     for (int i = 0; i < r; i++) sum += d[i] > 0 ? sqrt(d[i]) : 0; // a zero may come out as -1e-17
-    free(lt), free(work), free(inner), free(d);
+    free(lt), free(work), free(order), free(half), free(d);
     return sum;
 }
 
@@ -819,7 +822,7 @@ static void kernel_sums(double *rows, double *columns, const double *x, const do
                         double *k) {
     bool same = x == y;
     memset(k, 0, (size_t)m * (size_t)m * sizeof(double));
-    product_f64(k, (size_t)m, x, (size_t)dim, y, (size_t)dim, m, m, dim, 1.0 / dim, same);
+    product_f64(k, (size_t)m, x, (size_t)dim, y, (size_t)dim, m, m, dim, 1.0 / dim, same ? LOWER : 0);
     memset(rows, 0, (size_t)m * sizeof(double));
     if (columns) memset(columns, 0, (size_t)m * sizeof(double));
     for (int i = 0; i < m; i++)

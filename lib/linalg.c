@@ -36,7 +36,7 @@ static void pack(double *to, const double *x, size_t ld, int rows, int from, int
 }
 
 void product_f64(double *c, size_t ldc, const double *a, size_t lda, const double *b, size_t ldb, int m,
-                 int n, int k, double alpha, bool lower) {
+                 int n, int k, double alpha, int flags) {
     int panels = (n + TILE_COLS - 1) / TILE_COLS;
     double *packed = xmalloc((size_t)panels * TILE_COLS * BLOCK_K * sizeof(double));
     for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
@@ -49,10 +49,14 @@ void product_f64(double *c, size_t ldc, const double *a, size_t lda, const doubl
                      kc);
 #pragma omp for schedule(dynamic)
             for (int i0 = 0; i0 < m; i0 += BLOCK_ROWS) {
+                if (flags & A_TRIANGULAR && k0 + kc <= i0) continue;
                 double rows[BLOCK_ROWS * BLOCK_K], out[TILE_ROWS * TILE_COLS];
                 for (int t = 0; t < BLOCK_ROWS / TILE_ROWS; t++)
                     pack(rows + t * TILE_ROWS * kc, a, lda, m, i0 + t * TILE_ROWS, TILE_ROWS, k0, kc);
-                for (int p = 0; p < panels && !(lower && p * TILE_COLS >= i0 + BLOCK_ROWS); p++)
+                int first = flags & UPPER ? i0 / TILE_COLS : 0, last = panels - 1;
+                if (flags & LOWER && last > (i0 + BLOCK_ROWS - 1) / TILE_COLS)
+                    last = (i0 + BLOCK_ROWS - 1) / TILE_COLS;
+                for (int p = first; p <= last; p++)
                     for (int t = 0; t < BLOCK_ROWS / TILE_ROWS; t++) {
                         tile(out, rows + t * TILE_ROWS * kc, packed + (size_t)p * TILE_COLS * (size_t)kc, kc);
                         int top = i0 + t * TILE_ROWS, left = p * TILE_COLS;
@@ -101,38 +105,69 @@ FAST static void axpy(double *y, double a, const double *x, int n) {
     for (int i = 0; i < n; i++) y[i] += a * x[i];
 }
 
-// C = L L^T for a positive semidefinite C (n, n), whose lower triangle is read and destroyed. Returns the rank r
-// and writes L^T as r rows of n. Each step takes the largest variance that is left (its pivot) and subtracts what
-// that coordinate explains. Rows keep their places -- L is triangular only up to their order, which does not
-// matter here -- so nothing is swapped. It stops where what is left is rounding: n eps of the largest variance.
-int pivoted_cholesky(double *lt, double *c, int n) {
+static void swap(double *a, double *b) {
+    double t = *a;
+    *a = *b, *b = t;
+}
+
+// Rows and columns s and p > s of a symmetric C (n, n) change places, of which the upper triangle from row s on is
+// there. The diagonal stays.
+static void swap_symmetric(double *c, int n, int s, int p) {
+    size_t N = (size_t)n, S = (size_t)s, P = (size_t)p;
+    for (size_t i = S + 1; i < P; i++) swap(&c[S * N + i], &c[i * N + P]);
+    for (size_t i = P + 1; i < N; i++) swap(&c[S * N + i], &c[P * N + i]);
+}
+
+// Each step takes the largest variance that is left (its pivot), brings it to the front and subtracts what that
+// coordinate explains: from the panel's later rows at once, from the rest in one product a panel. It stops where
+// what is left is rounding: n eps of the largest variance.
+int pivoted_cholesky(double *lt, int *order, double *c, int n) {
     enum { PANEL = 48 };
     size_t N = (size_t)n;
-    double *left = xmalloc(N * sizeof(double)), *panel = xmalloc(N * PANEL * sizeof(double)), largest = 0;
-    for (int i = 0; i < n; i++) left[i] = c[(size_t)i * (N + 1)], largest = fmax(largest, left[i]);
+    double *left = xmalloc(N * sizeof(double)), largest = 0;
+    double *rows = xmalloc(N * PANEL * sizeof(double)), *columns = xmalloc(N * PANEL * sizeof(double));
+    for (int i = 0; i < n; i++)
+        order[i] = i, left[i] = c[(size_t)i * (N + 1)], largest = fmax(largest, left[i]);
     int rank = 0;
     for (int from = 0; rank < n; from = rank) {
         for (; rank < n && rank < from + PANEL; rank++) {
-            int p = 0;
-            for (int i = 1; i < n; i++)
+            int p = rank, rest = n - rank;
+            for (int i = rank; i < n; i++)
                 if (left[i] > left[p]) p = i;
             if (!(left[p] > n * DBL_EPSILON * largest)) break;
-            double *row = lt + (size_t)rank * N;
-            for (int i = 0; i < n; i++)
-                row[i] = i <= p ? c[(size_t)p * N + (size_t)i] : c[(size_t)i * N + (size_t)p];
-            for (int k = from; k < rank; k++)
-                axpy(row, -lt[(size_t)k * N + (size_t)p], lt + (size_t)k * N, n);
-            double root = sqrt(left[p]);
-            for (int i = 0; i < n; i++)
-                row[i] = left[i] == -1 ? 0 : row[i] / root, left[i] -= row[i] * row[i];
-            row[p] = root, left[p] = -1;
+            if (p > rank) {
+                swap_symmetric(c, n, rank, p);
+                swap(&left[rank], &left[p]);
+                for (int k = 0; k < rank - from; k++)
+                    swap(&rows[(size_t)k * N + (size_t)rank], &rows[(size_t)k * N + (size_t)p]);
+                int t = order[rank];
+                order[rank] = order[p], order[p] = t;
+            }
+            double *row = rows + (size_t)(rank - from) * N + rank, root = sqrt(left[rank]);
+            memcpy(row, c + (size_t)rank * (N + 1), (size_t)rest * sizeof(double));
+            for (int k = 0; k < rank - from; k++) {
+                const double *above = rows + (size_t)k * N + rank;
+                axpy(row, -*above, above, rest);
+            }
+            row[0] = root;
+            for (int i = 1; i < rest; i++) row[i] /= root, left[rank + i] -= row[i] * row[i];
         }
+        // The columns of what is done have the old order until the new one is known.
+        for (int k = from; k < rank; k++)
+            for (int i = 0; i < n; i++)
+                lt[(size_t)k * N + (size_t)order[i]] = i < k ? 0 : rows[(size_t)(k - from) * N + (size_t)i];
         if (rank < from + PANEL) break;
-        for (int i = 0; i < n; i++)
-            for (int k = 0; k < PANEL; k++) panel[i * PANEL + k] = lt[(size_t)(from + k) * N + (size_t)i];
-        product_f64(c, N, panel, PANEL, panel, PANEL, n, n, PANEL, -1, true);
+        size_t rest = (size_t)(n - rank), R = (size_t)rank;
+        for (size_t k = 0; k < PANEL; k++)
+            for (size_t i = 0; i < rest; i++) columns[i * PANEL + k] = rows[k * N + R + i];
+        product_f64(c + R * (N + 1), N, columns, PANEL, columns, PANEL, (int)rest, (int)rest, PANEL, -1,
+                    UPPER);
     }
-    free(left), free(panel);
+    for (int k = 0; k < rank; k++) {
+        memcpy(rows, lt + (size_t)k * N, N * sizeof(double));
+        for (int i = 0; i < n; i++) lt[(size_t)k * N + (size_t)i] = rows[order[i]];
+    }
+    free(left), free(rows), free(columns);
     return rank;
 }
 
@@ -141,7 +176,7 @@ int pivoted_cholesky(double *lt, double *c, int n) {
 enum { SLABS = 16 };
 static void symmetric_times_vector(double *y, const double *a, size_t ld, const double *x, int n,
                                    double *partial) {
-#pragma omp parallel for schedule(static, 1)
+#pragma omp parallel for schedule(dynamic)
     for (int slab = 0; slab < SLABS; slab++) {
         double *sum = partial + (size_t)slab * (size_t)n, s[4];
         memset(sum, 0, (size_t)n * sizeof(double));
@@ -204,14 +239,9 @@ void tridiagonalise(double *d, double *e, double *a, int n) {
         int next = from + PANEL, rest = n - next;
         if (rest > 0)
             product_f64(a + (size_t)next * (N + 1), N, vw + (size_t)next * PAIR, PAIR,
-                        wv + (size_t)next * PAIR, PAIR, rest, rest, PAIR, -1, true);
+                        wv + (size_t)next * PAIR, PAIR, rest, rest, PAIR, -1, LOWER);
     }
     free(vw), free(wv), free(v), free(w), free(partial);
-}
-
-static void swap(double *a, double *b) {
-    double t = *a;
-    *a = *b, *b = t;
 }
 
 // Eigenvalues of the tridiagonal matrix, in place of its diagonal d (n), by QL steps with Wilkinson's shift; e (n),

@@ -7,14 +7,19 @@
 #include <stddef.h>
 
 // C (m, n) += alpha A B^T, with A (m, k) and B (n, k): every number of C is the scalar product of two rows. One
-// product serves all that is needed. `lower` computes only what touches the lower triangle of a square C. Each sum
-// runs over k in order, whatever the number of threads.
+// product serves all that is needed. Each sum runs over k in order, whatever the number of threads.
+enum {
+    LOWER = 1,        // only what touches the lower triangle of a square C is computed
+    UPPER = 2,        // the same with the upper triangle
+    A_TRIANGULAR = 4, // row i of A is zero before column i, and nearly all of those zeros are skipped
+};
 void product_f64(double *c, size_t ldc, const double *a, size_t lda, const double *b, size_t ldb, int m,
-                 int n, int k, double alpha, bool lower);
+                 int n, int k, double alpha, int flags);
 
-// C = L L^T for a positive semidefinite C (n, n), whose lower triangle is read and destroyed. Returns the rank r and
-// writes L^T as r rows of n (room for n rows is needed).
-int pivoted_cholesky(double *lt, double *c, int n);
+// C = L L^T for a positive semidefinite C (n, n), whose upper triangle is read and destroyed, after its rows and
+// columns were put into another order: number i of the new order is order[i] of the old. Returns the rank r and
+// writes L^T as r rows of n, row i zero before column i (room for n rows is needed).
+int pivoted_cholesky(double *lt, int *order, double *c, int n);
 
 // A (n, n), symmetric, its lower triangle given and destroyed, becomes similar to the tridiagonal matrix with
 // diagonal d (n) and off-diagonal e (n - 1).

@@ -4,25 +4,42 @@
 // here: no encryption, no archives in several files, no compression but stored and deflate; writing stores.
 // In this file: CRC-32, inflate (RFC 1951), gzip and zlib around it (RFC 1952, 1950), zip (PKWARE's APPNOTE),
 // .npy (numpy.lib.format), reading, writing.
+#define _POSIX_C_SOURCE 200809L // pthread_once
 #include "io.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 // ---- CRC-32 --------------------------------------------------------------------------------------------
 
+// Remainders of all bytes, divided by x^32 + x^26 + ... + 1 with the lowest bit first (0xedb88320): row 0 of a byte
+// alone, row k of a byte that k zero bytes follow. So eight bytes need eight lookups, and none waits for another.
+static uint32_t crc_table[8][256];
+static void crc_table_fill(void) {
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t r = i;
+        for (int bit = 0; bit < 8; bit++) r = r >> 1 ^ (r & 1 ? 0xedb88320 : 0);
+        crc_table[0][i] = r;
+    }
+    for (int k = 1; k < 8; k++)
+        for (int i = 0; i < 256; i++) {
+            uint32_t r = crc_table[k - 1][i];
+            crc_table[k][i] = r >> 8 ^ crc_table[0][r & 255];
+        }
+}
+
 uint32_t crc32_update(uint32_t crc, const void *data, size_t bytes) {
-    // Remainders of the 16 half bytes, divided by x^32 + x^26 + ... + 1 with the lowest bit first (0xedb88320).
-    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
-                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
-                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, crc_table_fill);
     const unsigned char *p = data;
     crc = ~crc;
-    for (size_t i = 0; i < bytes; i++) {
-        crc ^= p[i];
-        crc = crc >> 4 ^ table[crc & 15];
-        crc = crc >> 4 ^ table[crc & 15];
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint32_t next = 0;
+        for (int k = 0; k < 8; k++) next ^= crc_table[7 - k][p[k] ^ (k < 4 ? crc >> 8 * k & 255 : 0)];
+        crc = next;
     }
+    for (; bytes > 0; bytes--) crc = crc >> 8 ^ crc_table[0][(crc ^ *p++) & 255];
     return ~crc;
 }
 
@@ -423,8 +440,9 @@ static Member read_entry(const Zip *z, uint64_t *at) {
     return m;
 }
 
-// A member's bytes, checked against its length and CRC; the caller frees them.
-static unsigned char *read_member(const Zip *z, const Member *m, const char *name) {
+// A member's bytes, checked against its length and CRC: within the archive, or unpacked, which the caller frees.
+static const unsigned char *read_member(const Zip *z, const Member *m, const char *name,
+                                        unsigned char **unpacked) {
     if (m->flags & 1) die("%s: %s is encrypted", z->path, name);
     if (m->method != 0 && m->method != 8)
         die("%s: %s is compressed with method %d, expected 0 (stored) or 8 (deflate)", z->path, name,
@@ -438,16 +456,14 @@ static unsigned char *read_member(const Zip *z, const Member *m, const char *nam
     if (skip > left || m->packed > left - skip)
         die("%s: %s reaches beyond the end of the file (was it cut short?)", z->path, name);
     p += skip;
-    unsigned char *data;
-    size_t n = 0, used;
+    *unpacked = NULL;
+    size_t n = (size_t)m->packed, used;
     // Deflate makes 258 bytes of 2 bits at best, so a length above 1032 times the packed one is a lie.
     if (m->method == 0 ? m->unpacked != m->packed : m->unpacked / 1032 > m->packed)
         die("%s: %s claims %llu bytes, packed in %llu", z->path, name, (unsigned long long)m->unpacked,
             (unsigned long long)m->packed);
-    if (m->method == 0)
-        data = memcpy(xmalloc((size_t)m->packed), p, n = (size_t)m->packed);
-    else
-        data = inflate_raw(p, (size_t)m->packed, (size_t)m->unpacked, &n, &used);
+    const unsigned char *data = p;
+    if (m->method == 8) data = *unpacked = inflate_raw(p, (size_t)m->packed, (size_t)m->unpacked, &n, &used);
     if (!data || n != m->unpacked) die("%s: the compressed data of %s is damaged", z->path, name);
     uint32_t crc = crc32_update(0, data, n);
     if (crc != m->crc) die("%s: %s is damaged: its CRC is %08x, expected %08x", z->path, name, crc, m->crc);
@@ -661,10 +677,11 @@ static double *read_archive(const Zip *z, const char *key, int64_t shape[4], int
         found = m;
     }
     if (!have) die("%s: it holds no array %s", z->path, key);
-    unsigned char *data = read_member(z, &found, name);
+    unsigned char *unpacked;
+    const unsigned char *data = read_member(z, &found, name, &unpacked);
     char *where = format("%s: array %s", z->path, key);
     double *out = read_npy(data, (size_t)found.unpacked, where, shape, ndim);
-    free(where), free(data), free(name);
+    free(where), free(unpacked), free(name);
     return out;
 }
 

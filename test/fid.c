@@ -145,11 +145,14 @@ static double trace_by_newton_schulz(const FidSet *a, const FidSet *b) {
     double *buffer = xcalloc(7 * NN, sizeof(double)), *lt = buffer, *work = lt + NN, *y = work + NN,
            *z = y + NN, *t = z + NN, *y2 = t + NN, *z2 = y2 + NN, norm = 0, sum = 0;
     memcpy(y, a->sigma, NN * sizeof(double));
-    int r = pivoted_cholesky(lt, y, n);
+    int *order = xmalloc(N * sizeof *order), r = pivoted_cholesky(lt, order, y, n);
+    double *c2 = xmalloc(NN * sizeof(double));
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j < N; j++) c2[i * N + j] = b->sigma[(size_t)order[i] * N + (size_t)order[j]];
     size_t R = (size_t)r, RR = R * R;
     memset(y, 0, NN * sizeof(double));
-    product_f64(work, N, lt, N, b->sigma, N, r, n, n, 1, false);
-    product_f64(y, R, work, N, lt, N, r, r, n, 1, false);
+    product_f64(work, N, lt, N, c2, N, r, n, n, 1, 0);
+    product_f64(y, R, work, N, lt, N, r, r, n, 1, 0);
     for (size_t i = 0; i < RR; i++) norm += y[i] * y[i];
     norm = sqrt(norm);
     for (size_t i = 0; i < RR; i++) y[i] /= norm;
@@ -158,15 +161,15 @@ static double trace_by_newton_schulz(const FidSet *a, const FidSet *b) {
         memset(t, 0, RR * sizeof(double)), memset(y2, 0, RR * sizeof(double)),
             memset(z2, 0, RR * sizeof(double));
         for (size_t i = 0; i < R; i++) t[i * (R + 1)] = 1.5;
-        product_f64(t, R, z, R, y, R, r, r, r, -0.5, false);
+        product_f64(t, R, z, R, y, R, r, r, r, -0.5, 0);
         symmetric(t, R);
-        product_f64(y2, R, y, R, t, R, r, r, r, 1, false);
-        product_f64(z2, R, t, R, z, R, r, r, r, 1, false);
+        product_f64(y2, R, y, R, t, R, r, r, r, 1, 0);
+        product_f64(z2, R, t, R, z, R, r, r, r, 1, 0);
         symmetric(y2, R), symmetric(z2, R);
         memcpy(y, y2, RR * sizeof(double)), memcpy(z, z2, RR * sizeof(double));
     }
     for (size_t i = 0; i < R; i++) sum += y[i * (R + 1)];
-    free(buffer);
+    free(buffer), free(order), free(c2);
     return sum * sqrt(norm);
 }
 
