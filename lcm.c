@@ -31,56 +31,48 @@ const LcmConfig lcm_defaults = {.k = 20,
 // The loop
 // ============================================================================================================
 
-static int below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); }
-
 // [L4] Repeat until done: draw a batch, its loss, its gradient; then theta and theta- move.
 void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pairs, void (*look)(void *, long),
                  void *context) {
-    int n = run->batch, side = pairs->side, channels = pairs->channels, tokens = pairs->tokens;
-    size_t each = (size_t)side * (size_t)side * (size_t)channels, count = (size_t)n;
-    float *z = xmalloc(count * each * sizeof(float)), *noise = xmalloc(count * each * sizeof(float));
-    float *w = xmalloc(count * sizeof(float));
-    int *index = xmalloc(count * sizeof(int)), *ids = xmalloc(count * (size_t)tokens * sizeof(int));
-    char *names = xmalloc(count * 260);
+    int n = run->batch, side = pairs->side, channels = pairs->channels;
+    size_t numbers = (size_t)n * (size_t)side * (size_t)side * (size_t)channels;
+    PairsBatch batch = pairs_batch(pairs, n);
+    float *noise = xmalloc(numbers * sizeof(float)), *w = xmalloc((size_t)n * sizeof(float));
+    int *index = xmalloc((size_t)n * sizeof(int));
     Random *r = &run->random;
 
     Scope whole = scope_begin();
-    const char **nothing = xmalloc(count * sizeof *nothing);
+    const char **nothing = xmalloc((size_t)n * sizeof *nothing);
     for (int i = 0; i < n; i++) nothing[i] = "";
     Tensor *no_text = encode_prompts(teacher, nothing, n);
     while (run_continues(run)) {
         // [L5] (z, c) ~ data, n ~ U[1, N], w ~ U[w_min, w_max], noise ~ N(0, I)
-        char *at = names;
+        pairs_draw(&batch, pairs, r);
         for (int i = 0; i < n; i++) {
-            int which = below(r, pairs->count);
-            const Pair *pair = &pairs->list[which];
-            const int *caption = pair->ids + (size_t)below(r, pair->captions) * (size_t)tokens;
-            memcpy(ids + (size_t)i * (size_t)tokens, caption, (size_t)tokens * sizeof(int));
-            pairs_latents(pairs, which, r, z + (size_t)i * each);
-            index[i] = below(r, l->solver_steps);
+            index[i] = random_below(r, l->solver_steps);
             w[i] = l->c.w_min + (l->c.w_max - l->c.w_min) * random_uniform(r);
-            at += snprintf(at, 260, "%s%.250s", i ? ", " : "", pair->name);
         }
-        random_normal(r, noise, count * each);
+        random_normal(r, noise, numbers);
 
         Scope step = scope_begin();
         LcmBatch b = {.n = n,
-                      .z = tensor_from(SHAPE(n, side, side, channels), z),
+                      .z = tensor_from(SHAPE(n, side, side, channels), batch.z),
                       .noise = tensor_from(SHAPE(n, side, side, channels), noise),
-                      .text = text_encode(teacher->text_encoder, ids, n),
+                      .text = text_encode(teacher->text_encoder, batch.ids, n),
                       .no_text = no_text,
                       .index = index,
                       .w = w};
         tape_begin();
         Tensor *loss = lcm_loss(l, &b);
         backward(loss);
-        run_step(run, loss, NULL, names); // theta: clipped, AdamW; theta- <- mu theta- + (1 - mu) theta
+        run_step(run, loss, NULL, batch.names); // theta: clipped, AdamW; theta- <- mu theta- + (1 - mu) theta
         tape_end();
         scope_end(step, NULL);
         if (look) look(context, run->step);
     }
     scope_end(whole, NULL);
-    free(z), free(noise), free(w), free(index), free(ids), free(names), free(nothing);
+    pairs_batch_free(&batch);
+    free(noise), free(w), free(index), free(nothing);
 }
 
 // ============================================================================================================

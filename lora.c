@@ -172,8 +172,6 @@ void lora_free(Lora *l) {
 // Plain fine-tuning: the paper's baseline
 // ============================================================================================================
 
-static int below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); }
-
 // Noise prediction (Ho et al. 2020) with only the adapters learning:
 //   z_t = sqrt(a_t) z + sqrt(1 - a_t) eps;   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
 // weight(t) = min(SNR, gamma) / SNR with SNR = a_t / (1 - a_t) (Hang et al. 2023, "Efficient Diffusion Training via
@@ -194,50 +192,33 @@ Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tenso
     return loss;
 }
 
-// What a step draws on the host.
+// What a step draws on the host: pictures with captions, noise, timesteps, guidance scales.
 typedef struct {
-    int n, side, channels, tokens;
-    float *z, *noise, *w; // (n, side, side, channels), the same, (n)
-    int *ids, *t;         // (n, tokens), (n)
-    char *names;          // for messages
+    PairsBatch pairs;
+    float *noise, *w; // (n, side, side, channels), (n)
+    int *t;           // (n)
 } Draw;
 
 static Draw draw_new(const Pairs *p, int n) {
-    size_t count = (size_t)n, numbers = count * (size_t)p->side * (size_t)p->side * (size_t)p->channels;
-    return (Draw){n,
-                  p->side,
-                  p->channels,
-                  p->tokens,
-                  xmalloc(numbers * sizeof(float)),
-                  xmalloc(numbers * sizeof(float)),
-                  xmalloc(count * sizeof(float)),
-                  xmalloc(count * (size_t)p->tokens * sizeof(int)),
-                  xmalloc(count * sizeof(int)),
-                  xmalloc(count * 260)};
+    size_t count = (size_t)n, each = (size_t)p->side * (size_t)p->side * (size_t)p->channels;
+    return (Draw){pairs_batch(p, n), xmalloc(count * each * sizeof(float)), xmalloc(count * sizeof(float)),
+                  xmalloc(count * sizeof(int))};
 }
 
 static void draw_free(Draw *d) {
-    free(d->z), free(d->noise), free(d->w), free(d->ids), free(d->t), free(d->names);
+    pairs_batch_free(&d->pairs);
+    free(d->noise), free(d->w), free(d->t);
 }
 
-// Pictures, one of each one's captions, noise. `times`: how many timesteps there are to draw from.
+// `times`: how many timesteps there are to draw from.
 static void draw(Draw *d, const Pairs *p, Random *r, int times) {
-    size_t each = (size_t)d->side * (size_t)d->side * (size_t)d->channels, tokens = (size_t)d->tokens;
-    char *at = d->names;
-    for (int i = 0; i < d->n; i++) {
-        int which = below(r, p->count);
-        const Pair *pair = &p->list[which];
-        memcpy(d->ids + (size_t)i * tokens, pair->ids + (size_t)below(r, pair->captions) * tokens,
-               tokens * sizeof(int));
-        pairs_latents(p, which, r, d->z + (size_t)i * each);
-        d->t[i] = below(r, times);
-        at += snprintf(at, 260, "%s%.250s", i ? ", " : "", pair->name);
-    }
-    random_normal(r, d->noise, (size_t)d->n * each);
+    pairs_draw(&d->pairs, p, r);
+    for (int i = 0; i < d->pairs.n; i++) d->t[i] = random_below(r, times);
+    random_normal(r, d->noise, (size_t)d->pairs.n * (size_t)p->side * (size_t)p->side * (size_t)p->channels);
 }
 
-static Tensor *drawn(const Draw *d, const float *x) {
-    return tensor_from(SHAPE(d->n, d->side, d->side, d->channels), x);
+static Tensor *drawn(const Draw *d, const float *x) { // latents or noise
+    return tensor_from(SHAPE(d->pairs.n, d->pairs.side, d->pairs.side, d->pairs.channels), x);
 }
 
 // A few pictures come without their caption, so that guidance (Ho and Salimans 2022) keeps its other half. The text
@@ -257,18 +238,19 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     while (run_continues(run)) {
         // [P3] (z, c) ~ data, t ~ U, eps ~ N(0, I); sometimes no caption
         draw(&d, pairs, &run->random, s.config.num_train_timesteps);
-        for (int i = 0; i < d.n; i++)
+        for (int i = 0; i < d.pairs.n; i++)
             if (random_uniform(&run->random) < c.dropout)
-                memcpy(d.ids + i * tokens, nothing, (size_t)tokens * sizeof(int));
+                memcpy(d.pairs.ids + i * tokens, nothing, (size_t)tokens * sizeof(int));
         Scope step = scope_begin();
-        Tensor *text = learns_text ? NULL : text_encode(model->text_encoder, d.ids, d.n); // a constant
+        Tensor *text =
+            learns_text ? NULL : text_encode(model->text_encoder, d.pairs.ids, d.pairs.n); // a constant
         tape_begin();
-        if (learns_text) text = text_encode(model->text_encoder, d.ids, d.n);
-        Tensor *loss =
-            lora_finetune_loss(&s, model->unet, drawn(&d, d.z), drawn(&d, d.noise), text, d.t, c.min_snr);
+        if (learns_text) text = text_encode(model->text_encoder, d.pairs.ids, d.pairs.n);
+        Tensor *loss = lora_finetune_loss(&s, model->unet, drawn(&d, d.pairs.z), drawn(&d, d.noise), text,
+                                          d.t, c.min_snr);
         backward(
             loss); // [P4] gradients of the adapters alone: the frozen weights want none, and none is computed
-        run_step(run, loss, NULL, d.names);
+        run_step(run, loss, NULL, d.pairs.names);
         tape_end();
         scope_end(step, NULL);
     }
@@ -407,13 +389,13 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
     Draw d = draw_new(pairs, run->batch);
     while (run_continues(run)) {
         draw(&d, pairs, &run->random, l->solver_steps);
-        for (int i = 0; i < d.n; i++)
+        for (int i = 0; i < d.pairs.n; i++)
             d.w[i] = l->c.w_min + (l->c.w_max - l->c.w_min) * random_uniform(&run->random);
         Scope step = scope_begin();
-        LcmBatch b = {.n = d.n,
-                      .z = drawn(&d, d.z),
+        LcmBatch b = {.n = d.pairs.n,
+                      .z = drawn(&d, d.pairs.z),
                       .noise = drawn(&d, d.noise),
-                      .text = text_encode(model->text_encoder, d.ids, d.n),
+                      .text = text_encode(model->text_encoder, d.pairs.ids, d.pairs.n),
                       .index = d.t,
                       .w = d.w};
         bool look = run->step % SHARE_EVERY == 0;
@@ -427,7 +409,7 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
         int at = snprintf(parts, sizeof parts, ", \"mse\": %.6g, \"kl\": %.6g", (double)tensor_item(mse),
                           (double)tensor_item(kl));
         if (look) snprintf(parts + at, sizeof parts - (size_t)at, ", \"kl_share\": %.4f", share);
-        run_step(run, loss, parts, d.names); // [P9] only the adapters move
+        run_step(run, loss, parts, d.pairs.names); // [P9] only the adapters move
         tape_end();
         scope_end(step, NULL);
     }

@@ -50,9 +50,17 @@ Tensor *scope_end(Scope s, Tensor *result); // result may be NULL
 
 // ---- the tape ----------------------------------------------------------------------------------------------
 
-void tape_begin(void);        // record from here on; opens a scope
-void backward(Tensor *loss);  // gradients of everything recorded that wants one; loss is one number
-void tape_end(void);          // forget the records, close the scope
+void tape_begin(void);       // record from here on; opens a scope
+void backward(Tensor *loss); // gradients of everything recorded that wants one; loss is one number
+void tape_end(void);         // forget the records, close the scope
+// Where numbers that are not finite began: the first operation whose output is so, or else (backward) the first that
+// made such a gradient. After backward() and a step of the optimiser, before tape_end(); slow, for the last words of a run.
+typedef struct {
+    const char *operation;   // "conv2d"; NULL: all is finite
+    bool backward;           // its gradients, not its output
+    const Tensor *inputs[4]; // its other inputs, among them its parameters
+} Culprit;
+Culprit tape_culprit(Tensor *loss);
 bool tape_pause(void);        // stop recording for a while (a frozen teacher): returns the state for
 void tape_resume(bool state); //   this
 // A block of a network, called through one door: it runs in a scope of its own. While the tape records and
@@ -194,6 +202,7 @@ void random_seed(Random *r, uint64_t seed);        // torch.manual_seed
 void random_seed_philox(Random *r, uint64_t seed); // as torch.cuda's generator
 uint32_t random_u32(Random *r);
 float random_uniform(Random *r);                         // torch.rand: 24 bits, [0, 1)
+int random_below(Random *r, int n);                      // 0 to n - 1
 void random_normal(Random *r, float *out, size_t count); // torch.randn(count)
 // Philox 4x32-10 (Salmon et al. 2011): four random words of a counter and a key.
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

@@ -340,3 +340,32 @@ void pairs_latents(const Pairs *p, int i, Random *r, float *out) {
             out[k] = p->scale * (moments[k] + expf(0.5f * log_variance) * out[k]);
         }
 }
+
+enum { NAME = 260 }; // bytes a picture in the list of names
+
+PairsBatch pairs_batch(const Pairs *p, int n) {
+    if (n > p->count) die("a batch of %d is more than the %d captioned pictures that there are", n, p->count);
+    size_t numbers = (size_t)n * (size_t)p->side * (size_t)p->side * (size_t)p->channels;
+    return (PairsBatch){n,
+                        p->side,
+                        p->channels,
+                        p->tokens,
+                        xmalloc(numbers * sizeof(float)),
+                        xmalloc((size_t)n * (size_t)p->tokens * sizeof(int)),
+                        xmalloc((size_t)n * NAME)};
+}
+
+void pairs_draw(PairsBatch *b, const Pairs *p, Random *r) {
+    size_t each = (size_t)p->side * (size_t)p->side * (size_t)p->channels, tokens = (size_t)p->tokens;
+    char *name = b->names;
+    for (int i = 0; i < b->n; i++) {
+        int which = random_below(r, p->count);
+        const Pair *pair = &p->list[which];
+        const int *caption = pair->ids + (size_t)random_below(r, pair->captions) * tokens;
+        memcpy(b->ids + (size_t)i * tokens, caption, tokens * sizeof(int));
+        pairs_latents(p, which, r, b->z + (size_t)i * each);
+        name += snprintf(name, NAME, "%s%.250s", i ? ", " : "", pair->name);
+    }
+}
+
+void pairs_batch_free(PairsBatch *b) { free(b->z), free(b->ids), free(b->names); }

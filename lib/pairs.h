@@ -39,6 +39,16 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m);
 void pairs_close(Pairs *p);
 // Picture i: a draw from the encoder's posterior, scaled as the UNet wants it, (side, side, channels).
 void pairs_latents(const Pairs *p, int i, Random *r, float *out);
+// What a training step draws from it: n pictures by chance, of each one draw from the posterior and one caption.
+typedef struct {
+    int n, side, channels, tokens;
+    float *z;    // (n, side, side, channels) host: latents
+    int *ids;    // (n, tokens)
+    char *names; // of the pictures, for messages
+} PairsBatch;
+PairsBatch pairs_batch(const Pairs *p, int n); // dies where there are fewer pictures than n
+void pairs_draw(PairsBatch *b, const Pairs *p, Random *r);
+void pairs_batch_free(PairsBatch *b);
 // A number that changes with any weight of a model.
 uint64_t params_key(const Params *p);
 

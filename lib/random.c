@@ -39,6 +39,8 @@ uint32_t random_u32(Random *r) {
 
 float random_uniform(Random *r) { return (float)(random_u32(r) & 0xffffff) * (1.0f / 16777216); }
 
+int random_below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); }
+
 static double uniform_double(Random *r) { // 53 bits of two words, the first one high
     uint64_t high = random_u32(r), low = random_u32(r);
     return (double)((high << 32 | low) & ((1ull << 53) - 1)) * (1.0 / 9007199254740992.0);

@@ -9,6 +9,7 @@ enum { RECORD_INPUTS = 5 };
 typedef struct Record Record;
 struct Record {
     void (*backward)(Record *r); // adds to the gradients of `in`, given that of `out`
+    const char *operation;       // "conv2d", for messages
     Tensor *out, *in[RECORD_INPUTS];
     float *kept;        // statistics of the forward pass, or coefficients, in backend memory
     const int32_t *ids; // in backend memory
@@ -34,7 +35,8 @@ struct Record {
 };
 
 // Notes r if the tape records and an input wants a gradient. Returns r.out, which then wants one too.
-Tensor *record(Record r);
+Tensor *record_as(const char *operation, Record r);
+#define record(...) record_as(__func__, __VA_ARGS__)
 bool is_recording(void);
 Tensor *tensor_struct(int dims, const int *shape, Type type); // without data
 void *record_memory(size_t bytes);                            // host memory that lives as long as the record

@@ -2,6 +2,7 @@
 #include "nn.h"
 #include "tape.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -128,6 +129,8 @@ Tensor *scope_end(Scope s, Tensor *result) {
 static struct {
     Record *list;
     int count, room;
+    Record *played; // what backward() began with, for tape_culprit()
+    int played_count;
 } tape;
 static Scope tape_scope;
 
@@ -155,7 +158,7 @@ void tape_resume(bool state) { recording = state; }
 
 // [G2] What an operation did, noted while the tape records. Without a tape, or where no input wants a gradient, nothing
 // is kept and the operation costs its forward alone.
-Tensor *record(Record r) {
+Tensor *record_as(const char *operation, Record r) {
     bool wanted = false;
     for (int i = 0; i < RECORD_INPUTS; i++) wanted |= r.in[i] && r.in[i]->wants_grad;
     if (!recording || !wanted) return r.out;
@@ -164,6 +167,7 @@ Tensor *record(Record r) {
         tape.room = tape.room ? 2 * tape.room : 1024;
         tape.list = xrealloc(tape.list, (size_t)tape.room * sizeof(Record));
     }
+    r.operation = operation;
     tape.list[tape.count++] = r;
     return r.out;
 }
@@ -171,21 +175,73 @@ Tensor *record(Record r) {
 bool is_recording(void) { return recording; }
 void *record_memory(size_t bytes) { return struct_new(bytes); }
 
+// The search for what is not finite: see tape_culprit().
+static bool watching;
+static Culprit culprit;
+
+static bool is_finite(const Tensor *t, void *data) {
+    Tensor alike = *t;
+    alike.data = data;
+    float *x = tensor_read(&alike);
+    bool finite = true;
+    for (size_t i = 0; i < tensor_count(t); i++) finite &= isfinite(x[i]) != 0;
+    free(x);
+    return finite;
+}
+
+// Parameters come in at the second place and later: weight, bias.
+static void accuse(const Record *r, bool backward) {
+    if (culprit.operation) return; // the first one
+    culprit = (Culprit){.operation = r->operation, .backward = backward};
+    for (int i = RECORD_INPUTS - 1; i > 0; i--)
+        if (r->in[i]) culprit.inputs[i - 1] = r->in[i];
+}
+
+static void watch(const Record *r) {
+    for (int i = 0; i < RECORD_INPUTS; i++) {
+        const Tensor *t = r->in[i];
+        if (t && t->gradient && t->gradient != t->data && !is_finite(t, t->gradient)) accuse(r, true);
+    }
+}
+
 // [G4] Plays the records above `from` in reverse. A record is taken off before it is played, because a checkpoint
 // puts new ones in its place.
 static void play_back(int from) {
     while (tape.count > from) {
         Record r = tape.list[--tape.count];
-        if (r.out->gradient) r.backward(&r); // no gradient arrived: nothing depends on it
+        if (!r.out->gradient) continue; // no gradient arrived: nothing depends on it
+        r.backward(&r);
+        if (watching) watch(&r);
     }
 }
 
 // [G5] d loss / d loss = 1, and from there back.
 void backward(Tensor *loss) {
     bool was = tape_pause();
+    tape.played = xrealloc(tape.played, (size_t)tape.count * sizeof(Record) + 1);
+    memcpy(tape.played, tape.list, (size_t)tape.count * sizeof(Record));
+    tape.played_count = tape.count;
     if (loss->wants_grad) k_fill(grad(loss), 1, 1);
     play_back(0);
     tape_resume(was);
+}
+
+Culprit tape_culprit(Tensor *loss) {
+    bool was = tape_pause();
+    culprit = (Culprit){0};
+    for (int i = 0; i < tape.played_count; i++)
+        if (!is_finite(tape.played[i].out, tape.played[i].out->data)) accuse(&tape.played[i], false);
+    if (!culprit.operation) { // then it is a gradient: everything once more, with a look after each operation
+        for (int i = 0; i < tape.played_count; i++) tape.played[i].out->gradient = NULL;
+        memcpy(tape.list, tape.played, (size_t)tape.played_count * sizeof(Record));
+        tape.count = tape.played_count;
+        k_fill(grad(loss), 1, 1);
+        watching = true;
+        play_back(0);
+        watching = false;
+    }
+    tape_resume(was);
+    return culprit;
 }
 
 // ---- blocks and gradient checkpointing --------------------------------------------------------------------

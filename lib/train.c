@@ -150,7 +150,7 @@ static void log_open(Run *r) {
 void run_begin(Run *r, uint64_t seed, bool fresh) {
     make_directories(r->dir);
     random_seed(&r->random, seed);
-    r->step = 0, r->earlier = 0, r->loss = 0;
+    r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
     char *checkpoint = in_dir(r, "checkpoint.safetensors"), *config = in_dir(r, "config.json");
     if (!fresh && file_exists(checkpoint)) resume(r, checkpoint);
@@ -166,20 +166,32 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
 
 double run_seconds(const Run *r) { return r->earlier + seconds() - r->started; }
 
+// The last words of a run whose numbers are not finite: where that began, with what, and what is left.
+static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *batch_name) {
+    const Optimiser *o = r->optimiser;
+    Culprit c = tape_culprit(loss);
+    const char *parameter = NULL;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < o->count && !parameter; j++)
+            if (c.inputs[i] == o->tensors[j]) parameter = o->names[j];
+    die("step %ld: the %s is not finite (loss %g, gradient norm %g): it began in %s%s%s%s; batch: %s; the "
+        "last "
+        "good checkpoint is in %s",
+        r->step, c.backward ? "gradient" : "loss", (double)tensor_item(loss), (double)norm,
+        c.backward ? "the backward of " : "", c.operation ? c.operation : "no single operation",
+        parameter ? " with " : "", parameter ? parameter : "", batch_name ? batch_name : "?", r->dir);
+}
+
 bool run_continues(const Run *r) { return r->step < r->total && !interrupted(); }
 
-void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_name) {
+enum { EXPLODED = 100 }; // the running mean of the loss over its lowest value so far
+
+void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
     optimiser_step(r->optimiser);
     float value = tensor_item(loss);
     OptimiserState s = optimiser_read(r->optimiser);
     r->step++;
-    if (!isfinite(value) || !isfinite(s.norm)) {
-        fclose(r->log);
-        die("step %ld: the %s is not finite (loss %g, gradient norm %g); batch: %s; the last good checkpoint "
-            "is in %s",
-            r->step, isfinite(value) ? "gradient" : "loss", (double)value, (double)s.norm,
-            batch_name ? batch_name : "?", r->dir);
-    }
+    if (!isfinite(value) || !isfinite(s.norm)) die_not_finite(r, loss, s.norm, batch_name);
     double used = run_seconds(r);
     fprintf(r->log,
             "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, "
@@ -188,6 +200,12 @@ void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_n
             (double)r->batch * (double)r->step / used, used);
     if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
+    r->lowest = fminf(r->lowest, r->loss);
+    if (r->step > 100 && r->loss > EXPLODED * r->lowest)
+        die("step %ld: the loss explodes (mean %g, it was %g); batch: %s; the last checkpoint is in %s; a "
+            "smaller "
+            "--lr may help",
+            r->step, (double)r->loss, (double)r->lowest, batch_name ? batch_name : "?", r->dir);
     char extra[64];
     snprintf(extra, sizeof extra, "loss %.4g", (double)r->loss);
     progress_step(&r->bar, r->bar.done + 1, extra);

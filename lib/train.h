@@ -27,7 +27,7 @@ typedef struct {
     double checkpoint_every; // seconds
     // of its own:
     double started, earlier, saved_at; // this session's begin; seconds of earlier ones; last checkpoint
-    float loss;                        // running mean, for the bar
+    float loss, lowest;                // running mean; its lowest value
     FILE *log;
     Progress bar;
 } Run;
@@ -38,8 +38,8 @@ void run_begin(Run *r, uint64_t seed, bool fresh);
 bool run_continues(const Run *r); // false at the end, and after Ctrl-C
 // Clips, steps and clears the gradients, then reads loss and norm (the one time in a step), writes the log and, when
 // due, the checkpoint. parts: more numbers for the log line, as JSON members (", \"kl\": 0.1"), or NULL. batch_name:
-// what was in the batch, said when the loss or gradient is not finite; then the run stops.
-void run_step(Run *r, const Tensor *loss, const char *parts, const char *batch_name);
+// what was in the batch, said when the loss or gradient is not finite, or explodes; then the run stops.
+void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name);
 void run_checkpoint(Run *r);
 // The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.
 bool run_end(Run *r);

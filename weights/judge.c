@@ -4,6 +4,7 @@
 #include "../sd.h"
 #include "pretrain.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,16 +26,21 @@ static char *configuration(void) {
     return whole;
 }
 
-// Fresh scenes of both worlds in turn, pixels in [-1, 1], and their attributes (SCENE_ATTRIBUTES, n).
-static Tensor *scenes(const PretrainOptions *o, Split split, long first, int n, int *answers) {
+// Fresh scenes of both worlds in turn, pixels in [-1, 1], their attributes (SCENE_ATTRIBUTES, n), and where their figures
+// are (n: left, top, right, bottom; may be NULL).
+static Tensor *scenes(const PretrainOptions *o, Split split, long first, int n, int *answers,
+                      int (*boxes)[4]) {
     enum { EACH = SCENE_SIZE * SCENE_SIZE * 3 };
     float *x = xmalloc((size_t)n * EACH * sizeof(float));
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++) {
         unsigned char *rgb = xmalloc(EACH);
+        World world = (first + i) % 2 ? WORLD_FLICKR : WORLD_BROAD;
+        long index = (first + i) / 2;
         Scene scene;
-        scene_draw((first + i) % 2 ? WORLD_FLICKR : WORLD_BROAD, split, o->seed, (first + i) / 2, rgb, &scene,
-                   NULL);
+        char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
+        scene_describe(world, split, o->seed, index, &scene, captions);
+        scene_draw_as(world, scene_seed(world, split, o->seed, index), &scene, rgb, boxes ? boxes[i] : NULL);
         for (int k = 0; k < EACH; k++) x[(size_t)i * EACH + (size_t)k] = (float)rgb[k] / 127.5f - 1;
         for (int a = 0; a < SCENE_ATTRIBUTES; a++) answers[a * n + i] = scene_value(&scene, a);
         free(rgb);
@@ -44,31 +50,76 @@ static Tensor *scenes(const PretrainOptions *o, Split split, long first, int n, 
     return t;
 }
 
-// Share of attributes read right on held-out combinations of both worlds: the ceiling of prompt fidelity.
-static double accuracy(const PretrainOptions *o, Inception *net, int batches,
-                       double share[SCENE_ATTRIBUTES]) {
-    enum { N = 50 };
-    int answers[SCENE_ATTRIBUTES * N];
+// Peak signal-to-noise ratio in dB of two pictures in [-1, 1] over a box: 10 log10(2^2 / mean squared error).
+static double psnr(const float *a, const float *b, const int box[4]) {
     double sum = 0;
-    for (int a = 0; a < SCENE_ATTRIBUTES; a++) share[a] = 0;
+    for (int y = box[1]; y < box[3]; y++)
+        for (int k = 3 * box[0]; k < 3 * box[2]; k++) {
+            double d = (double)a[3 * SCENE_SIZE * y + k] - (double)b[3 * SCENE_SIZE * y + k];
+            sum += d * d;
+        }
+    return 10 * log10(4 * 3.0 * (box[2] - box[0]) * (box[3] - box[1]) / sum);
+}
+
+// What the judge reads right on held-out combinations of both worlds: on the scenes themselves, which is the ceiling
+// of prompt fidelity, or (v given) on what the VAE makes of them, and then also how close that comes.
+typedef struct {
+    double share[SCENE_ATTRIBUTES], mean; // of attributes
+    double psnr, figure_psnr;             // mean over pictures: the whole; the figure's box
+} Reading;
+
+static Reading read_scenes(const PretrainOptions *o, Inception *net, const Vae *v, int batches) {
+    enum { N = 50, EACH = SCENE_SIZE * SCENE_SIZE * 3 };
+    int answers[SCENE_ATTRIBUTES * N], boxes[N][4], whole[4] = {0, 0, SCENE_SIZE, SCENE_SIZE};
+    Reading r = {0};
     for (int b = 0; b < batches; b++) {
         Scope s = scope_begin();
-        Tensor *logits =
-            inception_logits(net, inception_features(net, scenes(o, SPLIT_TEST, b * N, N, answers)));
-        float *x = tensor_read(logits);
+        Tensor *x = scenes(o, SPLIT_TEST, b * N, N, answers, boxes), *seen = x;
+        if (v) {
+            seen = clamp(vae_decode(v, slice(vae_encode(v, x), 0, 4)), 1);
+            float *before = tensor_read(x), *after = tensor_read(seen);
+            for (int i = 0; i < N; i++) {
+                r.psnr += psnr(before + i * EACH, after + i * EACH, whole) / (batches * N);
+                r.figure_psnr += psnr(before + i * EACH, after + i * EACH, boxes[i]) / (batches * N);
+            }
+            free(before), free(after);
+        }
+        Tensor *logits = inception_logits(net, inception_features(net, seen));
+        float *z = tensor_read(logits);
         int classes = tensor_cols(logits);
         for (int i = 0; i < N; i++)
             for (int a = 0, from = 0; a < SCENE_ATTRIBUTES; from += scene_attribute_count(a++)) {
                 int best = 0;
-                for (int v = 1; v < scene_attribute_count(a); v++)
-                    if (x[i * classes + from + v] > x[i * classes + from + best]) best = v;
-                share[a] += (best == answers[a * N + i]) / (double)(batches * N);
+                for (int k = 1; k < scene_attribute_count(a); k++)
+                    if (z[i * classes + from + k] > z[i * classes + from + best]) best = k;
+                r.share[a] += (best == answers[a * N + i]) / (double)(batches * N);
             }
-        free(x);
+        free(z);
         scope_end(s, NULL);
     }
-    for (int a = 0; a < SCENE_ATTRIBUTES; a++) sum += share[a] / SCENE_ATTRIBUTES;
-    return sum;
+    for (int a = 0; a < SCENE_ATTRIBUTES; a++) r.mean += r.share[a] / SCENE_ATTRIBUTES;
+    return r;
+}
+
+static void print_reading(const char *what, const Reading *r) {
+    printf("%-28s %.4f ", what, r->mean);
+    for (int a = 0; a < SCENE_ATTRIBUTES; a++) printf("  %s %.3f", scene_attribute_name(a), r->share[a]);
+    printf("\n");
+}
+
+// `sd pretrain check`: what can be known before a picture is drawn. No figure of a drawn picture can pass these.
+void pretrain_check(const PretrainOptions *o) {
+    enum { BATCHES = 20 };
+    char *path = format("%s-inception.safetensors", o->out);
+    Inception *judge = inception_load(path);
+    Model *m = model_load(o->out, NULL, NEED_VAE);
+    Reading real = read_scenes(o, judge, NULL, BATCHES), seen = read_scenes(o, judge, m->vae, BATCHES);
+    print_reading("held-out scenes", &real);
+    print_reading("the same through the VAE", &seen);
+    printf("PSNR of the VAE: %.2f dB, over the figure's box %.2f dB\n", seen.psnr, seen.figure_psnr);
+    model_free(m);
+    inception_free(judge);
+    free(path);
 }
 
 // Loss: the sum of the heads' cross-entropies.
@@ -85,7 +136,7 @@ void pretrain_inception(const PretrainOptions *o) {
     int n = o->batch, *answers = xmalloc((size_t)(SCENE_ATTRIBUTES * n) * sizeof(int));
     while (run_continues(&run)) {
         tape_begin();
-        Tensor *x = scenes(o, SPLIT_TRAIN, run.step * n, n, answers), *loss = NULL;
+        Tensor *x = scenes(o, SPLIT_TRAIN, run.step * n, n, answers, NULL), *loss = NULL;
         Tensor *logits = inception_logits(net, inception_features(net, x));
         for (int a = 0, from = 0; a < SCENE_ATTRIBUTES; from += scene_attribute_count(a++)) {
             Tensor *head =
@@ -101,21 +152,20 @@ void pretrain_inception(const PretrainOptions *o) {
         inception_gather(net, true); // the statistics of batch norm, over many batches
         for (int b = 0; b < 16; b++) {
             Scope s = scope_begin();
-            inception_features(net, scenes(o, SPLIT_TRAIN, (1 << 24) + b * n, n, answers));
+            inception_features(net, scenes(o, SPLIT_TRAIN, (1 << 24) + b * n, n, answers, NULL));
             scope_end(s, NULL);
         }
         inception_gather(net, false);
         char *path = format("%s-inception.safetensors", o->out);
         params_save_with(p, path, 0, F16, "inception", config);
         Inception *judge = inception_load(path); // as everybody will use it
-        double share[SCENE_ATTRIBUTES], mean = accuracy(o, judge, 20, share);
+        Reading real = read_scenes(o, judge, NULL, 20);
         inception_free(judge);
         // Saved again with what it reads right on real scenes, the ceiling of every fidelity measured with it.
-        char *with_ceiling = format("%.*s, \"ceiling\": %.4f}", (int)strlen(config) - 1, config, mean);
+        char *with_ceiling = format("%.*s, \"ceiling\": %.4f}", (int)strlen(config) - 1, config, real.mean);
         params_save_with(p, path, 0, F16, "inception", with_ceiling);
         free(with_ceiling);
-        note("%s: read right on held-out scenes: %.4f", path, mean);
-        for (int a = 0; a < SCENE_ATTRIBUTES; a++) note("  %-8s %.4f", scene_attribute_name(a), share[a]);
+        print_reading("held-out scenes", &real);
         free(path);
     }
     inception_free(net);

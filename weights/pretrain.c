@@ -124,8 +124,6 @@ OptimiserConfig pretrain_adamw(const PretrainOptions *o) {
                              .floor = 0.05f};
 }
 
-static int below(Random *r, int n) { return (int)(random_u32(r) % (uint32_t)n); }
-
 // ---- stage: tokenizer -------------------------------------------------------------------------------------------
 
 static void pretrain_tokenizer(const PretrainOptions *o) {
@@ -318,14 +316,6 @@ static Pairs *open_pairs(const PretrainOptions *o) {
     return pairs;
 }
 
-// Picture i of the set, and one of its captions by chance.
-static void draw_pair(const Pairs *p, Random *r, float *latents, int *ids) {
-    int which = below(r, p->count);
-    const Pair *pair = &p->list[which];
-    pairs_latents(p, which, r, latents);
-    memcpy(ids, pair->ids + below(r, pair->captions) * p->tokens, (size_t)p->tokens * sizeof(int));
-}
-
 // ---- stage: text ------------------------------------------------------------------------------------------------
 
 // The picture's side, only for this stage: three strided convolutions over the latents and a mean.
@@ -383,24 +373,22 @@ static void pretrain_text(const PretrainOptions *o) {
     const Params *models[] = {&text.params, &side.params};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
     Run run = pretrain_run(o, optimiser);
-    int n = o->batch;
-    float *x = xmalloc((size_t)n * LATENT_COUNT * sizeof(float));
-    int *ids = xmalloc((size_t)n * TOKENS * sizeof(int)), *diagonal = xmalloc((size_t)n * sizeof(int));
+    int n = o->batch, *diagonal = xmalloc((size_t)n * sizeof(int));
+    PairsBatch batch = pairs_batch(pairs, n);
     for (int i = 0; i < n; i++) diagonal[i] = i;
     while (run_continues(&run)) {
-        for (int i = 0; i < n; i++) {
-            draw_pair(pairs, &run.random, x + (size_t)i * LATENT_COUNT, ids + i * TOKENS);
-        }
+        pairs_draw(&batch, pairs, &run.random);
         tape_begin();
-        Tensor *pictures = picture_features(&towers, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x));
-        Tensor *captions = text_features(&towers, e, ids, n);
+        Tensor *pictures =
+            picture_features(&towers, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), batch.z));
+        Tensor *captions = text_features(&towers, e, batch.ids, n);
         // Which caption belongs to a picture, and which picture to a caption: features are norm-like (their spread is
         // learned), so a fixed temperature of 1 / JOINT serves.
         Tensor *loss =
             combine(0.5f, loss_pick(log_softmax(matmul(pictures, captions, true, 16.0f / JOINT)), diagonal),
                     0.5f, loss_pick(log_softmax(matmul(captions, pictures, true, 16.0f / JOINT)), diagonal));
         backward(loss);
-        run_step(&run, loss, NULL, o->data);
+        run_step(&run, loss, NULL, batch.names);
         tape_end();
     }
     bool done = run_end(&run);
@@ -440,16 +428,16 @@ static void pretrain_unet(const PretrainOptions *o) {
     while (used < TOKENS) empty[used++] = tokenizer_pad(tokenizer);
     tokenizer_close(tokenizer);
     size_t numbers = (size_t)n * LATENT_COUNT;
-    float *x = xmalloc(numbers * sizeof(float)), *eps = xmalloc(numbers * sizeof(float));
+    PairsBatch batch = pairs_batch(pairs, n);
+    float *eps = xmalloc(numbers * sizeof(float));
     float *t = xmalloc((size_t)n * sizeof(float)), *signal = xmalloc((size_t)n * sizeof(float));
     float *sigma = xmalloc((size_t)n * sizeof(float)), *weight = xmalloc((size_t)n * sizeof(float));
-    int *ids = xmalloc((size_t)n * TOKENS * sizeof(int));
     double saved = seconds();
     while (run_continues(&run)) {
+        pairs_draw(&batch, pairs, &run.random);
         for (int i = 0; i < n; i++) {
-            draw_pair(pairs, &run.random, x + (size_t)i * LATENT_COUNT, ids + i * TOKENS);
-            if (below(&run.random, 10) == 0) memcpy(ids + i * TOKENS, empty, sizeof empty);
-            int time = below(&run.random, 1000);
+            if (random_below(&run.random, 10) == 0) memcpy(batch.ids + i * TOKENS, empty, sizeof empty);
+            int time = random_below(&run.random, 1000);
             float a = s.alphas_cumprod[time], snr = a / (1 - a);
             t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a),
             weight[i] = fminf(snr, 5) / snr;
@@ -457,10 +445,12 @@ static void pretrain_unet(const PretrainOptions *o) {
         random_normal(&run.random, eps, numbers);
         tape_begin(); // [G1] a training step: forward while the tape records, backward, optimiser
         Tensor *noise = tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), eps);
-        Tensor *z = combine_each(signal, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), x), sigma, noise);
-        Tensor *loss = loss_between(unet(u, z, t, text_encode(e, ids, n), NULL), noise, weight, LOSS_MSE, 0);
+        Tensor *z =
+            combine_each(signal, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), batch.z), sigma, noise);
+        Tensor *loss =
+            loss_between(unet(u, z, t, text_encode(e, batch.ids, n), NULL), noise, weight, LOSS_MSE, 0);
         backward(loss);
-        run_step(&run, loss, NULL, o->data);
+        run_step(&run, loss, NULL, batch.names);
         tape_end();
         if (seconds() - saved > 300) { // so that samples can be looked at while it learns
             optimiser_swap_ema(optimiser);
@@ -477,10 +467,12 @@ static void pretrain_unet(const PretrainOptions *o) {
 // ---- the command --------------------------------------------------------------------------------------------------
 
 static const char help[] =
-    "usage: sd pretrain tokenizer|vae|decoder|text|unet|inception [options]\n\n"
+    "usage: sd pretrain tokenizer|vae|decoder|text|unet|inception|check [options]\n\n"
     "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same "
     "command\n"
-    "continues after an interruption.\n\n"
+    "continues after an interruption. check trains nothing: it tells how well the judge (inception) reads "
+    "held-out\n"
+    "scenes, and what the VAE makes of them.\n\n"
     "  -o, --output DIR   the model's folder (default weights/tiny)\n"
     "      --run DIR      checkpoint and log (default run/STAGE)\n"
     "      --steps N   --batch N   --lr R   --ema D   --data DIR (text, unet: scenes of the broad world)\n"
@@ -517,16 +509,20 @@ int command_pretrain(int argc, char **argv) {
         }
     }
     if (optind != argc - 1)
-        die_usage("one stage is needed: tokenizer, vae, decoder, text, unet or inception");
+        die_usage("one stage is needed: tokenizer, vae, decoder, text, unet, inception or check");
     // What worked, a row a stage: weights/README.md tells how it was found.
     static const struct {
         const char *name;
         long steps;
         int batch;
         double rate, ema;
-    } stages[] = {{"tokenizer", 1, 1, 1, 0},          {"vae", 6000, 12, 1.5e-3, 0.998},
-                  {"decoder", 6000, 12, 5e-4, 0.998}, {"text", 800, 128, 1e-3, 0.99},
-                  {"unet", 20000, 32, 6e-4, 0.9995},  {"inception", 3000, 32, 2e-3, 0.995}};
+    } stages[] = {{"tokenizer", 1, 1, 1, 0},
+                  {"vae", 6000, 12, 1.5e-3, 0.998},
+                  {"decoder", 6000, 12, 5e-4, 0.998},
+                  {"text", 800, 128, 1e-3, 0.99},
+                  {"unet", 20000, 32, 6e-4, 0.9995},
+                  {"inception", 3000, 32, 2e-3, 0.995},
+                  {"check", 1, 1, 1, 0}};
     const char *name = argv[optind];
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         if (strcmp(name, stages[i].name)) continue;
@@ -545,9 +541,11 @@ int command_pretrain(int argc, char **argv) {
             pretrain_text(&o);
         else if (i == 4)
             pretrain_unet(&o);
-        else
+        else if (i == 5)
             pretrain_inception(&o);
+        else
+            pretrain_check(&o);
         return 0;
     }
-    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet and inception are", name);
+    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are", name);
 }

@@ -19,5 +19,6 @@ Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser);
 OptimiserConfig pretrain_adamw(const PretrainOptions *o);
 
 void pretrain_inception(const PretrainOptions *o); // judge.c
+void pretrain_check(const PretrainOptions *o);
 
 #endif
