@@ -105,9 +105,11 @@ FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
 demo: sd
 	@sh weights/demo.sh "$(FIGURE3)"
 
-# The whole paper on the toy world; see weights/paper.sh.
+# The whole paper: on the toy world, or on MODEL=DIR DATA=DIR INCEPTION=FILE; see weights/paper.sh.
 paper: sd
 	@sh weights/paper.sh
+paper-from-scratch: sd
+	@FROM_SCRATCH=1 sh weights/paper.sh
 
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate

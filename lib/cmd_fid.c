@@ -228,7 +228,8 @@ int command_fid(int argc, char **argv) {
                 printf("\"resize\": \"%s\", ", resize_names[o.resize]);
             else
                 printf("\"resize\": null, "); // statistics do not say how theirs were made
-            printf("\"features\": %d, \"seconds\": %.3f}\n", set[0].dim, seconds() - started);
+            printf("\"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n", set[0].dim,
+                   seconds() - started, (double)k_peak() / 1e6);
         } else {
             printf("FID %.6f", fid);
             if (rounds) printf("  (95 %%: %.6f to %.6f)", interval[0], interval[1]);

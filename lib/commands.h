@@ -16,6 +16,7 @@ int command_verify(int argc, char **argv);
 int command_info(int argc, char **argv);
 int command_synth(int argc, char **argv);
 int command_scenes(int argc, char **argv);
+int command_data(int argc, char **argv);
 int command_pretrain(int argc, char **argv);
 int command_lcm(int argc, char **argv);
 int command_lora(int argc, char **argv);

@@ -17,6 +17,7 @@ static const struct {
     {"tokenize", command_tokenize, "text -> token ids"},
     {"synth", command_synth, "write a model with made weights at the full architecture"},
     {"scenes", command_scenes, "draw the toy world: captioned scenes in Flickr8k's layout"},
+    {"data", command_data, "a captioned data set, or a part of it, in Flickr8k's layout"},
     {"fid", command_fid, "Frechet and kernel inception distance of two sets of pictures"},
     {"report", command_report, "the paper's table and figures from the results of `make paper`"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},

@@ -14,6 +14,7 @@ static const char help[] =
     "      --negative TEXT     what guidance leads away from (default: nothing)\n"
     "      --prompts FILE      a caption a line instead; picture i uses seed + i, with\n"
     "      --out DIR           where 00000.png, 00001.png, ... go\n"
+    "      --keep              pictures that are there already are kept, not drawn again\n"
     "      --init IMAGE        begin with this picture instead of noise, with\n"
     "      --strength S        how much of the way to noise (0 to 1, default 0.8)\n"
     "      --latents FILE      begin with this noise (.safetensors, key \"latents\")\n"
@@ -42,6 +43,7 @@ enum {
     NEGATIVE = 256,
     PROMPTS,
     OUT,
+    KEEP,
     INIT,
     STRENGTH,
     LATENTS,
@@ -59,6 +61,7 @@ static const struct option options[] = {{"prompt", required_argument, 0, 'p'},
                                         {"negative", required_argument, 0, NEGATIVE},
                                         {"prompts", required_argument, 0, PROMPTS},
                                         {"out", required_argument, 0, OUT},
+                                        {"keep", no_argument, 0, KEEP},
                                         {"init", required_argument, 0, INIT},
                                         {"strength", required_argument, 0, STRENGTH},
                                         {"latents", required_argument, 0, LATENTS},
@@ -178,7 +181,7 @@ int command_sample(int argc, char **argv) {
     const char *output = "out.png", *tokenizer = NULL, *dump = NULL;
     int steps = 0, scheduler = -1, width = 0, height = 0, count = 1, option;
     double cfg = -1, strength = 0.8;
-    bool philox = false, show = false, with_cfg = false;
+    bool philox = false, show = false, with_cfg = false, keep = false;
     Worn *worn = xcalloc((size_t)argc, sizeof *worn);
     int worn_count = 0;
     while ((option = getopt_long(argc, argv, "p:o:W:H:n:" COMMON_SHORT, options, NULL)) != -1) {
@@ -192,6 +195,7 @@ int command_sample(int argc, char **argv) {
         case NEGATIVE: negative = optarg; break;
         case PROMPTS: prompts = optarg; break;
         case OUT: out = optarg; break;
+        case KEEP: keep = true; break;
         case INIT: init = optarg; break;
         case STRENGTH: strength = option_number("--strength", optarg, 0, 1); break;
         case LATENTS: latents = optarg; break;
@@ -218,6 +222,7 @@ int command_sample(int argc, char **argv) {
     if (optind < argc) die_usage("\"%s\" is no option; a caption goes behind -p, in quotes", argv[optind]);
     if (!prompt == !prompts) die_usage("one of --prompt and --prompts is needed");
     if (prompts && !out) die_usage("--prompts needs --out DIR");
+    if (keep && !prompts) die_usage("--keep goes with --prompts");
     if (init && latents) die_usage("--init and --latents: a picture begins with one of them");
     if (width % 8) die_usage("--width is %d; it must be a multiple of 8", width);
     if (height % 8) die_usage("--height is %d; it must be a multiple of 8", height);
@@ -264,8 +269,11 @@ int command_sample(int argc, char **argv) {
     output_discard(output_open(paths[0])); // better now than after the last step
     if (dump) output_discard(output_open(dump)), trace_begin();
     SampleTimes times = {0};
+    double *picture_s = xcalloc((size_t)count, sizeof *picture_s); // of each, written out and all
     started = seconds();
     for (int i = 0; i < count; i++) {
+        if (keep && file_exists(paths[i])) continue;
+        double begun = seconds();
         o.prompt = captions ? captions[i] : prompt;
         o.seed = common.seed + (uint64_t)i;
         Image *image = sample(m, o, &times);
@@ -275,6 +283,7 @@ int command_sample(int argc, char **argv) {
         free(text);
         if (show) preview(image);
         image_free(image);
+        picture_s[i] = seconds() - begun;
         if (!common.json) note("%s", paths[i]);
     }
     double total = seconds() - started;
@@ -284,6 +293,8 @@ int command_sample(int argc, char **argv) {
             if (i) printf(", ");
             print_json_string(paths[i]);
         }
+        printf("], \"picture_s\": [");
+        for (int i = 0; i < count; i++) printf("%s%.4f", i ? ", " : "", picture_s[i]);
         printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, \"steps\": "
                "%d, \"vae_s\": %.4f, "
                "\"peak_mb\": %.1f, \"seed\": %llu}\n",
@@ -294,7 +305,7 @@ int command_sample(int argc, char **argv) {
                  times.text_s, times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);
     for (int i = 0; i < count; i++) free(paths[i]);
     for (int i = 0; i < lines; i++) free(captions[i]);
-    free(paths), free(captions), free((void *)o.latents);
+    free(paths), free(captions), free(picture_s), free((void *)o.latents);
     if (start) image_free(start);
     scheduler_free(&s);
     for (int i = 0; i < worn_count; i++) lora_free(worn[i].lora);

@@ -195,9 +195,9 @@ void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
     double used = run_seconds(r);
     fprintf(r->log,
             "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, "
-            "\"seconds\": %.1f}\n",
+            "\"seconds\": %.1f, \"peak_mb\": %.0f}\n",
             r->step, (double)value, parts ? parts : "", (double)s.norm, (double)s.rate,
-            (double)r->batch * (double)r->step / used, used);
+            (double)r->batch * (double)r->step / used, used, (double)k_peak() / 1e6);
     if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
     r->lowest = fminf(r->lowest, r->loss);

@@ -1,56 +1,281 @@
 #!/bin/sh
-# `make paper`: the paper on the toy world, from data to report. Phase by phase; a phase whose result exists is skipped,
-# so after an interruption the same command goes on. Results stand in $OUT (default run/paper), a file each.
+# `make paper`: the paper from data to report, phase by phase. Each stage's result is kept under $OUT with what it was
+# made of; a stage whose result is there is skipped, so after an interruption the same command goes on.
 #
-#   COUNT=500      pictures a system
-#   STEPS=25       guided steps of the base and the fine-tuned LoRA; the LCM systems take 4 unguided
+#   make paper                                     the toy world and the weights that the project ships
+#   make paper-from-scratch                        the toy world, everything trained from nothing first
+#   make paper MODEL=DIR DATA=DIR INCEPTION=FILE   real weights and real data; DATA30K=DIR for the larger set
+#
+# Sizes, as NAME=VALUE behind any of them (defaults in brackets):
+#   COUNT        pictures a system, for FID [500; from scratch 2000; real 1000]
+#   STEPS        guided steps of the base and the fine-tuned LoRA for those [25]; the LCM systems take 4
+#   SWEEP        numbers of steps for the figure of steps against quality ["1 2 4 8"; "" for none]
+#   SPEED        numbers of steps at which a picture is timed ["50 4"], TIMED pictures [2] in each of ROUNDS [3]
+#   PICTURES     of Figure 3, a system [3]
+#   BOOTSTRAP    resamplings for the FID's interval [200]
+#   OUT          where results stand [run/paper, run/paper-from-scratch, run/paper-real], REPORT [report/index.html]
+# Training, where there is any:
+#   VAE_STEPS TEXT_STEPS UNET_STEPS INCEPTION_STEPS LCM_STEPS FINETUNE_STEPS DISTILL_STEPS
+#   PRETRAIN_OPTIONS LCM_OPTIONS FINETUNE_OPTIONS DISTILL_OPTIONS   more options of those commands
+#   BROAD SMALL LARGE   scenes to learn from [20000, 8000, 31783]; real: SMALL and LARGE are limits
+#   LCM=DIR      real: stands in for Phase 2's result where that phase asks for too much memory; the report says so
+#   PLAN=1       real: print the plan and stop
 set -eu
-OUT=${OUT:-run/paper} COUNT=${COUNT:-500} STEPS=${STEPS:-25} MODEL=${MODEL:-weights/tiny}
-mkdir -p "$OUT"
-
-# whole FILE COMMAND...: runs the command unless its result exists; what it prints appears under FILE when it is whole.
-whole() {
-    file=$1; shift
-    [ -s "$file" ] && return 0
-    "$@" >"$file.part" && mv "$file.part" "$file"
-}
-
-# 1. The reference: held-out scenes of the Flickr world, and their captions, which every system draws.
-reference=$OUT/reference
-if [ ! -e "$reference/done" ]; then
-    rm -rf "$reference"
-    ./sd scenes "$reference" -n "$COUNT" --world flickr --split test --seed 1
-    # the first caption of each scene: the one that names all its attributes
-    awk 'NR > 1 { image = $0; sub(/,.*/, "", image); sub(/^[^,]*,/, ""); gsub(/^"|"$/, ""); if (!seen[image]++) print }' \
-        "$reference/captions.txt" >"$OUT/prompts.txt"
-    cp "$reference/scenes.jsonl" "$reference/Images/prompts.jsonl"
-    touch "$reference/done"
-fi
-whole "$OUT/fidelity-real.json" ./sd fid fidelity "$reference/Images" --json
-
-# 2. Each system draws the same captions with the same seeds.
-system() { # system NAME STEPS OPTIONS...
-    name=$1 steps=$2; shift 2
-    dir=$OUT/$name
-    if [ ! -e "$dir/done" ]; then
-        ./sd sample --prompts "$OUT/prompts.txt" --out "$dir" --seed 1 --steps "$steps" "$@"
-        cp "$reference/scenes.jsonl" "$dir/prompts.jsonl"
-        touch "$dir/done"
-    fi
-    # 3. How good the pictures are, and how long one takes: five pictures after a warm-up.
-    whole "$OUT/fid-$name.json" ./sd fid "$reference/Images" "$dir" --bootstrap 200 --json
-    whole "$OUT/fidelity-$name.json" ./sd fid fidelity "$dir" --json
-    long=$steps; [ "$steps" -gt 8 ] && long=50
-    whole "$OUT/speed-$name.json" ./sd sample -p "$FIGURE3" --steps "$long" -n 6 -o "$OUT/speed-$name.png" --json -q "$@"
-    whole "$OUT/figure3-$name.json" ./sd sample -p "$FIGURE3" --steps "$steps" --seed 3 -o "$OUT/figure3-$name.png" --json -q "$@"
-}
 FIGURE3="A child in a pink dress is climbing up a set of stairs in an entryway"
-system base "$STEPS" -m "$MODEL"
-[ -e weights/tiny-lora.safetensors ] && system lora "$STEPS" -m "$MODEL" --lora weights/tiny-lora.safetensors
-[ -e weights/tiny-lcm ] && system lcm 4 -m weights/tiny-lcm
-for size in 8k 30k; do
-    [ -e "weights/tiny-lcm-lora-$size.safetensors" ] && system "lcm-lora-$size" 4 -m "$MODEL" --lora "weights/tiny-lcm-lora-$size.safetensors"
-done
 
-# 4. The report.
-./sd report "$OUT" -o report/index.html
+say() { printf 'paper: %s\n' "$*" >&2; }
+refuse() { say "$*"; exit "${status:-1}"; }
+usage() { status=2; refuse "$*"; }
+
+# ---- what is asked for -------------------------------------------------------------------------------------------
+MODEL=${MODEL:-} DATA=${DATA:-} DATA30K=${DATA30K:-} INCEPTION=${INCEPTION:-} LCM=${LCM:-}
+if [ -n "${FROM_SCRATCH:-}" ]; then world=scratch
+elif [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ]; then world=real
+else world=toy; fi
+case $world in
+toy) OUT=${OUT:-run/paper} COUNT=${COUNT:-500} ;;
+scratch) OUT=${OUT:-run/paper-from-scratch} COUNT=${COUNT:-2000} ;;
+real) OUT=${OUT:-run/paper-real} COUNT=${COUNT:-1000} ;;
+esac
+STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3} BOOTSTRAP=${BOOTSTRAP:-200} PICTURES=${PICTURES:-3} REPORT=${REPORT:-report/index.html}
+
+case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in *[\ \*]*) usage "paths with blanks or stars are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;; esac
+[ $world = scratch ] && [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ] &&
+    usage "paper-from-scratch trains its own models on its own data; MODEL, DATA, DATA30K, INCEPTION and LCM do not go with it"
+if [ $world = real ]; then
+    [ -n "$MODEL" ] && [ -n "$DATA" ] && [ -n "$INCEPTION" ] || usage "MODEL=DIR, DATA=DIR and INCEPTION=FILE go together; one is missing"
+    for path in "$MODEL" "$DATA" ${DATA30K:+"$DATA30K"} "$INCEPTION" ${LCM:+"$LCM"}; do
+        [ -e "$path" ] || refuse "$path does not exist"
+    done
+fi
+for pair in COUNT="$COUNT" STEPS="$STEPS" TIMED="$TIMED" ROUNDS="$ROUNDS" BOOTSTRAP="$BOOTSTRAP" PICTURES="$PICTURES"; do
+    case ${pair#*=} in '' | *[!0-9]* | 0*) usage "${pair%%=*} is \"${pair#*=}\"; a whole number from 1 is expected" ;; esac
+done
+for n in $SWEEP $SPEED; do
+    case $n in *[!0-9]* | 0*) usage "SWEEP and SPEED are lists of whole numbers; \"$n\" is none" ;; esac
+done
+[ "$COUNT" -ge 2 ] || usage "COUNT is $COUNT; FID compares at least 2 pictures"
+
+mkdir -p "$OUT/made"
+running=$(cat "$OUT/running" 2>/dev/null || true)
+if [ -n "$running" ] && ps -p "$running" -o args= 2>/dev/null | grep -q 'paper\.sh'; then
+    refuse "$OUT is in use by process $running; wait for it, or take another OUT"
+fi
+echo $$ >"$OUT/running"
+
+# ---- stages ------------------------------------------------------------------------------------------------------
+# A stage's record, $OUT/made/NAME.json, appears when its result is whole: {"stage", "made_of", "seconds", "command",
+# "result"}; the last is what the command printed. $OUT/made/NAME.begun says what is being made meanwhile.
+identity() { # a number that changes with the contents of these files and folders
+    for path; do find -L "$path" -type f | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
+}
+quoted() { printf '"%s"' "$(printf '%s' "$*" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n\t' '  ')"; }
+clock=$(date +%s)
+: >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
+
+# stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, as are the files PATHS. A result that
+# is made of something else is removed; one that was trained is not, since hours are in it.
+stage() {
+    name=$1 made_of=$2 paths=$3 record=$OUT/made/$1
+    shift 3
+    before=$(cat "$record.begun" 2>/dev/null || true)
+    if [ -n "$before" ] && [ "$before" != "$made_of" ]; then
+        case $name in train-*) refuse "$name was trained with other models, data or options ($before; asked for: $made_of); take another OUT, or remove $paths and $record.*" ;; esac
+        say "$name is of something else ($before) and is made again ($made_of)"
+        rm -rf "$record.json" $paths
+    fi
+    if [ ! -s "$record.json" ]; then
+        say "$name"
+        printf '%s' "$made_of" >"$record.begun.part" && mv "$record.begun.part" "$record.begun"
+        "$@" >"$record.out"
+        now=$(date +%s)
+        result=$(cat "$record.out") seconds=$((now - clock)) # since the stage before, so that the times add up
+        printf '{"stage": "%s", "made_of": %s, "seconds": %d, "command": %s, "result": %s}\n' \
+            "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$*}")" "${result:-null}" >"$record.part"
+        mv "$record.part" "$record.json" && rm -f "$record.out"
+    fi
+    clock=$(date +%s) command=
+    echo "$name" >>"$OUT/stages.txt"
+}
+figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1" | tail -n 1; } # figure FILE KEY: a number of a JSON line
+
+# ---- the models --------------------------------------------------------------------------------------------------
+w=weights
+[ $world = toy ] || w=$OUT/weights
+mkdir -p "$OUT/logs" "$w" # logs: of the training runs, thinned to a hundred points each
+base=$w/tiny judge=$w/tiny-inception.safetensors lcm=$w/tiny-lcm lora=$w/tiny-lora.safetensors adapters=$w/tiny-lcm-lora size=128
+if [ $world = real ]; then
+    base=$MODEL judge=$INCEPTION lcm=$w/lcm-8k lora=$w/lora.safetensors adapters=$w/lcm-lora
+    size=$(sed -n 's/.*"sample_size": *\([0-9]*\).*/\1/p' "$MODEL/unet/config.json" 2>/dev/null || true)
+    size=$((${size:-64} * 8))
+fi
+
+# train NAME MADE_OF PATHS RUN PICTURES COMMAND...: a stage that trains, continues from its checkpoint, and leaves a log
+train() {
+    training=$1 of=$2 paths=$3 run=$4 pictures=$5
+    shift 5
+    stage "train-$training" "$of" "$paths $run" "$@"
+    [ "$run" = none ] || sh weights/thin.sh "$run" "$pictures" "$*" >"$OUT/logs/$training.jsonl"
+}
+pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
+    part=$1 steps=$2 after=$3 paths=$4
+    shift 4
+    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" "$OUT/runs/$part" "" \
+        ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" ${steps:+--steps $steps} ${PRETRAIN_OPTIONS:-} "$@"
+}
+# Phases 2 and 3 on one data set. distil SIZE DATA LCM: the LCM, and adapters that imitate it.
+distil() {
+    set_=$1 data=$2 teacher=$3 pictures=$(ls "$2/Images" | wc -l)
+    if [ -z "$LCM" ]; then
+        train "lcm-$set_" "teacher $base_id, data $(identity "$data/captions.txt"), ${LCM_STEPS:-default} steps ${LCM_OPTIONS:-}" "$teacher" "$OUT/runs/lcm-$set_" "$pictures" \
+            ./sd lcm -m "$base" --data "$data" --cache "$OUT/cache" -o "$teacher" --run "$OUT/runs/lcm-$set_" \
+            ${LCM_STEPS:+--steps $LCM_STEPS} ${LCM_OPTIONS:-} --json
+    fi
+    train "lcm-lora-$set_" "teacher $(identity "$teacher/unet"), base $base_id, data $(identity "$data/captions.txt"), ${DISTILL_STEPS:-default} steps ${DISTILL_OPTIONS:-}" \
+        "$adapters-$set_.safetensors" "$OUT/runs/lcm-lora-$set_" "$pictures" \
+        ./sd lora distill -m "$base" --teacher "$teacher" --data "$data" --cache "$OUT/cache" -o "$adapters-$set_.safetensors" \
+        --run "$OUT/runs/lcm-lora-$set_" ${DISTILL_STEPS:+--steps $DISTILL_STEPS} ${DISTILL_OPTIONS:-} --json
+}
+finetune() { # finetune DATA
+    train lora "base $base_id, data $(identity "$1/captions.txt"), ${FINETUNE_STEPS:-default} steps ${FINETUNE_OPTIONS:-}" "$lora" "$OUT/runs/lora" "$(ls "$1/Images" | wc -l)" \
+        ./sd lora finetune -m "$base" --data "$1" --cache "$OUT/cache" -o "$lora" --run "$OUT/runs/lora" \
+        ${FINETUNE_STEPS:+--steps $FINETUNE_STEPS} ${FINETUNE_OPTIONS:-} --json
+}
+scenes() { # scenes NAME COUNT OPTIONS...: toy pictures to learn from
+    name=$1 n=$2
+    shift 2
+    stage "$name" "$n scenes $*" "$OUT/$name" ./sd scenes "$OUT/$name" -n "$n" "$@" --json
+}
+
+case $world in
+toy) [ -d weights/logs ] && cp weights/logs/*.jsonl "$OUT/logs/" 2>/dev/null || true ;;
+scratch)
+    LCM_OPTIONS=${LCM_OPTIONS-} FINETUNE_OPTIONS=${FINETUNE_OPTIONS---lr 5e-4} DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 5e-4 --w-min 3 --w-max 8}
+    scenes broad "${BROAD:-20000}" --world broad
+    train tokenizer "captions of the toy world" "$base/tokenizer" none "" ./sd pretrain tokenizer -o "$base"
+    pretrain vae "${VAE_STEPS:-}" nothing "$base/vae"
+    pretrain text "${TEXT_STEPS:-}" "$(identity "$base/vae")" "$base/text_encoder" --data "$OUT/broad"
+    text_id=$(cat "$OUT/made/text-encoder" 2>/dev/null || identity "$base/text_encoder")
+    printf '%s' "$text_id" >"$OUT/made/text-encoder" # as it was before the UNet's training moved it on
+    pretrain unet "${UNET_STEPS:-}" "$text_id" "$base/unet" --data "$OUT/broad"
+    pretrain inception "${INCEPTION_STEPS:-}" nothing "$judge"
+    scenes flickr8k "${SMALL:-8000}" --world flickr
+    scenes flickr30k "${LARGE:-31783}" --world flickr
+    ;;
+esac
+[ -e "$base" ] || refuse "$base is missing; weights/README.md tells how it was made"
+[ -e "$judge" ] || refuse "$judge is missing; weights/README.md tells how it was made"
+base_id=$(identity "$base") judge_id=$(identity "$judge")
+. weights/paper_plan.sh # plan(): real weights only
+case $world in
+scratch)
+    finetune "$OUT/flickr8k"
+    distil 8k "$OUT/flickr8k" "$lcm"
+    distil 30k "$OUT/flickr30k" "$w/tiny-lcm-30k"
+    ;;
+real)
+    LCM_OPTIONS=${LCM_OPTIONS---batch 1 --checkpointing} FINETUNE_OPTIONS=${FINETUNE_OPTIONS---batch 1 --checkpointing}
+    DISTILL_OPTIONS=${DISTILL_OPTIONS---batch 1 --checkpointing --rank 64}
+    stage data-8k "$DATA $(ls "$DATA" | cksum | tr ' ' -), at most ${SMALL:-all}" "$OUT/data-8k" \
+        ./sd data "$DATA" -o "$OUT/data-8k" --part train --hold-out "$COUNT" ${SMALL:+-n $SMALL} --json
+    plan
+    [ -n "$LCM" ] && lcm=$LCM
+    finetune "$OUT/data-8k"
+    distil 8k "$OUT/data-8k" "$lcm"
+    if [ -n "$DATA30K" ]; then
+        stage data-30k "$DATA30K $(ls "$DATA30K" | cksum | tr ' ' -), at most ${LARGE:-all}" "$OUT/data-30k" \
+            ./sd data "$DATA30K" -o "$OUT/data-30k" --part train --hold-out "$COUNT" ${LARGE:+-n $LARGE} --json
+        distil 30k "$OUT/data-30k" "${LCM:-$w/lcm-30k}"
+    fi
+    ;;
+esac
+
+# ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ---------------------------
+reference=$OUT/reference
+case $world in
+real) stage reference "$COUNT held-out pictures of $DATA, $size pixels" "$reference" \
+    ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" --size "$size" --json ;;
+*)
+    stage held-out "$COUNT scenes" "$OUT/held-out" ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
+    stage reference "$COUNT scenes" "$reference" ./sd data "$OUT/held-out" -o "$reference" --json
+    cp "$OUT/held-out/scenes.jsonl" "$reference/Images/prompts.jsonl"
+    stage fidelity-real "$COUNT scenes, judge $judge_id" "" ./sd fid fidelity "$reference/Images" --weights "$judge" --json
+    ;;
+esac
+drawn=$(grep -c . "$reference/prompts.txt")
+# What the report says of the whole.
+about() { # about FINISHED
+    cpu=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)
+    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo '?')
+    printf '{"world": "%s", "finished": %s, "model": %s, "data": %s, "inception": %s, "standin": %s, "count": %d, "steps": %d, "machine": %s, "version": %s}\n' \
+        $world "$1" "$(quoted "$base")" "$(quoted "${DATA:-the Flickr world, held-out scenes}")" "$(quoted "$judge")" "$(quoted "$LCM")" "$drawn" "$STEPS" \
+        "$(quoted "${cpu:-$(uname -m)}, $cores cores, ${OMP_NUM_THREADS:-all} threads, $(uname -s)")" \
+        "$(quoted "$(git describe --always --dirty 2>/dev/null || echo unknown)")" >"$OUT/paper.json.part"
+    mv "$OUT/paper.json.part" "$OUT/paper.json"
+}
+about false
+[ "$drawn" -ge 2 ] || refuse "$DATA has $drawn pictures to compare with; FID needs 2 at least"
+[ "$drawn" = "$COUNT" ] || say "$drawn pictures can be held out, not $COUNT"
+prompts_id=$(identity "$reference/prompts.txt")
+
+# draw_and_judge NAME STEPS ID INTERVAL OPTIONS...: the pictures, and how good they are
+draw_and_judge() {
+    name=$1 steps=$2 id=$3 interval=$4 of="$steps steps, model $3, captions $prompts_id, $drawn pictures"
+    shift 4
+    system=$name # stage() sets name
+    stage "draw-$system" "$of" "$OUT/$system" ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 --steps "$steps" --json "$@"
+    stage "fid-$system" "$of, Inception $judge_id" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
+    [ $world = real ] && return
+    cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
+    stage "fidelity-$system" "$of, judge $judge_id" "" ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
+}
+systems="" # "NAME ID OPTIONS...", a line each, for the speed
+# system NAME STEPS OPTIONS...: one row of the paper's table
+system() {
+    row=$1 row_steps=$2
+    shift 2
+    last=$(eval "printf '%s' \"\${$#}\"") # the last option: the model, or the adapters on the base
+    [ -e "$last" ] || { say "$last is missing: the row $row of the report stays empty"; return 0; }
+    row_id=$base_id
+    [ "$last" = "$base" ] || row_id=$base_id+$(identity "$last")
+    draw_and_judge "$row" "$row_steps" "$row_id" "--bootstrap $BOOTSTRAP" "$@"
+    stage "figure3-$row" "$row_steps steps, model $row_id, $PICTURES pictures" "$OUT/figure3-$row*.png" \
+        ./sd sample -p "$FIGURE3" --steps "$row_steps" --seed 3 -n "$PICTURES" -o "$OUT/figure3-$row.png" --json -q "$@"
+    case $row in lcm | lcm-lora-*)
+        for n in $SWEEP; do
+            [ "$n" = "$row_steps" ] || draw_and_judge "$row-at-$n" "$n" "$row_id" "" "$@"
+        done ;;
+    esac
+    systems="$systems$row $row_id $*
+"
+}
+system base "$STEPS" -m "$base"
+system lora "$STEPS" -m "$base" --lora "$lora"
+system lcm 4 -m "$lcm"
+system lcm-lora-8k 4 -m "$base" --lora "$adapters-8k.safetensors"
+[ $world = real ] && [ -z "$DATA30K" ] || system lcm-lora-30k 4 -m "$base" --lora "$adapters-30k.safetensors"
+
+# Seconds a picture, all systems in turn so that a busy moment of the machine meets them all. The first picture of each
+# call warms up and does not count.
+speed() {
+    before="["
+    for round in $(seq "$ROUNDS"); do
+        for n in $SPEED; do
+            printf '%s' "$systems" | while read -r row id options; do
+                sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) -o "$OUT/speed.png" --json -q $options) || exit 1
+                printf '%s{"system": "%s", "steps": %d, "sample": %s}\n' "$before" "$row" "$n" "$sample"
+                before=", "
+            done
+            before=", "
+        done
+    done
+    echo "]"
+    rm -f "$OUT"/speed-*.png
+}
+command="./sd sample -p \"$FIGURE3\" --steps N -n $((TIMED + 1)) --json -q, $ROUNDS rounds over all systems"
+[ -z "$SPEED" ] || stage speed "$(printf '%s' "$systems" | cksum | tr ' ' -), steps $SPEED, $ROUNDS rounds of $TIMED" "" speed
+
+# ---- the report --------------------------------------------------------------------------------------------------
+about true
+./sd report "$OUT" -o "$REPORT"
+rm -f "$OUT/running"
