@@ -111,6 +111,11 @@ paper: sd
 paper-from-scratch: sd
 	@FROM_SCRATCH=1 sh weights/paper.sh
 
+# An exercise of doc/COURSE.md: a copy of one source file, with a mistake, built against the other objects and checked.
+exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
+	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" OBJECTS="$(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O)" \
+	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/lib/main.o sh doc/exercises/run.sh "$(N)"
+
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
 
@@ -118,6 +123,8 @@ help:
 	@echo "make            ./sd for this machine's processor"
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
 	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
+	@echo "make paper-from-scratch  train everything tiny from nothing, then the same"
+	@echo "make exercise N=1  check an exercise of doc/COURSE.md"
 	@echo "make test       tests that need neither Python nor a GPU"
 	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours)"
@@ -128,6 +135,6 @@ help:
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo paper reference bench-peers plain stb test test-full asan asan-tests fuzz clean help
+.PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

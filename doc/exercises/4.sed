@@ -1,0 +1,2 @@
+# fid.c: the distance of two Gaussians
+/^double frechet_distance/,/^}/ s/d += (mu1\[i\] - mu2\[i\]) \* (mu1\[i\] - mu2\[i\]) + c1/d += c1/
