@@ -289,16 +289,20 @@ static void extra_tensors(void) {
     free(picture);
 }
 
-static void config_case(const char *what, const char *names, const char *file, const char *old,
-                        const char *new) {
+static void edit_configuration(const char *file, const char *old, const char *new) {
     fresh_bad_model();
     char *name = format("good/%s", file), *text = text_of(name), *to = format("bad/%s", file);
     char *found = strstr(text, old);
     if (!found) die("%s has no %s", file, old);
     char *changed = format("%.*s%s%s", (int)(found - text), text, new, found + strlen(old));
     put(to, changed, strlen(changed));
-    refuses(what, names, DRAW "bad");
     free(name), free(text), free(to), free(changed);
+}
+
+static void config_case(const char *what, const char *names, const char *file, const char *old,
+                        const char *new) {
+    edit_configuration(file, old, new);
+    refuses(what, names, DRAW "bad");
 }
 
 static void bad_configurations(void) {
@@ -498,6 +502,106 @@ static bool same_picture(const char *a, const char *b) {
     return same;
 }
 
+// ---- mistakes that `sd verify` must find, and name ------------------------------------------------------------------
+
+// A trace of the model in bad/, which makes the mistake, beside the good one.
+static void planted(const char *what, const char *block, const char *why) {
+    forget(works("a trace of a mistaken model", DRAW "bad|--cfg|3|--dump|planted.safetensors"));
+    char *picture = at("o.png");
+    unlink(picture);
+    free(picture);
+    Result r = sd("verify|-t|1|-m|good|--json|planted.safetensors");
+    Json *j = json_parse(r.out, strlen(r.out), "stdout");
+    const char *first = json_get_string(j, "first", ""), *said = json_get_string(j, "why", "");
+    bool found = r.status == 1 && !strcmp(first, block), named = strstr(said, why) != NULL;
+    if (!found || !named) printf("        first \"%s\", why \"%s\"\n", first, said);
+    check(found, what), check(named, why);
+    json_free(j), forget(r);
+}
+
+static void planted_configuration(const char *what, const char *block, const char *why, const char *file,
+                                  const char *old, const char *new) {
+    edit_configuration(file, old, new);
+    planted(what, block, why);
+}
+
+static void planted_weights(const char *what, const char *block, const char *why, unsigned char *file) {
+    fresh_bad_model();
+    put("bad/" UNET, file, unet_bytes);
+    free(file);
+    planted(what, block, why);
+}
+
+static void scale_numbers(float *w, size_t n, float by) {
+    for (size_t i = 0; i < n; i++) w[i] *= by;
+}
+
+// (n) -> the second part, from `by` on, in front of the first
+static void roll_numbers(float *w, size_t n, size_t by) {
+    float *was = memcpy(xmalloc(n * sizeof *w), w, n * sizeof *w);
+    for (size_t i = 0; i < n; i++) w[i] = was[(i + by) % n];
+    free(was);
+}
+
+static void transpose_maps(float *w, size_t maps, size_t side) {
+    for (size_t k = 0; k < maps; k++)
+        for (size_t i = 0; i < side; i++)
+            for (size_t j = 0; j < i; j++) {
+                float *a = &w[(k * side + i) * side + j], *b = &w[(k * side + j) * side + i], held = *a;
+                *a = *b, *b = held;
+            }
+}
+
+static void planted_mistakes(void) {
+    unsigned char *file = unet_copy();
+    scale_numbers(tensor_at(file, "down_blocks.1.resnets.0.conv2.bias"), 96, 0);
+    planted_weights("a missing bias", "unet.down_blocks.1.resnets.0",
+                    "the bias unet.down_blocks.1.resnets.0.conv2.bias", file);
+    file = unet_copy();
+    float *ones = tensor_at(file, "mid_block.attentions.0.norm.weight");
+    for (int i = 0; i < 144; i++) ones[i] = 1;
+    planted_weights("a missing scale", "unet.mid_block.attentions.0",
+                    "the scale unet.mid_block.attentions.0.norm.weight", file);
+    file = unet_copy();
+    transpose_maps(tensor_at(file, "down_blocks.0.resnets.0.conv1.weight"), 48 * 48, 3);
+    planted_weights("a kernel by columns", "unet.down_blocks.0.resnets.0", "height and width exchanged",
+                    file);
+    file = unet_copy();
+    transpose_maps(tensor_at(file, "mid_block.attentions.0.transformer_blocks.0.attn1.to_v.weight"), 1, 144);
+    planted_weights("a transposed matrix", "unet.mid_block.attentions.0",
+                    "transposed: unet.mid_block.attentions.0", file);
+    file = unet_copy(); // heads of 12 channels
+    scale_numbers(tensor_at(file, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"),
+                  48 * 48, sqrtf(12));
+    scale_numbers(tensor_at(file, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight"),
+                  48 * 48, sqrtf(12));
+    planted_weights("unscaled logits", "unet.down_blocks.0.attentions.0", "1 / sqrt(d)", file);
+    file = unet_copy();
+    roll_numbers(tensor_at(file, "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"),
+                 8 * 48 * 48, 4 * 48 * 48);
+    roll_numbers(tensor_at(file, "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.bias"),
+                 8 * 48, 4 * 48);
+    planted_weights("the gate first", "unet.down_blocks.0.attentions.0", "GEGLU", file);
+    file = unet_copy(); // 144 channels from below, 144 of the skip connection
+    roll_numbers(tensor_at(file, "up_blocks.0.resnets.0.norm1.weight"), 288, 144);
+    roll_numbers(tensor_at(file, "up_blocks.0.resnets.0.norm1.bias"), 288, 144);
+    for (size_t row = 0; row < 144; row++) {
+        roll_numbers(tensor_at(file, "up_blocks.0.resnets.0.conv1.weight") + row * 288 * 9, 288 * 9, 144 * 9);
+        roll_numbers(tensor_at(file, "up_blocks.0.resnets.0.conv_shortcut.weight") + row * 288, 288, 144);
+    }
+    planted_weights("the skip connection first", "unet.up_blocks.0.resnets.0", "skip connection", file);
+
+    planted_configuration("sine before cosine", "unet.time_embedding", "sine and cosine", "unet/config.json",
+                          "\"flip_sin_to_cos\": true", "\"flip_sin_to_cos\": false");
+    planted_configuration("another epsilon", "unet.down_blocks.0.resnets.0", "epsilon 0.001",
+                          "unet/config.json", "\"norm_eps\": 1e-05", "\"norm_eps\": 1e-03");
+    planted_configuration("another number of heads", "unet.down_blocks.0.attentions.0",
+                          "8 heads instead of 4", "unet/config.json", "\"attention_head_dim\": 4",
+                          "\"attention_head_dim\": 8");
+    planted_configuration("GELU for quick GELU", "text_encoder.text_model.encoder.layers.0",
+                          "gelu for quick_gelu", "text_encoder/config.json", "quick_gelu", "gelu");
+}
+
 #define PLAIN "sample|-q|-t|1|-m|good|--steps|2|-W|64|-H|48"
 
 static void many_pictures(void) {
@@ -632,6 +736,7 @@ int main(void) {
     interrupt();
     many_pictures();
     traces();
+    planted_mistakes();
     image_to_image();
     figures();
     char *remove = format("rm -rf '%s'", dir);

@@ -85,8 +85,8 @@ def byte_symbols():
     return [(chr(b), b) for b in printable] + [(chr(256 + n), b) for n, b in enumerate(others)]
 
 
-def byte_ids(text, vocab=1024, length=32):
-    """Tokens of a byte-level tokenizer without merges (words of letters only): what `tiny` is fed with."""
+def byte_ids(text, vocab=514, length=32):
+    """Tokens of a byte-level tokenizer without merges (words of letters only), as `sd synth --arch tiny` has it."""
     number = {b: n for n, (_, b) in enumerate(byte_symbols())}
     ids = [vocab - 2]
     for word in text.lower().split():

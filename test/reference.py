@@ -4,8 +4,8 @@
 #     python reference.py COMMAND [ARGUMENTS]
 #     checksums, noise, schedulers, rounded        made weights' bits, torch.randn, scheduler steps, fp16 weights
 #     models ARCH [PART ...], models_hard, wide    every block of a model: soft in fp32, hard in float64
-#     pipeline ARCH SCHEDULER STEPS                a whole picture
-#     fixtures                                     all of these (an hour and more: full size, float64)
+#     pipeline ARCH SCHEDULER STEPS                a whole picture (full size: CLIP's merges in ../shared/data/clip)
+#     fixtures                                     all of these (hours: full size, float64; 12 GB of memory)
 #     statistics [ARCH]                            how soft and how hard the two regimes are
 #     compare [--arch A | --model DIR]             ./sd against diffusers, live; exit status 1 where they differ
 import argparse
@@ -28,8 +28,10 @@ from trace import Blocks, Trace
 
 FIXTURES = peers.HERE / "fixtures"
 
-# What CLIP's tokenizer makes of no caption, and of Flickr8k's first: "A child in a pink dress is climbing up a set
-# of stairs in an entry way ." (`tokens` checks it).
+# Captions of Flickr8k for the whole pictures, and what CLIP's tokenizer makes of none and of the first (`tokens`
+# checks it).
+FLICKR = {"pndm": "A child in a pink dress is climbing up a set of stairs in an entry way .",
+          "lcm": "A black dog and a tri-colored dog playing with each other on the road ."}
 EMPTY = [49406] + [49407] * 76
 CAPTION = [49406, 320, 2913, 530, 320, 3360, 2595, 533, 9877, 705, 320, 1167, 539, 9577, 530, 550, 5362, 923, 269]
 CAPTION += [49407] * (77 - len(CAPTION))
@@ -243,11 +245,16 @@ def hard_fixture(name, part, arch, size, **shape):
     save(name, tensors, torch=torch.__version__)
 
 
-def tokens(merges=peers.HERE.parent.parent / "shared/data/clip/bpe_simple_vocab_16e6.txt.gz"):
-    t = peers.clip_tokenizer(merges)
-    caption = "A child in a pink dress is climbing up a set of stairs in an entry way ."
-    for text, ids in (("", EMPTY), (caption, CAPTION)):
-        assert t(text, padding="max_length", truncation=True, max_length=77).input_ids == ids, text
+MERGES = peers.HERE.parent.parent / "shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
+
+
+def clip_ids(text):
+    return peers.clip_tokenizer(MERGES)(text, padding="max_length", truncation=True, max_length=77).input_ids
+
+
+def tokens():
+    for text, ids in (("", EMPTY), (FLICKR["pndm"], CAPTION)):
+        assert clip_ids(text) == ids, text
 
 
 ENDS = {"text_encoder": ["text_encoder.text_model.final_layer_norm"], "unet": ["unet.conv_out"],
@@ -270,7 +277,8 @@ def models_hard(arch, *parts):
 
 
 def wide():
-    """The full-size UNet on 48x80 latents."""
+    """UNets on latents that are no square: the tiny one on 5x9, odd at every level; the full-size one on 48x80."""
+    soft_fixture("tiny-soft-unet-5x9", "unet", "tiny", calls("tiny", 0, torch.float32, 5, 9)["unet"])
     soft_fixture("sd15-soft-unet-48x80", "unet", "sd15", calls("sd15", 0, torch.float32, 48, 80)["unet"])
 
 
@@ -322,6 +330,9 @@ def schedulers():
 # ---- the whole pipeline --------------------------------------------------------------------------------------
 
 
+PIXELS = 65536  # of a picture at full size
+
+
 def picture(arch, kind, steps, guidance=7.5, whole=True, ids=None, size=None, seed=0):
     pipe = peers.pipeline(arch, kind=kind)
     after = []
@@ -343,16 +354,18 @@ def picture(arch, kind, steps, guidance=7.5, whole=True, ids=None, size=None, se
         "ids": torch.tensor([negative, ids or caption], dtype=torch.int32),
         "latents": after[-1],
         "steps": torch.stack([sample(x) for x in after]),
-        "picture": image if whole else sample(image, 16384),
+        "picture": image if whole else sample(image, PIXELS),
         "std": torch.tensor([image.double().std()]),
     }
 
 
 def pipeline(arch, kind, steps, guidance=7.5):
-    """Seed 0, no negative prompt, 8-bit picture height x width x 3 (at full size 16,384 sampled values of it)."""
-    steps = int(steps)
-    save(f"{arch}-picture-{kind}-{steps}", picture(arch, kind, steps, float(guidance), whole=arch == "tiny"),
-         guidance=guidance, seed=0)
+    """Seed 0, no negative prompt, 8-bit picture height x width x 3 (at full size PIXELS sampled values of it)."""
+    steps, tiny = int(steps), arch == "tiny"
+    prompt = "a child in a pink dress" if tiny else FLICKR[kind]
+    save(f"{arch}-picture-{kind}-{steps}",
+         picture(arch, kind, steps, float(guidance), whole=tiny, ids=None if tiny else clip_ids(prompt)),
+         guidance=guidance, seed=0, prompt=prompt)
 
 
 # ---- ./sd beside the peers, live -----------------------------------------------------------------------------
