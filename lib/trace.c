@@ -437,6 +437,15 @@ static bool belongs_to(const char *parameter, const char *block) {
     return !strcmp(block, "text_encoder.text_model.encoder.layers.0") && strstr(parameter, "embeddings.");
 }
 
+// The level of the UNet that a block belongs to; blocks outside of any count as the first's.
+static int level_of(const char *module, const UNetConfig *u) {
+    int level = 0;
+    if (!strncmp(module, "unet.mid_block", 14)) level = u->levels - 1;
+    if (sscanf(module, "unet.up_blocks.%d", &level) == 1) level = u->levels - 1 - level;
+    sscanf(module, "unet.down_blocks.%d", &level);
+    return level >= 0 && level < u->levels ? level : 0;
+}
+
 static void try_configurations(Explanation *e, const Model *m, const Inputs *in, const char *module,
                                bool of_text) {
     static const float epsilons[] = {1e-6f, 1e-5f, 1e-12f, 1e-3f, 1e-4f, 1e-8f, 1e-2f};
@@ -473,12 +482,7 @@ static void try_configurations(Explanation *e, const Model *m, const Inputs *in,
         u.freq_shift = m->unet_config.freq_shift;
     }
     // Heads: of the block's own level, since whatever comes before it agrees.
-    int level = 0;
-    if (!strncmp(module, "unet.mid_block", 14)) level = u.levels - 1;
-    if (sscanf(module, "unet.up_blocks.%d", &level) == 1) level = u.levels - 1 - level;
-    sscanf(module, "unet.down_blocks.%d", &level);
-    if (level < 0 || level >= u.levels) return;
-    int channels = of_text ? t.hidden_size : u.block_out_channels[level],
+    int level = level_of(module, &u), channels = of_text ? t.hidden_size : u.block_out_channels[level],
         now = of_text ? t.num_attention_heads : u.heads[level];
     for (int heads = 1; heads <= channels / 2 && seconds() < e->deadline; heads++) {
         if (channels % heads || heads == now) continue;
@@ -486,6 +490,95 @@ static void try_configurations(Explanation *e, const Model *m, const Inputs *in,
         u.heads[level] = of_text ? u.heads[level] : heads;
         consider(e, difference_with_configs(m, in, t, u),
                  format("%d heads instead of %d: so we agree", heads, now));
+    }
+}
+
+// Several parameters of a block changed at once, as the mistake would amount to.
+typedef struct {
+    enum { SCALED, ROWS_ROLLED, INPUTS_ROLLED } how;
+    float factor;
+    int by;               // rows or input channels
+    const char *parts[3]; // of the names of those that change
+} Change;
+
+static float *changed(const float *w, const Tensor *t, Change c) { // w in file order: (out, in, kh, kw)
+    size_t n = tensor_count(t), row = t->dims > 1 ? n / (size_t)t->shape[0] : n,
+           input = t->dims == 4 ? (size_t)t->shape[1] * (size_t)t->shape[2] : 1,
+           by = (size_t)c.by * (c.how == INPUTS_ROLLED ? input
+                                : t->dims > 1          ? row
+                                                       : 1);
+    float *x = xmalloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = c.how == SCALED        ? c.factor * w[i]
+               : c.how == ROWS_ROLLED ? w[(i + by) % n]
+                                      : w[i - i % row + (i + by) % row];
+    return x;
+}
+
+static void try_change(Explanation *e, const Model *m, const Inputs *in, const char *module, Change c,
+                       const char *why) {
+    enum { MOST = 8 };
+    Tensor *tensors[MOST];
+    float *was[MOST];
+    int count = 0;
+    for (int i = 0; i < m->params.count && count < MOST; i++) {
+        const char *name = m->params.list[i].name;
+        bool named = false;
+        for (int k = 0; k < 3 && c.parts[k]; k++) named = named || strstr(name, c.parts[k]);
+        if (!named || !belongs_to(name, module)) continue;
+        tensors[count] = m->params.list[i].tensor;
+        was[count] = param_read(tensors[count]);
+        float *x = changed(was[count], tensors[count], c);
+        param_write(tensors[count++], x);
+        free(x);
+    }
+    if (count) consider(e, difference_with(m, in), format("%s: so we agree", why));
+    for (int i = 0; i < count; i++) param_write(tensors[i], was[i]), free(was[i]);
+}
+
+// A downsampling of the UNet padded as the VAE's is.
+static void try_padding(Explanation *e, const Model *m, const char *module, const Traced *before) {
+    char *name = format("%s.conv", module);
+    const Layer *conv = params_layer(&m->params, name);
+    free(name);
+    if (strncmp(module, "unet.", 5) || !strstr(module, ".downsamplers.") || !conv) return;
+    Scope s = scope_begin();
+    int n = (int)before->shape[0], c = (int)before->shape[1], h = (int)before->shape[2],
+        w = (int)before->shape[3];
+    float *nhwc = nchw_to_nhwc(before->data, n, c, h, w);
+    int64_t shape[4];
+    float *x = file_order(
+        conv2d_padded(tensor_from(SHAPE(n, h, w, c), nhwc), conv, 2, 0, 0, (h + 1) / 2, (w + 1) / 2), shape);
+    consider(e, distance(hunt.theirs, x, hunt.count),
+             format("padded below and on the right only, as the VAE's downsampling is: so we agree"));
+    free(x), free(nhwc);
+    scope_end(s, NULL);
+}
+
+static void try_changes(Explanation *e, const Model *m, const Inputs *in, const char *module) {
+    const UNetConfig *u = &m->unet_config;
+    int up, resnet, heads = m->text_config.num_attention_heads, channels = m->text_config.hidden_size;
+    bool of_text = !strncmp(module, "text", 4);
+    if (!of_text) {
+        const Tensor *q = NULL;
+        char *name = format("%s.transformer_blocks.0.attn1.to_q.weight", module);
+        q = params_find(&m->params, name);
+        free(name);
+        channels = q ? q->shape[0] : 0, heads = u->heads[level_of(module, u)];
+    }
+    if (channels) {
+        Change scaled = {SCALED, sqrtf((float)channels / (float)heads), 0, {".to_q.", ".q_proj."}};
+        try_change(e, m, in, module, scaled, "attention without the scale 1 / sqrt(d)");
+        Change halves = {ROWS_ROLLED, 1, 4 * channels, {".ff.net.0.proj."}};
+        if (!of_text) try_change(e, m, in, module, halves, "GEGLU's halves, value and gate, exchanged");
+    }
+    if (sscanf(module, "unet.up_blocks.%d.resnets.%d", &up, &resnet) == 2) {
+        int level = u->levels - 1 - up, skip = level - (resnet == u->layers_per_block && level);
+        Change swapped = {INPUTS_ROLLED,
+                          1,
+                          u->block_out_channels[skip],
+                          {".norm1.", ".conv1.weight", ".conv_shortcut.weight"}};
+        try_change(e, m, in, module, swapped, "the skip connection in front of the stream, not behind it");
     }
 }
 
@@ -501,9 +594,12 @@ static char *explain(const Model *m, const Inputs *in, const char *block, const 
     Explanation e = {.difference = distance(theirs, ours->data, n), .deadline = seconds() + 60};
     const char *module = strncmp(block, "step.", 5) ? block : strchr(block + 5, '.') + 1;
     bool of_text = !strncmp(module, "text", 4);
+    bool of_vae = !strncmp(module, "vae", 3);
+    if (ours > traced) try_padding(&e, m, module, ours - 1);
+    if (!of_vae) try_changes(&e, m, in, module);
     for (int i = 0; i < m->params.count && seconds() < e.deadline; i++)
         if (belongs_to(m->params.list[i].name, module)) try_parameter(&e, m, in, &m->params.list[i]);
-    if (strncmp(module, "vae", 3)) try_configurations(&e, m, in, module, of_text);
+    if (!of_vae) try_configurations(&e, m, in, module, of_text);
     if (e.why) return e.why;
     const char *usual = usual_mistake(theirs, ours->data, ours);
     return usual ? xstrdup(usual) : NULL;
