@@ -19,6 +19,79 @@
 // The pipeline
 // ============================================================================================================
 
+static Tensor *guide(Tensor *both, float w);
+static Tensor *random_latents(Random *r, int c, int h, int w);
+static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *s, Random *r, int h, int w);
+static double median(double *x, int n);
+static bool all_finite(const Tensor *t);
+static void die_of_nan(const Model *m, SampleOptions o);
+
+// [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
+// drawn, (3) the network and the scheduler take it away step by step, (4) the decoder turns latents into pixels.
+Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
+    int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
+    // The guidance scale: a full LCM takes it as an input; other models run twice, without and with the caption.
+    bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0, guided = o.cfg > 1 && !embeds_guidance;
+    float guidance = o.cfg - 1; // diffusers embeds guidance_scale - 1
+    Scope everything = scope_begin();
+
+    // 1. Condition: [negative, prompt] -> tokens -> text states (2, 77, 768); only the prompt without guidance.
+    double started = seconds();
+    const char *captions[2] = {o.negative ? o.negative : "", o.prompt};
+    Tensor *context =
+        trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
+    double text_s = seconds() - started;
+
+    // 2. Timesteps, and z_T ~ N(0, I); image-to-image begins with a noised picture instead, and later.
+    Scheduler s;
+    scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
+    scheduler_set_timesteps(&s, o.steps);
+    Random rng;
+    if (o.philox)
+        random_seed_philox(&rng, o.seed);
+    else
+        random_seed(&rng, o.seed);
+    Tensor *z = first_latents(m, &o, &s, &rng, h, w);
+    trace(z, "inputs.latents");
+
+    // 3. For each timestep t: eps = UNet(z_t, t, text), guided; z_t -> z_{t-1}.
+    Progress bar;
+    int steps = s.count - s.at;
+    double *step_s = xmalloc((size_t)(steps > 0 ? steps : 1) * sizeof(double));
+    progress_begin(&bar, "sampling", steps);
+    for (int i = 0; i < steps; i++) {
+        Scope step = scope_begin();
+        double begun = seconds();
+        float t = (float)s.timesteps[s.at];
+        Tensor *eps;
+        if (guided)
+            eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
+        else
+            eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
+        if (times) k_sync();
+        step_s[i] = seconds() - begun;
+        Tensor *noise =
+            scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
+        scheduler_step(&s, z, eps, noise);
+        scope_end(step, NULL);
+        if (o.progress) progress_step(&bar, i + 1, NULL);
+    }
+    if (o.progress) progress_end(&bar);
+
+    // 4. Decode: pixels = VAE(z_0 / 0.18215). The VAE's own latents spread by about 5.5 = 1 / 0.18215; the UNet
+    // was trained on them scaled to unit spread, the spread of the noise.
+    started = seconds();
+    trace(z, "latents");
+    Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
+    if (!all_finite(z) || !all_finite(pixels)) die_of_nan(m, o);
+    Image *image = tensor_to_image(pixels, 0);
+    if (times) *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started};
+    free(step_s);
+    scheduler_free(&s);
+    scope_end(everything, NULL);
+    return image;
+}
+
 // [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is filled up to the full
 // number of tokens with the tokenizer's padding token, and the network reads the padding too: Stable Diffusion
 // was trained so, and looks at all 77 states.
@@ -64,9 +137,32 @@ static Tensor *encode_init(const Model *m, const Image *image, int width, int he
     return combine(m->vae_config.scaling_factor, latents, 0, NULL);
 }
 
+// z_T. Image-to-image (Meng et al. 2022, SDEdit) skips the first steps, which only decide what there is, and begins
+// with the picture's own latents, noised as far as the timestep then says: --strength is the share of steps that run.
+static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *s, Random *r, int h, int w) {
+    int c = m->unet_config.in_channels;
+    if (o->init) {
+        Tensor *clean = encode_init(m, o->init, o->width, o->height, r);
+        int run = (int)(o->steps * o->strength);
+        scheduler_skip(s, o->steps - (run < o->steps ? run : o->steps));
+        float a = s->alphas_cumprod[s->timesteps[s->at]];
+        return combine(sqrtf(a), clean, sqrtf(1 - a), random_latents(r, c, h, w));
+    }
+    if (!o->latents) return random_latents(r, c, h, w);
+    float *nhwc = nchw_to_nhwc(o->latents, 1, c, h, w);
+    Tensor *z = tensor_from(SHAPE(1, h, w, c), nhwc);
+    free(nhwc);
+    return z;
+}
+
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, compare_doubles);
+    return n ? x[n / 2] : 0;
 }
 
 static bool all_finite(const Tensor *t) {
@@ -87,87 +183,6 @@ static void die_of_nan(const Model *m, SampleOptions o) {
     trace_sink = find_bad_block;
     o.progress = false;
     sample(m, o, NULL);
-}
-
-// [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
-// drawn, (3) the network and the scheduler take it away step by step, (4) the decoder turns latents into pixels.
-Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
-    int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
-    bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0; // a full LCM takes the scale as an input,
-    bool guided = o.cfg > 1 && !embeds_guidance; // others run twice: without and with the caption
-    float guidance = o.cfg - 1;                  // diffusers embeds guidance_scale - 1
-    Scope everything = scope_begin();
-
-    // 1. Condition: [negative, prompt] -> tokens -> text states (2, 77, 768); only the prompt without guidance.
-    double started = seconds();
-    const char *captions[2] = {o.negative ? o.negative : "", o.prompt};
-    Tensor *context =
-        trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
-    double text_s = seconds() - started;
-
-    // 2. Timesteps, and z_T ~ N(0, I); image-to-image begins with a noised picture instead, and later.
-    Scheduler s;
-    scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
-    scheduler_set_timesteps(&s, o.steps);
-    Random rng;
-    if (o.philox)
-        random_seed_philox(&rng, o.seed);
-    else
-        random_seed(&rng, o.seed);
-    Tensor *z;
-    if (o.init) {
-        Tensor *clean = encode_init(m, o.init, o.width, o.height, &rng);
-        int run = (int)(o.steps * o.strength);
-        scheduler_skip(&s, o.steps - (run < o.steps ? run : o.steps));
-        float a = s.alphas_cumprod[s.timesteps[s.at]];
-        z = combine(sqrtf(a), clean, sqrtf(1 - a), random_latents(&rng, c, h, w));
-    } else if (o.latents) {
-        float *nhwc = nchw_to_nhwc(o.latents, 1, c, h, w);
-        z = tensor_from(SHAPE(1, h, w, c), nhwc);
-        free(nhwc);
-    } else {
-        z = random_latents(&rng, c, h, w);
-    }
-    trace(z, "inputs.latents");
-
-    // 3. For each timestep t: eps = UNet(z_t, t, text), guided; z_t -> z_{t-1}.
-    Progress bar;
-    int steps = s.count - s.at;
-    double *step_s = xmalloc((size_t)(steps > 0 ? steps : 1) * sizeof(double));
-    progress_begin(&bar, "sampling", steps);
-    for (int i = 0; i < steps; i++) {
-        Scope step = scope_begin();
-        double begun = seconds();
-        float t = (float)s.timesteps[s.at];
-        Tensor *eps;
-        if (guided)
-            eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
-        else
-            eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
-        if (times) k_sync();
-        step_s[i] = seconds() - begun;
-        Tensor *noise =
-            scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
-        scheduler_step(&s, z, eps, noise);
-        scope_end(step, NULL);
-        if (o.progress) progress_step(&bar, i + 1, NULL);
-    }
-    if (o.progress) progress_end(&bar);
-
-    // 4. Decode: pixels = VAE(z_0 / 0.18215).
-    started = seconds();
-    trace(z, "latents");
-    Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
-    if (!all_finite(z) || !all_finite(pixels)) die_of_nan(m, o);
-    Image *image = tensor_to_image(pixels, 0);
-    if (times) {
-        qsort(step_s, (size_t)steps, sizeof(double), compare_doubles);
-        *times = (SampleTimes){text_s, steps ? step_s[steps / 2] : 0, seconds() - started};
-    }
-    free(step_s);
-    scheduler_free(&s);
-    scope_end(everything, NULL);
-    return image;
 }
 
 SampleOptions sample_defaults(const Model *m) {
@@ -246,8 +261,7 @@ static Tensor *text_layer(const void *layer, Tensor *const *in) {
     h = attention(linear(h, l->q_proj), linear(h, l->k_proj), linear(h, l->v_proj), l->heads, true);
     x = linear_add(h, l->out_proj, x);
     h = linear(layer_norm(x, l->layer_norm2, l->eps), l->fc1);
-    h = activation(h,
-                   l->act); // CLIP of OpenAI has x sigmoid(1.702 x), "quick GELU", not the GELU of the papers
+    h = activation(h, l->act); // OpenAI's CLIP: "quick GELU", x sigmoid(1.702 x), not the GELU of the papers
     return linear_add(h, l->fc2, x);
 }
 
@@ -338,8 +352,8 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
     t.to_v2 = layer_linear(p, x, d, false, "%s.transformer_blocks.0.attn2.to_v", at);
     t.to_out2 = layer_linear(p, d, d, true, "%s.transformer_blocks.0.attn2.to_out.0", at);
     t.norm3 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm3", at);
-    t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj",
-                           at); // value and gate, 4 d each
+    // value and gate, 4 d each
+    t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj", at);
     t.ff_out = layer_linear(p, 4 * d, d, true, "%s.transformer_blocks.0.ff.net.2", at);
     t.proj_out = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_out", at)
                                          : layer_conv(p, d, d, 1, 1, true, "%s.proj_out", at);
@@ -357,8 +371,8 @@ static Tensor *transformer(const void *layer, Tensor *const *in) {
     h = layer_norm(x, t->norm1, eps);
     h = attention(linear(h, t->to_q1), linear(h, t->to_k1), linear(h, t->to_v1), t->heads, false);
     x = linear_add(h, t->to_out1, x);
-    h = layer_norm(x, t->norm2,
-                   eps); // [T8] cross-attention: queries from pixels, keys and values from the caption
+    // [T8] Cross-attention: queries from pixels, keys and values from the caption.
+    h = layer_norm(x, t->norm2, eps);
     h = attention(linear(h, t->to_q2), linear(context, t->to_k2), linear(context, t->to_v2), t->heads, false);
     x = linear_add(h, t->to_out2, x);
     h = geglu(linear(layer_norm(x, t->norm3, eps), t->ff_in)); // value * gelu(gate) (Shazeer 2020)
@@ -679,8 +693,8 @@ static float *alphas_cumprod(SchedulerConfig c) {
     float first = (float)(c.scaled_linear ? sqrt(c.beta_start) : c.beta_start);
     float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
-    for (int i = 0; i < n;
-         i++) { // torch.linspace counts from both ends towards the middle, with fused products
+    for (int i = 0; i < n; i++) {
+        // torch.linspace counts from both ends towards the middle, with fused products
         float beta =
             (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
         if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
@@ -929,8 +943,7 @@ UNetConfig unet_config(const Json *j) {
     c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
     c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
     c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
-    c.transformer_norm_eps =
-        1e-6f; // of attentions.*.norm: not that of the ResNets, and nowhere in config.json
+    c.transformer_norm_eps = 1e-6f; // of attentions.*.norm: not the ResNets' 1e-5, and nowhere in config.json
     refuse_unless(j, "addition_embed_type", NULL); // SDXL
     refuse_unless(j, "class_embed_type", NULL);
     refuse_unless(j, "encoder_hid_dim_type", NULL);
