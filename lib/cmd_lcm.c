@@ -287,41 +287,6 @@ static void write_model(const Options *o, const Model *teacher, const Configs *c
     write_text(o->out, "model_index.json", c->index);
 }
 
-// ---- memory --------------------------------------------------------------------------------------------------
-
-static double weight_bytes(const Params *p) {
-    double bytes = 0;
-    for (int i = 0; i < p->count; i++)
-        bytes += (double)tensor_count(p->list[i].tensor) * (p->list[i].tensor->type == F32 ? 4 : 2);
-    return bytes;
-}
-
-// Prints what the run will hold and dies where it cannot. Returns bytes. Sets `checkpointing` where it is needed.
-static double plan_memory(const Options *o, const Model *teacher, const UNetConfig *student) {
-    Params net = params_part(&teacher->params, "unet.");
-    double numbers = (double)params_count(&net) + (o->guidance ? 256.0 * student->block_out_channels[0] : 0);
-    double models = weight_bytes(&teacher->params), one = numbers * sizeof(float);
-    double lasting = models + one * (o->ema > 0 ? 5 : 4); // weights, gradients, two moments, average
-    int side = student->sample_size, tokens = teacher->text_config.max_position_embeddings;
-    double plain = (double)plan_activations(student, o->batch, side, side, tokens, false);
-    double least = (double)plan_activations(student, o->batch, side, side, tokens, true);
-    // On a GPU the backend knows what there is, and says so when it is used up.
-    double room =
-        strncmp(k_name(), "cpu", 3) ? 0 : (double)plan_available() + models; // the teacher is loaded already
-    checkpointing = o->checkpointing || (room > 0 && lasting + plain > room);
-    double passing = checkpointing ? least : plain;
-    note("memory: teacher, text encoder and VAE %.0f MB, student %.0f, gradients %.0f, moments %.0f, moving "
-         "average %.0f, "
-         "activations %.0f%s: %.0f MB",
-         models / 1e6, one / 1e6, one / 1e6, 2 * one / 1e6, o->ema > 0 ? one / 1e6 : 0, passing / 1e6,
-         checkpointing ? " (with gradient checkpointing)" : "", (lasting + passing) / 1e6);
-    if (room > 0 && lasting + passing > room)
-        die("the run needs %.0f MB of memory and %.0f MB are there (with --batch 1 it would need %.0f MB)",
-            (lasting + passing) / 1e6, room / 1e6,
-            (lasting + (double)plan_activations(student, 1, side, side, tokens, true)) / 1e6);
-    return lasting + passing;
-}
-
 // ---- the run -------------------------------------------------------------------------------------------------
 
 // Sample pictures of fixed prompts, drawn as the finished model would.
@@ -358,9 +323,15 @@ static int distil(Options *o, bool json) {
     Configs configs = student_configs(teacher, o);
     Json *unet_json = parsed(configs.unet);
     UNetConfig student_config = unet_config(unet_json);
-    double planned = plan_memory(o, teacher, &student_config);
-
     Params net = params_part(&teacher->params, "unet.");
+    double guidance = o->guidance ? 256.0 * student_config.block_out_channels[0] : 0;
+    double planned = plan_run(&(Plan){.unet = &student_config,
+                                      .batch = o->batch,
+                                      .tokens = teacher->text_config.max_position_embeddings,
+                                      .models = plan_weights(&teacher->params),
+                                      .numbers = (double)params_count(&net) + guidance,
+                                      .average = o->ema > 0,
+                                      .checkpointed = o->checkpointing});
     Pairs *pairs = model_pairs(teacher, o->data, o->cache);
 
     Params student_params = {0}, target_params = {0};

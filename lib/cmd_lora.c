@@ -4,6 +4,7 @@
 #include "../sd.h"
 #include "architectures.h"
 #include "commands.h"
+#include "plan.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -77,7 +78,7 @@ static const char train_help[] =
     "      --w-min W, --w-max W   distill: range of the guidance scale (default 5 to 15)\n"
     "      --skip K           distill: timesteps between two of the solver (default 20)\n"
     "      --loss huber|l2    distill, mode consistency (default huber)\n"
-    "      --checkpointing    less memory, more time\n"
+    "      --checkpointing    less memory, more time; by itself where memory would not do\n"
     "What comes out\n"
     "  -o, --output FILE      the adapters, with\n"
     "      --format peft|kohya   (default peft)   --dtype f16|f32|bf16 (default f16)\n"
@@ -97,7 +98,7 @@ typedef struct {
     int rank, batch, warmup;
     long steps;
     double alpha, rate, ema, checkpoint_every;
-    bool resume, fresh;
+    bool resume, fresh, checkpointing;
     Type dtype;
     LoraFormat format;
     uint64_t seed;
@@ -157,6 +158,16 @@ static int train(const Options *o, bool json) {
     note("%d layers learn %zu numbers: %.3f %% of the UNet's %zu", lora->count, learnt,
          100 * (double)learnt / (double)params_count(&net), params_count(&net));
 
+    double planned =
+        plan_run(&(Plan){.unet = &m->unet_config,
+                         .lora = lora,
+                         .batch = o->batch,
+                         .tokens = m->text_config.max_position_embeddings,
+                         .models = plan_weights(&m->params) + (teacher ? plan_weights(&teacher->params) : 0),
+                         .numbers = (double)learnt,
+                         .average = o->ema > 0,
+                         .checkpointed = o->checkpointing});
+
     Pairs *pairs = model_pairs(m, o->data, o->cache);
     OptimiserConfig adamw = {.rate = (float)o->rate,
                              .beta1 = 0.9f,
@@ -213,16 +224,17 @@ static int train(const Options *o, bool json) {
         lora_save(lora, o->out, o->format, o->dtype);
         optimiser_swap_ema(optimiser);
     }
+    note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, (double)k_peak() / 1e6);
     if (json)
         printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": "
                "\"%s\", \"done\": %s, "
-               "\"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g, \"peak_mb\": %.1f}\n",
+               "\"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g, \"planned_mb\": %.1f, "
+               "\"peak_mb\": %.1f}\n",
                run.step, (double)run.loss, took > 0 ? (double)run.step * o->batch / took : 0, took, o->out,
                done ? "true" : "false", mode_names[o->mode], learnt,
-               (double)learnt / (double)params_count(&net), (double)k_peak() / 1e6);
+               (double)learnt / (double)params_count(&net), planned / 1e6, (double)k_peak() / 1e6);
     else if (done)
-        note("%s: loss %.4g after %ld steps, %.1f s; peak memory %.0f MB", o->out, (double)run.loss, run.step,
-             took, (double)k_peak() / 1e6);
+        note("%s: loss %.4g after %ld steps, %.1f s", o->out, (double)run.loss, run.step, took);
 
     optimiser_free(optimiser);
     lora_free(lora);
@@ -361,7 +373,7 @@ static int command_train(int argc, char **argv, bool distill) {
                 die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);
             o.lcm.loss = strcmp(optarg, "l2") ? LOSS_HUBER : LOSS_MSE;
             break;
-        case CHECKPOINTING: checkpointing = true; break;
+        case CHECKPOINTING: o.checkpointing = true; break;
         case FORMAT: o.format = format_option(optarg); break;
         case DTYPE: o.dtype = type_option(optarg); break;
         case CHECKPOINT_EVERY:

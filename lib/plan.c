@@ -69,11 +69,62 @@ static Count count_pass(const UNetConfig *u, int n, int h, int w, int tokens, bo
     return c;
 }
 
-size_t plan_activations(const UNetConfig *u, int n, int h, int w, int tokens, bool checkpoints) {
+// ---- adapters ---------------------------------------------------------------------------------------------------
+
+// How many rows the layer of that name has for one picture: its output's pixels, or tokens, or one for the time.
+static double rows_of(const char *name, const UNetConfig *u, int h, int w, int tokens) {
+    int level = 0, top = u->levels - 1;
+    if (strstr(name, "time_emb")) return 1;
+    if (strstr(name, "attn2.to_k") || strstr(name, "attn2.to_v") || !strncmp(name, "text_encoder.", 13))
+        return tokens;
+    if (sscanf(name, "unet.down_blocks.%d", &level) == 1)
+        level += strstr(name, "downsamplers") != NULL;
+    else if (sscanf(name, "unet.up_blocks.%d", &level) == 1)
+        level = top - level - (strstr(name, "upsamplers") != NULL);
+    else if (strstr(name, "mid_block"))
+        level = top;
+    for (; level > 0; level--) h = (h + 1) / 2, w = (w + 1) / 2;
+    return (double)h * w;
+}
+
+// The length of the block's name in front of the layer's: "unet.mid_block.resnets.1".
+static size_t block_length(const char *name) {
+    const char *at = strstr(name, "resnets.");
+    if (!at && !(at = strstr(name, "attentions."))) return 0;
+    const char *number = strchr(at, '.') + 1;
+    return (size_t)(number - name) + strspn(number, "0123456789");
+}
+
+// x down^T of every adapted layer; of the block that has most of it, where blocks keep their result alone.
+static double adapter_floats(const UNetConfig *u, const Lora *lora, int n, int h, int w, int tokens,
+                             bool checkpoints) {
+    double all = 0, block = 0, most = 0;
+    for (int i = 0; lora && i < lora->count; i++) {
+        const char *name = lora->parts[i].layer->name, *before = i ? lora->parts[i - 1].layer->name : "";
+        double floats = n * rows_of(name, u, h, w, tokens) * lora->parts[i].adapter.down->shape[0];
+        size_t length = block_length(name);
+        if (!length || length != block_length(before) || strncmp(name, before, length)) block = 0;
+        block += floats, all += floats;
+        if (block > most) most = block;
+    }
+    return checkpoints ? most : all;
+}
+
+// The text encoder's outputs, in a layer's order: norm, q, k, v, attention, out; norm, fc1, its activation, fc2.
+static double text_floats(const TextConfig *t, int n, int tokens, bool checkpoints) {
+    double d = t->hidden_size, layer = 8 * d + 2.0 * t->intermediate_size, layers = t->num_hidden_layers;
+    return 2.0 * n * tokens * (checkpoints ? layers * d + layer : layers * layer);
+}
+
+// ---- the whole --------------------------------------------------------------------------------------------------
+
+size_t plan_activations(const UNetConfig *u, const Lora *lora, int n, int h, int w, int tokens,
+                        bool checkpoints) {
     Count student = count_pass(u, n, h, w, tokens, true, checkpoints);
     Count teacher = count_pass(u, 2 * n, h, w, tokens, false, false);
-    double recorded = student.forward + student.backward + student.block,
-           other = teacher.forward + teacher.block;
+    double recorded = student.forward + student.backward + student.block +
+                      2 * adapter_floats(u, lora, n, h, w, tokens, checkpoints), // and their gradients
+        other = teacher.forward + teacher.block;
     return (size_t)(sizeof(float) * (recorded > other ? recorded : other));
 }
 
@@ -85,4 +136,38 @@ size_t plan_available(void) {
         if (sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1) break;
     if (f) fclose(f);
     return (size_t)kilobytes * 1024;
+}
+
+double plan_weights(const Params *p) {
+    double bytes = 0;
+    for (int i = 0; i < p->count; i++)
+        bytes += (double)tensor_count(p->list[i].tensor) * (p->list[i].tensor->type == F32 ? 4 : 2);
+    return bytes;
+}
+
+static double activations(const Plan *p, int n, bool checkpoints) {
+    int side = p->unet->sample_size;
+    double bytes = (double)plan_activations(p->unet, p->lora, n, side, side, p->tokens, checkpoints);
+    return bytes + (p->text ? sizeof(float) * text_floats(p->text, n, p->tokens, checkpoints) : 0);
+}
+
+double plan_run(const Plan *p) {
+    double one = p->numbers * sizeof(float);
+    double lasting = p->models + one * (p->average ? 5 : 4); // weights, gradients, two moments, average
+    double plain = activations(p, p->batch, false), least = activations(p, p->batch, true),
+           single = activations(p, 1, true);
+    // On a GPU the backend knows what there is, and says so when it is used up.
+    double room = strncmp(k_name(), "cpu", 3) ? 0 : (double)plan_available() + p->models;
+    checkpointing = p->checkpointed || (room > 0 && lasting + plain > room);
+    double passing = checkpointing ? least : plain;
+    note(
+        "memory: models that stay as they are %.0f MB, %s %.0f, gradients %.0f, moments %.0f, moving average "
+        "%.0f, activations %.0f%s: %.0f MB",
+        p->models / 1e6, p->lora ? "adapters" : "student", one / 1e6, one / 1e6, 2 * one / 1e6,
+        p->average ? one / 1e6 : 0, passing / 1e6, checkpointing ? " (with gradient checkpointing)" : "",
+        (lasting + passing) / 1e6);
+    if (room > 0 && lasting + passing > room)
+        die("the run needs %.0f MB of memory and %.0f MB are there (with --batch 1 it would need %.0f MB)",
+            (lasting + passing) / 1e6, room / 1e6, (lasting + single) / 1e6);
+    return lasting + passing;
 }
