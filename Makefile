@@ -51,7 +51,7 @@ stb:
 
 # ---- tests ----------------------------------------------------------------------------------------------
 # Each test/*.c is a program that links everything but main(), and cpu/plain.c under other names to compare with.
-TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(filter-out test/fuzz_%.c,$(wildcard test/*.c)))
+TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(filter-out test/fuzz_%.c test/cuda_%.c,$(wildcard test/*.c)))
 TESTED  := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
 test: sd $(TESTS)
 	@sh test/run.sh $(TESTS) $(wildcard test/*.sh.test)

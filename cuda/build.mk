@@ -29,9 +29,10 @@ $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
 	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))$(NVCC) $(NVCCFLAGS) -c $< -o $@
 CUDA_SD   ?= ./sd
-cuda: $(ABOVE_O) $(NVCC_O)
-	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $(CUDA_SD) -lm
-	@touch -t 200001010000 $(CUDA_SD) # old, so that the next `make` links the processor's again
+$(NVCC_DIR)/sd: $(ABOVE_O) $(NVCC_O)
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
+cuda: $(NVCC_DIR)/sd
+	@cp -f $< $(CUDA_SD) && touch -t 200001010000 $(CUDA_SD) # old: so the next `make` links the processor's again
 	@echo "$(CUDA_SD) for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
 
 # ---- with g++: the emulator ------------------------------------------------------------------------------
@@ -69,10 +70,12 @@ $(CHECK_DIR)/%.o: cuda/%.cu $(CUDA_H) cuda/launch.sed
 $(CHECK_DIR)/%.o: test/%.cu $(CUDA_H) cuda/launch.sed test/cuda.h
 	$(call emulate_cc,$(CHECK_OPT))
 
-emulate: $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
-	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate -lm -lpthread
-emulate-check: $(ABOVE_O) $(CHECK_O) $(RUNTIME_O)
-	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-check -lm -lpthread
+$(EMU_DIR)/sd: $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+$(CHECK_DIR)/sd: $(ABOVE_O) $(CHECK_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+emulate: $(EMU_DIR)/sd ; cp $< sd-emulate
+emulate-check: $(CHECK_DIR)/sd ; cp $< sd-emulate-check
 emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-out %/emulate.o,$(RUNTIME_O))
 	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
 
@@ -94,7 +97,8 @@ $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/%.o $(CHECK_O) $(RU
 
 # The tests of whole networks, as they stand, with the emulated kernels below them.
 NETWORK_TESTS := networks gradients lcm lora fid
-$(NETWORK_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(BUILD)/test/%.o $(filter-out %/main.o,$(ABOVE_O)) $(EMU_O) $(RUNTIME_O)
+NETWORKS_O    := $(filter-out %/main.o,$(ABOVE_O))
+$(NETWORK_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(BUILD)/test/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
@@ -110,6 +114,8 @@ $(PTX_DIR)-$(1)/%.o: test/%.cu $(CUDA_H) test/cuda.h
 $(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 $(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/%.o $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
+	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
+$(PTX_DIR)-$(1)/sd: $(ABOVE_O) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 endef
 $(eval $(call PTX_RULES,O3,-O3 -lineinfo))
@@ -127,8 +133,10 @@ $(PTXRUN_DIR)/lib: ; @mkdir -p $(PTXRUN_DIR); $(PTXRUN)/build.sh $(PTXRUN_DIR) >
 one = @sh test/cuda.sh $(1) | tee -a $(CUDA_LOG)
 UNDER_PTXRUN = env LD_LIBRARY_PATH=$(PTXRUN_DIR)/lib
 EMU_TESTS  := kernels cuda_wrap cuda_gemm
-test-cuda: $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_DIR)/cuda_errors $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/cuda_bugs \
-           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%) $(PTX_DIR)-O3/cuda_errors)
+SMALL_PICTURE   := -p 'a dog' -W 64 -H 64 --steps 2
+SMALLER_PICTURE := -p 'a dog' -W 64 -H 64 --steps 1
+test-cuda: sd $(BUILD)/test/cuda_picture $(EMU_DIR)/sd $(EMU_DIR)/fid $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_DIR)/cuda_errors $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/cuda_bugs \
+           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%) $(addprefix $(PTX_DIR)-O3/,cuda_errors sd))
 	@rm -f $(CUDA_LOG)
 	$(call one,'conversions' $(EMU_DIR)/cuda_half)
 	$(call one,'wrappers emulated' $(EMU_DIR)/cuda_wrap)
@@ -140,13 +148,16 @@ test-cuda: $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/cuda_half $(EMU_DIR)/cuda_erro
 	$(call one,'bank conflicts' sh test/cuda_count.sh $(CHECK_DIR)/cuda_gemm)
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
+	$(call one,'a small picture emulated' sh test/cuda_model.sh ./sd $(EMU_DIR)/sd $(BUILD)/test/cuda_picture $(SMALL_PICTURE))
+	$(call one,'inception emulated' $(EMU_DIR)/fid)
 ifneq ($(HAVE_PTX),)
 	$(call one,'messages by nvcc' sh test/cuda_errors.sh - $(PTX_DIR)-O3/cuda_errors $(PTXRUN_DIR)/lib)
 	$(call one,'wrappers by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_wrap)
 	$(call one,'gemm by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/cuda_gemm)
 	$(call one,'kernels by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/kernels)
+	$(call one,'a smaller picture by nvcc' $(UNDER_PTXRUN) sh test/cuda_model.sh ./sd $(PTX_DIR)-O3/sd $(BUILD)/test/cuda_picture $(SMALLER_PICTURE))
 else
-	@echo "kernels by nvcc: 0 passed, 0 failed, 3 skipped (nvcc or $(PTXRUN) is not here)" | tee -a $(CUDA_LOG)
+	@echo "kernels by nvcc: 0 passed, 0 failed, 5 skipped (nvcc or $(PTXRUN) is not here)" | tee -a $(CUDA_LOG)
 endif
 	@sh test/cuda.sh --sum $(CUDA_LOG)
 
@@ -159,25 +170,46 @@ $(NVCC_DIR)/%.o: test/%.cu $(CUDA_H) test/cuda.h
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -Itest $(if $(CUBLAS),-DHAVE_CUBLAS) -c $< -o $@
 $(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(NVCC_O)
-	$(NVCC) $(NVCCFLAGS) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
+$(NETWORK_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(BUILD)/test/%.o $(NETWORKS_O) $(NVCC_O)
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/%.o $(NVCC_O) $(BUILD)/lib/base.o
-	$(NVCC) $(NVCCFLAGS) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
-gpu-tests: $(addprefix $(NVCC_DIR)/,kernels cuda_wrap cuda_gemm cuda_bench)
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
+# Whole networks are compared in fp32 alone: their fixtures' tolerances are fp32's.
+gpu-tests: $(addprefix $(NVCC_DIR)/,kernels cuda_wrap cuda_gemm $(if $(filter f32,$(PRECISION)),cuda_bench sd $(NETWORK_TESTS)))
 print-gpu-dir: ; @echo $(NVCC_DIR)
 gpu-check: ; @sh cuda/gpu_check.sh "$(MAKE)"
 .PHONY: gpu-tests print-gpu-dir
 
-# ---- test-cuda-full: 20 orders of threads, three of warps, both builds of nvcc, statements deleted in turn -----
-test-cuda-full: test-cuda $(EMU_DIR)/cuda_bench $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%))
-	$(call one,'planted mistakes in 20 orders' sh test/cuda_bugs.sh $(CHECK_DIR)/cuda_bugs 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19)
-	@for seed in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do for t in $(EMU_TESTS); do \
+# ---- test-cuda-full: 20 orders of threads, three of warps, both builds of nvcc, statements deleted in turn, whole
+# networks and training steps emulated, 16-bit activations, another compiler, every architecture -----------------
+CLANG      := $(BUILD)/clang
+CUDA_ARCHS := $(if $(NVCC),$(filter-out sm_75,$(shell $(NVCC) --list-gpu-code)))
+SEEDS      := 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
+test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%) $(PTX_DIR)-G/sd)
+	$(call one,'the demo emulated' sh test/cuda_model.sh ./sd $(EMU_DIR)/sd $(BUILD)/test/cuda_picture)
+	@for t in $(NETWORK_TESTS); do sh test/cuda.sh "$$t emulated" $(EMU_DIR)/$$t | tee -a $(CUDA_LOG); done
+	$(call one,'full-size blocks emulated' env REDUCED=1 $(EMU_DIR)/networks)
+	@for p in bf16 f16; do $(MAKE) -s PRECISION=$$p $(BUILD)/emulate-$$p/kernels && \
+	    sh test/cuda.sh "kernels in $$p" $(BUILD)/emulate-$$p/kernels | tee -a $(CUDA_LOG); done
+	$(call one,'planted mistakes in 20 orders' sh test/cuda_bugs.sh $(CHECK_DIR)/cuda_bugs 0 $(SEEDS))
+	@for seed in $(SEEDS); do for t in $(EMU_TESTS); do \
 	    sh test/cuda.sh "$$t checked, order $$seed" env EMU_SEED=$$seed $(CHECK_DIR)/$$t | tee -a $(CUDA_LOG); done; done
-	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm
-	$(call one,'debugger' sh test/cuda_gdb.sh $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm)
+	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm $(BUILD)/emulate-debug-$(PRECISION)/sd
+	$(call one,'debugger' sh test/cuda_gdb.sh $(BUILD)/emulate-debug-$(PRECISION)/cuda_gemm $(BUILD)/emulate-debug-$(PRECISION)/sd)
 	$(call one,'synchronisation deleted' sh test/cuda_mutate.sh sync $(abspath $(BUILD))/mutate)
+	@command -v clang++ >/dev/null || exit 0; \
+	$(MAKE) -s CUDA_CXX=clang++ BUILD=$(CLANG) $(foreach d,emulate check,$(EMU_TESTS:%=$(CLANG)/$(d)-f32/%)) $(CLANG)/check-f32/cuda_bugs; \
+	for d in emulate check; do for t in $(EMU_TESTS); do sh test/cuda.sh "clang++: $$t, $$d" $(CLANG)/$$d-f32/$$t | tee -a $(CUDA_LOG); done; done; \
+	sh test/cuda.sh 'clang++: planted mistakes' sh test/cuda_bugs.sh $(CLANG)/check-f32/cuda_bugs 0 1 | tee -a $(CUDA_LOG)
+ifneq ($(NVCC),)
+	$(call one,'every architecture' sh test/cuda_static.sh "$(MAKE)" $(CUDA_ARCHS))
+endif
 ifneq ($(HAVE_PTX),)
 	@for order in 0 1 2; do for g in O3 G; do for t in $(EMU_TESTS); do \
 	    sh test/cuda.sh "$$t by nvcc -$$g, order $$order" $(UNDER_PTXRUN) PTXRUN_ORDER=$$order $(PTX_DIR)-$$g/$$t | tee -a $(CUDA_LOG); done; done; done
+	@for g in O3 G; do sh test/cuda.sh "a small picture by nvcc -$$g" $(UNDER_PTXRUN) PTXRUN_ORDER=3 \
+	    sh test/cuda_model.sh ./sd $(PTX_DIR)-$$g/sd $(BUILD)/test/cuda_picture $(SMALL_PICTURE) | tee -a $(CUDA_LOG); done
 	$(call one,'mistakes in ptx.h' env NVCC=$(NVCC) PTXRUN_LIB=$(PTXRUN_DIR)/lib sh test/cuda_mutate.sh ptx $(abspath $(BUILD))/mutate)
 endif
 	@sh test/cuda.sh --sum $(CUDA_LOG)

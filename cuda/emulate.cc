@@ -481,14 +481,20 @@ static Kernel *kernel_of(const EmuCall &call) {
     for (SharedVariable &v : emu_variables)
         if (v.owner == mangled) k.static_shared += v.size;
     // Its own variables, and those of functions that are no kernel as far as is known.
-    k.allowed.assign(emu_tls_size, 0);
+    k.allowed.assign(emu_tls_size, FOREIGN);
     for (SharedVariable &v : emu_variables) {
         bool foreign = false;
         for (auto &other : kernels) foreign |= other.first != call.kernel && v.owner == function_names[(uintptr_t)other.first];
         if (v.owner != mangled && foreign) continue;
         k.variables.push_back(&v);
-        std::fill_n(k.allowed.begin() + (long)v.offset, v.size, 1);
+        std::fill_n(k.allowed.begin() + (long)v.offset, v.size, ITS_OWN);
     }
+#ifdef __clang__
+    for (uint3 *built_in : {&threadIdx, &blockIdx, &blockDim, &gridDim}) {
+        uintptr_t offset = (uintptr_t)built_in - tls_of_this_thread();
+        if (offset < emu_tls_size) std::fill_n(k.allowed.begin() + (long)offset, sizeof *built_in, BUILT_IN);
+    }
+#endif
     return &k;
 }
 

@@ -194,7 +194,7 @@ static void count_access(Worker &w, uintptr_t a, unsigned bytes, bool shared, vo
 
 static void shared_access(Worker &w, uintptr_t a, unsigned bytes, Access kind, void *pc) {
     bool dynamic = a - w.dynamic < MAX_DYNAMIC_SHARED;
-    if (dynamic ? a - w.dynamic + bytes > w.launch->shared : !w.launch->kernel->allowed[a - w.tls]) {
+    if (dynamic ? a - w.dynamic + bytes > w.launch->shared : w.launch->kernel->allowed[a - w.tls] != ITS_OWN) {
         bool named = dynamic;
         for (const SharedVariable &v : emu_variables) named |= a - w.tls - v.offset < v.size;
         if (named || a - w.tls < emu_tls_size)
@@ -236,6 +236,7 @@ void emu_access(void *p, unsigned bytes, Access kind, void *pc) {
     Worker &w = *worker;
     uintptr_t a = (uintptr_t)p;
     bool shared = a - w.tls < emu_tls_size, global = a - (uintptr_t)emu_arena < ARENA;
+    if (shared && w.launch->kernel->allowed[a - w.tls] == BUILT_IN) return;
     if (opt_count) {
         if (shared || global) count_access(w, a, bytes, shared, pc);
         return;

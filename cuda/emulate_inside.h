@@ -70,10 +70,12 @@ struct SharedVariable {
     std::string owner, name;
 };
 
+enum Allowed : char { FOREIGN, ITS_OWN, BUILT_IN }; // BUILT_IN: threadIdx and its like, whose reads clang reports too
+
 struct Kernel { // what is known of a kernel once it was launched
     std::string name;
     std::vector<const SharedVariable *> variables;
-    std::vector<char> allowed; // 1 for each byte of thread-local memory that it may touch
+    std::vector<char> allowed; // for each byte of thread-local memory
     size_t static_shared;
 };
 

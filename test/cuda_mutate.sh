@@ -13,9 +13,10 @@ passed=0 failed=0
 report() { # 1: noticed
     if [ "$1" = 1 ]; then passed=$((passed + 1)); echo "noticed  $2"; else failed=$((failed + 1)); echo "FAILED   not noticed: $2"; fi
 }
-noticed() { # a test program, by its name; status 0 of the program means that it saw nothing
-    make -s BUILD="$build" "$build/check-f32/$1" >make.log 2>&1 || { tail -n 3 make.log; return 1; }
-    ! (cd "$here" && EMU_ABORT=1 timeout 900 "$build/check-f32/$1") >run.log 2>&1
+noticed() { # a test program, by its name, its arguments; status 0 of the program means that it saw nothing
+    program=$build/check-f32/$1; shift
+    make -s BUILD="$build" "$program" >make.log 2>&1 || { tail -n 3 make.log; return 1; }
+    ! (cd "$here" && EMU_ABORT=1 timeout 3600 "$program" "$@") >run.log 2>&1
 }
 case $kind in
 sync)
@@ -24,8 +25,14 @@ sync)
         [ $# -gt 0 ] && case " $* " in *" $(basename "$file") "*) ;; *) continue ;; esac
         cp "$file" keep
         sed -i -E "${line}s/__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);//" "$file"
-        test=kernels; [ "$file" = cuda/gemm.cu ] || [ "$file" = cuda/tile.h ] && test=cuda_gemm
-        noticed $test; ok=$?
+        case $file in # the tests of that file's kernels
+        cuda/gemm.cu | cuda/tile.h) tests=cuda_gemm ;;
+        cuda/attention.cu) tests='kernels attention' ;;
+        cuda/memory.cu) tests='kernels fill_copy' ;;
+        cuda/norm.cu) tests='kernels sum_rows group_norm layer_norm' ;;
+        *) tests=kernels ;;
+        esac
+        noticed $tests; ok=$?
         report $((1 - ok)) "$place $(sed -n "${line}p" keep | sed 's/^ *//' | cut -c1-70) -> $(grep -o -m 1 -E 'emulate: .*|FAILED.*' run.log | head -n 1 | cut -c1-110)"
         cp keep "$file"; touch "$file"
     done ;;

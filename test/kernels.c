@@ -1377,6 +1377,17 @@ static void compare_optimiser(void) {
     clear();
 }
 
+static void compare_with_pytorch(void) {
+    on_host = false;
+    fixtures = store_open("test/fixtures/kernels.safetensors");
+    compare_products();
+    compare_norms();
+    compare_pointwise();
+    compare_losses();
+    compare_optimiser();
+    store_close(fixtures);
+}
+
 // What a reader relies on without thinking: NaN is never swallowed.
 static void test_nan(void) {
     for (int f = SILU; f <= SQUARE; f++) {
@@ -1401,37 +1412,35 @@ static void test_nan(void) {
 }
 
 int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {{"fill_copy", test_fill_copy},
+                 {"conversions", test_conversions},
+                 {"gemm", test_gemm},
+                 {"conv", test_conv},
+                 {"sum_rows", test_sum_rows},
+                 {"attention", test_attention},
+                 {"group_norm", test_group_norm},
+                 {"layer_norm", test_layer_norm},
+                 {"activation", test_activation},
+                 {"combine", test_combine},
+                 {"moving", test_moving},
+                 {"pool", test_pool},
+                 {"embed", test_embed},
+                 {"losses", test_losses},
+                 {"optimiser", test_optimiser},
+                 {"nan", test_nan},
+                 {"differences", test_differences},
+                 {"PyTorch", compare_with_pytorch}};
     k_init(2);
     storage = k_storage();
     rounding = storage == F32 ? fp32_rounding : storage == F16 ? 0x1p-10 : 0x1p-7;
     printf("kernels: %s\n", k_name());
-
-    test_fill_copy();
-    test_conversions();
-    test_gemm();
-    test_conv();
-    test_sum_rows();
-    test_attention();
-    test_group_norm();
-    test_layer_norm();
-    test_activation();
-    test_combine();
-    test_moving();
-    test_pool();
-    test_embed();
-    test_losses();
-    test_optimiser();
-    test_nan();
-
-    test_differences();
-
-    on_host = false;
-    fixtures = store_open(argc > 1 ? argv[1] : "test/fixtures/kernels.safetensors");
-    compare_products();
-    compare_norms();
-    compare_pointwise();
-    compare_losses();
-    compare_optimiser();
-    store_close(fixtures);
+    for (int i = 0; i < COUNT(tests); i++) { // `kernels attention PyTorch` runs these alone
+        bool wanted = argc == 1;
+        for (int k = 1; k < argc; k++) wanted |= !strcmp(argv[k], tests[i].name);
+        if (wanted) tests[i].run();
+    }
     return test_report();
 }

@@ -3,7 +3,7 @@
 #
 #     python reference.py COMMAND [ARGUMENTS]
 #     checksums, noise, schedulers, rounded        made weights' bits, torch.randn, scheduler steps, fp16 weights
-#     models ARCH [PART ...], models_hard, wide    every block of a model: soft in fp32, hard in float64
+#     models ARCH [PART ...], models_hard, wide, reduced   every block of a model: soft in fp32, hard in float64
 #     pipeline ARCH SCHEDULER STEPS                a whole picture (full size: CLIP's merges in ../shared/data/clip)
 #     fixtures                                     all of these (hours: full size, float64; 12 GB of memory)
 #     statistics [ARCH]                            how soft and how hard the two regimes are
@@ -282,6 +282,13 @@ def wide():
     soft_fixture("sd15-soft-unet-48x80", "unet", "sd15", calls("sd15", 0, torch.float32, 48, 80)["unet"])
 
 
+def reduced():
+    """The full-size networks on small pictures, which an emulated GPU gets through."""
+    run = calls("sd15", 8, torch.float32, 8, 16)
+    for part, size in (("unet", "8x16"), ("vae.encoder", "64x64"), ("vae.decoder", "8x8")):
+        soft_fixture(f"sd15-soft-{part}-{size}", part, "sd15", run[part])
+
+
 def rounded():
     """The tiny UNet with weights rounded to fp16 and bf16, widened again."""
     tensors = {}
@@ -453,13 +460,13 @@ def fixtures():
     for arch in ("tiny", "sd15"):
         models(arch)
         models_hard(arch)
-    wide()
+    wide(), reduced()
     for arch, kind, steps in (("tiny", "pndm", 20), ("tiny", "ddim", 20), ("tiny", "lcm", 4), ("sd15", "pndm", 20),
                               ("sd15-lcm", "lcm", 4)):
         pipeline(arch, kind, steps)
 
 
-COMMANDS = [checksums, noise, schedulers, tokens, statistics, models, models_hard, rounded, wide, pipeline, fixtures,
+COMMANDS = [checksums, noise, schedulers, tokens, statistics, models, models_hard, rounded, wide, reduced, pipeline, fixtures,
             compare]
 
 if __name__ == "__main__":
