@@ -23,7 +23,6 @@ static Tensor *guide(Tensor *both, float w);
 static Tensor *random_latents(Random *r, int c, int h, int w);
 static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *s, Random *r, int h, int w);
 static double median(double *x, int n);
-static bool all_finite(const Tensor *t);
 static void die_of_nan(const Model *m, SampleOptions o);
 
 // [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
@@ -83,7 +82,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     started = seconds();
     trace(z, "latents");
     Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
-    if (!all_finite(z) || !all_finite(pixels)) die_of_nan(m, o);
+    if (!tensor_finite(z) || !tensor_finite(pixels)) die_of_nan(m, o);
     Image *image = tensor_to_image(pixels, 0);
     if (times) *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started};
     free(step_s);
@@ -165,16 +164,8 @@ static double median(double *x, int n) {
     return n ? x[n / 2] : 0;
 }
 
-static bool all_finite(const Tensor *t) {
-    float *x = tensor_read(t);
-    size_t n = tensor_count(t), i = 0;
-    while (i < n && isfinite(x[i])) i++;
-    free(x);
-    return i == n;
-}
-
 static void find_bad_block(const char *name, const Tensor *t) {
-    if (!all_finite(t)) die("a NaN or an infinity arose in the block %s", name);
+    if (!tensor_finite(t)) die("a NaN or an infinity arose in the block %s", name);
 }
 
 // A step reads nothing back while it runs, so nobody knows where a NaN began: draw once more, looking at every block.
@@ -1145,6 +1136,14 @@ static void load_part(Model *m, int from, const char *part, const char *base) {
     free(dir);
 }
 
+void check_vocabulary(const Model *m) {
+    if (!m->tokenizer || !m->text_encoder) return;
+    int last = tokenizer_end(m->tokenizer); // special tokens come last
+    if (last >= m->text_config.vocab_size)
+        die("%s: the tokenizer has %d tokens, the text encoder knows %d", m->path, last + 1,
+            m->text_config.vocab_size);
+}
+
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
     if (!is_directory(path)) return model_load_ldm(path, tokenizer, parts);
     Model *m = xcalloc(1, sizeof *m);
@@ -1182,6 +1181,7 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
         m->tokenizer = tokenizer_open(dir);
         free(dir);
     }
+    check_vocabulary(m);
     if ((parts & NEED_TEXT) && (parts & NEED_UNET) &&
         m->text_config.hidden_size != m->unet_config.cross_attention_dim)
         die("%s: the text encoder gives %d numbers a token, the UNet expects %d", path,

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-// argv[0] is the command's name. Returns the exit status; errors end the program through die() (1) or
+// argv[1] is the first option. Returns the exit status; errors end the program through die() (1) or
 // die_usage() (2).
 int command_sample(int argc, char **argv);
 int command_encode(int argc, char **argv);
@@ -48,6 +48,8 @@ void common_start(const Common *c); // starts the backend
 long option_whole(const char *option, const char *text, long least, long most);
 double option_number(const char *option, const char *text, double least, double most);
 char *option_lora(const char *text, float *scale); // FILE[:SCALE] -> FILE, and SCALE or 1 (cmd_lora.c)
+
+void option_png(const char *output); // die_usage() where the name says JPEG or the like
 
 void print_json_string(const char *s); // in quotes, to stdout
 

@@ -184,6 +184,7 @@ Model *model_load_ldm(const char *path, const char *tokenizer, ModelParts parts)
             die("%s holds no tokenizer; name a folder with vocab.json and merges.txt by --tokenizer DIR",
                 path);
         m->tokenizer = tokenizer_open(tokenizer);
+        check_vocabulary(m);
     }
     return m;
 }

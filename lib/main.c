@@ -45,6 +45,7 @@ int main(int argc, char **argv) {
         return help(stdout, 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) {
+            argv[1] = "sd"; // in front of getopt's messages, as of all others
             int status = commands[i].run(argc - 1, argv + 1);
             if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
             return status;

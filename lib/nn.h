@@ -31,6 +31,7 @@ Tensor *tensor_from(int dims, const int *shape, const float *host); // with thes
 void tensor_write(Tensor *t, const float *host);
 float *tensor_read(const Tensor *t); // a new host array of fp32: for printing, saving and tests
 float tensor_item(const Tensor *t);  // the one number of a loss
+bool tensor_finite(const Tensor *t); // no NaN and no infinity in it (read back)
 size_t tensor_count(const Tensor *t);
 int tensor_rows(const Tensor *t), tensor_cols(const Tensor *t);
 #define SHAPE(...)                                                                                           \

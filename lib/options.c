@@ -1,4 +1,5 @@
 // options.c: the options that every command takes, and numbers checked. See commands.h.
+#define _POSIX_C_SOURCE 200809L // strcasecmp
 #include "base.h"
 #include "commands.h"
 #include "kernels.h"
@@ -6,6 +7,8 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
+#include <strings.h>
 
 const Common common_defaults = {.model = "weights/tiny"};
 
@@ -24,6 +27,14 @@ double option_number(const char *option, const char *text, double least, double 
     if (end == text || *end || !isfinite(x)) die_usage("%s takes a number, not \"%s\"", option, text);
     if (x < least || x > most) die_usage("%s is %g; it must be from %g to %g", option, x, least, most);
     return x;
+}
+
+void option_png(const char *output) {
+    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
+    const char *ending = strrchr(output, '.');
+    for (size_t i = 0; ending && i < sizeof others / sizeof *others; i++)
+        if (!strcasecmp(ending, others[i]))
+            die_usage("--output is \"%s\"; pictures are PNG, so end the name in .png", output);
 }
 
 void print_json_string(const char *s) {

@@ -226,6 +226,7 @@ int command_sample(int argc, char **argv) {
     if (init && latents) die_usage("--init and --latents: a picture begins with one of them");
     if (width % 8) die_usage("--width is %d; it must be a multiple of 8", width);
     if (height % 8) die_usage("--height is %d; it must be a multiple of 8", height);
+    option_png(output);
     int lines = 0;
     char **captions = prompts ? read_lines(prompts, &lines) : NULL;
     if (prompts) count = lines;

@@ -57,6 +57,20 @@ static void copy_file(const char *from, const char *to) {
     free(data);
 }
 
+// Before anything is written: is there a tokenizer to copy, and does the text encoder know its tokens?
+static void check_tokenizer(const char *dir, int vocab_size) {
+    for (int i = 0; i < 2; i++) {
+        char *path = format("%s/%s", dir, i ? "merges.txt" : "vocab.json");
+        if (!file_exists(path)) die("--tokenizer: there is no %s", path);
+        free(path);
+    }
+    Tokenizer *t = tokenizer_open(dir);
+    if (tokenizer_end(t) >= vocab_size)
+        die("--tokenizer: %s has %d tokens, the text encoder knows %d", dir, tokenizer_end(t) + 1,
+            vocab_size);
+    tokenizer_close(t);
+}
+
 static void write_tokenizer(const char *dir, const char *from, int max_length) {
     static const char *const files[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
                                         "special_tokens_map.json"};
@@ -158,6 +172,7 @@ int command_synth(int argc, char **argv) {
     Json *vae = json_parse(a->vae, strlen(a->vae), "vae");
     Params p = {0};
     TextConfig t = text_config(text);
+    if (tokenizer) check_tokenizer(tokenizer, t.vocab_size);
     void *networks[3];
     int text_from = p.count;
     networks[0] = text_encoder_new(t, &p);

@@ -89,6 +89,14 @@ float *tensor_read(const Tensor *t) {
     return host;
 }
 
+bool tensor_finite(const Tensor *t) {
+    float *x = tensor_read(t);
+    size_t n = tensor_count(t), i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    free(x);
+    return i == n;
+}
+
 float tensor_item(const Tensor *t) {
     float *host = tensor_read(t), value = host[0];
     free(host);

@@ -53,6 +53,7 @@ int command_encode(int argc, char **argv) {
     double started = seconds();
     int c = m->vae_config.latent_channels;
     Tensor *moments = vae_encode(m->vae, image_to_tensor((const Image *const[]){cut}, 1));
+    if (!tensor_finite(moments)) die("a NaN or an infinity arose from the picture %s", argv[optind]);
     float *x = tensor_read(combine(m->vae_config.scaling_factor, slice(moments, 0, c), 0, NULL));
     float *latents = nhwc_to_nchw(x, 1, c, h / 8, w / 8);
     StoreWriter *writer = store_create(output);
@@ -83,6 +84,7 @@ int command_decode(int argc, char **argv) {
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1)
         if (!common_option(&common, option, decode_help)) output = optarg;
     if (optind != argc - 1) die_usage("sd decode takes one file of latents");
+    option_png(output);
     common_start(&common);
     Model *m = model_load(common.model, NULL, NEED_VAE);
     float *x = read_latents(argv[optind], m->vae_config.latent_channels, shape);
@@ -94,8 +96,9 @@ int command_decode(int argc, char **argv) {
         Scope s = scope_begin();
         float *nhwc = nchw_to_nhwc(x + (size_t)i * each, 1, shape[1], shape[2], shape[3]);
         Tensor *z = tensor_from(SHAPE(1, shape[2], shape[3], shape[1]), nhwc);
-        Image *image =
-            tensor_to_image(vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL)), 0);
+        Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
+        if (!tensor_finite(pixels)) die("a NaN or an infinity arose from the latents of %s", argv[optind]);
+        Image *image = tensor_to_image(pixels, 0);
         char *path = shape[0] > 1 ? format("%.*s-%d%s", stem, output, i, output + stem) : xstrdup(output);
         image_save_png(path, image, NULL);
         if (!common.json) note("%s", path);
@@ -149,6 +152,7 @@ int command_tokenize(int argc, char **argv) {
             pad = true;
     }
     if (optind < argc) die_usage("\"%s\" is no option; a caption goes behind -p, in quotes", argv[optind]);
+    if (common.json) die_usage("sd tokenize knows no --json");
     char *own = dir ? xstrdup(dir) : format("%s/tokenizer", common.model);
     Tokenizer *t = tokenizer_open(own);
     int max = tokenizer_max_length(t), *ids = xmalloc((size_t)max * sizeof(int));
@@ -213,6 +217,7 @@ int command_info(int argc, char **argv) {
     while ((option = getopt_long(argc, argv, COMMON_SHORT, options, NULL)) != -1)
         common_option(&common, option, info_help);
     if (optind != argc - 1) die_usage("sd info takes one path");
+    if (common.json) die_usage("sd info knows no --json");
     const char *path = argv[optind], *ending = strrchr(path, '.');
     if (!file_exists(path)) die("cannot read %s: %s", path, strerror(ENOENT));
     if (ending && !strcmp(ending, ".npz")) {

@@ -144,6 +144,7 @@ static void put(const char *name, const void *data, size_t bytes) {
 // ---- a damaged model ----------------------------------------------------------------------------------------------
 
 #define UNET "unet/diffusion_pytorch_model.safetensors"
+#define VAE "vae/diffusion_pytorch_model.safetensors"
 
 // bad/: the model again, with links to its files, so that replacing one of them leaves the good model whole.
 static void fresh_bad_model(void) {
@@ -310,6 +311,8 @@ static void bad_configurations(void) {
                 "unet/config.json", "144, 144]", "144, 192]");
     config_case("the text's width contradicts the weights", "shape|is expected|256",
                 "text_encoder/config.json", "\"hidden_size\": 128", "\"hidden_size\": 256");
+    config_case("a tokenizer with more tokens than the text encoder", "901 tokens|768",
+                "tokenizer/vocab.json", "\"<|endoftext|>\": 513", "\"<|endoftext|>\": 900");
     config_case("groups that do not divide", "48 channels|7 groups", "unet/config.json",
                 "\"norm_num_groups\": 12", "\"norm_num_groups\": 7");
     config_case("heads that do not divide", "heads", "unet/config.json", "\"attention_head_dim\": 4",
@@ -376,6 +379,12 @@ static void bad_options(void) {
     refuses("decode: no such file", "none.safetensors", "decode|none.safetensors|-m|good|-o|o.png");
     refuses("verify: no trace", "inputs.", "verify|good/" UNET "|-m|good");
     refuses("info: nothing there", "nowhere", "info|nowhere");
+    refuses_with(2, "an option that is none", "--bogus", DRAW "good|--bogus");
+    refuses_with(2, "an option without its value", "requires an argument", "sample|-m|good|-p");
+    refuses_with(2, "a picture that is no PNG", "o.jpg|.png", "sample|-m|good|-p|a|-o|o.jpg");
+    refuses_with(2, "decode: a picture that is no PNG", "o.jpg|.png", "decode|z|-m|good|-o|o.jpg");
+    refuses_with(2, "info has no figures", "--json", "info|good|--json");
+    refuses("synth: no tokenizer", "nowhere/vocab.json", "synth|o.png|--arch|tiny|--tokenizer|nowhere");
     refuses("tokenize: not UTF-8", "UTF-8", "tokenize|-m|good|-p|\xff");
     Result r = works("an empty prompt is a prompt", DRAW "good|-p|");
     check(exists("o.png"), "and is drawn");
@@ -400,6 +409,16 @@ static void bad_latents(void) {
     write_latents("nan.safetensors", "latents", 8, 8, NAN);
     write_latents("small.safetensors", "latents", 8, 6, 0);
     write_latents("key.safetensors", "noise", 8, 8, 0);
+    write_latents("zero.safetensors", "latents", 8, 8, 1);
+    fresh_bad_model();
+    size_t bytes;
+    char *path = at("good/" VAE), *vae = read_file(path, &bytes);
+    float *w = tensor_at((unsigned char *)vae, "decoder.conv_in.weight");
+    for (int i = 0; i < 1000; i++) w[i] = 3e38f;
+    put("bad/" VAE, vae, bytes);
+    free(path), free(vae);
+    refuses("a NaN that arises while decoding", "a NaN or an infinity|zero.safetensors",
+            "decode|zero.safetensors|-m|bad|-o|o.png");
     refuses("noise with a NaN", "nan.safetensors|latents|element 5", DRAW "good|--latents|nan.safetensors");
     refuses("noise of another size", "small.safetensors|(1, 4, 8, 8)",
             DRAW "good|--latents|small.safetensors");
