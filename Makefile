@@ -72,15 +72,18 @@ asan-tests: $(TESTS)
 	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 sh test/run.sh $(TESTS) # an error's way out, die(), frees nothing
 
 # ---- beside the reference implementations (Python) ---------------------------------------------------------
-# One environment outside the tree, versions pinned; REFERENCE=DIR uses another.
+# One environment outside the tree, versions pinned; REFERENCE=DIR uses another, as it is.
 REFERENCE ?= $(HOME)/.cache/sd.c-reference
 PYTHON    := $(REFERENCE)/bin/python
+ifeq ($(origin REFERENCE),file)
 $(PYTHON): test/requirements.txt
 	python3 -m venv $(REFERENCE)
 	$(PYTHON) -m pip install -q -r test/requirements.txt
 	@touch $@
+endif
 reference: sd $(PYTHON)
 	$(PYTHON) test/reference.py compare $(if $(MODEL),--model $(MODEL))
+	$(if $(MODEL),,$(PYTHON) test/check_pipelines.py)
 bench-peers: sd $(PYTHON)
 	$(PYTHON) test/bench_peers.py $(if $(MODEL),--model $(MODEL))
 

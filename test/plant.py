@@ -104,7 +104,7 @@ def run(arch, model, mistake):
     if model:
         from diffusers import StableDiffusionPipeline
 
-        pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+        pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, safety_checker=None)
     else:
         pipe = peers.pipeline(arch)
     if mistake:

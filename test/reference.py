@@ -408,7 +408,7 @@ def compare(*arguments):
     folder = a.model or work / "model"
     if not a.model and sd(a.sd, "synth", folder, "--arch", a.arch).returncode:
         return 1
-    pipe = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     good = []
 
@@ -442,7 +442,7 @@ def compare(*arguments):
 
     picture = work / "ddim.png"
     sd(a.sd, "encode", "-m", folder, picture, "-o", work / "latents.safetensors")
-    pixels = torch.from_numpy(np.asarray(Image.open(picture))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None].float() / 127.5 - 1
     want = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
     got = load_file(work / "latents.safetensors")["latents"]
     good.append(judge("encode", ((got - want).abs().max() / want.abs().max()).item(), 1e-4))

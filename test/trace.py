@@ -11,9 +11,11 @@
 # A tensor a block, named as diffusers names the module, NCHW (text: batch, token, channel), fp32; before the
 # names of the UNet `step.N.` (N counts evaluations from 0) where it ran more than once. With guidance the
 # batch is unconditional, conditional. Inputs: inputs.ids (a row an element of that batch), inputs.latents
-# (the first noise), inputs.timesteps, inputs.cfg, and inputs.image where there was one.
+# (the first noise), inputs.timesteps, inputs.cfg, inputs.noise.N that the sampler drew after evaluation N (LCM),
+# and inputs.image where there was one. The metadata names the sampler.
 import argparse
 import re
+import sys
 
 import torch
 from safetensors.torch import save_file
@@ -58,14 +60,16 @@ class Blocks:
 
 class Trace:
     def __init__(self, pipe):
-        self.pipe, self.inputs = pipe, {}
+        self.pipe = pipe
 
     def __enter__(self):
         pipe = self.pipe
         self.text, self.unet, self.vae = (
             Blocks(getattr(pipe, name), name) for name in ("text_encoder", "unet", "vae")
         )
-        self.ids, self.times, self.first = [], [], None
+        self.ids, self.times, self.noise, self.first = [], [], [], None
+        self.sampler = sys.modules[type(pipe.scheduler).__module__]
+        self.draw = getattr(self.sampler, "randn_tensor", None)
 
         def text_inputs(module, args, kwargs):
             self.ids.append((args[0] if args else kwargs["input_ids"]).detach().clone())
@@ -77,6 +81,13 @@ class Trace:
                 images = len(sample) // (2 if pipe.do_classifier_free_guidance else 1)
                 self.first = sample[:images].detach().float().clone()
 
+        def drawing(*args, **kwargs):
+            noise = self.draw(*args, **kwargs)
+            self.noise.append(noise.detach().float().clone())
+            return noise
+
+        if self.draw:
+            self.sampler.randn_tensor = drawing
         self.handles = [
             pipe.text_encoder.register_forward_pre_hook(text_inputs, with_kwargs=True),
             pipe.unet.register_forward_pre_hook(unet_inputs, with_kwargs=True),
@@ -88,6 +99,8 @@ class Trace:
             handle.remove()
         for blocks in (self.text, self.unet, self.vae):
             blocks.remove()
+        if self.draw:
+            self.sampler.randn_tensor = self.draw
 
     def tensors(self):
         out = {}
@@ -102,12 +115,15 @@ class Trace:
         if self.ids:
             out["inputs.ids"] = torch.cat(self.ids[::-1]).float()
         out["inputs.latents"] = self.first
+        out.update({f"inputs.noise.{n}": noise for n, noise in enumerate(self.noise)})
         out["inputs.timesteps"] = torch.tensor(self.times)
         out["inputs.cfg"] = torch.tensor([float(self.pipe.guidance_scale)])
         return out
 
     def save(self, path):
-        save_file({name: value.contiguous() for name, value in self.tensors().items()}, path)
+        name = type(self.pipe.scheduler).__name__.replace("Scheduler", "").lower()
+        metadata = {"sampler": name} if name in ("pndm", "ddim", "lcm") else None
+        save_file({name: value.contiguous() for name, value in self.tensors().items()}, path, metadata)
 
 
 if __name__ == "__main__":
@@ -122,7 +138,7 @@ if __name__ == "__main__":
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("-o", "--output", default="trace.safetensors")
     a = p.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(a.model, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(a.model, torch_dtype=torch.float32, safety_checker=None)
     with Trace(pipe) as t:
         pipe(a.prompt, negative_prompt=a.negative, num_inference_steps=a.steps, guidance_scale=a.cfg,
              generator=torch.Generator().manual_seed(a.seed))
