@@ -116,7 +116,7 @@ typedef enum { NEED_TEXT = 1, NEED_UNET = 2, NEED_VAE = 4, NEED_TOKENIZER = 8, N
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts);
 Model *model_load_ldm(const char *path, const char *tokenizer,
                       ModelParts parts); // ldm.c: one file of the original code's
-void check_vocabulary(const Model *m); // dies where the tokenizer's tokens are more than the text encoder knows
+void check_vocabulary(const Model *m); // dies where the tokenizer has more tokens than the text encoder knows
 void model_free(Model *m);
 
 // Text to image.
