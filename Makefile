@@ -125,7 +125,8 @@ clean:
 help:
 	@echo "make            ./sd for this machine's processor"
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
-	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
+	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html; or on real weights:"
+	@echo "                make paper MODEL=DIR DATA=DIR INCEPTION=FILE (sizes and more: weights/paper.sh)"
 	@echo "make paper-from-scratch  train everything tiny from nothing, then the same"
 	@echo "make exercise N=1  check an exercise of doc/COURSE.md"
 	@echo "make test       tests that need neither Python nor a GPU"
@@ -135,6 +136,10 @@ help:
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
 	@echo "make fuzz       libFuzzer on every reader of files, FUZZ_SECONDS=300 each (needs clang)"
+	@echo "make cuda       ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16)"
+	@echo "make emulate    ./sd-emulate: the CUDA kernels, run on the processor; emulate-check, emulate-count"
+	@echo "make test-cuda  every CUDA kernel without a GPU; test-cuda-full: all schedules and whole pictures"
+	@echo "make cuda-report  what the compiler knows of each kernel; make gpu-check: everything once on a real GPU"
 	@echo "make clean      remove what was built"
 
 

@@ -49,7 +49,7 @@ static double length_of(const Bar *b) {
 }
 
 void chart_bars(Output *o, const char *title, const char *unit, int digits, const Bar *bars, int count) {
-    enum { LEFT = 150, WIDTH = 480, ROW = 26, THICK = 16, ROOM = 190 }; // ROOM: the longest bar
+    enum { LEFT = 150, WIDTH = 400, ROW = 26, THICK = 16, ROOM = 150 }; // ROOM: the longest bar
     double top = 0;
     int shown = 0;
     for (int i = 0; i < count; i++) {
@@ -131,7 +131,7 @@ static void draw_line(Output *o, const Line *l, Axis x, Axis y) {
 }
 
 void chart_lines(Output *o, LineChart c, const Line *lines, int count) {
-    enum { WIDTH = 480, HEIGHT = 260, LEFT = 52, RIGHT = 14, TOP = 10, BOTTOM = 42 };
+    enum { WIDTH = 400, HEIGHT = 240, LEFT = 48, RIGHT = 14, TOP = 10, BOTTOM = 42 };
     Axis x = {INFINITY, -INFINITY, LEFT, WIDTH - RIGHT, c.x_doubling},
          y = {INFINITY, -INFINITY, HEIGHT - BOTTOM, TOP, c.y_log};
     for (int i = 0; i < count; i++)

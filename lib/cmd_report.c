@@ -273,10 +273,13 @@ static const char style[] =
     "th{border-bottom-width:2px}td.n{font-variant-numeric:tabular-nums}\n"
     ".quiet,.how{color:var(--quiet);font-size:.88rem}.mark{color:var(--mark)}code{font-size:.85em;overflow-"
     "wrap:anywhere}\n"
-    "figure{margin:0}figcaption{font-weight:600;margin-bottom:.2rem}.charts{display:flex;flex-wrap:wrap;gap:"
-    "1.2rem 2rem}"
-    ".chart{flex:1 1 22rem;max-width:34rem;min-width:0}.spark{flex:1 1 14rem;max-width:20rem;min-width:0}"
-    ".chart>svg,.spark>svg{width:100%;display:block}.spark figcaption{font-size:.9rem}\n"
+    "figure{margin:0;min-width:0}figcaption{font-weight:600;margin-bottom:.2rem}"
+    ".charts,.sparks{display:grid;gap:1.2rem "
+    "2rem}.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,"
+    "26rem),1fr))}.sparks{grid-template-columns:repeat(auto-fill,minmax(min(100%,16rem),1fr))}"
+    ".chart{max-width:30rem}table+.charts{margin-top:1.4rem}.spark{max-width:20rem}.chart>svg,.spark>svg{"
+    "width:100%;display:block}"
+    ".spark figcaption{font-size:.9rem}\n"
     ".grid{display:grid;gap:.5rem;grid-template-columns:minmax(0,max-content) "
     "repeat(var(--n),minmax(0,12rem));align-items:center}"
     ".grid img{width:100%;display:block;border:1px solid var(--line)}\n"
@@ -349,7 +352,7 @@ static void write_table(Output *o, const char *machine, bool judged) {
                            "prompt fidelity",
                            "s a picture",
                            "the paper&#8217;s FID",
-                           "the paper&#8217;s s",
+                           "the paper&#8217;s s a picture",
                            NULL};
     if (!judged) memmove(heads + 4, heads + 5, 4 * sizeof *heads);
     begin_table(o, heads);
@@ -374,12 +377,14 @@ static void write_table(Output *o, const char *machine, bool judged) {
             output_printf(o, "<td data-l=\"s a picture\" class=\"n\">%.3f in %d step%s</td>",
                           median(t->pictures, t->count), t->steps, t->steps == 1 ? "" : "s");
         theirs(o, "the paper's FID", s->paper_fid, i == FINETUNED ? "the lowest" : "not given");
-        theirs(o, "the paper's s", s->paper_s, "not given");
+        theirs(o, "the paper's s a picture", s->paper_s, "not given");
         output_printf(o, "</tr>\n");
     }
     output_printf(o, "</tbody></table>\n");
     how(o, systems[BASE].judged_by, machine,
-        "Every system draws the same captions from the same noise. Lower FID and KID are better; the "
+        "Every system draws the same captions from the same noise, base and fine-tuned LoRA in the steps "
+        "named above; "
+        "their time is that of the steps in the table. Lower FID and KID are better; the "
         "interval is of the "
         "pictures drawn (bootstrap). The paper&#8217;s figures are of other data, another network and a GPU: "
         "they stand "
@@ -505,7 +510,7 @@ static void write_sweep(Output *o, const char *machine, bool judged) {
 
 static void write_training(Output *o, const Training *list, int count) {
     if (!count) return;
-    output_printf(o, "<h2>Training</h2>\n<div class=\"charts\">\n");
+    output_printf(o, "<h2>Training</h2>\n<div class=\"sparks\">\n");
     for (int i = 0; i < count; i++) {
         Line l = {list[i].name, 3, list[i].points, list[i].step, list[i].loss};
         char *title = format("%s: loss", list[i].name);
@@ -555,6 +560,12 @@ static const char *lower(const System *a, const System *b) {
     return "cannot be told: the intervals overlap";
 }
 
+// Appends "label 1.23" to a list in words, where the number is known.
+static void listed(char text[512], const char *label, double x, int digits) {
+    size_t at = strlen(text);
+    if (!isnan(x)) snprintf(text + at, 512 - at, "%s%s %.*f", at ? ", " : "", label, digits, x);
+}
+
 static void write_claims(Output *o, const Training *trainings, int training_count) {
     const System *base = &systems[BASE], *lora = &systems[FINETUNED], *lcm = &systems[TEACHER],
                  *small = &systems[SMALL], *large = &systems[LARGE];
@@ -573,8 +584,8 @@ static void write_claims(Output *o, const Training *trainings, int training_coun
     }
     if (strcmp(worst, "not measured"))
         worst = beaten ? "does not hold" : open ? "cannot be told: the intervals overlap" : "holds";
-    snprintf(text, sizeof text, "%.2f; base %.2f, LCM %.2f, LCM-LoRA 8k %.2f, 30k %.2f", lora->fid, base->fid,
-             lcm->fid, small->fid, large->fid);
+    *text = 0;
+    for (int i = 0; i < SYSTEMS; i++) listed(text, systems[i].title, systems[i].fid, 2);
     claim(o, "The fine-tuned LoRA has the lowest FID", worst, text,
           "It alone has seen the look of the pictures that FID compares with and still takes all its guided "
           "steps.");
@@ -643,8 +654,8 @@ static void write_claims(Output *o, const Training *trainings, int training_coun
         "them once and keeping their "
         "latents on disk grow with it, and so does the training where each picture is to be seen as often.");
 
-    snprintf(text, sizeof text, "LCM %.3f, LCM-LoRA 8k %.3f, base %.3f", lcm->fidelity, small->fidelity,
-             base->fidelity);
+    *text = 0;
+    for (int i = 0; i < SYSTEMS; i++) listed(text, systems[i].title, systems[i].fidelity, 3);
     double lag = base->fidelity - fmin(lcm->fidelity, small->fidelity);
     claim(o, "LCM lags behind the base in fidelity",
           isnan(lag) ? "not measured"

@@ -12,8 +12,11 @@ made inception
 export MODEL="$OUT/made-weights/sd15" INCEPTION="$OUT/made-weights/inception/inception.safetensors"
 if [ -z "${LCM:-}" ]; then # does Phase 2 fit this machine? It says so before its first step.
     ./sd data "$DATA" -o "$OUT/one" -n 1 -q
-    ./sd lcm -m "$MODEL" --data "$OUT/one" --cache "$OUT/cache" -o "$OUT/one-lcm" --run "$OUT/one-run" --batch 1 --checkpointing --steps 1 2>"$OUT/one.txt" ||
-        { grep 'the run needs' "$OUT/one.txt" >&2 && made sd15-lcm && LCM=$OUT/made-weights/sd15-lcm; }
+    if ! ./sd lcm -m "$MODEL" --data "$OUT/one" --cache "$OUT/cache" -o "$OUT/one-lcm" --run "$OUT/one-run" --batch 1 --checkpointing --steps 1 2>"$OUT/one.txt"; then
+        grep 'the run needs' "$OUT/one.txt" >&2 || { tail -n 1 "$OUT/one.txt" >&2; exit 1; }
+        made sd15-lcm
+        LCM=$OUT/made-weights/sd15-lcm
+    fi
     rm -rf "$OUT/one-run" "$OUT/one-lcm"
 fi
 export LCM="${LCM:-}" OUT="$OUT/paper"
