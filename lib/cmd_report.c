@@ -120,9 +120,13 @@ static void read_system(System *s, const char *scratch) {
     }
     j = record_of("figure3-", s->name);
     const Json *images = json_get(json_get(j, "result"), "images");
-    for (size_t i = 0; images && images->kind == JSON_ARRAY && i < images->length && i < MOST_PICTURES; i++)
-        if (images->items[i].kind == JSON_STRING && file_exists(images->items[i].string))
-            s->pictures[i] = picture(images->items[i].string, scratch);
+    for (size_t i = 0; images && images->kind == JSON_ARRAY && i < images->length && i < MOST_PICTURES; i++) {
+        const char *path = images->items[i].kind == JSON_STRING ? images->items[i].string : "",
+                   *slash = strrchr(path, '/');
+        char *here = format("%s/%s", dir, slash ? slash + 1 : path); // the folder may have moved since
+        if (*path && file_exists(here)) s->pictures[i] = picture(here, scratch);
+        free(here);
+    }
     json_free(j);
 }
 

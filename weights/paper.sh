@@ -89,7 +89,9 @@ stage() {
         printf '%s' "$made_of" >"$record.begun.part" && mv "$record.begun.part" "$record.begun"
         "$@" >"$record.out"
         now=$(date +%s)
-        result=$(cat "$record.out") seconds=$((now - clock)) # since the stage before, so that the times add up
+        result=$(cat "$record.out")
+        case $result in '{'* | '['*) ;; ?*) result=$(quoted "$result") ;; esac # words are a JSON string
+        seconds=$((now - clock)) # since the stage before, so that the times add up
         printf '{"stage": "%s", "made_of": %s, "seconds": %d, "command": %s, "result": %s}\n' \
             "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$*}")" "${result:-null}" >"$record.part"
         mv "$record.part" "$record.json" && rm -f "$record.out"
@@ -118,9 +120,10 @@ train() {
     [ "$run" = none ] || sh weights/thin.sh "$run" "$pictures" "$*" >"$OUT/logs/$training.jsonl"
 }
 pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
-    part=$1 steps=$2 after=$3 paths=$4
+    part=$1 steps=$2 after=$3 paths=$4 set_=""
     shift 4
-    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" "$OUT/runs/$part" "" \
+    [ $# = 0 ] || set_=$(ls "$OUT/broad/Images" | wc -l) # those with --data; the others draw on the way
+    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" "$OUT/runs/$part" "$set_" \
         ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" ${steps:+--steps $steps} ${PRETRAIN_OPTIONS:-} "$@"
 }
 # Phases 2 and 3 on one data set. distil SIZE DATA LCM: the LCM, and adapters that imitate it.
