@@ -175,7 +175,7 @@ void chart_lines(Output *o, LineChart c, const Line *lines, int count) {
 }
 
 void chart_spark(Output *o, const char *title, const Line *line) {
-    enum { WIDTH = 300, HEIGHT = 130, LEFT = 50, RIGHT = 10, TOP = 10, BOTTOM = 24 };
+    enum { WIDTH = 300, HEIGHT = 130, LEFT = 60, RIGHT = 10, TOP = 10, BOTTOM = 24 };
     Axis x = {INFINITY, -INFINITY, LEFT, WIDTH - RIGHT, false},
          y = {INFINITY, -INFINITY, HEIGHT - BOTTOM, TOP, false};
     reach(&x, line->x, line->count, false), reach(&y, line->y, line->count, false);

@@ -509,7 +509,7 @@ static void write_sweep(Output *o, const char *machine, bool judged) {
                     fidelity, n);
     output_printf(o, "</div>\n");
     how(o, NULL, machine,
-        "The same captions and noise as in the table, with <code>--steps</code> 1, 2, 4 and 8.");
+        "The same captions and noise as in the table, with other <code>--steps</code>.");
 }
 
 static void write_training(Output *o, const Training *list, int count) {
