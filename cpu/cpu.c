@@ -70,7 +70,7 @@ void k_init(int threads) {
     const char *winograd = getenv("SD_WINOGRAD");
     winograd_allowed = !(winograd && !strcmp(winograd, "0"));
 #ifdef _OPENMP
-    omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs());
+    if (threads > 0) omp_set_num_threads(threads); // else as OpenMP has it: OMP_NUM_THREADS, or all cores
 #else
     (void)threads;
 #endif

@@ -47,7 +47,7 @@ typedef struct {
 
 // ---- the machine and its memory --------------------------------------------------------------------------
 
-void k_init(int threads); // once, first; 0: as many as there are cores
+void k_init(int threads); // once, first; 0: OMP_NUM_THREADS, or as many as there are cores
 const char *k_name(void); // "cpu avx512, 2 threads"
 Type k_storage(void);     // the type of activations
 
