@@ -1,6 +1,6 @@
 // main.c: the program `sd`: which command. No algorithm is here; each
 // command turns options into a call of a phase (sample.c, ..., beside this file) and prints what came out.
-#define _POSIX_C_SOURCE 200809L // setenv, execv
+#define _POSIX_C_SOURCE 200809L // setenv, readlink
 #include "base.h"
 #include "commands.h"
 
@@ -46,8 +46,12 @@ static int help(FILE *to, int status) {
 // reads how long to spin before main() begins, so the program starts itself once more. What the user has set stays.
 static void spin_briefly(char **argv) {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    char self[4096];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length < 0) return; // no such file here: all goes on as it was
+    self[length] = 0;
     setenv("GOMP_SPINCOUNT", "3000", 1); // some 60 us
-    execv("/proc/self/exe", argv);       // where there is no such file all goes on as it was
+    execv(self, argv);
 }
 
 int main(int argc, char **argv) {
