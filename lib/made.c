@@ -8,8 +8,10 @@
 // rounding). k * spread has 17 + 24 bits, so it is exact in double and it makes no difference whether the
 // compiler fuses the addition. No logarithm and no sine: C libraries disagree about their last bits.
 #include "made.h"
+#include "io.h" // param_write
 
 #include <math.h>
+#include <stdlib.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
@@ -221,4 +223,18 @@ void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regi
     }
     add_straight_path(name, w);
     if (regime == MADE_HARD) begins(name, "Mixed_") ? harden_inception(name, w) : harden(name, w);
+}
+
+void made_params(const Params *p, const char *prefix, MadeRegime regime, Type type) {
+    for (int i = 0; i < p->count; i++) {
+        Tensor *t = p->list[i].tensor;
+        char *name = format("%s%s", prefix, p->list[i].name);
+        float *x = xmalloc(tensor_count(t) * sizeof *x);
+        int64_t shape[4];
+        made_fill(name, param_file_shape(t, shape), shape, regime, x);
+        if (t->data && t->type != type) k_free(t->data), t->data = NULL;
+        if (!t->data) param_allocate(t, type);
+        param_write(t, x);
+        free(x), free(name);
+    }
 }

@@ -4,6 +4,8 @@
 #ifndef MADE_H
 #define MADE_H
 
+#include "nn.h"
+
 #include <stdint.h>
 
 typedef enum {
@@ -16,5 +18,7 @@ typedef enum {
 // names begin with "text_model."), or pytorch-fid's name as it is. Names that begin with "input." give test
 // inputs of unit spread. ndim is 1 to 4.
 void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regime, float *out);
+// The same for every parameter of a list, as `type`, under its name with `prefix` ("" or "lora.") in front.
+void made_params(const Params *p, const char *prefix, MadeRegime regime, Type type);
 
 #endif

@@ -116,6 +116,8 @@ Tensor *params_find(const Params *p, const char *name); // NULL where absent
 size_t params_count(const Params *p);                   // numbers in all
 // Those whose names begin with prefix ("unet."); they stand together, and the list stays all's.
 Params params_part(const Params *all, const char *prefix);
+// The shape that PyTorch's files have: convolutions (out, in, kh, kw), everything else as in memory. Returns dims.
+int param_file_shape(const Tensor *t, int64_t shape[4]);
 // Memory for a parameter (not filled), and for its gradient, which makes it trainable.
 void param_allocate(Tensor *t, Type type);
 void param_trainable(Tensor *t);

@@ -97,6 +97,12 @@ void param_allocate(Tensor *t, Type type) {
     t->data = k_alloc(tensor_count(t) * (type == F32 ? 4 : 2));
 }
 
+int param_file_shape(const Tensor *t, int64_t shape[4]) {
+    for (int i = 0; i < t->dims; i++) shape[i] = t->shape[i];
+    if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
+    return t->dims;
+}
+
 void param_trainable(Tensor *t) {
     if (t->type != F32) die("a parameter that is trained must be fp32");
     if (t->wants_grad) return;

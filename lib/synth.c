@@ -9,12 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t *file_shape(const Tensor *t, int64_t shape[4]) {
-    for (int i = 0; i < t->dims; i++) shape[i] = t->shape[i];
-    if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-    return shape;
-}
-
 // Parameters [from, to) in file order, made one at a time: the whole model never stands in memory.
 static void write_made(const Params *p, int from, int to, const char *path, MadeRegime regime, Type type,
                        bool ldm) {
@@ -24,8 +18,7 @@ static void write_made(const Params *p, int from, int to, const char *path, Made
     store_metadata_add(w, "format", "pt");
     for (int i = from; i < to; i++) {
         const Tensor *t = p->list[i].tensor;
-        int dims = t->dims;
-        file_shape(t, shape);
+        int dims = param_file_shape(t, shape);
         snprintf(name, sizeof name, "%s", strchr(p->list[i].name, '.') + 1);
         if (ldm) {
             ldm_name(p->list[i].name, 2, 4, name, sizeof name);
@@ -39,7 +32,7 @@ static void write_made(const Params *p, int from, int to, const char *path, Made
     for (int i = from; i < to; i++) {
         const Tensor *t = p->list[i].tensor;
         float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, file_shape(t, shape), regime, x);
+        made_fill(p->list[i].name, param_file_shape(t, shape), shape, regime, x);
         store_data_f32(w, x, tensor_count(t));
         free(x);
         progress_step(&bar, i + 1 - from, NULL);
@@ -94,12 +87,11 @@ static void synth_inception(const char *dir, MadeRegime regime, Type type) {
     make_directories(dir);
     StoreWriter *w = store_create(path);
     for (int i = 0; i < p->count; i++)
-        store_declare(w, p->list[i].name, type, p->list[i].tensor->dims,
-                      file_shape(p->list[i].tensor, shape));
+        store_declare(w, p->list[i].name, type, param_file_shape(p->list[i].tensor, shape), shape);
     for (int i = 0; i < p->count; i++) {
         const Tensor *t = p->list[i].tensor;
         float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, file_shape(t, shape), regime, x);
+        made_fill(p->list[i].name, param_file_shape(t, shape), shape, regime, x);
         store_data_f32(w, x, tensor_count(t));
         free(x);
     }

@@ -187,28 +187,23 @@ void *record_memory(size_t bytes) { return struct_new(bytes); }
 static bool watching;
 static Culprit culprit;
 
-static bool is_finite(const Tensor *t, void *data) {
-    Tensor alike = *t;
-    alike.data = data;
-    float *x = tensor_read(&alike);
-    bool finite = true;
-    for (size_t i = 0; i < tensor_count(t); i++) finite &= isfinite(x[i]) != 0;
-    free(x);
-    return finite;
+static bool gradient_finite(const Tensor *t) {
+    Tensor gradient = *t;
+    gradient.data = t->gradient;
+    return tensor_finite(&gradient);
 }
 
 // Parameters come in at the second place and later: weight, bias.
 static void accuse(const Record *r, bool backward) {
     if (culprit.operation) return; // the first one
     culprit = (Culprit){.operation = r->operation, .backward = backward};
-    for (int i = RECORD_INPUTS - 1; i > 0; i--)
-        if (r->in[i]) culprit.inputs[i - 1] = r->in[i];
+    for (int i = 1; i < RECORD_INPUTS; i++) culprit.inputs[i - 1] = r->in[i];
 }
 
 static void watch(const Record *r) {
     for (int i = 0; i < RECORD_INPUTS; i++) {
         const Tensor *t = r->in[i];
-        if (t && t->gradient && t->gradient != t->data && !is_finite(t, t->gradient)) accuse(r, true);
+        if (t && t->gradient && t->gradient != t->data && !gradient_finite(t)) accuse(r, true);
     }
 }
 
@@ -238,7 +233,7 @@ Culprit tape_culprit(Tensor *loss) {
     bool was = tape_pause();
     culprit = (Culprit){0};
     for (int i = 0; i < tape.played_count; i++)
-        if (!is_finite(tape.played[i].out, tape.played[i].out->data)) accuse(&tape.played[i], false);
+        if (!tensor_finite(tape.played[i].out)) accuse(&tape.played[i], false);
     if (!culprit.operation) { // then it is a gradient: everything once more, with a look after each operation
         for (int i = 0; i < tape.played_count; i++) tape.played[i].out->gradient = NULL;
         memcpy(tape.list, tape.played, (size_t)tape.played_count * sizeof(Record));

@@ -174,9 +174,8 @@ static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *b
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < o->count && !parameter; j++)
             if (c.inputs[i] == o->tensors[j]) parameter = o->names[j];
-    die("step %ld: the %s is not finite (loss %g, gradient norm %g): it began in %s%s%s%s; batch: %s; the "
-        "last "
-        "good checkpoint is in %s",
+    die("step %ld: the %s is not finite (loss %g, gradient norm %g): it began in %s%s%s%s; batch: %s; "
+        "the last good checkpoint is in %s",
         r->step, c.backward ? "gradient" : "loss", (double)tensor_item(loss), (double)norm,
         c.backward ? "the backward of " : "", c.operation ? c.operation : "no single operation",
         parameter ? " with " : "", parameter ? parameter : "", batch_name ? batch_name : "?", r->dir);
@@ -202,9 +201,8 @@ void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
     r->lowest = fminf(r->lowest, r->loss);
     if (r->step > 100 && r->loss > EXPLODED * r->lowest)
-        die("step %ld: the loss explodes (mean %g, it was %g); batch: %s; the last checkpoint is in %s; a "
-            "smaller "
-            "--lr may help",
+        die("step %ld: the loss explodes (mean %g, it was %g); batch: %s; the last checkpoint is in %s; "
+            "a smaller --lr may help",
             r->step, (double)r->loss, (double)r->lowest, batch_name ? batch_name : "?", r->dir);
     char extra[64];
     snprintf(extra, sizeof extra, "loss %.4g", (double)r->loss);

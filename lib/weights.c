@@ -4,13 +4,6 @@
 #include <string.h>
 #include <stdlib.h>
 
-// The shape that PyTorch's file has: convolutions (out, in, kh, kw), everything else as in memory.
-static int file_shape(const Tensor *t, int64_t shape[4]) {
-    for (int i = 0; i < t->dims; i++) shape[i] = t->shape[i];
-    if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-    return t->dims;
-}
-
 static void describe(char *text, size_t room, const int64_t *shape, int dims) {
     size_t at = (size_t)snprintf(text, room, "(");
     for (int i = 0; i < dims && at < room; i++)
@@ -68,7 +61,7 @@ static size_t first_bad(const void *data, Type type, size_t count) {
 
 static void load_one(Tensor *t, const char *name, const Stored *s) {
     int64_t want[4];
-    int dims = file_shape(t, want);
+    int dims = param_file_shape(t, want);
     if (!shapes_agree(s, want, dims)) {
         char have[128], expected[128];
         describe(have, sizeof have, s->shape, s->ndim);
@@ -173,7 +166,7 @@ void params_save_with(const Params *p, const char *path, size_t strip, Type type
     if (key) store_metadata_add(w, key, value);
     for (int i = 0; i < p->count; i++) {
         int64_t shape[4];
-        int dims = file_shape(p->list[i].tensor, shape);
+        int dims = param_file_shape(p->list[i].tensor, shape);
         store_declare(w, p->list[i].name + strip, type, dims, shape);
     }
     for (int i = 0; i < p->count; i++) {

@@ -155,13 +155,13 @@ def mimic(n):
 
 
 MODEL = "weights/tiny"
-STAGES = {  # PyTorch's step, the batch, sd's command
+STAGES = {  # pretrain writes its model: into a copy. PyTorch's step, the batch, sd's command
     "unet": (unet, 32, "pretrain unet -o {model} --data {data}"),
     "vae": (vae, 12, "pretrain vae -o {model}"),
     "text": (text, 128, "pretrain text -o {model} --data {data}"),
-    "lcm": (lcm, 16, "lcm -m {model} --data {data} -o {out} --sample-every 0"),
-    "lora finetune": (finetune, 16, "lora finetune -m {model} --data {data} -o {out}.safetensors"),
-    "lora mimic": (mimic, 16, "lora distill -m {model} --teacher weights/tiny-lcm --data {data} -o {out}.safetensors"),
+    "lcm": (lcm, 16, "lcm --data {data} -o {out} --sample-every 0"),
+    "lora finetune": (finetune, 16, "lora finetune --data {data} -o {out}.safetensors"),
+    "lora mimic": (mimic, 16, "lora distill --teacher weights/tiny-lcm --data {data} -o {out}.safetensors"),
 }
 
 

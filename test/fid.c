@@ -252,18 +252,7 @@ static const struct {
 
 static Inception *made_net(const char *config, MadeRegime regime) {
     Inception *net = inception_new(config);
-    Params *p = inception_params(net);
-    for (int i = 0; i < p->count; i++) {
-        Tensor *t = p->list[i].tensor;
-        int64_t shape[4];
-        for (int k = 0; k < t->dims; k++) shape[k] = t->shape[k];
-        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-        float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, shape, regime, x);
-        param_allocate(t, F32);
-        param_write(t, x);
-        free(x);
-    }
+    made_params(inception_params(net), "", regime, F32);
     return net;
 }
 

@@ -17,19 +17,8 @@ static float *expected(const char *name, size_t count) {
 }
 
 static void fill_made(const Params *p) {
-    for (int i = 0; i < p->count; i++) {
-        Tensor *t = p->list[i].tensor;
-        int64_t shape[4];
-        for (int d = 0; d < t->dims; d++) shape[d] = t->shape[d];
-        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-        float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, shape, MADE_SOFT, x);
-        param_allocate(t, F32);
-        param_write(t, x);
-        k_sync();
-        free(x);
-        param_trainable(t);
-    }
+    made_params(p, "", MADE_SOFT, F32);
+    for (int i = 0; i < p->count; i++) param_trainable(p->list[i].tensor);
 }
 
 // A made input, (n, c, h, w) in the fixture's layout, as a tensor.

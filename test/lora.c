@@ -25,22 +25,6 @@ static float *fixture(const char *name, size_t *count) {
     return x;
 }
 
-// Made values in the order of files; up of a convolution is (out, rank, 1, 1) there.
-static void fill(const Params *p, const char *prefix) {
-    for (int i = 0; i < p->count; i++) {
-        Tensor *t = p->list[i].tensor;
-        int64_t shape[4];
-        for (int k = 0; k < t->dims; k++) shape[k] = t->shape[k];
-        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-        float *x = xmalloc(tensor_count(t) * sizeof(float));
-        char *name = format("%s%s", prefix, p->list[i].name);
-        made_fill(name, t->dims, shape, MADE_SOFT, x);
-        if (!t->data) param_allocate(t, F32);
-        param_write(t, x);
-        free(x), free(name);
-    }
-}
-
 static Json *parsed(const char *text) { return json_parse(text, strlen(text), "a configuration"); }
 
 static UNetConfig tiny_unet(const char *arch) {
@@ -84,7 +68,7 @@ static Lora *made_lora(const Params *model, const char *targets) {
     Random r;
     random_seed(&r, 0);
     Lora *l = lora_new(model, targets, RANK, alpha, &r);
-    fill(&l->params, "lora.");
+    made_params(&l->params, "lora.", MADE_SOFT, F32);
     return l;
 }
 
@@ -101,7 +85,7 @@ static void test_forward(void) {
     Params p = {0};
     UNet *net = unet_new(tiny_unet("tiny"), &p);
     TextEncoder *e = tiny_text(&p);
-    fill(&p, "");
+    made_params(&p, "", MADE_SOFT, F32);
     const float t[] = {999, 259};
     Scope s = scope_begin();
     Tensor *z = latents("input.lora.z"), *text = states("input.lora.text");
@@ -119,7 +103,7 @@ static void test_forward(void) {
     Random r;
     random_seed(&r, 0);
     Lora *more = lora_new(&p, "lcm", RANK, 3 * alpha, &r); // a second set: 1/4 + 3/4
-    fill(&more->params, "lora.");
+    made_params(&more->params, "lora.", MADE_SOFT, F32);
     lora_hang(more, 0.25f);
     check_picture("UNet with two sets, weighted", unet(net, z, t, text, NULL), "unet", 1e-5);
     lora_take_off(l), lora_take_off(more);
@@ -196,7 +180,7 @@ static void test_finetune(void) {
     Params p = {0};
     UNet *net = unet_new(tiny_unet("tiny"), &p);
     TextEncoder *e = tiny_text(&p);
-    fill(&p, "");
+    made_params(&p, "", MADE_SOFT, F32);
     Scheduler s;
     Json *j = parsed(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
@@ -230,9 +214,9 @@ static void test_distill(void) {
     Model m = {.unet_config = tiny_unet("tiny")};
     Params lcm_params = {0}, student_params = {0};
     m.unet = unet_new(m.unet_config, &m.params);
-    fill(&m.params, "");
+    made_params(&m.params, "", MADE_SOFT, F32);
     UNet *lcm = unet_new(tiny_unet("tiny-lcm"), &lcm_params);
-    fill(&lcm_params, "");
+    made_params(&lcm_params, "", MADE_SOFT, F32);
     UNet *student = lora_student(&m, &student_params);
     Lora *l = made_lora(&student_params, "lcm");
     trainable(l), lora_hang(l, 1);
@@ -347,7 +331,7 @@ static void test_files(const Params *p) {
     int count;
     Layer **layers = lora_layers(p, &count);
     for (int i = 0; i < 6; i++) lora_add(mixed, layers[i * 7], 1 + i % 3, 0.5f * (float)(1 + i));
-    fill(&mixed->params, "lora.");
+    made_params(&mixed->params, "lora.", MADE_SOFT, F32);
     for (int f = 0; f < 2; f++) {
         char *path = in_scratch("mixed.safetensors");
         lora_save(mixed, path, (LoraFormat)f, F32);

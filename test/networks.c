@@ -112,21 +112,6 @@ static void compare_blocks(const char *name, const Store *s, bool hard, double t
 
 // ---- the networks with made weights ---------------------------------------------------------------------------------
 
-static void make_weights(const Params *p, MadeRegime regime, Type rounded) {
-    for (int i = 0; i < p->count; i++) {
-        Tensor *t = p->list[i].tensor;
-        int64_t shape[4];
-        for (int k = 0; k < t->dims; k++) shape[k] = t->shape[k];
-        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-        float *x = xmalloc(tensor_count(t) * sizeof *x);
-        made_fill(p->list[i].name, t->dims, shape, regime, x);
-        if (t->data) k_free(t->data);
-        param_allocate(t, rounded);
-        param_write(t, x);
-        free(x);
-    }
-}
-
 static Tensor *made_input(const char *name, int n, int c, int h, int w, float scale) {
     int64_t shape[4] = {n, c, h, w};
     size_t count = (size_t)n * (size_t)c * (size_t)h * (size_t)w;
@@ -198,7 +183,7 @@ static void run_text(const char *arch, MadeRegime regime, Type type) {
     TextConfig c = text_config(j);
     Params p = {0};
     TextEncoder *e = text_encoder_new(c, &p);
-    make_weights(&p, regime, type);
+    made_params(&p, "", regime, type);
     int *ids = xmalloc(2 * (size_t)c.max_position_embeddings * sizeof *ids);
     token_rows(arch, ids, c.max_position_embeddings);
     Scope s = scope_begin();
@@ -212,7 +197,7 @@ static void run_unet(const char *arch, MadeRegime regime, Type type, int h, int 
     UNetConfig c = unet_config(j);
     Params p = {0};
     UNet *u = unet_new(c, &p);
-    make_weights(&p, regime, type);
+    made_params(&p, "", regime, type);
     Scope s = scope_begin();
     unet(u, made_input("input.unet.sample", 2, 4, h, w, 1), (float[]){501, 21},
          made_context(2, text_config(text).max_position_embeddings, c.cross_attention_dim), NULL);
@@ -224,7 +209,7 @@ static void run_vae(const char *arch, MadeRegime regime, Type type, int size, bo
     Json *j = config(arch, "vae");
     Params p = {0};
     Vae *v = vae_new(vae_config(j), &p);
-    make_weights(&p, regime, type);
+    made_params(&p, "", regime, type);
     Scope s = scope_begin();
     if (decode)
         vae_decode(v, made_input("input.vae.latents", 1, 4, size, size, 5));
@@ -467,7 +452,7 @@ static void picture(const char *arch, SchedulerKind kind, int steps, const char 
         m.text_encoder = text_encoder_new(m.text_config, &m.params);
         m.unet = unet_new(m.unet_config, &m.params);
         m.vae = vae_new(m.vae_config, &m.params);
-        make_weights(&m.params, MADE_SOFT, F32);
+        made_params(&m.params, "", MADE_SOFT, F32);
         SampleOptions o = sample_defaults(&m);
         o.prompt = prompt, o.steps = steps, o.scheduler = kind, o.cfg = 7.5f, o.progress = false;
         trace_sink = collect_latents;

@@ -72,17 +72,7 @@ static UNet *made_unet(const char *name, Params *p) {
     Json *j = json_parse(text, strlen(text), name);
     UNet *u = unet_new(unet_config(j), p);
     json_free(j);
-    for (int i = 0; i < p->count; i++) {
-        Tensor *t = p->list[i].tensor;
-        int64_t shape[4];
-        for (int d = 0; d < t->dims; d++) shape[d] = t->shape[d];
-        if (t->dims == 4) shape[1] = t->shape[3], shape[2] = t->shape[1], shape[3] = t->shape[2];
-        float *x = xmalloc(tensor_count(t) * sizeof(float));
-        made_fill(p->list[i].name, t->dims, shape, MADE_SOFT, x);
-        param_allocate(t, F32);
-        param_write(t, x);
-        free(x);
-    }
+    made_params(p, "", MADE_SOFT, F32);
     return u;
 }
 
