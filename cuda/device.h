@@ -59,7 +59,8 @@ __device__ __forceinline__ void accumulate(Mem y, size_t i, float value) { store
 
 // The elements that this thread works on, where one thread takes one and then the one a whole grid further.
 #define EACH(i, count)                                                                                       \
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (count); i += (size_t)gridDim.x * blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (count);                              \
+         i += (size_t)gridDim.x * blockDim.x)
 
 enum { THREADS = 256 };
 static inline unsigned blocks_for(size_t count) { // for EACH: enough blocks to fill any GPU

@@ -155,7 +155,19 @@ template <class T> T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 
     return emu_shuffle_any(EMU_XOR, mask, v, lanes, width, EMU_SITE("__shfl_xor_sync"));
 }
 
-enum EmuReduce { EMU_BALLOT, EMU_ANY, EMU_ALL, EMU_ADD, EMU_MIN, EMU_MAX, EMU_UMIN, EMU_UMAX, EMU_AND, EMU_OR, EMU_BITXOR };
+enum EmuReduce {
+    EMU_BALLOT,
+    EMU_ANY,
+    EMU_ALL,
+    EMU_ADD,
+    EMU_MIN,
+    EMU_MAX,
+    EMU_UMIN,
+    EMU_UMAX,
+    EMU_AND,
+    EMU_OR,
+    EMU_BITXOR
+};
 unsigned emu_reduce(EmuReduce kind, unsigned mask, unsigned value, EmuSite at);
 static inline unsigned __ballot_sync(unsigned mask, int p, EMU_AT) {
     return emu_reduce(EMU_BALLOT, mask, p != 0, EMU_SITE("__ballot_sync"));
@@ -261,15 +273,19 @@ static inline uint16_t emu_float_to_half(float f) {
         float shifted = __uint_as_float(u) + 0.5f;
         return (uint16_t)(sign | (__float_as_uint(shifted) - 0x3f000000u));
     }
-    u += 0xfff + (u >> 13 & 1);                            // round: half of the part cut off, ties to even
-    return (uint16_t)(sign | ((u - (112u << 23)) >> 13));  // exponent bias 127 -> 15; 65520 and more carry to inf
+    u += 0xfff + (u >> 13 & 1); // round: half of the part cut off, ties to even
+    return (uint16_t)(sign |
+                      ((u - (112u << 23)) >> 13)); // exponent bias 127 -> 15; 65520 and more carry to inf
 }
 static inline float emu_half_to_float(uint16_t h) {
     uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, u;
     uint32_t exponent = h & 0x7c00;
-    if (exponent == 0x7c00) u = magnitude + (224u << 23);  // infinity and NaN
-    else if (exponent) u = magnitude + (112u << 23);
-    else u = __float_as_uint(__uint_as_float(magnitude + (113u << 23)) - __uint_as_float(113u << 23));
+    if (exponent == 0x7c00)
+        u = magnitude + (224u << 23); // infinity and NaN
+    else if (exponent)
+        u = magnitude + (112u << 23);
+    else
+        u = __float_as_uint(__uint_as_float(magnitude + (113u << 23)) - __uint_as_float(113u << 23));
     return __uint_as_float(u | sign);
 }
 static inline uint16_t emu_float_to_bf16(float f) {
@@ -363,10 +379,12 @@ template <class T> cudaError_t cudaMallocHost(T **p, size_t bytes) {
 }
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s = 0);
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t s = 0);
 cudaError_t cudaMemset(void *to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s = 0);
-template <class T> cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t bytes, size_t offset = 0) {
+template <class T>
+cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t bytes, size_t offset = 0) {
     memcpy((char *)&symbol + offset, from, bytes);
     return cudaSuccess;
 }
@@ -400,7 +418,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 cudaError_t emu_set_attribute(const void *kernel, cudaFuncAttribute what, int value);
-template <class... P> cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute what, int value) {
+template <class... P>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute what, int value) {
     return emu_set_attribute((const void *)kernel, what, value);
 }
 
@@ -431,12 +450,13 @@ void emu_launch(void (*kernel)(P...), const char *name, const emu_config &config
     };
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
     Bound *bound = new Bound{kernel, std::tuple<P...>(std::forward<A>(a)...)};
-    EmuCall call = {name,
-                    (const void *)kernel,
-                    [](const void *p) { std::apply(((const Bound *)p)->kernel, ((const Bound *)p)->arguments); },
-                    [](void *p) { delete (Bound *)p; },
-                    bound,
-                    sizeof *bound};
+    EmuCall call = {
+        name,
+        (const void *)kernel,
+        [](const void *p) { std::apply(((const Bound *)p)->kernel, ((const Bound *)p)->arguments); },
+        [](void *p) { delete (Bound *)p; },
+        bound,
+        sizeof *bound};
     emu_submit(config, call);
 }
 #endif

@@ -70,7 +70,11 @@ struct SharedVariable {
     std::string owner, name;
 };
 
-enum Allowed : char { FOREIGN, ITS_OWN, BUILT_IN }; // BUILT_IN: threadIdx and its like, whose reads clang reports too
+enum Allowed : char {
+    FOREIGN,
+    ITS_OWN,
+    BUILT_IN
+}; // BUILT_IN: threadIdx and its like, whose reads clang reports too
 
 struct Kernel { // what is known of a kernel once it was launched
     std::string name;
@@ -130,7 +134,7 @@ bool emu_on_a_stack(const Worker &w, uintptr_t a);
 enum MemoryState : char { NOT_ALLOCATED, NOT_WRITTEN, WRITTEN };
 static const size_t ARENA = (size_t)1 << 36;
 extern char *emu_arena, *emu_state;
-extern Cell *emu_global_cell; // one for two bytes
+extern Cell *emu_global_cell;            // one for two bytes
 std::string emu_describe(const void *p); // "byte 512 of an allocation of 512 bytes"
 
 // emulate_check.cc

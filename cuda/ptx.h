@@ -20,10 +20,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
 
 __device__ __forceinline__ void cp_async16(void *shared, const void *global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(bytes)
                  : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -32,19 +35,19 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 }
 
 #define LDMATRIX(suffix, modifier)                                                                           \
-    __device__ __forceinline__ void ldmatrix_x1##suffix(uint32_t (&r)[1], const void *row) {                 \
+    __device__ __forceinline__ void ldmatrix_x1##suffix(uint32_t(&r)[1], const void *row) {                  \
         asm volatile("ldmatrix.sync.aligned.m8n8.x1" modifier ".shared.b16 {%0}, [%1];"                      \
                      : "=r"(r[0])                                                                            \
                      : "r"(shared_address(row))                                                              \
                      : "memory");                                                                            \
     }                                                                                                        \
-    __device__ __forceinline__ void ldmatrix_x2##suffix(uint32_t (&r)[2], const void *row) {                 \
+    __device__ __forceinline__ void ldmatrix_x2##suffix(uint32_t(&r)[2], const void *row) {                  \
         asm volatile("ldmatrix.sync.aligned.m8n8.x2" modifier ".shared.b16 {%0, %1}, [%2];"                  \
                      : "=r"(r[0]), "=r"(r[1])                                                                \
                      : "r"(shared_address(row))                                                              \
                      : "memory");                                                                            \
     }                                                                                                        \
-    __device__ __forceinline__ void ldmatrix_x4##suffix(uint32_t (&r)[4], const void *row) {                 \
+    __device__ __forceinline__ void ldmatrix_x4##suffix(uint32_t(&r)[4], const void *row) {                  \
         asm volatile("ldmatrix.sync.aligned.m8n8.x4" modifier ".shared.b16 {%0, %1, %2, %3}, [%4];"          \
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                        \
                      : "r"(shared_address(row))                                                              \
@@ -54,7 +57,7 @@ LDMATRIX(, "")
 LDMATRIX(_trans, ".trans")
 
 #define MMA(name, shape_and_types)                                                                           \
-    __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {    \
+    __device__ __forceinline__ void name(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {       \
         asm volatile("mma.sync.aligned." shape_and_types                                                     \
                      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                      \
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
@@ -79,7 +82,7 @@ static inline void cp_async_commit() { emu_cp_async_commit(); }
 template <int N> static inline void cp_async_wait() { emu_cp_async_wait(N); }
 
 #define LDMATRIX(name, count, transposed)                                                                    \
-    static inline void name(uint32_t (&r)[count], const void *row, EMU_AT) {                                 \
+    static inline void name(uint32_t(&r)[count], const void *row, EMU_AT) {                                  \
         emu_ldmatrix(r, row, count, transposed, EMU_SITE(#name));                                            \
     }
 LDMATRIX(ldmatrix_x1, 1, false)
@@ -90,7 +93,7 @@ LDMATRIX(ldmatrix_x2_trans, 2, true)
 LDMATRIX(ldmatrix_x4_trans, 4, true)
 
 #define MMA(name, kind)                                                                                      \
-    static inline void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_AT) {         \
+    static inline void name(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2], EMU_AT) {            \
         emu_mma(kind, d, a, b, EMU_SITE(#name));                                                             \
     }
 MMA(mma_m16n8k16_f16, EMU_MMA_F16)

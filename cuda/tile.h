@@ -17,14 +17,16 @@ struct Tiles {
 //   a(i, p), b(p, j)  give a number; a.along_k, b.along_k: neighbours in memory are neighbours along k
 //   out(i, j, sum)    takes one
 template <class A, class B, class Out>
-__device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m, int n, int k_begin, int k_end) {
+__device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m, int n, int k_begin,
+                                             int k_end) {
     int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
     int row0 = blockIdx.x * TILE, col0 = blockIdx.y * TILE;
     float(*a_tile)[TILE + 4] = t.rows, (*b_tile)[TILE + 4] = t.rows + TILE_K; // [k][row], [k][column]
     float sum[4][4] = {};
     for (int k0 = k_begin; k0 < k_end; k0 += TILE_K) {
 #pragma unroll
-        for (int r = 0; r < 4; r++) { // 4 numbers of each tile a thread; neighbours in memory to neighbouring threads
+        for (int r = 0; r < 4;
+             r++) { // 4 numbers of each tile a thread; neighbours in memory to neighbouring threads
             int p = a.along_k ? tid % 16 : tid / 64 + 4 * r, i = a.along_k ? tid / 16 + 16 * r : tid % 64;
             a_tile[p][i] = row0 + i < m && k0 + p < k_end ? a(row0 + i, k0 + p) : 0;
             int q = b.along_k ? tid % 16 : tid / 64 + 4 * r, j = b.along_k ? tid / 16 + 16 * r : tid % 64;
@@ -56,7 +58,8 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
         if (ty / 8 == half)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                *(float4 *)&turn[ty % 8 * 4 + i][tx * 4] = make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+                *(float4 *)&turn[ty % 8 * 4 + i][tx * 4] =
+                    make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
         __syncthreads(); // the rows are there
 #pragma unroll 1
         for (int r = tid / 64; r < 32; r += 4) {

@@ -508,8 +508,7 @@ static void write_sweep(Output *o, const char *machine, bool judged) {
         chart_lines(o, (LineChart){"Prompt fidelity (higher is better)", "steps", true, false, true},
                     fidelity, n);
     output_printf(o, "</div>\n");
-    how(o, NULL, machine,
-        "The same captions and noise as in the table, with other <code>--steps</code>.");
+    how(o, NULL, machine, "The same captions and noise as in the table, with other <code>--steps</code>.");
 }
 
 static void write_training(Output *o, const Training *list, int count) {

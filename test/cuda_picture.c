@@ -16,8 +16,8 @@ int main(int argc, char **argv) {
         if (a->rgb[i] > high) high = a->rgb[i];
         differ += d > 0;
     }
-    printf("%d x %d pixels, values %d to %d: %d of them differ, by at most %d\n", a->width, a->height, low, high, differ,
-           worst);
+    printf("%d x %d pixels, values %d to %d: %d of them differ, by at most %d\n", a->width, a->height, low,
+           high, differ, worst);
     check(worst <= most, "the pictures are the same");
     check(high - low > 30, "the picture shows something");
     image_free(a), image_free(b);
