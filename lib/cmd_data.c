@@ -11,19 +11,16 @@
 
 static const char help[] =
     "usage: sd data DIR -o OUT [options]\n\n"
-    "Writes the captioned data set DIR, or a part of it, in Flickr8k's layout: OUT/captions.txt and "
-    "OUT/Images, links\n"
-    "to the pictures of DIR; and OUT/prompts.txt, the first caption of each picture, a line each. Both are "
-    "in "
-    "the order\n"
-    "of the names in OUT/Images.\n\n"
+    "Writes the captioned data set DIR, or a part of it, in Flickr8k's layout: OUT/captions.txt,\n"
+    "OUT/Images, links to the pictures of DIR, and OUT/prompts.txt, the first caption of each\n"
+    "picture, a line each. Both are in the order of the names in OUT/Images.\n\n"
     "  -o, --output OUT\n"
-    "      --part NAME      all (default), train or held-out. Where the layout knows splits these are train "
-    "and restval,\n"
-    "                       and test; elsewhere\n"
+    "      --part NAME      all (default), train or held-out. Where the layout knows splits these\n"
+    "                       are train and restval, and test; elsewhere\n"
     "      --hold-out N     the last N pictures are held out (default 1000, at most half of the set)\n"
     "  -n, --count N        the first N of that part\n"
-    "      --size S         S x S pixels as PNG instead of links: the middle square, as training sees it\n"
+    "      --size S         S x S pixels as PNG instead of links: the middle square, as training\n"
+    "                       sees it\n"
     "      --json   -q   -v   -h\n";
 
 typedef enum { ALL, TRAIN, HELD_OUT } Part;
@@ -56,12 +53,8 @@ static void write_field(Output *o, const char *text) {
 
 // The picture under OUT/Images, whose name begins with its number so that the order of names is the set's.
 static char *write_picture(const char *out, size_t i, const Sample *s, int size) {
-    const char *dot = strrchr(s->path, '.');
-    char *name = format("%05zu%s", i,
-                        size  ? ".png"
-                        : dot ? dot
-                              : ""),
-         *path = format("%s/Images/%s", out, name);
+    const char *ending = size ? ".png" : strrchr(s->path, '.');
+    char *name = format("%05zu%s", i, ending ? ending : ""), *path = format("%s/Images/%s", out, name);
     if (size) {
         Image *whole = image_load(s->path), *square = image_center_square(whole, size, RESIZE_BILINEAR);
         image_save_png(path, square, s->captions[0]);

@@ -26,7 +26,7 @@ typedef struct {
     int batch;               // samples a step, for the log
     double checkpoint_every; // seconds
     // of its own:
-    double started, earlier, saved_at; // this session's begin; seconds of earlier ones; last checkpoint
+    double started, earlier, saved_at; // when this start began; seconds of earlier ones; last checkpoint
     float loss, lowest;                // running mean; its lowest value
     FILE *log;
     Progress bar;

@@ -1,4 +1,4 @@
-// judge.c: `sd pretrain inception`, the toy world's judge: a small Inception (fid.c) that reads the six attributes of a
+// judge.c: `sd pretrain inception` and `check`. The toy world's judge: a small Inception (fid.c) that reads the six attributes of a
 // scene off its picture. Two things are measured with it: prompt fidelity, the share of attributes that a generated
 // picture shows as its caption asked; and the toy FID, on its pooled features.
 #include "../sd.h"
@@ -76,7 +76,8 @@ static Reading read_scenes(const PretrainOptions *o, Inception *net, const Vae *
         Scope s = scope_begin();
         Tensor *x = scenes(o, SPLIT_TEST, b * N, N, answers, boxes), *seen = x;
         if (v) {
-            seen = clamp(vae_decode(v, slice(vae_encode(v, x), 0, 4)), 1);
+            Tensor *moments = vae_encode(v, x), *mean = slice(moments, 0, tensor_cols(moments) / 2);
+            seen = clamp(vae_decode(v, mean), 1);
             float *before = tensor_read(x), *after = tensor_read(seen);
             for (int i = 0; i < N; i++) {
                 r.psnr += psnr(before + i * EACH, after + i * EACH, whole) / (batches * N);

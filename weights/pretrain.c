@@ -7,7 +7,7 @@
 //   unet       noise prediction on latents (Ho et al. 2020), the text encoder trained along
 //   decoder    more of the VAE's decoder, the encoder left as it is (so latents keep their meaning)
 //
-// (`inception`, the judge of what they draw, is in judge.c.) Every stage is a run as lib/train.h has it: it
+// (`inception`, the judge of what they draw, and `check`, which measures it and the VAE, are in judge.c.) Every stage is a run as lib/train.h has it: it
 // resumes from its checkpoint with the same bits, and writes its moving-average weights as fp16 in diffusers'
 // layout. Started on a folder that already holds such weights it continues from them with a fresh optimiser.
 #include "../sd.h"
@@ -468,11 +468,9 @@ static void pretrain_unet(const PretrainOptions *o) {
 
 static const char help[] =
     "usage: sd pretrain tokenizer|vae|decoder|text|unet|inception|check [options]\n\n"
-    "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same "
-    "command\n"
-    "continues after an interruption. check trains nothing: it tells how well the judge (inception) reads "
-    "held-out\n"
-    "scenes, and what the VAE makes of them.\n\n"
+    "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The\n"
+    "same command continues after an interruption. check trains nothing: it tells how well the judge\n"
+    "(inception) reads held-out scenes, and what the VAE makes of them.\n\n"
     "  -o, --output DIR   the model's folder (default weights/tiny)\n"
     "      --run DIR      checkpoint and log (default run/STAGE)\n"
     "      --steps N   --batch N   --lr R   --ema D   --data DIR (text, unet: scenes of the broad world)\n"
