@@ -1,6 +1,6 @@
-// judge.c: `sd pretrain inception` and `check`. The toy world's judge: a small Inception (fid.c) that reads the six attributes of a
-// scene off its picture. Two things are measured with it: prompt fidelity, the share of attributes that a generated
-// picture shows as its caption asked; and the toy FID, on its pooled features.
+// judge.c: `sd pretrain inception` and `check`. The toy world's judge is a small Inception (fid.c) that reads the six
+// attributes of a scene off its picture. Two things are measured with it: prompt fidelity, the share of attributes
+// that a generated picture shows as its caption asked; and the toy FID, on its pooled features.
 #include "../sd.h"
 #include "pretrain.h"
 

@@ -1,4 +1,4 @@
-// pretrain.c: `sd pretrain`, the training from nothing of the tiny model that the project ships. Four stages, a
+// pretrain.c: `sd pretrain`, the training from nothing of the tiny model that the project ships. Its stages, a
 // function each, in the order in which they stand on one another:
 //
 //   tokenizer  byte-pair merges from the toy world's captions
@@ -7,9 +7,10 @@
 //   unet       noise prediction on latents (Ho et al. 2020), the text encoder trained along
 //   decoder    more of the VAE's decoder, the encoder left as it is (so latents keep their meaning)
 //
-// (`inception`, the judge of what they draw, and `check`, which measures it and the VAE, are in judge.c.) Every stage is a run as lib/train.h has it: it
-// resumes from its checkpoint with the same bits, and writes its moving-average weights as fp16 in diffusers'
-// layout. Started on a folder that already holds such weights it continues from them with a fresh optimiser.
+// (`inception`, the judge of what they draw, and `check`, which measures it and the VAE, are in judge.c.) Every stage
+// is a run as lib/train.h has it: it resumes from its checkpoint with the same bits, and writes its moving-average
+// weights as fp16 in diffusers' layout. Started on a folder that already holds such weights it continues from them
+// with a fresh optimiser.
 #include "../sd.h"
 #include "../lib/architectures.h"
 #include "../lib/commands.h"
