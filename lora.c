@@ -248,8 +248,8 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
         if (learns_text) text = text_encode(model->text_encoder, d.pairs.ids, d.pairs.n);
         Tensor *loss = lora_finetune_loss(&s, model->unet, drawn(&d, d.pairs.z), drawn(&d, d.noise), text,
                                           d.t, c.min_snr);
-        backward(
-            loss); // [P4] gradients of the adapters alone: the frozen weights want none, and none is computed
+        // [P4] gradients of the adapters alone: the frozen weights want none, and none is computed
+        backward(loss);
         run_step(run, loss, NULL, d.pairs.names);
         tape_end();
         scope_end(step, NULL);

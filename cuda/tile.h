@@ -24,9 +24,9 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
     float(*a_tile)[TILE + 4] = t.rows, (*b_tile)[TILE + 4] = t.rows + TILE_K; // [k][row], [k][column]
     float sum[4][4] = {};
     for (int k0 = k_begin; k0 < k_end; k0 += TILE_K) {
+        // 4 numbers of each tile a thread; neighbours in memory to neighbouring threads
 #pragma unroll
-        for (int r = 0; r < 4;
-             r++) { // 4 numbers of each tile a thread; neighbours in memory to neighbouring threads
+        for (int r = 0; r < 4; r++) {
             int p = a.along_k ? tid % 16 : tid / 64 + 4 * r, i = a.along_k ? tid / 16 + 16 * r : tid % 64;
             a_tile[p][i] = row0 + i < m && k0 + p < k_end ? a(row0 + i, k0 + p) : 0;
             int q = b.along_k ? tid % 16 : tid / 64 + 4 * r, j = b.along_k ? tid / 16 + 16 * r : tid % 64;

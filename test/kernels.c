@@ -245,8 +245,8 @@ static void test_fill_copy(void) {
     report("fill");
     for (int c = 0; c < COUNT(counts); c++)
         for (int from = 0; from < 3; from++)
-            for (int to = 0; to < 3;
-                 to++) { // conversions are exact, or rounded to nearest even: no tolerance
+            // conversions are exact, or rounded to nearest even: no tolerance
+            for (int to = 0; to < 3; to++) {
                 describe("%zu %s to %s", counts[c], type_names[from], type_names[to]);
                 Operand *y = output("y", weight_types[to], counts[c]);
                 Operand *x = input("x", weight_types[from], counts[c]);
