@@ -57,7 +57,9 @@ KERNELS(FORWARD)
 
 int cpu_threads(void) {
 #ifdef _OPENMP
-    return omp_get_max_threads();
+    // A loop within a loop never gets threads of its own, not even where the outer one was not worth any: OpenMP would
+    // start new ones and end them again, each time.
+    return omp_get_level() > 0 ? 1 : omp_get_max_threads();
 #else
     return 1;
 #endif

@@ -8,16 +8,17 @@
 // ---- threads -----------------------------------------------------------------------------------------------
 
 // A loop shared among threads. What an iteration computes must not depend on which thread has it, nor on how
-// many there are: partition outputs, or reduce over chunks of a fixed size. `condition`: worth waking a thread.
+// many there are: partition outputs, or reduce over chunks of a fixed size. `condition`: worth waking a thread. Within
+// such a loop another one is a plain loop.
 #ifdef _OPENMP
 #define PRAGMA(x) _Pragma(#x)
-#define PARALLEL_FOR(condition) PRAGMA(omp parallel for schedule(dynamic) if (condition))
+#define PARALLEL_FOR(condition) PRAGMA(omp parallel for schedule(dynamic) if ((condition) && cpu_threads() > 1))
 #else
 #define PARALLEL_FOR(condition) (void)(condition);
 #endif
 enum { WORTH_A_THREAD = 20000 }; // numbers handled by simple arithmetic, about 5 us
-int cpu_threads(void);
-bool cpu_winograd(void); // false where SD_WINOGRAD=0 asks for the direct convolutions
+int cpu_threads(void);           // that a PARALLEL_FOR would have here
+bool cpu_winograd(void);         // false where SD_WINOGRAD=0 asks for the direct convolutions
 
 // ---- scratch -----------------------------------------------------------------------------------------------
 

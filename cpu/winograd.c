@@ -219,6 +219,17 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
     }
 }
 
+// `count` tiles from t0 on: turned over, multiplied, turned back. zeros: (c), for what lies outside of the picture.
+static void tiles_block(const Tiles *g, const Weights *w, const float *x, const float *zeros, int t0,
+                        int count, Out out) {
+    size_t stride = v_position(g, count);
+    float *v = scratch(S_V, POSITIONS * stride);
+    PARALLEL_FOR(true)
+    for (int t = 0; t < count; t++) input_tile(v + (size_t)t * v_row(g), stride, x, zeros, g, t0 + t);
+    PARALLEL_FOR(true)
+    for (int j = 0; j < g->oc; j += TN) output_panel(g, w, v, t0, count, j, out);
+}
+
 static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
     int all_tiles = g->n * g->rows * g->columns, panels = blocks_of(g->oc, TN), threads = cpu_threads();
     int count = clamp_int((int)(BUDGET / (POSITIONS * 4.0 * g->c)), 64, 256);
@@ -230,18 +241,14 @@ static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
     blocks = blocks_of(all_tiles, count);
     float *zeros = scratch(S_PARTS, (size_t)g->c);
     zero_floats(zeros, g->c);
-    bool many =
-        blocks >= 2 * threads; // each thread has blocks of its own; else all share in one block at a time
-    PARALLEL_FOR(many && threads > 1)
-    for (int b = 0; b < blocks; b++) {
-        int t0 = b * count, n = min_int(count, all_tiles - t0);
-        size_t stride = v_position(g, n);
-        float *v = scratch(S_V, POSITIONS * stride);
-        PARALLEL_FOR(!many && threads > 1)
-        for (int t = 0; t < n; t++) input_tile(v + (size_t)t * v_row(g), stride, x, zeros, g, t0 + t);
-        PARALLEL_FOR(!many && threads > 1)
-        for (int p = 0; p < panels; p++) output_panel(g, w, v, t0, n, p * TN, out);
+    if (blocks < 2 * threads) { // all threads share in one block at a time
+        for (int b = 0; b < blocks; b++)
+            tiles_block(g, w, x, zeros, b * count, min_int(count, all_tiles - b * count), out);
+        return;
     }
+    PARALLEL_FOR(true) // each thread has blocks of its own
+    for (int b = 0; b < blocks; b++)
+        tiles_block(g, w, x, zeros, b * count, min_int(count, all_tiles - b * count), out);
 }
 
 void winograd(float *y, const float *x, Mem weight, const float *bias, const float *residual, Conv p) {

@@ -1,13 +1,10 @@
 // main.c: the program `sd`: which command. No algorithm is here; each
 // command turns options into a call of a phase (sample.c, ..., beside this file) and prints what came out.
-#define _POSIX_C_SOURCE 200809L // setenv, readlink
 #include "base.h"
 #include "commands.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const struct {
     const char *name;
@@ -41,21 +38,7 @@ static int help(FILE *to, int status) {
     return status;
 }
 
-// A thread of gcc's OpenMP that waits spins for milliseconds before it sleeps. Where another program or a hypervisor wants
-// the core, that stalls all threads: a step of the tiny UNet took 110 ms with two of them, now 16 (doc/SPEED.md). OpenMP
-// reads how long to spin before main() begins, so the program starts itself once more. What the user has set stays.
-static void spin_briefly(char **argv) {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    char self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length < 0) return; // no such file here: all goes on as it was
-    self[length] = 0;
-    setenv("GOMP_SPINCOUNT", "3000", 1); // some 60 us
-    execv(self, argv);
-}
-
 int main(int argc, char **argv) {
-    spin_briefly(argv);
     if (argc < 2) return help(stderr, 2);
     interrupt_tidy();
     if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))

@@ -649,6 +649,23 @@ static void many_pictures(void) {
     check(!same_picture("philox.png", "one.png"), "the GPU's generator draws another picture");
 }
 
+// Largest resident size in MB of a run that ends well, or infinite.
+static double memory_of(const char *args) {
+    char *copy;
+    int status;
+    struct rusage used;
+    wait4(start(split(args, &copy)), &status, 0, &used);
+    free(copy);
+    return status ? INFINITY : (double)used.ru_maxrss / 1024;
+}
+
+static void memory(void) {
+#define MANY "sample|-m|good|-q|-t|2|--steps|8|-p|a dog|-o|many.png|-n|"
+    double one = memory_of(MANY "1"), five = memory_of(MANY "5");
+    printf("one picture %.0f MB, five pictures %.0f MB\n", one, five);
+    check(five < one + 30, "five pictures with two threads need no more memory than one");
+}
+
 static void traces(void) {
     forget(works("--dump", PLAIN "|-p|a dog|--seed|8|-o|traced.png|--dump|trace.safetensors"));
     check(same_picture("traced.png", "one.png"), "--dump changes nothing");
@@ -754,6 +771,7 @@ int main(void) {
     no_memory();
     interrupt();
     many_pictures();
+    memory();
     traces();
     planted_mistakes();
     image_to_image();
