@@ -28,6 +28,9 @@ static const char help[] =
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 8e-6, the paper's; 2e-4 for small models)\n"
     "      --warmup N         steps over which the rate rises (default 100)\n"
+    "      --schedule NAME    constant (default, the paper's), or cosine: the rate falls to a twentieth at "
+    "the "
+    "end\n"
     "      --ema D            how slowly the target follows (default 0.95)\n"
     "      --w-min W, --w-max W   range of the guidance scale (default 5 to 15)\n"
     "      --skip K           timesteps that the solver skips (default 20)\n"
@@ -52,7 +55,7 @@ typedef struct {
     long steps;
     int batch, warmup, sample_every;
     double rate, ema, checkpoint_every;
-    bool resume, fresh, copy, guidance, checkpointing;
+    bool resume, fresh, copy, guidance, checkpointing, cosine;
     Type dtype;
     uint64_t seed;
     LcmConfig lcm;
@@ -343,7 +346,9 @@ static int distil(Options *o, bool json) {
                              .eps = 1e-8f,
                              .weight_decay = 0.01f,
                              .max_norm = 1,
-                             .warmup = (float)o->warmup};
+                             .warmup = (float)o->warmup,
+                             .total = o->cosine ? (float)o->steps : 0,
+                             .floor = 0.05f};
     const Params *trained[] = {&student_params};
     Optimiser *optimiser = optimiser_new(adamw, (float)o->ema, trained, 1);
     UNet *target = o->ema > 0 ? lcm_target(student_config, optimiser, &target_params) : student;
@@ -357,15 +362,16 @@ static int distil(Options *o, bool json) {
                .total = o->steps,
                .batch = o->batch,
                .checkpoint_every = o->checkpoint_every};
-    run.config = format("{\"stage\": \"lcm\", \"teacher\": \"%016llx\", \"data\": \"%016llx\", \"batch\": "
-                        "%d, \"rate\": %g, \"warmup\": %d, "
-                        "\"ema\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
-                        "\"guidance_embedding\": %s, "
-                        "\"boundary\": %s, \"seed\": %llu}",
-                        (unsigned long long)params_key(&net), (unsigned long long)pairs->key, o->batch,
-                        o->rate, o->warmup, o->ema, (double)o->lcm.w_min, (double)o->lcm.w_max, o->lcm.k,
-                        o->lcm.loss == LOSS_HUBER ? "huber" : "l2", o->guidance ? "true" : "false",
-                        o->lcm.boundary ? "true" : "false", (unsigned long long)o->seed);
+    run.config =
+        format("{\"stage\": \"lcm\", \"teacher\": \"%016llx\", \"data\": \"%016llx\", \"batch\": "
+               "%d, \"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, "
+               "\"ema\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
+               "\"guidance_embedding\": %s, "
+               "\"boundary\": %s, \"seed\": %llu}",
+               (unsigned long long)params_key(&net), (unsigned long long)pairs->key, o->batch, o->rate,
+               o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->lcm.w_min, (double)o->lcm.w_max,
+               o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2", o->guidance ? "true" : "false",
+               o->lcm.boundary ? "true" : "false", (unsigned long long)o->seed);
     if (o->resume) {
         char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
         if (!file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
@@ -416,6 +422,7 @@ enum {
     BATCH,
     RATE,
     WARMUP,
+    SCHEDULE,
     EMA,
     W_MIN,
     W_MAX,
@@ -457,6 +464,7 @@ int command_lcm(int argc, char **argv) {
                                             {"batch", required_argument, 0, BATCH},
                                             {"lr", required_argument, 0, RATE},
                                             {"warmup", required_argument, 0, WARMUP},
+                                            {"schedule", required_argument, 0, SCHEDULE},
                                             {"ema", required_argument, 0, EMA},
                                             {"w-min", required_argument, 0, W_MIN},
                                             {"w-max", required_argument, 0, W_MAX},
@@ -496,6 +504,7 @@ int command_lcm(int argc, char **argv) {
         case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
         case RATE: o.rate = option_number("--lr", optarg, 1e-12, 1); break;
         case WARMUP: o.warmup = (int)option_whole("--warmup", optarg, 0, 1 << 24); break;
+        case SCHEDULE: o.cosine = option_cosine(optarg); break;
         case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
         case W_MIN: o.lcm.w_min = (float)option_number("--w-min", optarg, -100, 1000); break;
         case W_MAX: o.lcm.w_max = (float)option_number("--w-max", optarg, -100, 1000); break;

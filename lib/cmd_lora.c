@@ -65,6 +65,7 @@ static const char train_help[] =
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 1e-4)\n"
     "      --warmup N         steps over which the rate rises (default 100)\n"
+    "      --schedule NAME    constant (default), or cosine: the rate falls to a twentieth at the end\n"
     "      --ema D            keep a moving average of the adapters (default 0: none)\n"
     "      --dropout P        finetune: share of pictures without caption (default 0.1)\n"
     "      --min-snr G        finetune: weigh timesteps by min(SNR, G) / SNR (default 0: all alike; 5 is "
@@ -98,7 +99,7 @@ typedef struct {
     int rank, batch, warmup;
     long steps;
     double alpha, rate, ema, checkpoint_every;
-    bool resume, fresh, checkpointing;
+    bool resume, fresh, checkpointing, cosine;
     Type dtype;
     LoraFormat format;
     uint64_t seed;
@@ -175,7 +176,9 @@ static int train(const Options *o, bool json) {
                              .eps = 1e-8f,
                              .weight_decay = 0.01f,
                              .max_norm = 1,
-                             .warmup = (float)o->warmup};
+                             .warmup = (float)o->warmup,
+                             .total = o->cosine ? (float)o->steps : 0,
+                             .floor = 0.05f};
     const Params *trained[] = {&lora->params};
     Optimiser *optimiser = optimiser_new(adamw, (float)o->ema, trained, 1);
     const char *name = strrchr(o->out, '/') ? strrchr(o->out, '/') + 1 : o->out, *dot = strrchr(name, '.');
@@ -190,12 +193,13 @@ static int train(const Options *o, bool json) {
     run.config = format(
         "{\"stage\": \"lora\", \"mode\": \"%s\", \"base\": \"%016llx\", \"teacher\": \"%016llx\", \"data\": "
         "\"%016llx\", \"targets\": \"%s\", \"rank\": %d, \"alpha\": %g, \"batch\": %d, \"rate\": %g, "
-        "\"warmup\": %d, \"ema\": %g, \"dropout\": %g, \"min_snr\": %g, \"kl\": \"%s\", \"kl_weight\": %g, "
+        "\"warmup\": %d, \"falls_until\": %ld, \"ema\": %g, \"dropout\": %g, \"min_snr\": %g, \"kl\": "
+        "\"%s\", \"kl_weight\": %g, "
         "\"kl_temp\": %g, \"mse_weight\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
         "\"seed\": %llu}",
         mode_names[o->mode], (unsigned long long)params_key(&net),
         (unsigned long long)params_key(&teacher_net), (unsigned long long)pairs->key, o->targets, o->rank,
-        o->alpha, o->batch, o->rate, o->warmup, o->ema, (double)o->finetune.dropout,
+        o->alpha, o->batch, o->rate, o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->finetune.dropout,
         (double)o->finetune.min_snr, kl_names[o->mimic.reading], (double)o->mimic.kl_weight,
         (double)o->mimic.temperature, (double)o->mimic.mse_weight, (double)o->lcm.w_min, (double)o->lcm.w_max,
         o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)o->seed);
@@ -259,6 +263,7 @@ enum {
     BATCH,
     RATE,
     WARMUP,
+    SCHEDULE,
     EMA,
     DROPOUT,
     MIN_SNR,
@@ -294,6 +299,7 @@ static int command_train(int argc, char **argv, bool distill) {
                                             {"batch", required_argument, 0, BATCH},
                                             {"lr", required_argument, 0, RATE},
                                             {"warmup", required_argument, 0, WARMUP},
+                                            {"schedule", required_argument, 0, SCHEDULE},
                                             {"ema", required_argument, 0, EMA},
                                             {"dropout", required_argument, 0, DROPOUT},
                                             {"min-snr", required_argument, 0, MIN_SNR},
@@ -347,6 +353,7 @@ static int command_train(int argc, char **argv, bool distill) {
         case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
         case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
         case WARMUP: o.warmup = (int)option_whole("--warmup", optarg, 0, 1 << 24); break;
+        case SCHEDULE: o.cosine = option_cosine(optarg); break;
         case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
         case DROPOUT: o.finetune.dropout = (float)option_number("--dropout", optarg, 0, 1); break;
         case MIN_SNR: o.finetune.min_snr = (float)option_number("--min-snr", optarg, 0, 1e6); break;

@@ -47,6 +47,7 @@ void common_start(const Common *c); // starts the backend
 // Checked numbers: die_usage() names the option where the text is no number or lies outside.
 long option_whole(const char *option, const char *text, long least, long most);
 double option_number(const char *option, const char *text, double least, double most);
+bool option_cosine(const char *text);              // --schedule: does the learning rate fall?
 char *option_lora(const char *text, float *scale); // FILE[:SCALE] -> FILE, and SCALE or 1 (cmd_lora.c)
 
 void option_png(const char *output); // die_usage() where the name says JPEG or the like

@@ -29,6 +29,12 @@ double option_number(const char *option, const char *text, double least, double 
     return x;
 }
 
+bool option_cosine(const char *text) {
+    if (strcmp(text, "constant") && strcmp(text, "cosine"))
+        die_usage("--schedule is constant or cosine, not \"%s\"", text);
+    return !strcmp(text, "cosine");
+}
+
 void option_png(const char *output) {
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
     const char *ending = strrchr(output, '.');
