@@ -8,6 +8,8 @@
 // lib/ops.c, their kernels in cpu/ and cuda/. No training either: see lcm.c and lora.c.
 //
 // Names are diffusers' and the papers'. Shapes: n pictures, h x w pixels, c channels; everything is NHWC.
+// Three words of lib/nn.h recur: scope_begin() ... scope_end(s, t) gives back the memory of all tensors made between,
+// but t; run_block(f, layer, in, n) is f(layer, in) in such a scope; trace(t, name) is t, shown to whoever listens.
 // `[T1]` ... mark the stops of doc/READING.md, the way of a picture.
 #include "sd.h"
 
@@ -92,8 +94,8 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
 }
 
 // [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is filled up to the full
-// number of tokens with the tokenizer's padding token, and the network reads the padding too: Stable Diffusion
-// was trained so, and looks at all 77 states.
+// number of tokens with the tokenizer's padding token (CLIP's is its end token), and the network reads the padding
+// too: Stable Diffusion was trained so, and looks at all 77 states.
 Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     int tokens = m->text_config.max_position_embeddings;
     int *ids = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
@@ -785,6 +787,7 @@ static Tensor *predicted_eps(const Scheduler *s, float a, Tensor *z, Tensor *out
 }
 
 // DDIM (Song et al. 2020, equation 12 with sigma = 0): towards the predicted x0, keeping the predicted direction.
+// As in all steps, z is changed in place.
 static void ddim_step(Scheduler *s, Tensor *z, Tensor *out) {
     int t = s->timesteps[s->at];
     float a = alpha_at(s, t), previous = alpha_at(s, t - s->step_ratio);

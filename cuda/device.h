@@ -79,25 +79,18 @@ __device__ __forceinline__ float warp_max(float v) {
     for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
     return v;
 }
-// The sum over a block of whole warps; every thread gets it. `part` is shared, 32 floats.
-__device__ __forceinline__ float block_sum(float v, float *part) {
-    v = warp_sum(v);
+// The sum, or the largest, over a block of whole warps; every thread gets it. `part` is shared, 32 floats.
+template <bool MAX> __device__ __forceinline__ float block_reduce(float v, float *part) {
+    v = MAX ? warp_max(v) : warp_sum(v);
     __syncthreads(); // the last call's parts have been read
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = 0;
-    for (unsigned i = 0; i < blockDim.x / 32; i++) v += part[i];
+    __syncthreads(); // the parts are there
+    v = part[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) v = MAX ? fmaxf(v, part[i]) : v + part[i];
     return v;
 }
-__device__ __forceinline__ float block_max(float v, float *part) {
-    v = warp_max(v);
-    __syncthreads(); // the last call's parts have been read
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = -INFINITY;
-    for (unsigned i = 0; i < blockDim.x / 32; i++) v = fmaxf(v, part[i]);
-    return v;
-}
+__device__ __forceinline__ float block_sum(float v, float *part) { return block_reduce<false>(v, part); }
+__device__ __forceinline__ float block_max(float v, float *part) { return block_reduce<true>(v, part); }
 
 // *out = factor * (the sum of part[0..count)) (+ *out); in loss.cu.
 void finish_sum(float *out, const float *part, int count, float factor, bool add);

@@ -221,14 +221,14 @@ void k_fill(Mem y, float value, size_t count) {
     check_launch("fill", blocks_for(count), THREADS);
 }
 
-// y may overlap x from below. One block moves a piece after the other, each read as a whole before it is written.
+// y may overlap x from below. One block moves a piece after the other, each read as a whole before it is written;
+// what is written lies below all that later pieces read.
 static __global__ void copy_overlapping(Mem y, Mem x, size_t count) {
     for (size_t begin = 0; begin < count; begin += blockDim.x) {
         size_t i = begin + threadIdx.x;
         float v = i < count ? load(x, i) : 0;
         __syncthreads(); // all of the piece has been read
         if (i < count) store(y, i, v);
-        __syncthreads(); // before the next piece, which may lie where this one was read
     }
 }
 static __global__ void copy(Mem y, Mem x, size_t count) {

@@ -41,22 +41,24 @@ static TextEncoder *tiny_text(Params *p) {
     return e;
 }
 
-static Tensor *latents(const char *name) {
-    float *x = xmalloc(N * 4 * SIDE * SIDE * sizeof(float));
-    made_fill(name, 4, (int64_t[]){N, 4, SIDE, SIDE}, MADE_SOFT, x);
-    float *y = nchw_to_nhwc(x, N, 4, SIDE, SIDE);
-    Tensor *t = tensor_from(SHAPE(N, SIDE, SIDE, 4), y);
+static Tensor *made_latents(const char *name, int n, int side) {
+    float *x = xmalloc((size_t)(n * 4 * side * side) * sizeof(float));
+    made_fill(name, 4, (int64_t[]){n, 4, side, side}, MADE_SOFT, x);
+    float *y = nchw_to_nhwc(x, n, 4, side, side);
+    Tensor *t = tensor_from(SHAPE(n, side, side, 4), y);
     free(x), free(y);
     return t;
 }
+static Tensor *latents(const char *name) { return made_latents(name, N, SIDE); }
 
-static Tensor *states(const char *name) {
-    float *x = xmalloc(N * TOKENS * WIDTH * sizeof(float));
-    made_fill(name, 3, (int64_t[]){N, TOKENS, WIDTH}, MADE_SOFT, x);
-    Tensor *t = tensor_from(SHAPE(N, TOKENS, WIDTH), x);
+static Tensor *made_states(const char *name, int n, int tokens, int width) {
+    float *x = xmalloc((size_t)(n * tokens * width) * sizeof(float));
+    made_fill(name, 3, (int64_t[]){n, tokens, width}, MADE_SOFT, x);
+    Tensor *t = tensor_from(SHAPE(n, tokens, width), x);
     free(x);
     return t;
 }
+static Tensor *states(const char *name) { return made_states(name, N, TOKENS, WIDTH); }
 
 static int *token_ids(void) {
     int *ids = xmalloc(N * TOKENS * sizeof(int));
@@ -64,12 +66,15 @@ static int *token_ids(void) {
     return ids;
 }
 
-static Lora *made_lora(const Params *model, const char *targets) {
+static Lora *made_lora_of(const Params *model, const char *targets, int rank, float its_alpha) {
     Random r;
     random_seed(&r, 0);
-    Lora *l = lora_new(model, targets, RANK, alpha, &r);
+    Lora *l = lora_new(model, targets, rank, its_alpha, &r);
     made_params(&l->params, "lora.", MADE_SOFT, F32);
     return l;
+}
+static Lora *made_lora(const Params *model, const char *targets) {
+    return made_lora_of(model, targets, RANK, alpha);
 }
 
 static void check_picture(const char *what, const Tensor *got, const char *want, double tolerance) {
@@ -127,10 +132,11 @@ static int compare_names(const void *a, const void *b) {
 }
 
 // Gradients of all adapters, in the order of names, against the fixture's rows: largest, norm, 16 entries.
-static void check_case(const char *name, Tensor *loss, Lora *const *loras, int count) {
+static void check_case_within(const char *name, Tensor *loss, Lora *const *loras, int count, double of_loss,
+                              double of_gradients) {
     char *key = format("%s.loss", name);
     float *want = fixture(key, NULL), got = tensor_item(loss);
-    check_close(key, &got, want, 1, 1e-5);
+    check_close(key, &got, want, 1, of_loss);
     free(want), free(key);
     backward(loss);
     Parameter **list = xmalloc(4096 * sizeof *list);
@@ -155,7 +161,7 @@ static void check_case(const char *name, Tensor *loss, Lora *const *loras, int c
         error = fabs(sqrt(square) - f[1]) / f[1];
         for (size_t k = 0; k < 16; k++) {
             double d = fabs((double)g[k * n / 16] - f[2 + k]) / f[0];
-            if (!(d <= error)) error = d;
+            if (!(d <= error)) error = isnan(d) ? INFINITY : d;
         }
         if (!(error <= worst)) worst = error, worst_name = list[i]->name;
         k_fill((Mem){t->gradient, F32}, 0, n);
@@ -164,12 +170,16 @@ static void check_case(const char *name, Tensor *loss, Lora *const *loras, int c
     if (other_rounding()) {
         skip(name, "a gradient's last digits are for the plain build");
     } else {
-        int ok = worst <= 1e-4;
-        printf("%-7s %s: %d gradients, worst %.2g of 1e-4 at %s\n", ok ? "ok" : "FAILED", name, rows, worst,
-               worst_name);
+        int ok = worst <= of_gradients;
+        printf("%-7s %s: %d gradients, worst %.2g of %.0e at %s\n", ok ? "ok" : "FAILED", name, rows, worst,
+               of_gradients, worst_name);
         check(ok, key);
     }
     free(facts), free(list), free(key);
+}
+
+static void check_case(const char *name, Tensor *loss, Lora *const *loras, int count) {
+    check_case_within(name, loss, loras, count, 1e-5, 1e-4);
 }
 
 static void trainable(const Lora *l) {
@@ -262,6 +272,119 @@ static void test_distill(void) {
     lcm_target_free(student, &student_params);
     free(lcm), free(m.unet);
     params_free(&lcm_params), params_free(&m.params);
+}
+
+// ---- Stable Diffusion v1.5, rank 64 ------------------------------------------------------------------------------
+
+static UNetConfig full_unet(void) {
+    Json *j = json_load("test/configs/sd15/unet.json");
+    UNetConfig c = unet_config(j);
+    json_free(j);
+    return c;
+}
+
+// Without a number of the network in memory: how much of it would learn.
+static void test_share(void) {
+    Params p = {0};
+    free(unet_new(full_unet(), &p));
+    Random r;
+    random_seed(&r, 0);
+    Lora *l = lora_new(&p, "attention", 8, 8, &r);
+    double share = (double)params_count(&l->params) / (double)params_count(&p);
+    printf("rank 8 on the attention of Stable Diffusion v1.5's UNet learns %.3f %% of it\n", 100 * share);
+    check(share > 0 && share < 0.002, "rank 8, attention only, learns under 0.2 % of the full UNet");
+    lora_free(l);
+    params_free(&p);
+}
+
+static void check_full_output(const char *what, const UNet *net, Tensor *z, Tensor *text) {
+    Scope s = scope_begin();
+    float *x = tensor_read(unet(net, z, (float[]){300}, text, NULL)), *y = nhwc_to_nchw(x, 1, 4, 64, 64),
+          got[512];
+    for (uint64_t i = 0; i < 512; i++) got[i] = y[(i * 2654435761u + 12345) % (4 * 64 * 64)];
+    size_t n;
+    float *want = fixture("unet", &n);
+    check(n == 512, "the fixture's samples");
+    check_close(what, got, want, 512, 1e-4);
+    scope_end(s, NULL);
+    free(x), free(y), free(want);
+}
+
+// A pass with the set that hangs on `student`, by one without: the best of three each on one processor, in turn.
+static double cost(const char *what, const UNet *student, const UNet *base, Tensor *z, Tensor *text) {
+    k_init(1);
+    double best[2] = {INFINITY, INFINITY};
+    for (int i = 0; i < 6; i++) {
+        Scope s = scope_begin();
+        double started = processor_seconds();
+        unet(i % 2 ? student : base, z, (float[]){300}, text, NULL);
+        best[i % 2] = fmin(best[i % 2], processor_seconds() - started);
+        scope_end(s, NULL);
+    }
+    k_init(2);
+    printf("a pass %.2f s, with unmerged adapters of rank 64 on %s %.2f s: %.1f %% more\n", best[0], what,
+           best[1], 100 * (best[1] / best[0] - 1));
+    return best[1] / best[0] - 1;
+}
+
+static void test_full(void) {
+    Store *tiny = fixtures;
+    fixtures = store_open("test/fixtures/lora-sd15.safetensors");
+    Model m = {.unet_config = full_unet()};
+    m.unet = unet_new(m.unet_config, &m.params);
+    made_params(&m.params, "", MADE_SOFT, F32);
+    Params student_params = {0};
+    UNet *student = lora_student(&m, &student_params);
+    Lora *l = made_lora_of(&student_params, "lcm", 64, 8);
+    trainable(l), lora_hang(l, 1);
+    Optimiser *o =
+        optimiser_new((OptimiserConfig){.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f}, 0,
+                      (const Params *[]){&l->params}, 1); // here for the memory that it takes
+    Scope s = scope_begin();
+    LcmBatch b = {1,
+                  made_latents("input.lora.full.z", 1, 64),
+                  made_latents("input.lora.full.noise", 1, 64),
+                  made_states("input.lora.full.text", 1, 77, 768),
+                  made_states("input.lora.full.no_text", 1, 77, 768),
+                  (const int[]){30},
+                  (const float[]){9}};
+    check_full_output("the full UNet with adapters", student, b.z, b.text);
+    Json *j = json_load("test/configs/sd15/scheduler.json");
+    Lcm way;
+    lcm_init(&way, lcm_defaults, j, m.unet, student, student);
+    static const double most[] = {9e9, 7e9}; // bytes, the bars
+    for (int saving = 1; saving >= 0; saving--) {
+        checkpointing = saving;
+        double started = seconds();
+        tape_begin();
+        Tensor *loss = lcm_loss(&way, &b);
+        check_case_within("consistency", loss, &l, 1, 1e-4, 1e-3);
+        tape_end();
+        double used = (double)k_peak();
+        printf("a step of LCM-LoRA at full size%s: %.1f s, peak memory %.2f GB\n",
+               saving ? ", with gradient checkpointing" : "", seconds() - started, used / 1e9);
+        check(used < most[saving], saving ? "under 7 GB with gradient checkpointing" : "under 9 GB without");
+    }
+    optimiser_free(o);
+    check(cost("the layers of lcm-lora-sdv1-5", student, m.unet, b.z, b.text) < 0.18,
+          "unmerged adapters on all those layers cost under 18 %");
+    lora_take_off(l);
+    Lora *few = made_lora_of(&student_params, "attention", 64, 8);
+    lora_hang(few, 1);
+    check(cost("the attention", student, m.unet, b.z, b.text) < 0.05,
+          "unmerged adapters on the attention cost under 5 %");
+    lora_free(few);
+    lora_merge(l, 1);
+    check_full_output("the full UNet, adapters merged", m.unet, b.z, b.text);
+    scope_end(s, NULL);
+    lcm_free(&way);
+    json_free(j);
+    lora_free(l);
+    lcm_target_free(student, &student_params);
+    free(m.unet);
+    params_free(&m.params);
+    store_close(fixtures);
+    fixtures = tiny;
 }
 
 // ---- files ------------------------------------------------------------------------------------------------------
@@ -551,6 +674,8 @@ int main(void) {
     test_forward();
     test_finetune();
     test_distill();
+    test_share();
+    if (full_size("LCM-LoRA of Stable Diffusion v1.5")) test_full();
     store_close(fixtures);
     char *command = format("rm -rf %s", scratch);
     if (system(command)) puts("the scratch folder stays");

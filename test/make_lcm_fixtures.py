@@ -3,10 +3,13 @@ published script of diffusers (train_lcm_distill_sd_wds.py) computes them; test/
 and batches are not stored: both sides draw them from PyTorch's generator, seeded by a hash of their names. The network
 runs in double, so the difference that the test sees is sd's own rounding; tables and sinusoids are fp32 as there.
 
-    python test/make_lcm_fixtures.py        (PyTorch, diffusers, safetensors)
+    python test/make_lcm_fixtures.py            (PyTorch, diffusers, safetensors)
+    python test/make_lcm_fixtures.py --full     fixtures/lcm-sd15.safetensors: a step at the architecture of Stable
+                                                Diffusion v1.5, made weights, fp32 (12 GB of memory, minutes)
 """
 import json
 import os
+import sys
 
 import torch
 from diffusers import DDPMScheduler, LCMScheduler, UNet2DConditionModel
@@ -76,10 +79,14 @@ def embedding(w):
 
 
 class ExactTimesteps(torch.nn.Module):
-    """diffusers' Timesteps(48, flip_sin_to_cos=True, downscale_freq_shift=0), exp rounded once."""
+    """diffusers' Timesteps(2 * half, flip_sin_to_cos=True, downscale_freq_shift=0), exp rounded once."""
+
+    def __init__(self, half=24):
+        super().__init__()
+        self.half = half
 
     def forward(self, t):
-        steps = -torch.log(torch.tensor(10000.0, dtype=torch.float32)) * torch.arange(24, dtype=torch.float32) / 24
+        steps = -torch.log(torch.tensor(10000.0, dtype=torch.float32)) * torch.arange(self.half, dtype=torch.float32) / self.half
         angles = (t.float()[:, None] * steps.double().exp().float()[None]).double()
         return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -143,6 +150,40 @@ def sampled(x, count):
     n = x.numel()
     return x.reshape(-1)[(torch.arange(count) * 2654435761 + 12345) % n]
 
+
+def full():
+    """One network plays all three parts: they begin with the same weights, and without the guidance embedding the student
+    is the teacher. What is around it stays in double. Gradients, in the order of names: largest, norm, 6 entries."""
+    torch.set_default_dtype(torch.float32)
+    import peers
+    from trace import disk_name
+
+    net = peers.model("unet", "sd15-lcm").requires_grad_(True)
+    net.time_proj = ExactTimesteps(160)
+    net.enable_gradient_checkpointing()
+    net.train()
+
+    def single(z, t, timestep_cond=None, encoder_hidden_states=None):
+        cond = None if timestep_cond is None else timestep_cond.float()
+        answer = net(z.float(), t, encoder_hidden_states.float(), timestep_cond=cond)
+        answer.sample = answer.sample.double()
+        return answer
+
+    b = {"index": torch.tensor([24]), "w": torch.tensor([7.5])}
+    for name, shape in (("z", (1, 4, 64, 64)), ("noise", (1, 4, 64, 64)), ("text", (1, 77, 768)), ("no_text", (1, 77, 768))):
+        b[name] = peers.made_input("lcm.full." + name, shape).double()
+    loss = loss_of(single, single, single, b)
+    loss.backward()
+    print("loss", loss.item())
+    rows = {disk_name("unet", name): torch.cat([p.grad.abs().max()[None], p.grad.norm()[None], sampled(p.grad, 6)])
+            for name, p in net.named_parameters()}
+    save_file({"loss": loss.detach().float().reshape(1), "gradients": torch.stack([rows[k] for k in sorted(rows)])},
+              f"{HERE}/fixtures/lcm-sd15.safetensors")
+
+
+if "--full" in sys.argv:
+    full()
+    sys.exit()
 
 # The tables: the schedule, scalings of all timesteps, the solver's step from each of its timesteps, the embedding of w.
 out["alphas_cumprod"] = schedule.alphas_cumprod

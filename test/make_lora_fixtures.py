@@ -3,13 +3,19 @@
 # test/fixtures/lora.safetensors and test/fixtures/lora/*.safetensors, which test/lora.c reads.
 #
 #     python make_lora_fixtures.py                       writes them
+#     python make_lora_fixtures.py full                  lora-sd15.safetensors: a forward and a step of LCM-LoRA at the
+#                                                        full architecture, rank 64 (8 GB, minutes)
+#     python make_lora_fixtures.py time [--checkpointing] [--threads N]    how long PyTorch takes for that
+#                                                        step, weights at random
 #     python make_lora_fixtures.py live --sd ../sd       files that sd writes, opened by diffusers and PEFT; and the
 #                                                        reverse, at the full architecture with --full
 import argparse
 import json
 import logging
+import resource
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -119,6 +125,66 @@ def kl(teacher, student, reading, temperature):
     return torch.distributions.kl_divergence(p, q).sum(1).mean()
 
 
+def consistency(net, unet, z, noise, context, nothing, index, w):
+    """Algorithm 1 of Luo et al., the teacher is the base without its adapters. `net` calls `unet`. Loss, z_t and t."""
+    far, near = (index + 1) * 20 - 1, (index * 20 - 1).clamp(min=0)
+    a, b = wide(schedule()[far]), wide(schedule()[near])
+    z_far = a.sqrt() * z + (1 - a).sqrt() * noise
+    with torch.no_grad():
+        with_adapters(unet, False)
+        cond, uncond = net(z_far, far, context).sample, net(z_far, far, nothing).sample
+        with_adapters(unet, True)
+        eps = cond + wide(w) * (cond - uncond)
+        z_near = b.sqrt() * (z_far - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+        target = answer(net, z_near, near, context)
+    student = answer(net, z_far, far, context)
+    return (((student - target) ** 2 + 0.001**2).sqrt() - 0.001).mean(), z_far, far
+
+
+def full_case(unet):
+    """The step at full size: fp32 within the network, double around it."""
+
+    def net(z, t, context, timestep_cond=None):
+        answer = unet(z.float(), t, context.float())
+        answer.sample = answer.sample.double()
+        return answer
+
+    z, noise = (peers.made_input("lora.full." + x, (1, 4, 64, 64), torch.float64) for x in ("z", "noise"))
+    context, nothing = (peers.made_input("lora.full." + x, (1, 77, 768), torch.float64) for x in ("text", "no_text"))
+    return net, z, context, lambda: consistency(net, unet, z, noise, context, nothing, torch.tensor([30]), torch.tensor([9.0]))[0]
+
+
+def full():
+    out = {}
+    unet = peers.model("unet", "sd15")
+    adapt(unet, "unet", targets(unet, UNET), rank=64, alpha=8)
+    net, z, context, loss = full_case(unet)
+    with torch.no_grad():
+        y = net(z, torch.tensor([300]), context).sample.reshape(-1)
+        out["unet"] = y[(torch.arange(512) * 2654435761 + 12345) % len(y)]
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    case(out, "consistency", loss(), ("unet", unet))
+    print("loss", float(out["consistency.loss"]))
+    save_file({k: v.float().contiguous() for k, v in out.items()}, str(FIXTURES / "lora-sd15.safetensors"))
+
+
+def time_step(checkpointing):
+    unet = UNet2DConditionModel.from_config(peers.config("sd15", "unet")).requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=64, lora_alpha=8, target_modules=targets(unet, UNET)), unet)
+    optimiser = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-4)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    *_, loss = full_case(unet)
+    for _ in range(3):
+        started = time.time()
+        loss().backward()
+        optimiser.step(), optimiser.zero_grad()
+        print(f"{time.time() - started:.2f} s a step of LCM-LoRA at full size", flush=True)
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at the most")
+
+
 def fixtures():
     """In double precision: what is measured is the error of sd.c, not the sum of it and PyTorch's."""
     torch.manual_seed(0)
@@ -149,21 +215,9 @@ def fixtures():
     errors = F.mse_loss(unet(z_t, t, text(ids)[0]).sample, noise, reduction="none").mean((1, 2, 3))
     case(out, "finetune_text", (errors * snr.clamp(max=5) / snr).mean(), ("unet", unet), ("text_encoder", text))
 
-    # LCM-LoRA: Algorithm 1 of Luo et al., the teacher is the base.
-    index = torch.tensor([49, 12])
-    far, near = (index + 1) * 20 - 1, (index * 20 - 1).clamp(min=0)
-    w = torch.tensor([5.5, 13.0], dtype=torch.float64)
-    a, b = wide(schedule()[far]), wide(schedule()[near])
-    z_far = a.sqrt() * z + (1 - a).sqrt() * noise
-    with torch.no_grad():
-        with_adapters(unet, False)
-        cond, uncond = unet(z_far, far, context).sample, unet(z_far, far, nothing).sample
-        with_adapters(unet, True)
-        eps = cond + wide(w) * (cond - uncond)
-        z_near = b.sqrt() * (z_far - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
-        target = answer(unet, z_near, near, context)
-    student = answer(unet, z_far, far, context)
-    loss = (((student - target) ** 2 + 0.001**2).sqrt() - 0.001).mean()
+    # LCM-LoRA.
+    index, w = torch.tensor([49, 12]), torch.tensor([5.5, 13.0], dtype=torch.float64)
+    loss, z_far, far = consistency(unet, unet, z, noise, context, nothing, index, w)
     case(out, "consistency", loss, ("unet", unet))
 
     # Imitation of an LCM.
@@ -355,9 +409,18 @@ def full_files(sd, work):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
-    p.add_argument("what", nargs="?", default="fixtures", choices=["fixtures", "live"])
+    p.add_argument("what", nargs="?", default="fixtures", choices=["fixtures", "full", "time", "live"])
     p.add_argument("--sd", default="../sd")
     p.add_argument("--full", action="store_true")
+    p.add_argument("--checkpointing", action="store_true")
+    p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
-    torch.set_num_threads(1)
-    fixtures() if a.what == "fixtures" else live(a.sd, a.full)
+    torch.set_num_threads(a.threads)
+    if a.what == "fixtures":
+        fixtures()
+    elif a.what == "full":
+        full()
+    elif a.what == "time":
+        time_step(a.checkpointing)
+    else:
+        live(a.sd, a.full)

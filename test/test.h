@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int tests_passed, tests_failed, tests_skipped;
 
@@ -59,6 +60,9 @@ static inline int check_close(const char *what, const float *got, const float *w
 // A build for the sanitizers (make asan) rounds otherwise than the one that people use: another choice of fused
 // multiply-adds. Bars near the limit of fp32 are for the latter.
 static inline int other_rounding(void) { return getenv("QUICK") != NULL; }
+
+// Seconds of one processor: beside other programs a better clock than the wall's, where one thread works.
+static inline double processor_seconds(void) { return (double)clock() / CLOCKS_PER_SEC; }
 
 static inline int test_report(void) {
     printf("%d passed, %d failed, %d skipped\n", tests_passed, tests_failed, tests_skipped);
