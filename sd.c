@@ -261,7 +261,10 @@ static Tensor *text_layer(const void *layer, Tensor *const *in) {
 // [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. The token's
 // embedding and its position's are added; nothing else tells the network about order.
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
-    int tokens = e->c.max_position_embeddings;
+    return text_encode_first(e, ids, n, e->c.max_position_embeddings);
+}
+
+Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int tokens) {
     int *positions = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
     for (int i = 0; i < n * tokens; i++) positions[i] = i % tokens;
     Tensor *x = add(embed(e->token_embedding, ids, SHAPE(n, tokens)),

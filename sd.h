@@ -54,6 +54,9 @@ void text_encoder_free(TextEncoder *e); // the others are freed by free(); param
 
 // ids (n, tokens) -> last hidden state (n, tokens, hidden_size)
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n);
+// The same for captions of `tokens` tokens, fewer than the model's. No token sees a later one, so these states are
+// what text_encode() gives for the same places.
+Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int tokens);
 // x (n, h, w, in_channels), timesteps (n) host, context (n, tokens, cross_attention_dim) -> (n, h, w, out_channels).
 // guidance (n) host: the guidance scale's embedding argument, for a network with time_cond_proj_dim; else NULL.
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance);
