@@ -2,6 +2,7 @@
 #define _XOPEN_SOURCE 700 // POSIX 2008 and sync()
 #include "base.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -288,6 +289,20 @@ void output_printf(Output *o, const char *fmt, ...) {
     va_start(args, fmt);
     if (vfprintf(o->file, fmt, args) < 0) die("cannot write %s: %s", o->path, strerror(errno));
     va_end(args);
+}
+
+void remove_leftovers(const char *dir) {
+    DIR *folder = opendir(dir);
+    if (!folder) return;
+    for (struct dirent *e; (e = readdir(folder));) {
+        char *part = strstr(e->d_name, ".part"), *pid = part;
+        while (pid && pid > e->d_name && pid[-1] >= '0' && pid[-1] <= '9') pid--;
+        if (!part || part[5] || pid == part || pid == e->d_name || pid[-1] != '.') continue;
+        char *path = format("%s/%s", dir, e->d_name);
+        if (kill((pid_t)strtol(pid, NULL, 10), 0) && errno == ESRCH) unlink(path);
+        free(path);
+    }
+    closedir(folder);
 }
 
 static bool lazy;

@@ -83,6 +83,8 @@ void output_discard(Output *o);
 // While on, output_commit leaves it to the system when a file reaches the disk: for thousands of small files, each
 // of which would wait some 20 ms. Turning it off flushes them all at once. Not while other threads write.
 void output_lazily(bool on);
+// Removes from a folder what writers that were killed left in it: NAME.PID.part, where there is no process PID.
+void remove_leftovers(const char *dir);
 
 char *read_file(const char *path, size_t *bytes); // whole file, with a NUL behind it; dies if it cannot
 bool file_exists(const char *path);

@@ -28,9 +28,8 @@ static const char help[] =
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 8e-6, the paper's; 2e-4 for small models)\n"
     "      --warmup N         steps over which the rate rises (default 100)\n"
-    "      --schedule NAME    constant (default, the paper's), or cosine: the rate falls to a twentieth at "
-    "the "
-    "end\n"
+    "      --schedule NAME    constant (default, the paper's), or cosine: the rate falls to a twentieth\n"
+    "                         at the last step, so the run continues with the same --steps only\n"
     "      --ema D            how slowly the target follows (default 0.95)\n"
     "      --w-min W, --w-max W   range of the guidance scale (default 5 to 15)\n"
     "      --skip K           timesteps that the solver skips (default 20)\n"
@@ -533,6 +532,8 @@ int command_lcm(int argc, char **argv) {
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
     if (!o.data || !o.out) die_usage("--data DIR and --output DIR are needed");
     if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
+    if (o.cosine && o.warmup >= o.steps)
+        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", o.steps, o.warmup);
     if (o.lcm.w_min > o.lcm.w_max)
         die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
     char *out = xstrdup(o.out);

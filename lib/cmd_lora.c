@@ -65,7 +65,8 @@ static const char train_help[] =
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 1e-4)\n"
     "      --warmup N         steps over which the rate rises (default 100)\n"
-    "      --schedule NAME    constant (default), or cosine: the rate falls to a twentieth at the end\n"
+    "      --schedule NAME    constant (default), or cosine: the rate falls to a twentieth\n"
+    "                         at the last step, so the run continues with the same --steps only\n"
     "      --ema D            keep a moving average of the adapters (default 0: none)\n"
     "      --dropout P        finetune: share of pictures without caption (default 0.1)\n"
     "      --min-snr G        finetune: weigh timesteps by min(SNR, G) / SNR (default 0: all alike; 5 is "
@@ -400,6 +401,8 @@ static int command_train(int argc, char **argv, bool distill) {
     if (o.mode == CONSISTENCY && o.teacher)
         die_usage("--mode consistency has no --teacher but the base itself");
     if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
+    if (o.cosine && o.warmup >= o.steps)
+        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", o.steps, o.warmup);
     if (o.lcm.w_min > o.lcm.w_max)
         die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
     if (is_directory(o.out)) die("%s is a folder; the adapters go into one file", o.out);

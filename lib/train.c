@@ -149,6 +149,7 @@ static void log_open(Run *r) {
 
 void run_begin(Run *r, uint64_t seed, bool fresh) {
     make_directories(r->dir);
+    remove_leftovers(r->dir);
     random_seed(&r->random, seed);
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;

@@ -64,6 +64,13 @@ static Tensor *bad_backward(Tensor *y, long step) {
 static Tensor *overflow(Tensor *y, long step) {
     return to_zero(step == 3 ? combine(1e20f, y, 0, NULL) : y, LOSS_MSE, 0);
 }
+// The third step takes the outputs, 6 and 15, to nearly nothing and 3e38 times that: the loss is finite, and so is what
+// arrives at the layer, but not its weights' gradient.
+static Tensor *bad_layer(Tensor *y, long step) {
+    const float near[6] = {6, 6, 6, 15, 15, 15};
+    if (step == 3) y = combine(3e38f, combine(1, y, -1, tensor_from(SHAPE(2, 3), near)), 0, NULL);
+    return to_zero(y, step == 3 ? LOSS_L1 : LOSS_MSE, 0);
+}
 static Tensor *explosion(Tensor *y, long step) {
     return combine(step < 150 ? 1 : 1e4f, to_zero(y, LOSS_MSE, 0), 0, NULL);
 }
@@ -107,6 +114,10 @@ int main(void) {
              (const char *[]){"step 3", "the loss is not finite", "activation", "this batch", NULL}, "2");
         dies(format("%sa gradient that is not finite", with), bad_backward, 10, by_block,
              (const char *[]){"step 3", "the gradient is not finite", "backward of activation", NULL}, "2");
+        dies(format("%sa gradient that is not finite in a layer", with), bad_layer, 10, by_block,
+             (const char *[]){"step 3", "the gradient is not finite", "backward of gemm",
+                              "with net.layer.weight", NULL},
+             "2");
         dies(format("%sa loss that overflows", with), overflow, 10, by_block,
              (const char *[]){"step 3", "loss_between", NULL}, "2");
     }

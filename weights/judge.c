@@ -133,7 +133,7 @@ void pretrain_inception(const PretrainOptions *o) {
     inception_initialise(net, &init);
     const Params *models[] = {p};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
-    Run run = pretrain_run(o, optimiser);
+    Run run = pretrain_run(o, NULL, optimiser);
     int n = o->batch, *answers = xmalloc((size_t)(SCENE_ATTRIBUTES * n) * sizeof(int));
     while (run_continues(&run)) {
         tape_begin();

@@ -98,16 +98,18 @@ static void save_part(const Part *part, const char *dir) {
 
 // ---- options ---------------------------------------------------------------------------------------------------
 
-Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser) {
+Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser) {
     Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", o->stage),
                .what = o->stage,
                .optimiser = optimiser,
                .total = o->steps,
-               .batch = o->batch};
+               .batch = o->batch,
+               .checkpoint_every = o->checkpoint_every};
+    char data[20] = "";
+    if (pairs) snprintf(data, sizeof data, "%016llx", (unsigned long long)pairs->key);
     run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
                         "\"data\": \"%s\", \"seed\": %llu}",
-                        o->stage, o->steps, o->batch, o->rate, o->ema, o->data ? o->data : "",
-                        (unsigned long long)o->seed);
+                        o->stage, o->steps, o->batch, o->rate, o->ema, data, (unsigned long long)o->seed);
     optimiser->ema_warmup = true;
     run_begin(&run, o->seed, o->fresh);
     return run;
@@ -249,7 +251,7 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
     Layer *difference = difference_layer(&fixed);
     const Params *models[] = {&vae.params};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
-    Run run = pretrain_run(o, optimiser);
+    Run run = pretrain_run(o, NULL, optimiser);
     int n = o->batch, latent = CROP / 8, each = latent * latent * CHANNELS;
     float *noise = xmalloc((size_t)(n * each) * sizeof(float)),
           *zeros = xcalloc((size_t)(n * each), sizeof(float));
@@ -290,10 +292,35 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
 
 // ---- the pairs that the text encoder and the UNet learn from -------------------------------------------------------
 
+// Refuses what is not the broad world's training scenes. The flickr world, which fine-tuning is to learn, is told by its
+// captions: all are sentences with a capital, where half of the broad world's are lists in small letters.
+static void check_broad(const char *dir) {
+    static const char wanted[] = "this stage learns from `sd scenes DIR --world broad`";
+    Dataset *d = dataset_open(dir);
+    char *path = format("%s/scenes.jsonl", dir);
+    if (!file_exists(path)) die("%s has no scenes.jsonl; %s", dir, wanted);
+    char *text = read_file(path, NULL);
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
+        Scene scene = scene_parse(line, (size_t)(end - line), path);
+        if (scene_held_out(&scene))
+            die("%s holds combinations that are held out for tests (--split test); %s", dir, wanted);
+    }
+    bool small = false;
+    for (size_t i = 0; i < d->count; i++)
+        for (int k = 0; k < d->samples[i].caption_count; k++) {
+            char first = d->samples[i].captions[k][0];
+            small |= first >= 'a' && first <= 'z';
+        }
+    if (!small) die("%s is of the flickr world; %s", dir, wanted);
+    free(text), free(path);
+    dataset_close(d);
+}
+
 // The folder's scenes (`sd scenes DIR --world broad`) as tokens and latents. Needs the stages before.
 static Pairs *open_pairs(const PretrainOptions *o) {
     if (!o->data)
         die_usage("this stage needs --data DIR: scenes of the broad world, as `sd scenes` writes them");
+    check_broad(o->data);
     const Architecture *tiny = architecture("tiny");
     Json *text = json_of(tiny->text_encoder), *net = json_of(tiny->unet), *vae_json = json_of(tiny->vae);
     Model m = {.text_config = text_config(text),
@@ -366,6 +393,8 @@ static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *i
 
 static void pretrain_text(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
+    int n = o->batch;
+    PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
     TextEncoder *e = text_encoder_new(text_config(j), &text.params);
@@ -379,9 +408,8 @@ static void pretrain_text(const PretrainOptions *o) {
     train_part(&text), train_part(&side);
     const Params *models[] = {&text.params, &side.params};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
-    Run run = pretrain_run(o, optimiser);
-    int n = o->batch, *diagonal = xmalloc((size_t)n * sizeof(int));
-    PairsBatch batch = pairs_batch(pairs, n);
+    Run run = pretrain_run(o, pairs, optimiser);
+    int *diagonal = xmalloc((size_t)n * sizeof(int));
     for (int i = 0; i < n; i++) diagonal[i] = i;
     while (run_continues(&run)) {
         pairs_draw(&batch, pairs, &run.random);
@@ -409,6 +437,8 @@ static void pretrain_text(const PretrainOptions *o) {
 // caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The text encoder learns on.
 static void pretrain_unet(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
+    int n = o->batch;
+    PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
          net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
     Json *j = json_of(architecture("tiny")->text_encoder);
@@ -423,7 +453,7 @@ static void pretrain_unet(const PretrainOptions *o) {
     train_part(&text), train_part(&net);
     const Params *models[] = {&text.params, &net.params};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
-    Run run = pretrain_run(o, optimiser);
+    Run run = pretrain_run(o, pairs, optimiser);
     Scheduler s;
     j = json_of(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
@@ -431,11 +461,10 @@ static void pretrain_unet(const PretrainOptions *o) {
 
     char *dir = format("%s/tokenizer", o->out);
     Tokenizer *tokenizer = tokenizer_open(dir);
-    int n = o->batch, empty[TOKENS], used = tokenizer_encode(tokenizer, "", empty, TOKENS, NULL);
+    int empty[TOKENS], used = tokenizer_encode(tokenizer, "", empty, TOKENS, NULL);
     while (used < TOKENS) empty[used++] = tokenizer_pad(tokenizer);
     tokenizer_close(tokenizer);
     size_t numbers = (size_t)n * LATENT_COUNT;
-    PairsBatch batch = pairs_batch(pairs, n);
     float *eps = xmalloc(numbers * sizeof(float));
     float *t = xmalloc((size_t)n * sizeof(float)), *signal = xmalloc((size_t)n * sizeof(float));
     float *sigma = xmalloc((size_t)n * sizeof(float)), *weight = xmalloc((size_t)n * sizeof(float));
@@ -460,6 +489,7 @@ static void pretrain_unet(const PretrainOptions *o) {
         run_step(&run, loss, NULL, batch.names);
         tape_end();
         if (seconds() - saved > 300) { // so that samples can be looked at while it learns
+            run_checkpoint(&run);      // first: a run that is killed must not begin anew from what it wrote
             optimiser_swap_ema(optimiser);
             save_part(&text, o->out), save_part(&net, o->out);
             optimiser_swap_ema(optimiser);
@@ -481,10 +511,11 @@ static const char help[] =
     "  -o, --output DIR   the model's folder (default weights/tiny)\n"
     "      --run DIR      checkpoint and log (default run/STAGE)\n"
     "      --steps N   --batch N   --lr R   --ema D   --data DIR (text, unet: scenes of the broad world)\n"
+    "      --checkpoint-every S   seconds (default 120)\n"
     "      --fresh        begin the run anew (weights in the model's folder are still the start)\n"
     "      --seed N   -t, --threads N   -q   -v   -h\n";
 
-enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, FRESH };
+enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, CHECKPOINT_EVERY, FRESH };
 
 int command_pretrain(int argc, char **argv) {
     static const struct option options[] = {{"output", required_argument, 0, 'o'},
@@ -494,6 +525,7 @@ int command_pretrain(int argc, char **argv) {
                                             {"lr", required_argument, 0, RATE},
                                             {"ema", required_argument, 0, EMA},
                                             {"data", required_argument, 0, DATA},
+                                            {"checkpoint-every", required_argument, 0, CHECKPOINT_EVERY},
                                             {"fresh", no_argument, 0, FRESH},
                                             COMMON_LONG,
                                             {0}};
@@ -510,6 +542,9 @@ int command_pretrain(int argc, char **argv) {
         case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
         case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
         case DATA: o.data = optarg; break;
+        case CHECKPOINT_EVERY:
+            o.checkpoint_every = option_number("--checkpoint-every", optarg, 1e-9, 1e9);
+            break;
         case FRESH: o.fresh = true; break;
         }
     }
@@ -531,12 +566,19 @@ int command_pretrain(int argc, char **argv) {
     const char *name = argv[optind];
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         if (strcmp(name, stages[i].name)) continue;
+        if (o.data && i != 3 && i != 4) die_usage("%s takes no --data: it draws its scenes itself", name);
         o.stage = name, o.seed = common.seed;
         if (!o.steps) o.steps = stages[i].steps;
         if (!o.batch) o.batch = stages[i].batch;
         if (o.rate == 0) o.rate = stages[i].rate;
         if (o.ema == 0) o.ema = stages[i].ema;
         common_start(&common);
+        static const char *const parts[] = {".", "tokenizer", "scheduler", "text_encoder", "unet", "vae"};
+        for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+            char *folder = format("%s/%s", o.out, parts[k]);
+            remove_leftovers(folder);
+            free(folder);
+        }
         architecture_write(architecture("tiny"), o.out);
         if (i == 0)
             pretrain_tokenizer(&o);

@@ -2,6 +2,7 @@
 #ifndef PRETRAIN_H
 #define PRETRAIN_H
 
+#include "../lib/pairs.h"
 #include "../lib/train.h"
 #include "scenes.h"
 
@@ -10,12 +11,13 @@ typedef struct {
     long steps;
     const char *data; // a folder of captioned scenes, for the stages that need pairs
     int batch;
-    double rate, ema;
+    double rate, ema, checkpoint_every;
     uint64_t seed;
     bool fresh;
 } PretrainOptions;
 
-Run pretrain_run(const PretrainOptions *o, Optimiser *optimiser);
+// pairs: what it learns from, or NULL where scenes are drawn on the way; a checkpoint of other pairs is refused.
+Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser);
 OptimiserConfig pretrain_adamw(const PretrainOptions *o);
 
 void pretrain_inception(const PretrainOptions *o); // judge.c
