@@ -84,6 +84,7 @@ endif
 reference: sd $(PYTHON)
 	$(PYTHON) test/reference.py compare $(if $(MODEL),--model $(MODEL))
 	$(if $(MODEL),,$(PYTHON) test/check_pipelines.py)
+	$(if $(PHOTOS),$(PYTHON) test/compare_fid.py $(PHOTOS))
 bench-peers: sd $(PYTHON)
 	$(PYTHON) test/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
@@ -131,7 +132,8 @@ help:
 	@echo "make exercise N=1  check an exercise of doc/COURSE.md"
 	@echo "make test       tests that need neither Python nor a GPU"
 	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
-	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours)"
+	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours; PHOTOS=DIR, a folder"
+	@echo "                of 600 JPEGs: sd fid beside pytorch-fid, too)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"

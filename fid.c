@@ -661,7 +661,6 @@ typedef struct {
     FidSet *set;
     Moments moments;
     bool statistics, keep;
-    long room;
 } Collect;
 
 static void collect(void *context, const float *features, const float *logits, char *const *paths,
@@ -672,11 +671,6 @@ static void collect(void *context, const float *features, const float *logits, c
     size_t D = (size_t)s->dim, at = (size_t)s->count;
     if (c->statistics) moments_add(&c->moments, features, count);
     if (c->keep) {
-        if (s->count + count > c->room) {
-            c->room = 2 * (s->count + count);
-            s->features = xrealloc(s->features, (size_t)c->room * D * sizeof(float));
-            s->names = xrealloc(s->names, (size_t)c->room * sizeof(char *));
-        }
         memcpy(s->features + at * D, features, (size_t)count * D * sizeof(float));
         for (int i = 0; i < count; i++) s->names[at + (size_t)i] = xstrdup(paths[i]);
     }
@@ -687,10 +681,15 @@ FidSet fid_scan(Inception *net, const char *dir, FidOptions o) {
     FidSet s = {.path = xstrdup(dir), .dim = net->dim};
     size_t count, D = (size_t)s.dim;
     char **paths = list_images(dir, &count);
-    if (!count) die("the folder %s holds no picture (.png, .jpg, .jpeg)", dir);
+    if (!count)
+        die("the folder %s holds no picture (.png, .jpg, .jpeg); folders within it are not searched", dir);
     if (o.statistics && count < 2) die("the folder %s holds one picture; an FID needs two at least", dir);
     Collect c = {&s, .statistics = o.statistics, .keep = o.keep_features};
     if (o.statistics) moments_begin(&c.moments, s.dim);
+    if (o.keep_features) { // their number is known: no growing, no copying
+        s.features = xmalloc(count * D * sizeof(float));
+        s.names = xmalloc(count * sizeof(char *));
+    }
     scan(net, paths, count, o, false, collect, &c);
     if (o.statistics) {
         s.mu = xmalloc(D * sizeof(double)), s.sigma = xmalloc(D * D * sizeof(double));
@@ -753,13 +752,18 @@ void fid_set_free(FidSet *s) {
 // [F8] The trace of the square root of C1 C2, which is not symmetric, without a general matrix square root:
 // with C1 = L L^T the product L^T C2 L is symmetric, positive semidefinite and has the same eigenvalues but for
 // zeros. The trace is the sum of their square roots. A covariance of fewer pictures than features is singular;
-// then L is just narrow.
+// then L is just narrow. Statistics from a file need not be covariances: of one with negative eigenvalues there is
+// no such root, and L would miss part of its trace, or the product have clearly negative eigenvalues itself.
 static double trace_of_root(const double *c1, const double *c2, int n) {
     size_t N = (size_t)n, bytes = N * N * sizeof(double);
     double *lt = xmalloc(bytes), *work = xmalloc(bytes);
     int *order = xmalloc(N * sizeof *order);
     memcpy(work, c1, bytes);
     int r = pivoted_cholesky(lt, order, work, n);
+    double trace = 0, missing = 0, positive = 0, negative = 0;
+    for (size_t i = 0; i < N; i++) trace += c1[i * (N + 1)];
+    missing = trace;
+    for (size_t i = 0; i < (size_t)r * N; i++) missing -= lt[i] * lt[i];
     for (size_t i = 0; i < N; i++) // C2 in the order that L^T is triangular in
         for (size_t j = 0; j < N; j++) work[i * N + j] = c2[(size_t)order[i] * N + (size_t)order[j]];
     size_t R = (size_t)r;
@@ -769,7 +773,14 @@ static double trace_of_root(const double *c1, const double *c2, int n) {
     product_f64(whole, R, lt, N, half, N, r, r, n, 1, LOWER | A_TRIANGULAR); // L^T C2 L
     double *d = xmalloc(2 * (N + 1) * sizeof(double)), *e = d + n + 1, sum = 0;
     if (r) tridiagonalise(d, e, whole, r), tridiagonal_eigenvalues(d, e, r);
-    for (int i = 0; i < r; i++) sum += d[i] > 0 ? sqrt(d[i]) : 0; // a zero may come out as -1e-17
+    for (int i = 0; i < r; i++) {
+        if (d[i] > 0)
+            sum += sqrt(d[i]), positive += d[i];
+        else
+            negative -= d[i]; // a zero may come out as -1e-17
+    }
+    if (fabs(missing) > 0.01 * trace || negative > 0.01 * positive)
+        die("a covariance has negative eigenvalues: is it a covariance?");
     free(lt), free(work), free(order), free(half), free(d);
     return sum;
 }

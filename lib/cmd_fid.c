@@ -2,6 +2,7 @@
 #include "../sd.h"
 #include "commands.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +12,9 @@ static const char help[] =
     "       sd fid features DIR -o FILE.safetensors\n"
     "       sd fid fidelity DIR              the toy world's judge: do DIR/00000.png, ... show what\n"
     "                                        DIR/prompts.jsonl asks for?\n"
-    "A and B are folders of pictures (.png, .jpg, .jpeg) or .npz statistics. Statistics give no KID.\n\n"
+    "A and B are folders of pictures (.png, .jpg, .jpeg; folders within are not searched) or .npz "
+    "statistics,\n"
+    "which give no KID. Unreadable pictures are named and left out; more than 1 % of them is an error.\n\n"
     "      --weights FILE      Inception as safetensors (default weights/tiny-inception.safetensors, which "
     "is the\n"
     "                          toy world's; weights/fetch.sh inception gets the one that papers use)\n"
@@ -231,7 +234,7 @@ int command_fid(int argc, char **argv) {
             printf("\"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n", set[0].dim,
                    seconds() - started, (double)k_peak() / 1e6);
         } else {
-            printf("FID %.6f", fid);
+            printf("FID %.6f", fabs(fid) < 5e-7 ? 0 : fid); // not -0.000000
             if (rounds) printf("  (95 %%: %.6f to %.6f)", interval[0], interval[1]);
             if (with_kid) printf("\nKID %.8f +- %.8f", kid, kid_stderr);
             printf("\n");

@@ -345,7 +345,16 @@ static int compare_paths(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+static bool ends_in(const char *dot, const char *const *endings) {
+    while (*endings && strcasecmp(dot, *endings)) endings++;
+    return *endings != NULL;
+}
+
 char **list_images(const char *dir, size_t *count) {
+    static const char *const known[] = {".png", ".jpg", ".jpeg", NULL};
+    // Others read these, too: a folder of which half is passed over has another FID, so it is said.
+    static const char *const unknown[] = {".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp", NULL};
+    size_t others = 0;
     DIR *folder = opendir(dir);
     if (!folder) die("cannot read the folder %s: %s", dir, strerror(errno));
     char **paths = NULL;
@@ -353,7 +362,8 @@ char **list_images(const char *dir, size_t *count) {
     for (struct dirent *entry; (entry = readdir(folder));) {
         const char *dot = strrchr(entry->d_name, '.');
         if (!dot || dot == entry->d_name) continue;
-        if (strcasecmp(dot, ".png") && strcasecmp(dot, ".jpg") && strcasecmp(dot, ".jpeg")) continue;
+        others += ends_in(dot, unknown);
+        if (!ends_in(dot, known)) continue;
         char *path = format("%s/%s", dir, entry->d_name);
         if (is_directory(path)) {
             free(path);
@@ -363,6 +373,9 @@ char **list_images(const char *dir, size_t *count) {
         paths[n++] = path;
     }
     closedir(folder);
+    if (others)
+        note("%s: pictures of other types than .png, .jpg and .jpeg are left out: %zu; convert them to PNG",
+             dir, others);
     if (n) qsort(paths, n, sizeof *paths, compare_paths);
     *count = n;
     return paths;

@@ -195,6 +195,9 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
         die("%s: this is a Git LFS pointer, not the file itself; `git lfs pull` fetches it", path);
     uint64_t length = 0;
     for (int i = 0; i < 8; i++) length |= (uint64_t)bytes[i] << 8 * i;
+    // PyTorch's own files: a zip or, before its release 1.6, a pickle of protocol 2 as it is.
+    if (length > MAX_HEADER && (!memcmp(bytes, "PK\3\4", 4) || !memcmp(bytes, "\x80\2", 2)))
+        die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
     if (length > MAX_HEADER)
         die("%s: no safetensors file: its header would be %llu bytes long, at most %d are allowed", path,
             (unsigned long long)length, MAX_HEADER);

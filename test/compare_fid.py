@@ -1,12 +1,13 @@
 # compare_fid.py: `sd fid` beside pytorch-fid, live, at the full architecture with made weights and on real photos.
 #
-#     python test/compare_fid.py PHOTOS [--sd ./sd] [--only features,hard,fid,npz,kid,frechet,speed] [--photos 300]
+#     python test/compare_fid.py PHOTOS [--sd ./sd] [--only features,hard,fid,npz,kid,memory,frechet,speed] [--photos 300]
 #
-# PHOTOS is a folder of at least 2 x 300 JPEGs (fewer with --photos). Each line says what was compared, the figure and
-# the bar; the exit status is 1 if one is missed. Takes some minutes of two cores; `speed` and `frechet` want a quiet
-# machine. Times are taken in turn, sd first and second, and the medians compared.
+# or `make reference PHOTOS=DIR`. PHOTOS is a folder of at least 2 x 300 JPEGs (fewer with --photos). Each line says what
+# was compared, the figure and the bar; the exit status is 1 if one is missed. Takes some minutes of two cores; `speed`
+# and `frechet` want a quiet machine. Times are taken in turn, sd first and second, and the medians compared.
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import made
 parser = argparse.ArgumentParser()
 parser.add_argument("photos_dir", type=Path)
 parser.add_argument("--sd", default="./sd")
-parser.add_argument("--only", default="features,hard,fid,npz,kid,frechet,speed")
+parser.add_argument("--only", default="features,hard,fid,npz,kid,memory,frechet,speed")
 parser.add_argument("--photos", type=int, default=300)
 parser.add_argument("--threads", type=int, default=2)
 args = parser.parse_args()
@@ -50,6 +51,14 @@ def sd(*words, figures=True):
     if out.returncode:
         sys.exit(f"{' '.join(command)}: {out.stderr}")
     return json.loads(out.stdout) if figures else None
+
+
+def folder(name, files):
+    """A folder of links to these files."""
+    (work / name).mkdir()
+    for f in files:
+        (work / name / f.name).symlink_to(f.resolve())
+    return work / name
 
 
 # ---- pytorch-fid's network with made weights -----------------------------------------------------------------
@@ -80,18 +89,16 @@ def features(net, files, dtype=torch.float32, batch=10):
 
 
 photos = sorted(p for p in args.photos_dir.iterdir() if p.suffix == ".jpg")[: 2 * args.photos]
+if len(photos) < 2 * args.photos:
+    sys.exit(f"{args.photos_dir} holds {len(photos)} .jpg files, {2 * args.photos} are needed (--photos: half of them)")
 sets = []
 for name, part in (("a", photos[: args.photos]), ("b", photos[args.photos :])):
-    png, jpeg = work / name, work / f"{name}-jpeg"
-    png.mkdir(), jpeg.mkdir()
+    png, jpeg = work / name, folder(f"{name}-jpeg", part)
+    png.mkdir()
     for p in part:
         Image.open(p).convert("RGB").save(png / f"{p.stem}.png", compress_level=1)
-        (jpeg / p.name).symlink_to(p.resolve())
     sets.append((png, jpeg, sorted(png.iterdir()), sorted(jpeg.iterdir())))
-few = work / "few"
-few.mkdir()
-for f in sets[0][2][:64]:
-    (few / f.name).symlink_to(f)
+few = folder("few", sets[0][2][:64])
 files = sorted(few.iterdir())
 parts = args.only.split(",")
 net, weights = network(False)
@@ -103,11 +110,7 @@ if "features" in parts:
 
 if "hard" in parts:
     hard, hard_weights = network(True)
-    one = work / "sixteen"
-    one.mkdir()
-    for f in files[:16]:
-        (one / f.name).symlink_to(f.resolve())
-    sd("features", one, "-o", work / "h.safetensors", "--weights", hard_weights)
+    sd("features", folder("sixteen", files[:16]), "-o", work / "h.safetensors", "--weights", hard_weights)
     got, single = load_file(work / "h.safetensors")["features"], features(hard, files[:16])
     exact = features(hard.double(), files[:16], torch.float64)
     error, peer = np.abs(got - exact).max(), np.abs(single - exact).max()
@@ -125,12 +128,21 @@ if {"fid", "npz", "kid"} & set(parts):
 if "fid" in parts:
     figures = sd(sets[0][0], sets[1][0], "--weights", weights)
     report(f"FID of PNG ({figures['fid']:.6g}, pytorch-fid {want:.6g})", abs(figures["fid"] / want - 1), 1e-4)
+    # Most of that is SciPy's: fewer pictures than features make the product singular. The trace of its root is also the
+    # sum of the singular values of X Y^T, for the features X and Y around their means.
+    x, y = (f.astype(np.float64) - f.astype(np.float64).mean(0) for f in kept)
+    root = np.linalg.svd(x @ y.T, compute_uv=False).sum() / (len(x) - 1)
+    exact = sum(((stats[0][0] - stats[1][0]) ** 2, *(np.diag(c) for _, c in stats))).sum() - 2 * root
+    report(f"FID of PNG beside the exact root ({exact:.6g})", abs(figures["fid"] / exact - 1), 1e-4)
     figures = sd(sets[0][1], sets[1][1], "--weights", weights)
     report(f"FID of JPEG ({figures['fid']:.6g}), beside pytorch-fid's of the same pictures", abs(figures["fid"] / want - 1), 1e-2)
     clean = sd(sets[0][0], sets[1][0], "--weights", weights, "--resize", "clean")
     print(f"        FID with --resize clean: {clean['fid']:.6g}")
     same = sd(sets[0][0], sets[0][0], "--weights", weights)
     report("FID of a set and itself, by the trace", abs(same["fid"]) / np.trace(stats[0][1]), 1e-6)
+    ten = folder("ten", sets[0][2][:10])
+    same, trace = sd(ten, ten, "--weights", weights), np.trace(np.cov(kept[0][:10].astype(np.float64), rowvar=False))
+    report("FID of ten pictures and themselves, by the trace", abs(same["fid"]) / trace, 1e-6)
 
 if "npz" in parts:
     sd("stats", sets[0][0], "-o", work / "ours.npz", "--weights", weights)
@@ -149,6 +161,32 @@ if "kid" in parts:
     mmd = (kxx.sum() - np.trace(kxx) + kyy.sum() - np.trace(kyy)) / (n * (n - 1)) - 2 * k(x, y).mean()
     got = sd(sets[0][0], sets[1][0], "--weights", weights)
     report(f"KID ({got['kid']:.6g} +- {got['kid_stderr']:.2g})", abs(got["kid"] - mmd), 1e-6 * max(1, abs(mmd)))
+
+if "memory" in parts:
+
+    def peak(*words):
+        """KB, of Linux's /proc while the child runs: what wait4 says begins with this program's own size."""
+        command = [args.sd, "fid", *map(str, words), "-q", "-t", str(args.threads)]
+        child, high = subprocess.Popen(command), 0
+        while child.poll() is None:
+            found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{child.pid}/status").read_text())
+            high = int(found[1]) if found else high
+            time.sleep(0.01)
+        if child.returncode:
+            sys.exit(f"{' '.join(map(str, command))} failed")
+        return high
+
+    # The small network and many names of few photos: what the full one needs for itself varies by megabytes.
+    dirs = []
+    for n in (300, 3000):
+        dirs.append(work / f"times-{n}")
+        dirs[-1].mkdir()
+        for i in range(n):
+            (dirs[-1] / f"{i:04}.png").symlink_to(files[i % len(files)].resolve())
+    less, more = (peak("stats", d, "-o", work / "memory.npz") for d in dirs)
+    report(f"KB more a picture, statistics ({less} KB of 300, {more} of 3000)", (more - less) / 2700, 0.5)
+    less, more = (peak("features", d, "-o", work / "memory.safetensors") for d in dirs)
+    report(f"KB more a picture, 512 features kept: 2 and names ({less} KB, {more} KB)", (more - less) / 2700, 2.5)
 
 if "frechet" in parts:
     rng = np.random.default_rng(0)

@@ -485,6 +485,12 @@ static void test_refusals(void) {
     mkdir(in_folder("spoilt/folder.png"), 0700);
     REFUSED("could not be read", fid_scan(net, in_folder("spoilt"), o));
 
+    FidSet edge = fid_scan(net, pictures("edge", 99, 1), o);
+    check(edge.count == 99, "one unreadable in a hundred is left out");
+    fid_set_free(&edge);
+    REFUSED("1 of 99 pictures could not be read, ", fid_scan(net, pictures("beyond", 98, 1), o));
+    REFUSED("bad000.jpg the last", fid_scan(net, pictures("beyond", 98, 1), o));
+
     char *dir = pictures("mixed", 120, 1); // one in 121 may be unreadable
     FidSet s = fid_scan(net, dir, o);
     check(s.count == 120 && strstr(s.names[119], "good119.png"),
@@ -519,6 +525,10 @@ static void test_refusals(void) {
     REFUSED("is no covariance", fid_read_statistics(npz));
     save_npz(npz, "mu", 4, "sigma", 4, 4, NAN);
     REFUSED("is nan", fid_read_statistics(npz));
+    // Symmetric, and yet no covariance: 1 on the diagonal, 3 beside it. As either of the two.
+    double odd[4] = {1, 3, 3, 1}, one[4] = {1, 0, 0, 1}, nowhere[2] = {0};
+    REFUSED("has negative eigenvalues", frechet_distance(nowhere, odd, nowhere, one, 2));
+    REFUSED("has negative eigenvalues", frechet_distance(nowhere, one, nowhere, odd, 2));
     save_npz(npz, "mu", 4, "sigma", 4, 4, 0);
     s = fid_read_statistics(npz);
     REFUSED("different networks", fid_distance(&s, &read));

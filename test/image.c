@@ -77,12 +77,19 @@ static void test_damage(void) {
         free(good);
     }
     // A PNG header that claims 20,000 x 20,000 pixels, with a right checksum.
-    size_t n;
+    size_t n, m;
     unsigned char *png = (unsigned char *)read_file(FIXTURES "rgb.png", &n);
     put_big_endian(png + 16, 20000), put_big_endian(png + 20, 20000);
     put_big_endian(png + 29, crc32_update(0, png + 12, 17));
     check_reason("a picture of 400 million pixels", write_bytes("huge", png, n),
                  "20000 x 20000 pixels: 1 to");
+    unsigned char *jpeg = (unsigned char *)read_file(FIXTURES "baseline.jpg", &m),
+                  *frame = memmem(jpeg, m, "\xff\xc0\0\x11\x08", 5);
+    if (!frame) die("baseline.jpg has no frame header");
+    memcpy(frame + 5, "\x4e\x20\x4e\x20", 4);
+    check_reason("a JPEG that claims as many", write_bytes("huge.jpg", jpeg, m),
+                 "20000 x 20000 pixels: 1 to");
+    free(jpeg);
     put_big_endian(png + 16, 0);
     put_big_endian(png + 29, crc32_update(0, png + 12, 17));
     check_reason("a picture without pixels", write_bytes("none", png, n), "0 x 20000");

@@ -289,6 +289,10 @@ static void test_lies(void) {
     CHECK_DIES("a file of 7 bytes", "7 bytes are too few", store_open(path));
     path = write_bytes("wild", wild, 0);
     CHECK_DIES("an empty file", "0 bytes are too few", store_open(path));
+    CHECK_DIES("PyTorch's zip", "a pickle, which can run code; convert it",
+               store_open(write_bytes("x.pth", "PK\3\4\0\0\x08\x08\0\0\0\0", 12)));
+    CHECK_DIES("PyTorch's older file", "a pickle, which can run code; convert it",
+               store_open(write_bytes("x.pth", "\x80\2\x8a\nl\xfc\x9c\x46\xf9 j", 12)));
     CHECK_DIES("an absent file", "No such file", store_open(in_folder("absent.safetensors")));
     CHECK_DIES("a folder", "regular file", store_open(folder));
     path = write_text("pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 99\n");
