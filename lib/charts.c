@@ -113,9 +113,12 @@ static void reach(Axis *a, const double *v, int n, bool positive) {
             a->low = fmin(a->low, v[i]), a->high = fmax(a->high, v[i]);
 }
 
-// M x y L x y ..., and a dot at each point where there are few.
-static void draw_line(Output *o, const Line *l, Axis x, Axis y) {
-    output_printf(o, "<path class=\"line k%d\" d=\"", l->colour);
+// M x y L x y ..., and a dot at each point where there are few. below, above: how many lines are drawn before this one and
+// after it; later ones have gaps and smaller dots, so that an equal one shows through.
+static void draw_line(Output *o, const Line *l, Axis x, Axis y, int below, int above) {
+    output_printf(o, "<path class=\"line k%d\"", l->colour);
+    if (below) output_printf(o, " stroke-dasharray=\"%d %d\"", 6 * (above + 1), 6 * below);
+    output_printf(o, " d=\"");
     bool begun = false;
     for (int i = 0; i < l->count; i++) {
         if (!isfinite(l->y[i]) || (y.log && l->y[i] <= 0)) continue;
@@ -125,8 +128,8 @@ static void draw_line(Output *o, const Line *l, Axis x, Axis y) {
     output_printf(o, "%s\"/>", begun ? "" : "M0 0");
     for (int i = 0; i < l->count && l->count <= 16; i++)
         if (isfinite(l->y[i]))
-            output_printf(o, "<circle class=\"c%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\"/>", l->colour,
-                          place(x, l->x[i]), place(y, l->y[i]));
+            output_printf(o, "<circle class=\"c%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"%g\"/>", l->colour,
+                          place(x, l->x[i]), place(y, l->y[i]), 3.5 + 1.5 * above);
     output_printf(o, "\n");
 }
 
@@ -161,7 +164,7 @@ void chart_lines(Output *o, LineChart c, const Line *lines, int count) {
                   HEIGHT - 6);
     html_text(o, c.x_title);
     output_printf(o, "</text>\n");
-    for (int i = 0; i < count; i++) draw_line(o, &lines[i], x, y);
+    for (int i = 0; i < count; i++) draw_line(o, &lines[i], x, y, i, count - 1 - i);
     output_printf(o, "</svg><p class=\"legend\">");
     for (int i = 0; i < count; i++) {
         output_printf(o,
@@ -189,6 +192,6 @@ void chart_spark(Output *o, const char *title, const Line *line) {
                   LEFT - 4, TOP + 8, y.high, LEFT - 4, HEIGHT - BOTTOM, y.low);
     output_printf(o, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%g steps</text>\n", WIDTH - RIGHT,
                   HEIGHT - 7, x.high);
-    draw_line(o, line, x, y);
+    draw_line(o, line, x, y, 0, 0);
     output_printf(o, "</svg></figure>\n");
 }

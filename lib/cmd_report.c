@@ -31,8 +31,8 @@ typedef struct {
     int sweep;
     Timing timing[MOST_STEPS];
     int timings;
-    char *pictures[MOST_PICTURES]; // of Figure 3, as base64
-    char *drawn_by, *judged_by;    // commands
+    char *pictures[MOST_PICTURES];         // of Figure 3, as base64
+    char *drawn_by, *judged_by, *shown_by; // commands; the last draws Figure 3
 } System;
 
 static System systems[SYSTEMS] = {
@@ -119,6 +119,7 @@ static void read_system(System *s, const char *scratch) {
         free(name);
     }
     j = record_of("figure3-", s->name);
+    s->shown_by = xstrdup(json_get_string(j, "command", ""));
     const Json *images = json_get(json_get(j, "result"), "images");
     for (size_t i = 0; images && images->kind == JSON_ARRAY && i < images->length && i < MOST_PICTURES; i++) {
         const char *path = images->items[i].kind == JSON_STRING ? images->items[i].string : "",
@@ -257,47 +258,44 @@ static const Training *training(const Training *list, int count, const char *nam
 
 static const char style[] =
     ":root{color-scheme:light dark;--ink:#1d1d1f;--paper:#fff;--line:#d4d4d8;--quiet:#5b5b63;--mark:#a40000;"
-    "--c0:#6b7280;--c1:#b45309;--c2:#0f766e;--c3:#2563eb;--c4:#7c3aed;--c5:#d97706;--c6:#2563eb;--c7:#16a34a}"
+    "--c0:#6b7280;--c1:#b45309;--c2:#0f766e;--c3:#2563eb;--c4:#a21caf;--c5:#d97706;--c6:#2563eb;--c7:#16a34a}"
     "\n"
-    "@media screen and "
-    "(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--paper:#18181b;--line:#3f3f46;--quiet:#a1a1aa;"
-    "--mark:#ef8a8a;--c0:#9ca3af;--c1:#f59e0b;--c2:#2dd4bf;--c3:#60a5fa;--c4:#a78bfa;--c5:#fbbf24;--c6:#"
-    "60a5fa;--c7:#4ade80}}\n"
-    "@media "
-    "print{:root{color-scheme:light}body{font-size:11pt;-webkit-print-color-adjust:exact;print-color-adjust:"
-    "exact}"
-    "figure,tr{break-inside:avoid}h2{break-after:avoid}}\n"
+    "@media screen and (prefers-color-scheme:dark){:root{--ink:#e8e8ea;--paper:#18181b;--line:#3f3f46;"
+    "--quiet:#a1a1aa;--mark:#ef8a8a;--c0:#9ca3af;--c1:#f59e0b;--c2:#2dd4bf;--c3:#60a5fa;--c4:#e879f9;"
+    "--c5:#fbbf24;--c6:#60a5fa;--c7:#4ade80}}\n"
     "*{box-sizing:border-box}body{font:16px/1.5 "
-    "system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 "
-    "auto;max-width:72rem;padding:1rem}\n"
+    "system-ui,sans-serif;color:var(--ink);background:var(--paper);"
+    "margin:0 auto;max-width:72rem;padding:1rem}\n"
     "h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}p{max-width:46rem}\n"
-    "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px "
-    "solid "
-    "var(--line);vertical-align:top}thead "
-    "th{border-bottom-width:2px}td.n{font-variant-numeric:tabular-nums}\n"
-    ".quiet,.how{color:var(--quiet);font-size:.88rem}.mark{color:var(--mark)}code{font-size:.85em;overflow-"
-    "wrap:anywhere}\n"
+    "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;"
+    "border-bottom:1px solid var(--line);vertical-align:baseline}thead th{border-bottom-width:2px}"
+    "td.n{font-variant-numeric:tabular-nums}\n"
+    ".quiet,.how{color:var(--quiet);font-size:.88rem}.mark{color:var(--mark)}"
+    "code{font-size:.85em;overflow-wrap:anywhere}code span{white-space:nowrap}\n"
     "figure{margin:0;min-width:0}figcaption{font-weight:600;margin-bottom:.2rem}"
-    ".charts,.sparks{display:grid;gap:1.2rem "
-    "2rem}.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,"
-    "26rem),1fr))}.sparks{grid-template-columns:repeat(auto-fill,minmax(min(100%,16rem),1fr))}"
-    ".chart{max-width:30rem}table+.charts{margin-top:1.4rem}.spark{max-width:20rem}.chart>svg,.spark>svg{"
-    "width:100%;display:block}"
-    ".spark figcaption{font-size:.9rem}\n"
+    ".charts,.sparks{display:grid;gap:1.2rem 2rem}"
+    ".charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}"
+    ".sparks{grid-template-columns:repeat(auto-fill,minmax(min(100%,16rem),1fr))}"
+    ".chart{max-width:30rem}table+.charts{margin-top:1.4rem}.spark{max-width:20rem}"
+    ".chart>svg,.spark>svg{width:100%;display:block}.spark figcaption{font-size:.9rem}\n"
     ".grid{display:grid;gap:.5rem;grid-template-columns:minmax(0,max-content) "
-    "repeat(var(--n),minmax(0,12rem));align-items:center}"
-    ".grid img{width:100%;display:block;border:1px solid var(--line)}\n"
-    ".legend{font-size:.85rem;margin:.2rem 0}.legend "
-    "span{white-space:nowrap;margin-right:.8rem}.swatch{width:.75em;height:.75em}\n"
-    "svg text{fill:var(--ink);font:13px system-ui,sans-serif}.axis{stroke:var(--line);fill:none}.mark "
-    "path,path.mark{"
-    "stroke:var(--ink);stroke-width:1.5;fill:none}.line{fill:none;stroke-width:2.2}.hollow{fill:none;stroke-"
-    "width:1.6}\n"
-    "@media(max-width:44rem){table,tbody,tr,td,th[scope=row]{display:block}thead{display:none}tr{border-"
-    "bottom:2px solid "
-    "var(--line);padding:.4rem 0}td,th[scope=row]{border:0;padding:.1rem 0}td[data-l]{display:flex;gap:1rem;"
-    "justify-content:space-between}td[data-l]::before{content:attr(data-l);color:var(--quiet)}"
-    "td[data-l].text{display:block}td[data-l].text::before{display:block}}\n";
+    "repeat(var(--n),minmax(0,12rem));"
+    "align-items:center}.grid img{width:100%;display:block;border:1px solid var(--line)}\n"
+    ".legend{font-size:.85rem;margin:.2rem 0}.legend span{white-space:nowrap;margin-right:.8rem}"
+    ".swatch{width:.75em;height:.75em}\n"
+    "svg text{fill:var(--ink);font:13px system-ui,sans-serif}.spark text{font-size:14px}"
+    ".axis{stroke:var(--line);fill:none}.mark path,path.mark{stroke:var(--ink);stroke-width:1.5;fill:none}"
+    ".line{fill:none;stroke-width:2.2}.hollow{fill:none;stroke-width:1.6}\n"
+    "@media print{:root{color-scheme:light}"
+    "body{font-size:11pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}"
+    "figure,tr,.grid img{break-inside:avoid}h2{break-after:avoid}.charts{grid-template-columns:1fr 1fr}}\n"
+    // On a telephone: a table's cells one below the other, each with its label.
+    "@media screen and (max-width:44rem){table,tbody,tr,td,th[scope=row]{display:block}thead{display:none}"
+    "tr{border-bottom:2px solid var(--line);padding:.4rem 0}td,th[scope=row]{border:0;padding:.1rem 0}"
+    "td[data-l]{display:flex;gap:1rem;justify-content:space-between}"
+    "td[data-l]::before{content:attr(data-l);color:var(--quiet)}td[data-l].text{display:block}"
+    "td[data-l].text::before{display:block}.grid{grid-template-columns:repeat(var(--n),minmax(0,12rem))}"
+    ".grid .name{grid-column:1/-1}}\n";
 
 static void write_style(Output *o) {
     output_write(o, style, sizeof style - 1);
@@ -329,6 +327,21 @@ static void begin_table(Output *o, const char *const *heads) {
     output_printf(o, "</tr></thead><tbody>\n");
 }
 
+// A command whose options are not torn apart at their hyphens where the line ends.
+static void write_command(Output *o, const char *command) {
+    output_printf(o, "<code>");
+    while (*command) {
+        int blank = (int)strspn(command, " "), word = (int)strcspn(command + blank, " ");
+        bool option = command[blank] == '-';
+        char *text = format("%.*s", word, command + blank);
+        output_printf(o, "%.*s%s", blank, command, option ? "<span>" : "");
+        html_text(o, text);
+        output_printf(o, "%s", option ? "</span>" : "");
+        free(text), command += blank + word;
+    }
+    output_printf(o, "</code>");
+}
+
 static void begin_row(Output *o, const char *title) {
     output_printf(o, "<tr><th scope=\"row\">");
     html_text(o, title);
@@ -339,9 +352,8 @@ static void begin_row(Output *o, const char *title) {
 static void how(Output *o, const char *command, const char *machine, const char *more) {
     output_printf(o, "<p class=\"how\">");
     if (command && *command) {
-        output_printf(o, "<code>");
-        html_text(o, command);
-        output_printf(o, "</code> (and likewise for the others) on ");
+        write_command(o, command);
+        output_printf(o, " (and likewise for the others) on ");
     }
     html_text(o, machine);
     output_printf(o, ". %s</p>\n", more);
@@ -461,13 +473,13 @@ static void write_speed(Output *o, const char *machine, const char *command) {
         "The first picture of each call warms up and does not count. The length of the caption does not "
         "matter: the text "
         "encoder always reads the full number of tokens.");
-    output_printf(o, "<p class=\"how\"><code>");
-    html_text(o, command);
-    output_printf(o, "</code></p>\n");
+    output_printf(o, "<p class=\"how\">");
+    write_command(o, command);
+    output_printf(o, "</p>\n");
     for (int i = 0; i < n; i++) free(labels[i]);
 }
 
-static void write_figure3(Output *o) {
+static void write_figure3(Output *o, const char *machine) {
     int columns = 0;
     for (int i = 0; i < SYSTEMS; i++)
         for (int k = 0; k < MOST_PICTURES; k++)
@@ -481,7 +493,7 @@ static void write_figure3(Output *o) {
                   columns);
     for (int i = 0; i < SYSTEMS; i++) {
         if (!systems[i].pictures[0]) continue;
-        output_printf(o, "<div>%s</div>", systems[i].title);
+        output_printf(o, "<div class=\"name\">%s</div>", systems[i].title);
         for (int k = 0; k < columns; k++)
             if (systems[i].pictures[k])
                 output_printf(o, "<img alt=\"drawn by %s, noise %d\" src=\"data:image/png;base64,%s\">\n",
@@ -490,6 +502,7 @@ static void write_figure3(Output *o) {
                 output_printf(o, "<div></div>");
     }
     output_printf(o, "</div>\n");
+    how(o, systems[BASE].shown_by, machine, "");
 }
 
 static void write_sweep(Output *o, const char *machine, bool judged) {
@@ -508,7 +521,8 @@ static void write_sweep(Output *o, const char *machine, bool judged) {
         chart_lines(o, (LineChart){"Prompt fidelity (higher is better)", "steps", true, false, true},
                     fidelity, n);
     output_printf(o, "</div>\n");
-    how(o, NULL, machine, "The same captions and noise as in the table, with other <code>--steps</code>.");
+    how(o, systems[TEACHER].drawn_by, machine,
+        "The same captions and noise as in the table, with other <code><span>--steps</span></code>.");
 }
 
 static void write_training(Output *o, const Training *list, int count) {
@@ -532,9 +546,9 @@ static void write_training(Output *o, const Training *list, int count) {
             number(o, "pictures", t->pictures, 0);
         number(o, "steps", t->steps, 0), number(o, "minutes", t->seconds / 60, 1),
             number(o, "memory, MB", t->peak_mb, 0);
-        output_printf(o, "<td data-l=\"command\" class=\"text\"><code>");
-        html_text(o, t->command);
-        output_printf(o, "</code></td></tr>\n");
+        output_printf(o, "<td data-l=\"command\" class=\"text\">");
+        write_command(o, t->command);
+        output_printf(o, "</td></tr>\n");
     }
     output_printf(o, "</tbody></table>\n");
 }
@@ -684,8 +698,9 @@ static void write_stages(Output *o) {
     Json *plan_record = record_of("plan", "");
     const Json *plan = json_get(plan_record, "result");
     double total = 0;
-    output_printf(o, "<h2>Stages</h2>\n<details><summary>Every stage of the run, with its time, its memory "
-                     "and its command</summary>\n");
+    output_printf(o,
+                  "<h2>Stages</h2>\n<details open><summary>Every stage of the run, with its time, its memory "
+                  "and its command</summary>\n");
     begin_table(o, plan ? (const char *const[]){"stage", "seconds", "planned", "memory, MB", "planned",
                                                 "command", NULL}
                         : (const char *const[]){"stage", "seconds", "memory, MB", "command", NULL});
@@ -706,9 +721,9 @@ static void write_stages(Output *o) {
         if (plan)
             output_printf(o, isnan(planned_mb) ? "<td></td>" : "<td data-l=\"planned\" class=\"n\">%.0f</td>",
                           planned_mb);
-        output_printf(o, "<td data-l=\"command\" class=\"text\"><code>");
-        html_text(o, json_get_string(j, "command", ""));
-        output_printf(o, "</code></td></tr>\n");
+        output_printf(o, "<td data-l=\"command\" class=\"text\">");
+        write_command(o, json_get_string(j, "command", ""));
+        output_printf(o, "</td></tr>\n");
         json_free(j);
     }
     output_printf(o,
@@ -783,7 +798,7 @@ static void write_page(Output *o, const Json *paper, const Training *trainings, 
     if (count < 200) output_printf(o, "<p class=\"mark\">An FID of %.0f pictures says little.</p>\n", count);
     write_table(o, machine, !real);
     write_figure2(o, machine);
-    write_figure3(o);
+    write_figure3(o, machine);
     Json *speed = record_of("speed", "");
     write_speed(o, machine, json_get_string(speed, "command", ""));
     json_free(speed);
@@ -825,7 +840,7 @@ int command_report(int argc, char **argv) {
 
     for (int i = 0; i < SYSTEMS; i++) {
         for (int k = 0; k < MOST_PICTURES; k++) free(systems[i].pictures[k]);
-        free(systems[i].drawn_by), free(systems[i].judged_by);
+        free(systems[i].drawn_by), free(systems[i].judged_by), free(systems[i].shown_by);
     }
     for (int i = 0; i < training_count; i++)
         free(trainings[i].name), free(trainings[i].command), free(trainings[i].step), free(trainings[i].loss);

@@ -70,6 +70,14 @@ identity() { # a number that changes with the contents of these files and folder
     for path; do find -L "$path" -type f | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
 }
 quoted() { printf '"%s"' "$(printf '%s' "$*" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n\t' '  ')"; }
+typed() { # a command as one would type it: what has a blank in it stands in quotes
+    between=""
+    for word; do
+        case $word in *' '*) word="\"$word\"" ;; esac
+        printf '%s%s' "$between" "$word"
+        between=" "
+    done
+}
 clock=$(date +%s)
 : >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
 
@@ -93,7 +101,7 @@ stage() {
         case $result in '{'* | '['*) ;; ?*) result=$(quoted "$result") ;; esac # words are a JSON string
         seconds=$((now - clock)) # since the stage before, so that the times add up
         printf '{"stage": "%s", "made_of": %s, "seconds": %d, "command": %s, "result": %s}\n' \
-            "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$*}")" "${result:-null}" >"$record.part"
+            "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$(typed "$@")}")" "${result:-null}" >"$record.part"
         mv "$record.part" "$record.json" && rm -f "$record.out"
     fi
     clock=$(date +%s) command=
@@ -215,7 +223,7 @@ about() { # about FINISHED
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo '?')
     printf '{"world": "%s", "finished": %s, "model": %s, "data": %s, "inception": %s, "standin": %s, "count": %d, "steps": %d, "machine": %s, "version": %s}\n' \
         $world "$1" "$(quoted "$base")" "$(quoted "${DATA:-the Flickr world, held-out scenes}")" "$(quoted "$judge")" "$(quoted "$LCM")" "$drawn" "$STEPS" \
-        "$(quoted "${cpu:-$(uname -m)}, $cores cores, ${OMP_NUM_THREADS:-all} threads, $(uname -s)")" \
+        "$(quoted "${cpu:-$(uname -m)}, $cores cores, threads used: ${OMP_NUM_THREADS:-all}, $(uname -s)")" \
         "$(quoted "$(git describe --always --dirty 2>/dev/null || echo unknown)")" >"$OUT/paper.json.part"
     mv "$OUT/paper.json.part" "$OUT/paper.json"
 }
