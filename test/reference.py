@@ -182,6 +182,7 @@ def calls(arch, size, dtype, height=None, width=None):
 # ---- fixtures of whole models --------------------------------------------------------------------------------
 
 SAMPLES = 128
+SAMPLES_HARD = 1024  # there two largest errors are compared, and of few entries the larger is a matter of luck
 
 
 def sample(x, count=SAMPLES):
@@ -237,8 +238,8 @@ def hard_fixture(name, part, arch, size, **shape):
     for block, want in double.items():
         got, scale = single.pop(block).double(), want.abs().max()
         error = (got - want).abs().max() / scale
-        sampled = (sample(got) - sample(want)).abs().max() / scale
-        tensors[block] = sample(want)
+        sampled = (sample(got, SAMPLES_HARD) - sample(want, SAMPLES_HARD)).abs().max() / scale
+        tensors[block] = sample(want, SAMPLES_HARD)
         tensors[block + ".summary"] = summary(want)
         tensors[block + ".fp32_error"] = torch.stack([error, sampled]).double()
         print(f"    {block:48} largest {scale:10.3f}  fp32 error {error:.1e}", flush=True)
