@@ -701,7 +701,7 @@ static void write_stages(Output *o) {
     output_printf(o,
                   "<h2>Stages</h2>\n<details open><summary>Every stage of the run, with its time, its memory "
                   "and its command</summary>\n");
-    begin_table(o, plan ? (const char *const[]){"stage", "seconds", "planned", "memory, MB", "planned",
+    begin_table(o, plan ? (const char *const[]){"stage", "seconds", "planned, s", "memory, MB", "planned, MB",
                                                 "command", NULL}
                         : (const char *const[]){"stage", "seconds", "memory, MB", "command", NULL});
     for (int i = 0; i < stage_count; i++) {
@@ -715,12 +715,14 @@ static void write_stages(Output *o) {
         double mb = result && result->kind == JSON_OBJECT ? json_get_number(result, "peak_mb", NAN) : NAN;
         double planned_s = plan_of(plan, stages[i], "seconds"), planned_mb = plan_of(plan, stages[i], "mb");
         if (plan)
-            output_printf(o, isnan(planned_s) ? "<td></td>" : "<td data-l=\"planned\" class=\"n\">%.0f</td>",
+            output_printf(o,
+                          isnan(planned_s) ? "<td></td>" : "<td data-l=\"planned, s\" class=\"n\">%.0f</td>",
                           planned_s);
         output_printf(o, isnan(mb) ? "<td></td>" : "<td data-l=\"memory, MB\" class=\"n\">%.0f</td>", mb);
         if (plan)
-            output_printf(o, isnan(planned_mb) ? "<td></td>" : "<td data-l=\"planned\" class=\"n\">%.0f</td>",
-                          planned_mb);
+            output_printf(
+                o, !(planned_mb > 0) ? "<td></td>" : "<td data-l=\"planned, MB\" class=\"n\">%.0f</td>",
+                planned_mb);
         output_printf(o, "<td data-l=\"command\" class=\"text\">");
         write_command(o, json_get_string(j, "command", ""));
         output_printf(o, "</td></tr>\n");

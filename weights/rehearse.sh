@@ -1,6 +1,7 @@
 #!/bin/sh
 # The paper at the full architecture on made weights, a few steps and pictures of each stage: `make paper MODEL=...` before
-# one has the weights. sh weights/rehearse.sh DATA, a captioned data set such as Flickr8k. Sizes as in weights/paper.sh.
+# one has the weights. sh weights/rehearse.sh DATA, a captioned data set such as Flickr8k. Sizes as in weights/paper.sh;
+# most of the time goes into encoding the pictures: SMALL=32 takes but 32 of them.
 set -eu
 DATA=${1:?sh weights/rehearse.sh DATA} OUT=${OUT:-run/rehearsal}
 export DATA COUNT="${COUNT:-4}" STEPS="${STEPS:-2}" SWEEP="${SWEEP-}" SPEED="${SPEED-2 1}" TIMED="${TIMED:-1}" ROUNDS="${ROUNDS:-1}" \
