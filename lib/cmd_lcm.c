@@ -27,7 +27,7 @@ static const char help[] =
     "      --steps N          training steps (default 2000)\n"
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 8e-6, the paper's; 2e-4 for small models)\n"
-    "      --warmup N         steps over which the rate rises (default 100)\n"
+    "      --warmup N         steps over which the rate rises (default 100; cosine: at most a tenth)\n"
     "      --schedule NAME    constant (default, the paper's), or cosine: the rate falls to a twentieth\n"
     "                         at the last step, so the run continues with the same --steps only\n"
     "      --ema D            how slowly the target follows (default 0.95)\n"
@@ -483,7 +483,7 @@ int command_lcm(int argc, char **argv) {
     Options o = {.cache = "run/cache",
                  .steps = 2000,
                  .batch = 16,
-                 .warmup = 100,
+                 .warmup = -1,
                  .ema = 0.95,
                  .sample_every = 500,
                  .checkpoint_every = 300,
@@ -532,8 +532,7 @@ int command_lcm(int argc, char **argv) {
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
     if (!o.data || !o.out) die_usage("--data DIR and --output DIR are needed");
     if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
-    if (o.cosine && o.warmup >= o.steps)
-        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", o.steps, o.warmup);
+    o.warmup = option_warmup(o.warmup, o.cosine, o.steps);
     if (o.lcm.w_min > o.lcm.w_max)
         die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
     char *out = xstrdup(o.out);

@@ -64,7 +64,7 @@ static const char train_help[] =
     "      --steps N          training steps (default 1000)\n"
     "      --batch N          pictures a step (default 16)\n"
     "      --lr R             learning rate (default 1e-4)\n"
-    "      --warmup N         steps over which the rate rises (default 100)\n"
+    "      --warmup N         steps over which the rate rises (default 100; cosine: at most a tenth)\n"
     "      --schedule NAME    constant (default), or cosine: the rate falls to a twentieth\n"
     "                         at the last step, so the run continues with the same --steps only\n"
     "      --ema D            keep a moving average of the adapters (default 0: none)\n"
@@ -329,7 +329,7 @@ static int command_train(int argc, char **argv, bool distill) {
                  .steps = 1000,
                  .batch = 16,
                  .rate = 1e-4,
-                 .warmup = 100,
+                 .warmup = -1,
                  .dtype = F16,
                  .finetune = {.dropout = 0.1f},
                  .mimic = {.mse_weight = 1, .kl_weight = 1, .temperature = 1, .reading = KL_ELEMENTS},
@@ -401,8 +401,7 @@ static int command_train(int argc, char **argv, bool distill) {
     if (o.mode == CONSISTENCY && o.teacher)
         die_usage("--mode consistency has no --teacher but the base itself");
     if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
-    if (o.cosine && o.warmup >= o.steps)
-        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", o.steps, o.warmup);
+    o.warmup = option_warmup(o.warmup, o.cosine, o.steps);
     if (o.lcm.w_min > o.lcm.w_max)
         die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
     if (is_directory(o.out)) die("%s is a folder; the adapters go into one file", o.out);

@@ -35,6 +35,13 @@ bool option_cosine(const char *text) {
     return !strcmp(text, "cosine");
 }
 
+int option_warmup(int given, bool cosine, long steps) {
+    if (given < 0) return cosine && steps < 1000 ? (int)(steps / 10) : 100;
+    if (cosine && given >= steps)
+        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", steps, given);
+    return given;
+}
+
 void option_png(const char *output) {
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
     const char *ending = strrchr(output, '.');

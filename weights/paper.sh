@@ -162,9 +162,10 @@ case $world in
 toy) [ -d weights/logs ] && cp weights/logs/*.jsonl "$OUT/logs/" 2>/dev/null || true ;;
 scratch)
     # As the shipped weights were made: weights/README.md.
-    LCM_OPTIONS=${LCM_OPTIONS---lr 3e-4 --schedule cosine --w-min 3 --w-max 6 --skip 40}
+    LCM_OPTIONS=${LCM_OPTIONS---lr 3e-4 --schedule cosine --w-min 2 --w-max 5}
     FINETUNE_OPTIONS=${FINETUNE_OPTIONS---lr 1e-3 --schedule cosine --targets lcm --ema 0.99 --min-snr 5}
-    DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 4.5 --w-max 4.5}
+    DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 2 --w-max 5}
+    FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
     scenes broad "${BROAD:-20000}" --world broad
     train tokenizer "captions of the toy world" "$base/tokenizer" none "" ./sd pretrain tokenizer -o "$base"
     pretrain vae "${VAE_STEPS:-}" nothing "$base/vae"
