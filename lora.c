@@ -64,11 +64,6 @@ Layer **lora_layers(const Params *model, int *count) {
     return layers;
 }
 
-// How many numbers a layer reads and writes for one output pixel.
-static int layer_inputs(const Layer *l) {
-    return (int)(tensor_count(l->weight) / (size_t)l->weight->shape[0]);
-}
-
 LoraPart *lora_add(Lora *l, Layer *layer, int rank, float alpha) {
     const Tensor *w = layer->weight;
     l->parts = xrealloc(l->parts, (size_t)(l->count + 1) * sizeof *l->parts);
@@ -140,8 +135,7 @@ void lora_take_off(Lora *l) {
             }
 }
 
-// W += scale B A. down (rank, window and inputs) and W (out, window and inputs) run over the window in the same order,
-// so for convolutions too it is one product.
+// W += scale B A, for good.
 void lora_merge(const Lora *l, float strength) {
     for (int i = 0; i < l->count; i++) {
         const LoraPart *p = &l->parts[i];
@@ -150,9 +144,7 @@ void lora_merge(const Lora *l, float strength) {
         Scope s = scope_begin();
         Tensor *sum = w->type == F32 ? w : tensor_new_type(w->dims, w->shape, F32);
         if (sum != w) k_copy(mem(sum), mem(w), tensor_count(w));
-        k_gemm(mem(sum), mem(p->adapter.up), mem(p->adapter.down), (Mem){0}, (Mem){0},
-               (Gemm){w->shape[0], layer_inputs(p->layer), rank, .add = true,
-                      .alpha = strength * p->alpha / (float)rank});
+        adapter_add(sum, &p->adapter, strength * p->alpha / (float)rank);
         if (sum != w) k_copy(mem(w), mem(sum), tensor_count(w));
         float *x = tensor_read(w);
         for (size_t k = 0; k < tensor_count(w); k++)

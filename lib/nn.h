@@ -105,6 +105,11 @@ struct Adapter {
     Adapter *next;
 };
 
+int layer_inputs(const Layer *l); // how many numbers it reads for one of a row's outputs: in, or kh kw in
+// w += scale up down. w: fp32, the layer's weights or a copy. Over a convolution's window down and w run in the same
+// order, so there too it is one product.
+void adapter_add(Tensor *w, const Adapter *a, float scale);
+
 Layer *layer_linear(Params *p, int in, int out, bool bias, const char *name, ...) PRINTF_LIKE(5, 6);
 Layer *layer_conv(Params *p, int in, int out, int kh, int kw, bool bias, const char *name, ...)
     PRINTF_LIKE(7, 8);
