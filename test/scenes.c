@@ -227,6 +227,9 @@ static void test_files(void) {
         char *end = strchr(line, '\n');
         if (!end) break;
         Scene want, got = scene_parse(line, (size_t)(end - line), "scenes.jsonl");
+        Json *j = json_parse(line, (size_t)(end - line), "scenes.jsonl");
+        same = same && !strcmp(json_get_string(j, "world", ""), "flickr");
+        json_free(j);
         char captions[5][256];
         static unsigned char rgb[PIXELS];
         scene_draw(WORLD_FLICKR, SPLIT_TEST, 9, lines, rgb, &want, captions);

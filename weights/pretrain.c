@@ -292,11 +292,10 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
 
 // ---- the pairs that the text encoder and the UNet learn from -------------------------------------------------------
 
-// Refuses what is not the broad world's training scenes. The flickr world, which fine-tuning is to learn, is told by its
-// captions: all are sentences with a capital, where half of the broad world's are lists in small letters.
+// Refuses what is not the broad world's training scenes: the flickr world is what fine-tuning is to learn.
 static void check_broad(const char *dir) {
     static const char wanted[] = "this stage learns from `sd scenes DIR --world broad`";
-    Dataset *d = dataset_open(dir);
+    dataset_close(dataset_open(dir)); // is it captioned pictures at all? It says what is missing
     char *path = format("%s/scenes.jsonl", dir);
     if (!file_exists(path)) die("%s has no scenes.jsonl; %s", dir, wanted);
     char *text = read_file(path, NULL);
@@ -304,16 +303,12 @@ static void check_broad(const char *dir) {
         Scene scene = scene_parse(line, (size_t)(end - line), path);
         if (scene_held_out(&scene))
             die("%s holds combinations that are held out for tests (--split test); %s", dir, wanted);
+        Json *j = json_parse(line, (size_t)(end - line), path);
+        if (strcmp(json_get_string(j, "world", ""), "broad"))
+            die("%s is not of the broad world; %s", dir, wanted);
+        json_free(j);
     }
-    bool small = false;
-    for (size_t i = 0; i < d->count; i++)
-        for (int k = 0; k < d->samples[i].caption_count; k++) {
-            char first = d->samples[i].captions[k][0];
-            small |= first >= 'a' && first <= 'z';
-        }
-    if (!small) die("%s is of the flickr world; %s", dir, wanted);
     free(text), free(path);
-    dataset_close(d);
 }
 
 // The folder's scenes (`sd scenes DIR --world broad`) as tokens and latents. Needs the stages before.
@@ -515,6 +510,7 @@ static const char help[] =
     "      --fresh        begin the run anew (weights in the model's folder are still the start)\n"
     "      --seed N   -t, --threads N   -q   -v   -h\n";
 
+enum { TOKENIZER, VAE, DECODER, TEXT, UNET, INCEPTION, CHECK }; // the stages
 enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, CHECKPOINT_EVERY, FRESH };
 
 int command_pretrain(int argc, char **argv) {
@@ -556,17 +552,18 @@ int command_pretrain(int argc, char **argv) {
         long steps;
         int batch;
         double rate, ema;
-    } stages[] = {{"tokenizer", 1, 1, 1, 0},
-                  {"vae", 6000, 12, 1.5e-3, 0.998},
-                  {"decoder", 6000, 12, 5e-4, 0.998},
-                  {"text", 800, 128, 1e-3, 0.99},
-                  {"unet", 20000, 32, 6e-4, 0.9995},
-                  {"inception", 3000, 32, 2e-3, 0.995},
-                  {"check", 1, 1, 1, 0}};
+    } stages[] = {[TOKENIZER] = {"tokenizer", 1, 1, 1, 0},
+                  [VAE] = {"vae", 6000, 12, 1.5e-3, 0.998},
+                  [DECODER] = {"decoder", 6000, 12, 5e-4, 0.998},
+                  [TEXT] = {"text", 800, 128, 1e-3, 0.99},
+                  [UNET] = {"unet", 20000, 32, 6e-4, 0.9995},
+                  [INCEPTION] = {"inception", 3000, 32, 2e-3, 0.995},
+                  [CHECK] = {"check", 1, 1, 1, 0}};
     const char *name = argv[optind];
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         if (strcmp(name, stages[i].name)) continue;
-        if (o.data && i != 3 && i != 4) die_usage("%s takes no --data: it draws its scenes itself", name);
+        if (o.data && i != TEXT && i != UNET)
+            die_usage("%s takes no --data: it draws its scenes itself", name);
         o.stage = name, o.seed = common.seed;
         if (!o.steps) o.steps = stages[i].steps;
         if (!o.batch) o.batch = stages[i].batch;
@@ -580,18 +577,15 @@ int command_pretrain(int argc, char **argv) {
             free(folder);
         }
         architecture_write(architecture("tiny"), o.out);
-        if (i == 0)
-            pretrain_tokenizer(&o);
-        else if (i == 1 || i == 2)
-            pretrain_vae(&o, i == 2);
-        else if (i == 3)
-            pretrain_text(&o);
-        else if (i == 4)
-            pretrain_unet(&o);
-        else if (i == 5)
-            pretrain_inception(&o);
-        else
-            pretrain_check(&o);
+        switch (i) {
+        case TOKENIZER: pretrain_tokenizer(&o); break;
+        case VAE: pretrain_vae(&o, false); break;
+        case DECODER: pretrain_vae(&o, true); break;
+        case TEXT: pretrain_text(&o); break;
+        case UNET: pretrain_unet(&o); break;
+        case INCEPTION: pretrain_inception(&o); break;
+        case CHECK: pretrain_check(&o); break;
+        }
         return 0;
     }
     die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are", name);

@@ -1383,7 +1383,7 @@ static void write_lists(const char *dir, long n, uint64_t seed, World world, Spl
         for (int a = 0; a < SCENE_ATTRIBUTES; a++)
             output_printf(scenes_file, ", \"%s\": \"%s\"", attributes[a].name,
                           attributes[a].values[scene_value(&s, a)]);
-        output_printf(scenes_file, "}\n");
+        output_printf(scenes_file, ", \"world\": \"%s\"}\n", world == WORLD_BROAD ? "broad" : "flickr");
     }
     output_commit(captions_file);
     output_commit(scenes_file);

@@ -57,8 +57,8 @@ void scene_draw_as(World world, uint64_t seed, const Scene *scene, unsigned char
 // The seed that scene_draw gives scene_draw_as.
 uint64_t scene_seed(World world, Split split, uint64_t seed, long index);
 
-// DIR/Images/00000.png ..., DIR/captions.txt (Flickr8k as Kaggle has it: `image,caption`), DIR/scenes.jsonl (an
-// object a line, exactly n lines).
+// DIR/Images/00000.png ..., DIR/captions.txt (Flickr8k as Kaggle has it: `image,caption`), DIR/scenes.jsonl (n
+// lines, an object each: "image", the six attributes, "world").
 void scenes_write(const char *dir, long n, uint64_t seed, World world, Split split);
 // A line of scenes.jsonl back into a Scene; dies where it is none. `name` is what the message calls the line.
 Scene scene_parse(const char *line, size_t length, const char *name);
