@@ -192,6 +192,27 @@ static void run_text(const char *arch, MadeRegime regime, Type type) {
     free(ids), text_encoder_free(e), params_free(&p), json_free(j);
 }
 
+// A caption's first tokens alone give the states that they have in the whole caption: no token sees a later one.
+static void first_tokens(void) {
+    enum { N = 2, FIRST = 5 };
+    Json *j = config("tiny", "text_encoder");
+    TextConfig c = text_config(j);
+    Params p = {0};
+    TextEncoder *e = text_encoder_new(c, &p);
+    made_params(&p, "", MADE_SOFT, F32);
+    int all = c.max_position_embeddings, width = c.hidden_size, first[N * FIRST];
+    int *ids = xmalloc((size_t)(N * all) * sizeof *ids);
+    token_rows("tiny", ids, all);
+    for (int i = 0; i < N; i++) memcpy(first + i * FIRST, ids + i * all, sizeof *ids * FIRST);
+    Scope s = scope_begin();
+    float *whole = tensor_read(text_encode(e, ids, N)), *part = tensor_read(text_encode_first(e, first, N, FIRST));
+    for (int i = 0; i < N; i++)
+        check_close("the first five tokens alone", part + i * FIRST * width, whole + i * all * width,
+                    (size_t)(FIRST * width), 1e-6);
+    scope_end(s, NULL);
+    free(whole), free(part), free(ids), text_encoder_free(e), params_free(&p), json_free(j);
+}
+
 static void run_unet(const char *arch, MadeRegime regime, Type type, int h, int w) {
     Json *j = config(arch, "unet"), *text = config(arch, "text_encoder");
     UNetConfig c = unet_config(j);
@@ -486,6 +507,7 @@ int main(void) {
     gpu_noise();
     schedulers();
     networks("tiny");
+    first_tokens();
     wide_unet("tiny", "tiny-soft-unet-5x9", 5, 9); // odd at every level
     half_weights();
     picture("tiny", PNDM, 20, "a child in a pink dress");
