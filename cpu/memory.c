@@ -56,15 +56,6 @@ static void note_peak(void) {
     if (lasting + top > peak) peak = lasting + top;
 }
 
-// With huge pages a weight matrix needs a few entries of the page cache instead of thousands.
-static void prefer_huge_pages(void *at, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-    madvise(at, bytes, MADV_HUGEPAGE); // a wish: no harm if refused
-#else
-    (void)at, (void)bytes;
-#endif
-}
-
 // ---- lasting memory --------------------------------------------------------------------------------------
 
 // A block starts with a header of ALIGN bytes that holds its size; the caller gets what follows.

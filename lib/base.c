@@ -1,5 +1,6 @@
 // base.c: errors, memory, time, progress and files that appear whole. See base.h.
 #define _XOPEN_SOURCE 700 // POSIX 2008 and sync()
+#define _DEFAULT_SOURCE   // madvise
 #include "base.h"
 
 #include <dirent.h>
@@ -8,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -77,15 +79,30 @@ void note_verbose(const char *fmt, ...) {
 
 // ---- memory and strings --------------------------------------------------------------------------------
 
+static const size_t HUGE_FROM =
+    16u << 20; // bytes; smaller blocks are mostly reused, and their pages with them
+
+void prefer_huge_pages(void *at, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (page - (size_t)at % page) % page; // whole pages only
+    if (bytes > skip)
+        madvise((char *)at + skip, (bytes - skip) / page * page, MADV_HUGEPAGE); // a wish: no harm if refused
+#else
+    (void)at, (void)bytes;
+#endif
+}
+
 void *xmalloc(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
     if (!p) die("out of memory: %zu bytes were asked for", bytes);
+    if (bytes >= HUGE_FROM) prefer_huge_pages(p, bytes);
     return p;
 }
 
 void *xcalloc(size_t count, size_t size) {
     void *p = calloc(count ? count : 1, size ? size : 1);
     if (!p) die("out of memory: %zu times %zu bytes were asked for", count, size);
+    if (count * size >= HUGE_FROM) prefer_huge_pages(p, count * size);
     return p;
 }
 
@@ -337,6 +354,23 @@ char *read_file(const char *path, size_t *bytes) {
     data[n] = 0;
     if (bytes) *bytes = n;
     return data;
+}
+
+const unsigned char *map_file(const char *path, size_t *bytes) {
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) die("cannot read %s: %s", path, strerror(errno));
+    struct stat s;
+    if (fstat(fd, &s)) die("cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(s.st_mode)) die("cannot read %s: it is no regular file", path);
+    *bytes = (size_t)s.st_size;
+    void *at = *bytes ? mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    if (at == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
+    close(fd);
+    return at;
+}
+
+void unmap_file(const unsigned char *at, size_t bytes) {
+    if (at) munmap((void *)at, bytes);
 }
 
 bool file_exists(const char *path) {

@@ -34,6 +34,9 @@ extern int verbosity; // -1 --quiet, 0, 1 --verbose
 
 // ---- memory and strings --------------------------------------------------------------------------------
 
+// Asks the system for large pages: a matrix then needs a few entries of the processor's page cache instead of thousands,
+// and is handed over 2 MB at a time. Large blocks of xmalloc() and xcalloc() have been asked for.
+void prefer_huge_pages(void *at, size_t bytes);
 void *xmalloc(size_t bytes);              // never NULL: dies with the figure
 void *xcalloc(size_t count, size_t size); // zeroed; count * size may not overflow
 void *xrealloc(void *old, size_t bytes);
@@ -87,6 +90,10 @@ void output_lazily(bool on);
 void remove_leftovers(const char *dir);
 
 char *read_file(const char *path, size_t *bytes); // whole file, with a NUL behind it; dies if it cannot
+// A whole file as memory that the system fills page by page, when it is looked at: of a large file one pays for what one
+// reads. NULL for an empty file. Dies where it cannot, and of what is no regular file.
+const unsigned char *map_file(const char *path, size_t *bytes);
+void unmap_file(const unsigned char *at, size_t bytes);
 bool file_exists(const char *path);
 bool is_directory(const char *path);
 void make_directories(const char *path); // like mkdir -p

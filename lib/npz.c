@@ -687,9 +687,9 @@ static double *read_archive(const Zip *z, const char *key, int64_t shape[4], int
 
 double *npz_read(const char *path, const char *key, int64_t shape[4], int *ndim) {
     size_t size;
-    char *bytes = read_file(path, &size);
-    double *out = read_archive(&(Zip){path, (const unsigned char *)bytes, size}, key, shape, ndim);
-    free(bytes);
+    const unsigned char *bytes = map_file(path, &size);
+    double *out = read_archive(&(Zip){path, bytes, size}, key, shape, ndim);
+    unmap_file(bytes, size);
     return out;
 }
 

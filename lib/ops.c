@@ -83,9 +83,7 @@ static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
     gemm(y, low, a->up, NULL, NULL, f);
 }
 
-int layer_inputs(const Layer *l) {
-    return (int)(tensor_count(l->weight) / (size_t)l->weight->shape[0]);
-}
+int layer_inputs(const Layer *l) { return (int)(tensor_count(l->weight) / (size_t)l->weight->shape[0]); }
 
 void adapter_add(Tensor *w, const Adapter *a, float scale) {
     int out = w->shape[0], rank = a->down->shape[0], in = (int)(tensor_count(a->down) / (size_t)rank);

@@ -249,18 +249,9 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
 }
 
 static void map_part(Store *s, const char *path) {
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) die("cannot read %s: %s", path, strerror(errno));
-    struct stat info;
-    if (fstat(fd, &info)) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) die("cannot read %s: it is no regular file", path);
-    void *map = NULL;
-    if (info.st_size > 0) {
-        map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
-    }
-    close(fd);
-    add_part(s, path, map, (size_t)info.st_size);
+    size_t bytes;
+    const unsigned char *at = map_file(path, &bytes);
+    add_part(s, path, at, bytes);
 }
 
 static int by_name(const void *a, const void *b) {
@@ -331,7 +322,7 @@ Store *store_open(const char *path) {
 
 static void store_free(Store *s, bool mapped) {
     for (size_t i = 0; i < s->part_count; i++) {
-        if (mapped) munmap((void *)s->parts[i].bytes, s->parts[i].size);
+        if (mapped) unmap_file(s->parts[i].bytes, s->parts[i].size);
         json_free(s->parts[i].header);
         free(s->parts[i].path);
     }

@@ -205,7 +205,8 @@ static void first_tokens(void) {
     token_rows("tiny", ids, all);
     for (int i = 0; i < N; i++) memcpy(first + i * FIRST, ids + i * all, sizeof *ids * FIRST);
     Scope s = scope_begin();
-    float *whole = tensor_read(text_encode(e, ids, N)), *part = tensor_read(text_encode_first(e, first, N, FIRST));
+    float *whole = tensor_read(text_encode(e, ids, N)),
+          *part = tensor_read(text_encode_first(e, first, N, FIRST));
     for (int i = 0; i < N; i++)
         check_close("the first five tokens alone", part + i * FIRST * width, whole + i * all * width,
                     (size_t)(FIRST * width), 1e-6);
