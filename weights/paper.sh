@@ -66,8 +66,8 @@ echo $$ >"$OUT/running"
 # ---- stages ------------------------------------------------------------------------------------------------------
 # A stage's record, $OUT/made/NAME.json, appears when its result is whole: {"stage", "made_of", "seconds", "command",
 # "result"}; the last is what the command printed. $OUT/made/NAME.begun says what is being made meanwhile.
-identity() { # a number that changes with the contents of these files and folders
-    for path; do find -L "$path" -type f | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
+identity() { # a number that changes with the contents of these files and folders, less what a killed writer left (.part)
+    for path; do find -L "$path" -type f ! -name '*.part' | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
 }
 quoted() { printf '"%s"' "$(printf '%s' "$*" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n\t' '  ')"; }
 typed() { # a command as one would type it: what has a blank in it stands in quotes
