@@ -317,7 +317,7 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
     // (b) At each position a distribution over the channels, as a classifier's over classes: local, and blind to a shift of
     //     all channels of a position.
     case KL_CHANNELS: return kl_of_softmax(teacher, student, n * (all / c), c, temperature);
-    // (c) Statistics of the channels.
+    // (c) Statistics of the channels: the default, since it keeps the contrast that MSE gives away (weights/README.md).
     case KL_GAUSSIANS: return kl_of_gaussians(teacher, student);
     }
     return NULL;

@@ -74,9 +74,10 @@ static const char train_help[] =
     "      --mode NAME        distill: mimic (default; match the teacher's latents by MSE and KL) or "
     "consistency\n"
     "                         (LCM-LoRA of Luo et al.: no teacher but the base)\n"
-    "      --kl NAME          mimic: elements (default), channels or gaussians: what the KL divergence "
+    "      --kl NAME          mimic: gaussians (default), elements or channels: what the KL divergence "
     "compares\n"
-    "      --kl-weight L      (default 1)   --mse-weight M (default 1)   --kl-temp T (default 1)\n"
+    "      --kl-weight L      (default 1)   --mse-weight M (default 1)\n"
+    "      --kl-temp T        divides the latents before a softmax (elements, channels; default 1)\n"
     "      --w-min W, --w-max W   distill: range of the guidance scale (default 5 to 15)\n"
     "      --skip K           distill: timesteps between two of the solver (default 20)\n"
     "      --loss huber|l2    distill, mode consistency (default huber)\n"
@@ -332,7 +333,7 @@ static int command_train(int argc, char **argv, bool distill) {
                  .warmup = -1,
                  .dtype = F16,
                  .finetune = {.dropout = 0.1f},
-                 .mimic = {.mse_weight = 1, .kl_weight = 1, .temperature = 1, .reading = KL_ELEMENTS},
+                 .mimic = {.mse_weight = 1, .kl_weight = 1, .temperature = 1, .reading = KL_GAUSSIANS},
                  .lcm = lcm_defaults};
     int option, foreign = 0; // an option of the other sub-command
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
@@ -364,10 +365,10 @@ static int command_train(int argc, char **argv, bool distill) {
                 die_usage("--mode is \"%s\"; mimic or consistency is expected", optarg);
             break;
         case KL:
-            o.mimic.reading = !strcmp(optarg, "channels")    ? KL_CHANNELS
-                              : !strcmp(optarg, "gaussians") ? KL_GAUSSIANS
-                                                             : KL_ELEMENTS;
-            if (o.mimic.reading == KL_ELEMENTS && strcmp(optarg, "elements"))
+            o.mimic.reading = !strcmp(optarg, "elements")   ? KL_ELEMENTS
+                              : !strcmp(optarg, "channels") ? KL_CHANNELS
+                                                            : KL_GAUSSIANS;
+            if (strcmp(optarg, kl_names[o.mimic.reading]))
                 die_usage("--kl is \"%s\"; elements, channels or gaussians is expected", optarg);
             break;
         case KL_WEIGHT: o.mimic.kl_weight = (float)option_number("--kl-weight", optarg, 0, 1e9); break;
