@@ -79,10 +79,11 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
 // Algorithm 1
 // ============================================================================================================
 
-// What a batch's timesteps t (n) say: z_t = alpha z_0 + sigma noise, and the scalings of the boundary condition.
+// What a batch's timesteps t (n) say: z_t = alpha z_0 + sigma noise, the scalings of the boundary condition, and how much
+// each counts in the loss.
 typedef struct {
     int n;
-    float *t, *alpha, *sigma, *c_skip, *c_out;
+    float *t, *alpha, *sigma, *c_skip, *c_out, *lambda;
 } Times;
 
 static Times times_new(const Lcm *l, const int *index, int n, int behind);
@@ -108,9 +109,9 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
     Tensor *target = scope_end(passing, consistency(l, l->target, z_near, near, b->text, b->w));
     tape_resume(recording);
 
-    // 4. [L10] L = d(f_theta(z_{t_{n+k}}, w, c, t_{n+k}), target)
+    // 4. [L10] L = lambda(t_{n+k}) d(f_theta(z_{t_{n+k}}, w, c, t_{n+k}), target)
     Tensor *prediction = consistency(l, l->student, z_far, far, b->text, b->w);
-    Tensor *loss = loss_between(prediction, target, NULL, l->c.loss, l->c.huber_c);
+    Tensor *loss = loss_between(prediction, target, far.lambda, l->c.loss, l->c.huber_c);
     times_free(far), times_free(near);
     return loss;
 }
@@ -177,10 +178,17 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out) {
     *c_out = l->c.boundary ? (float)(scaled / sqrt(scaled * scaled + data * data)) : 1;
 }
 
+// lambda(t), which Luo et al. leave at 1. An error of the predicted noise reaches the picture sigma / alpha times as large:
+// 15 times at the last timestep, 0.1 times at the first of the solver's. So nearly all of the gradient is that of the noisiest
+// latents, and what f says of the others gets worse than the teacher's guess, though their targets are made of it. Weighed
+// by alpha / sigma = sqrt(SNR), an error of the network costs the same at every timestep. (Song and Dhariwal 2023, "Improved
+// Techniques for Training Consistency Models", weigh by one over the step in sigma / alpha, which is nearly the same.)
+static float lambda(const Lcm *l, float alpha, float sigma) { return l->c.snr_weighting ? alpha / sigma : 1; }
+
 // behind: 0 for t_{index + 1}, 1 for the solver's timestep before it. Before the first of them, at k - 1, lies 0.
 static Times times_new(const Lcm *l, const int *index, int n, int behind) {
-    float *room = xmalloc(5 * (size_t)n * sizeof(float));
-    Times at = {n, room, room + n, room + 2 * n, room + 3 * n, room + 4 * n};
+    float *room = xmalloc(6 * (size_t)n * sizeof(float));
+    Times at = {n, room, room + n, room + 2 * n, room + 3 * n, room + 4 * n, room + 5 * n};
     for (int i = 0; i < n; i++) {
         int t = (index[i] + 1 - behind) * l->c.k - 1;
         if (t < 0) t = 0;
@@ -188,6 +196,7 @@ static Times times_new(const Lcm *l, const int *index, int n, int behind) {
         at.alpha[i] = sqrtf(l->schedule.alphas_cumprod[t]);
         at.sigma[i] = sqrtf(1 - l->schedule.alphas_cumprod[t]);
         lcm_scalings(l, t, &at.c_skip[i], &at.c_out[i]);
+        at.lambda[i] = lambda(l, at.alpha[i], at.sigma[i]);
     }
     return at;
 }
@@ -199,6 +208,14 @@ Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index) {
     Tensor *z_t = combine_each(at.alpha, z, at.sigma, noise);
     times_free(at);
     return z_t;
+}
+
+float *lcm_weights(const Lcm *l, const int *index, int n) {
+    Times at = times_new(l, index, n, 0);
+    float *weights = xmalloc((size_t)n * sizeof(float));
+    memcpy(weights, at.lambda, (size_t)n * sizeof(float));
+    times_free(at);
+    return weights;
 }
 
 Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w) {

@@ -159,6 +159,7 @@ typedef struct {
     Loss loss;                          // LOSS_HUBER or LOSS_MSE
     float huber_c;
     bool boundary; // false, to see what they do: no boundary scalings, f is the predicted picture everywhere
+    bool snr_weighting; // a pair's loss counts sqrt(SNR) of its noisier timestep, instead of 1 as in the paper
 } LcmConfig;
 extern const LcmConfig lcm_defaults;
 
@@ -191,6 +192,7 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b);
 // Its parts, for Phase 3: z at the solver's timesteps t_{index + 1}, and f(z, w, c, t) there of any network.
 Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index);
 Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w);
+float *lcm_weights(const Lcm *l, const int *index, int n); // lambda(t_{index + 1}), (n), to be freed
 
 // A network that begins as the teacher; what the teacher lacks (the guidance embedding) begins at zero.
 UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params);

@@ -34,6 +34,8 @@ static const char help[] =
     "      --w-min W, --w-max W   range of the guidance scale (default 5 to 15)\n"
     "      --skip K           timesteps that the solver skips (default 20)\n"
     "      --loss huber|l2    (default huber)\n"
+    "      --weighting NAME   none (default, the paper's), or snr: a pair of timesteps counts alpha / sigma\n"
+    "                         of the noisier, so that those in the middle are learnt too\n"
     "      --ablate NAME      take one idea away, to see what it does (repeatable): ema, skip, huber, "
     "guidance,\n"
     "                         boundary\n"
@@ -366,11 +368,12 @@ static int distil(Options *o, bool json) {
                "%d, \"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, "
                "\"ema\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
                "\"guidance_embedding\": %s, "
-               "\"boundary\": %s, \"seed\": %llu}",
+               "\"boundary\": %s, \"weighting\": \"%s\", \"seed\": %llu}",
                (unsigned long long)params_key(&net), (unsigned long long)pairs->key, o->batch, o->rate,
                o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->lcm.w_min, (double)o->lcm.w_max,
                o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2", o->guidance ? "true" : "false",
-               o->lcm.boundary ? "true" : "false", (unsigned long long)o->seed);
+               o->lcm.boundary ? "true" : "false", o->lcm.snr_weighting ? "snr" : "none",
+               (unsigned long long)o->seed);
     if (o->resume) {
         char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
         if (!file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
@@ -427,6 +430,7 @@ enum {
     W_MAX,
     SKIP,
     LOSS,
+    WEIGHTING,
     ABLATE,
     CHECKPOINTING,
     COPY,
@@ -469,6 +473,7 @@ int command_lcm(int argc, char **argv) {
                                             {"w-max", required_argument, 0, W_MAX},
                                             {"skip", required_argument, 0, SKIP},
                                             {"loss", required_argument, 0, LOSS},
+                                            {"weighting", required_argument, 0, WEIGHTING},
                                             {"ablate", required_argument, 0, ABLATE},
                                             {"checkpointing", no_argument, 0, CHECKPOINTING},
                                             {"copy", no_argument, 0, COPY},
@@ -513,6 +518,7 @@ int command_lcm(int argc, char **argv) {
                 die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);
             o.lcm.loss = strcmp(optarg, "l2") ? LOSS_HUBER : LOSS_MSE;
             break;
+        case WEIGHTING: o.lcm.snr_weighting = option_weighting(optarg); break;
         case ABLATE: ablate(&o, optarg); break;
         case CHECKPOINTING: o.checkpointing = true; break;
         case COPY: o.copy = true; break;

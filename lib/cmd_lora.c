@@ -80,6 +80,7 @@ static const char train_help[] =
     "      --kl-temp T        divides the latents before a softmax (elements, channels; default 1)\n"
     "      --w-min W, --w-max W   distill: range of the guidance scale (default 5 to 15)\n"
     "      --skip K           distill: timesteps between two of the solver (default 20)\n"
+    "      --weighting NAME   distill: none (default), or snr: a latent counts alpha / sigma of its timestep\n"
     "      --loss huber|l2    distill, mode consistency (default huber)\n"
     "      --checkpointing    less memory, more time; by itself where memory would not do\n"
     "What comes out\n"
@@ -197,14 +198,14 @@ static int train(const Options *o, bool json) {
         "\"%016llx\", \"targets\": \"%s\", \"rank\": %d, \"alpha\": %g, \"batch\": %d, \"rate\": %g, "
         "\"warmup\": %d, \"falls_until\": %ld, \"ema\": %g, \"dropout\": %g, \"min_snr\": %g, \"kl\": "
         "\"%s\", \"kl_weight\": %g, "
-        "\"kl_temp\": %g, \"mse_weight\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
-        "\"seed\": %llu}",
+        "\"kl_temp\": %g, \"mse_weight\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, "
+        "\"weighting\": \"%s\", \"loss\": \"%s\", \"seed\": %llu}",
         mode_names[o->mode], (unsigned long long)params_key(&net),
         (unsigned long long)params_key(&teacher_net), (unsigned long long)pairs->key, o->targets, o->rank,
         o->alpha, o->batch, o->rate, o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->finetune.dropout,
         (double)o->finetune.min_snr, kl_names[o->mimic.reading], (double)o->mimic.kl_weight,
         (double)o->mimic.temperature, (double)o->mimic.mse_weight, (double)o->lcm.w_min, (double)o->lcm.w_max,
-        o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)o->seed);
+        o->lcm.k, o->lcm.snr_weighting ? "snr" : "none", o->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)o->seed);
     if (o->resume) {
         char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
         if (!file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
@@ -277,6 +278,7 @@ enum {
     W_MIN,
     W_MAX,
     SKIP,
+    WEIGHTING,
     LOSS,
     CHECKPOINTING,
     FORMAT,
@@ -313,6 +315,7 @@ static int command_train(int argc, char **argv, bool distill) {
                                             {"w-min", required_argument, 0, W_MIN},
                                             {"w-max", required_argument, 0, W_MAX},
                                             {"skip", required_argument, 0, SKIP},
+                                            {"weighting", required_argument, 0, WEIGHTING},
                                             {"loss", required_argument, 0, LOSS},
                                             {"checkpointing", no_argument, 0, CHECKPOINTING},
                                             {"format", required_argument, 0, FORMAT},
@@ -377,6 +380,7 @@ static int command_train(int argc, char **argv, bool distill) {
         case W_MIN: o.lcm.w_min = (float)option_number("--w-min", optarg, -100, 1000); break;
         case W_MAX: o.lcm.w_max = (float)option_number("--w-max", optarg, -100, 1000); break;
         case SKIP: o.lcm.k = (int)option_whole("--skip", optarg, 1, 100000); break;
+        case WEIGHTING: o.lcm.snr_weighting = option_weighting(optarg); break;
         case LOSS:
             if (strcmp(optarg, "huber") && strcmp(optarg, "l2"))
                 die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);

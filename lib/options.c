@@ -35,6 +35,11 @@ bool option_cosine(const char *text) {
     return !strcmp(text, "cosine");
 }
 
+bool option_weighting(const char *text) {
+    if (strcmp(text, "none") && strcmp(text, "snr")) die_usage("--weighting is none or snr, not \"%s\"", text);
+    return !strcmp(text, "snr");
+}
+
 int option_warmup(int given, bool cosine, long steps) {
     if (given < 0) return cosine && steps < 1000 ? (int)(steps / 10) : 100;
     if (cosine && given >= steps)

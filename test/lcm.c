@@ -200,13 +200,17 @@ static void test_step(void) {
     float huber = tensor_item(loss);
     tape_end();
 
-    LcmConfig l2 = lcm_defaults, unbound = lcm_defaults;
-    l2.loss = LOSS_MSE, unbound.boundary = false;
-    float got[] = {huber, loss_with("epsilon", l2, &b), loss_with("v_prediction", lcm_defaults, &b),
-                   loss_with("sample", lcm_defaults, &b), loss_with("epsilon", unbound, &b)};
-    static const char *const names[] = {"loss.huber", "loss.l2", "loss.v_prediction", "loss.sample",
-                                        "loss.no_boundary"};
-    for (int i = 0; i < 5; i++) {
+    LcmConfig l2 = lcm_defaults, unbound = lcm_defaults, weighted = lcm_defaults;
+    l2.loss = LOSS_MSE, unbound.boundary = false, weighted.snr_weighting = true;
+    float got[] = {huber,
+                   loss_with("epsilon", l2, &b),
+                   loss_with("v_prediction", lcm_defaults, &b),
+                   loss_with("sample", lcm_defaults, &b),
+                   loss_with("epsilon", unbound, &b),
+                   loss_with("epsilon", weighted, &b)};
+    static const char *const names[] = {"loss.huber",  "loss.l2",          "loss.v_prediction",
+                                        "loss.sample", "loss.no_boundary", "loss.snr"};
+    for (int i = 0; i < 6; i++) {
         float *want = fixture(names[i], NULL);
         check_close(names[i], &got[i], want, 1, 1e-5); // the bar: fp32 against the script
         free(want);

@@ -113,7 +113,7 @@ def ddim(x0, noise, index):
     return previous.sqrt() * x0 + (1 - previous).sqrt() * noise
 
 
-def loss_of(student, target, teacher, b, kind="epsilon", loss="huber", boundary=True):
+def loss_of(student, target, teacher, b, kind="epsilon", loss="huber", boundary=True, snr=False):
     start = solver_timesteps[b["index"]]
     t = (start - K).clamp(min=0)
     z = table(alphas, start) * b["z"] + table(sigmas, start) * b["noise"]
@@ -131,7 +131,8 @@ def loss_of(student, target, teacher, b, kind="epsilon", loss="huber", boundary=
         skip, scale = scalings(t, boundary)
         goal = skip * z_near + scale * x0_of(kind, output, t, z_near)
     d = prediction - goal
-    return (d**2).mean() if loss == "l2" else ((d**2 + 0.001**2).sqrt() - 0.001).mean()
+    d = d**2 if loss == "l2" else (d**2 + 0.001**2).sqrt() - 0.001
+    return (d * table(alphas, start) / table(sigmas, start)).mean() if snr else d.mean()
 
 
 def batch(name, index):
@@ -211,7 +212,7 @@ b = batch("one", [0, 17, 49])
 out["one.w"] = b["w"]
 for name, options in {
     "huber": {}, "l2": {"loss": "l2"}, "v_prediction": {"kind": "v_prediction"}, "sample": {"kind": "sample"},
-    "no_boundary": {"boundary": False},
+    "no_boundary": {"boundary": False}, "snr": {"snr": True},
 }.items():
     with torch.set_grad_enabled(name == "huber"):
         loss = loss_of(student, target, teacher, b, **options)

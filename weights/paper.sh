@@ -162,7 +162,7 @@ case $world in
 toy) [ -d weights/logs ] && cp weights/logs/*.jsonl "$OUT/logs/" 2>/dev/null || true ;;
 scratch)
     # As the shipped weights were made: weights/README.md.
-    LCM_OPTIONS=${LCM_OPTIONS---lr 3e-4 --schedule cosine --w-min 2 --w-max 5}
+    LCM_OPTIONS=${LCM_OPTIONS---lr 1.5e-4 --schedule cosine --weighting snr --w-min 2 --w-max 5}
     FINETUNE_OPTIONS=${FINETUNE_OPTIONS---lr 1e-3 --schedule cosine --targets lcm --ema 0.99 --min-snr 5}
     DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 2 --w-max 5}
     FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
