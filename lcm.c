@@ -210,14 +210,6 @@ Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index) {
     return z_t;
 }
 
-float *lcm_weights(const Lcm *l, const int *index, int n) {
-    Times at = times_new(l, index, n, 0);
-    float *weights = xmalloc((size_t)n * sizeof(float));
-    memcpy(weights, at.lambda, (size_t)n * sizeof(float));
-    times_free(at);
-    return weights;
-}
-
 Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w) {
     Times at = times_new(l, index, z->shape[0], 0);
     Tensor *answer = consistency(l, net, z, at, text, w);

@@ -333,9 +333,7 @@ void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **
     Tensor *teacher = scope_end(passing, lcm_answer(l, l->teacher, z_t, b->index, b->text, b->w));
     tape_resume(recording);
     Tensor *student = lcm_answer(l, l->student, z_t, b->index, b->text, NULL);
-    float *weights = lcm_weights(l, b->index, b->n);
-    *mse = loss_between(student, teacher, weights, LOSS_MSE, 0);
-    free(weights);
+    *mse = loss_between(student, teacher, NULL, LOSS_MSE, 0);
     *kl = kl_divergence(teacher, student, c.reading, c.temperature);
 }
 

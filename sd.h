@@ -192,7 +192,6 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b);
 // Its parts, for Phase 3: z at the solver's timesteps t_{index + 1}, and f(z, w, c, t) there of any network.
 Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index);
 Tensor *lcm_answer(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text, const float *w);
-float *lcm_weights(const Lcm *l, const int *index, int n); // lambda(t_{index + 1}), (n), to be freed
 
 // A network that begins as the teacher; what the teacher lacks (the guidance embedding) begins at zero.
 UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params);

@@ -80,7 +80,7 @@ static const char train_help[] =
     "      --kl-temp T        divides the latents before a softmax (elements, channels; default 1)\n"
     "      --w-min W, --w-max W   distill: range of the guidance scale (default 5 to 15)\n"
     "      --skip K           distill: timesteps between two of the solver (default 20)\n"
-    "      --weighting NAME   distill: none (default), or snr: a latent counts alpha / sigma of its timestep\n"
+    "      --weighting NAME   distill, mode consistency: none (default), or snr, as in sd lcm\n"
     "      --loss huber|l2    distill, mode consistency (default huber)\n"
     "      --checkpointing    less memory, more time; by itself where memory would not do\n"
     "What comes out\n"

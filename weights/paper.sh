@@ -164,7 +164,7 @@ scratch)
     # As the shipped weights were made: weights/README.md.
     LCM_OPTIONS=${LCM_OPTIONS---lr 1.5e-4 --schedule cosine --weighting snr --w-min 2 --w-max 5}
     FINETUNE_OPTIONS=${FINETUNE_OPTIONS---lr 1e-3 --schedule cosine --targets lcm --ema 0.99 --min-snr 5}
-    DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 2 --w-max 5}
+    DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 3.5 --w-max 3.5}
     FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
     scenes broad "${BROAD:-20000}" --world broad
     train tokenizer "captions of the toy world" "$base/tokenizer" none "" ./sd pretrain tokenizer -o "$base"
