@@ -179,10 +179,10 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out) {
 }
 
 // lambda(t), which Luo et al. leave at 1. An error of the predicted noise reaches the picture sigma / alpha times as large:
-// 15 times at the last timestep, 0.1 times at the first of the solver's. So nearly all of the gradient is that of the noisiest
+// 15 times at the last timestep, 0.13 times at the first of the solver's. So nearly all of the gradient is that of the noisiest
 // latents, and what f says of the others gets worse than the teacher's guess, though their targets are made of it. Weighed
 // by alpha / sigma = sqrt(SNR), an error of the network costs the same at every timestep. (Song and Dhariwal 2023, "Improved
-// Techniques for Training Consistency Models", weigh by one over the step in sigma / alpha, which is nearly the same.)
+// Techniques for Training Consistency Models", weigh by one over the step in sigma / alpha: much the same from 100 on.)
 static float lambda(const Lcm *l, float alpha, float sigma) { return l->c.snr_weighting ? alpha / sigma : 1; }
 
 // behind: 0 for t_{index + 1}, 1 for the solver's timestep before it. Before the first of them, at k - 1, lies 0.
