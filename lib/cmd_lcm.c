@@ -1,8 +1,7 @@
 // cmd_lcm.c: `sd lcm`. Options and files -> a call of Phase 2 -> a model folder. The algorithm is in ../lcm.c.
 #define _XOPEN_SOURCE 700 // open_memstream, readlink, realpath, symlink
-#include "../sd.h"
 #include "architectures.h"
-#include "commands.h"
+#include "cmd_train.h"
 #include "plan.h"
 
 #include <dirent.h>
@@ -52,14 +51,12 @@ static const char help[] =
     "      --seed N   --json   -t, --threads N   -q, --quiet   -v, --verbose   -h, --help\n";
 
 typedef struct {
-    const char *data, *cache, *out, *run, *tokenizer, *model;
-    long steps;
-    int batch, warmup, sample_every;
-    double rate, ema, checkpoint_every;
-    bool resume, fresh, copy, guidance, checkpointing, cosine;
-    Type dtype;
-    uint64_t seed;
+    const char *model, *out;
+    Training t;
     LcmConfig lcm;
+    bool guidance, copy;
+    int sample_every;
+    uint64_t seed;
 } Options;
 
 // ---- JSON: a configuration with some members changed -------------------------------------------------------------
@@ -265,12 +262,12 @@ static void write_model(const Options *o, const Model *teacher, const Configs *c
     write_text(o->out, "scheduler/scheduler_config.json", c->scheduler);
     write_text(o->out, "unet/config.json", c->unet);
     char *weights = format("%s/unet/diffusion_pytorch_model.safetensors", o->out);
-    params_save(student, weights, strlen("unet."), o->dtype);
+    params_save(student, weights, strlen("unet."), o->t.dtype);
     free(weights);
     if (is_directory(teacher->path)) {
         for (int i = 0; i < 3; i++) {
-            char *from =
-                i == 2 && o->tokenizer ? xstrdup(o->tokenizer) : format("%s/%s", teacher->path, shared[i]);
+            char *from = i == 2 && o->t.tokenizer ? xstrdup(o->t.tokenizer)
+                                                  : format("%s/%s", teacher->path, shared[i]);
             share(o->out, shared[i], from, o->copy);
             free(from);
         }
@@ -281,12 +278,12 @@ static void write_model(const Options *o, const Model *teacher, const Configs *c
         Params text = params_part(&teacher->params, "text_encoder."),
                vae = params_part(&teacher->params, "vae.");
         char *path = format("%s/text_encoder/model.safetensors", o->out);
-        params_save(&text, path, strlen("text_encoder."), o->dtype);
+        params_save(&text, path, strlen("text_encoder."), o->t.dtype);
         free(path);
         path = format("%s/vae/diffusion_pytorch_model.safetensors", o->out);
-        params_save(&vae, path, strlen("vae."), o->dtype);
+        params_save(&vae, path, strlen("vae."), o->t.dtype);
         free(path);
-        share(o->out, "tokenizer", o->tokenizer, o->copy);
+        share(o->out, "tokenizer", o->t.tokenizer, o->copy);
     }
     write_text(o->out, "model_index.json", c->index);
 }
@@ -318,67 +315,46 @@ static void look_at(void *context, long step) {
 
 static int distil(Options *o, bool json) {
     check_output(o);
-    Model *teacher = model_load(o->model, o->tokenizer, NEED_ALL);
+    Model *teacher = model_load(o->model, o->t.tokenizer, NEED_ALL);
     if (teacher->unet_config.time_cond_proj_dim)
         die("%s has a guidance embedding: it is distilled already", o->model);
-    if (!is_directory(o->model) && !o->tokenizer)
+    if (!is_directory(o->model) && !o->t.tokenizer)
         die_usage("%s is one file; --tokenizer DIR is needed", o->model);
-    if (o->rate == 0) o->rate = teacher->unet_config.block_out_channels[0] < 320 ? 2e-4 : 8e-6;
+    if (o->t.rate == 0) o->t.rate = teacher->unet_config.block_out_channels[0] < 320 ? 2e-4 : 8e-6;
     Configs configs = student_configs(teacher, o);
     Json *unet_json = parsed(configs.unet);
     UNetConfig student_config = unet_config(unet_json);
     Params net = params_part(&teacher->params, "unet.");
     double guidance = o->guidance ? 256.0 * student_config.block_out_channels[0] : 0;
     double planned = plan_run(&(Plan){.unet = &student_config,
-                                      .batch = o->batch,
+                                      .batch = o->t.batch,
                                       .tokens = teacher->text_config.max_position_embeddings,
                                       .models = plan_weights(&teacher->params),
                                       .numbers = (double)params_count(&net) + guidance,
-                                      .average = o->ema > 0,
-                                      .checkpointed = o->checkpointing});
-    Pairs *pairs = model_pairs(teacher, o->data, o->cache);
+                                      .average = o->t.ema > 0,
+                                      .checkpointed = o->t.checkpointing});
+    Pairs *pairs = model_pairs(teacher, o->t.data, o->t.cache);
 
     Params student_params = {0}, target_params = {0};
     UNet *student = lcm_student(teacher, student_config, &student_params);
     for (int i = 0; i < student_params.count; i++) param_trainable(student_params.list[i].tensor);
-    OptimiserConfig adamw = {.rate = (float)o->rate,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.999f,
-                             .eps = 1e-8f,
-                             .weight_decay = 0.01f,
-                             .max_norm = 1,
-                             .warmup = (float)o->warmup,
-                             .total = o->cosine ? (float)o->steps : 0,
-                             .floor = 0.05f};
-    const Params *trained[] = {&student_params};
-    Optimiser *optimiser = optimiser_new(adamw, (float)o->ema, trained, 1);
-    UNet *target = o->ema > 0 ? lcm_target(student_config, optimiser, &target_params) : student;
+    Optimiser *optimiser = training_optimiser(&o->t, &student_params);
+    UNet *target = o->t.ema > 0 ? lcm_target(student_config, optimiser, &target_params) : student;
     Lcm lcm;
     lcm_init(&lcm, o->lcm, teacher->scheduler_json, teacher->unet, student, target);
 
     const char *name = strrchr(o->out, '/') ? strrchr(o->out, '/') + 1 : o->out;
-    Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", name),
-               .what = "lcm",
-               .optimiser = optimiser,
-               .total = o->steps,
-               .batch = o->batch,
-               .checkpoint_every = o->checkpoint_every};
-    run.config =
-        format("{\"stage\": \"lcm\", \"teacher\": \"%016llx\", \"data\": \"%016llx\", \"batch\": "
-               "%d, \"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, "
-               "\"ema\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
-               "\"guidance_embedding\": %s, "
-               "\"boundary\": %s, \"weighting\": \"%s\", \"seed\": %llu}",
-               (unsigned long long)params_key(&net), (unsigned long long)pairs->key, o->batch, o->rate,
-               o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->lcm.w_min, (double)o->lcm.w_max,
-               o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2", o->guidance ? "true" : "false",
-               o->lcm.boundary ? "true" : "false", o->lcm.snr_weighting ? "snr" : "none",
-               (unsigned long long)o->seed);
-    if (o->resume) {
-        char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
-        if (!file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
-        free(checkpoint);
-    }
+    Run run = {.dir = o->t.run ? xstrdup(o->t.run) : format("run/%s", name), .what = "lcm"};
+    run.config = format("{\"stage\": \"lcm\", \"teacher\": \"%016llx\", \"data\": \"%016llx\", \"batch\": "
+                        "%d, \"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, "
+                        "\"ema\": %g, \"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"loss\": \"%s\", "
+                        "\"guidance_embedding\": %s, "
+                        "\"boundary\": %s, \"weighting\": \"%s\", \"seed\": %llu}",
+                        (unsigned long long)params_key(&net), (unsigned long long)pairs->key, o->t.batch,
+                        o->t.rate, o->t.warmup, o->t.cosine ? o->t.steps : 0, o->t.ema, (double)o->lcm.w_min,
+                        (double)o->lcm.w_max, o->lcm.k, o->lcm.loss == LOSS_HUBER ? "huber" : "l2",
+                        o->guidance ? "true" : "false", o->lcm.boundary ? "true" : "false",
+                        o->lcm.snr_weighting ? "snr" : "none", (unsigned long long)o->seed);
     Look look = {.o = o, .model = *teacher, .dir = format("%s/samples", run.dir)};
     look.model.unet = target, look.model.unet_config = student_config;
     look.model.scheduler_json = parsed(configs.scheduler), look.model.index_json = parsed(configs.index);
@@ -387,20 +363,12 @@ static int distil(Options *o, bool json) {
         look.prompts[i] = s->captions[0];
     }
 
-    run_begin(&run, o->seed, o->fresh);
+    training_begin(&run, &o->t, optimiser, o->seed);
     lcm_distill(&lcm, &run, teacher, pairs, look_at, &look);
     double took = run_seconds(&run);
     bool done = run_end(&run);
-    if (done) write_model(o, teacher, &configs, o->ema > 0 ? &target_params : &student_params);
-    note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, (double)k_peak() / 1e6);
-    if (json)
-        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": "
-               "\"%s\", \"done\": %s, "
-               "\"planned_mb\": %.1f, \"peak_mb\": %.1f}\n",
-               run.step, (double)run.loss, took > 0 ? (double)run.step * o->batch / took : 0, took, o->out,
-               done ? "true" : "false", planned / 1e6, (double)k_peak() / 1e6);
-    else if (done)
-        note("%s: loss %.4g after %ld steps, %.1f s", o->out, (double)run.loss, run.step, took);
+    if (done) write_model(o, teacher, &configs, o->t.ema > 0 ? &target_params : &student_params);
+    training_report(&run, took, o->out, done, planned, "", json);
 
     lcm_free(&lcm);
     if (target != student) lcm_target_free(target, &target_params);
@@ -415,35 +383,11 @@ static int distil(Options *o, bool json) {
     return done ? 0 : 1;
 }
 
-enum {
-    DATA = 256,
-    CACHE,
-    RUN_DIR,
-    TOKENIZER,
-    STEPS,
-    BATCH,
-    RATE,
-    WARMUP,
-    SCHEDULE,
-    EMA,
-    W_MIN,
-    W_MAX,
-    SKIP,
-    LOSS,
-    WEIGHTING,
-    ABLATE,
-    CHECKPOINTING,
-    COPY,
-    DTYPE,
-    SAMPLE_EVERY,
-    CHECKPOINT_EVERY,
-    RESUME,
-    FRESH
-};
+enum { SAMPLE_EVERY = OWN_OPTIONS, ABLATE, COPY };
 
 static void ablate(Options *o, const char *name) {
     if (!strcmp(name, "ema"))
-        o->ema = 0; // the target is the student itself
+        o->t.ema = 0; // the target is the student itself
     else if (!strcmp(name, "skip"))
         o->lcm.k = 1;
     else if (!strcmp(name, "huber"))
@@ -458,89 +402,32 @@ static void ablate(Options *o, const char *name) {
 
 // [L1] The command line.
 int command_lcm(int argc, char **argv) {
-    static const struct option options[] = {{"data", required_argument, 0, DATA},
-                                            {"cache", required_argument, 0, CACHE},
-                                            {"output", required_argument, 0, 'o'},
-                                            {"run", required_argument, 0, RUN_DIR},
-                                            {"tokenizer", required_argument, 0, TOKENIZER},
-                                            {"steps", required_argument, 0, STEPS},
-                                            {"batch", required_argument, 0, BATCH},
-                                            {"lr", required_argument, 0, RATE},
-                                            {"warmup", required_argument, 0, WARMUP},
-                                            {"schedule", required_argument, 0, SCHEDULE},
-                                            {"ema", required_argument, 0, EMA},
-                                            {"w-min", required_argument, 0, W_MIN},
-                                            {"w-max", required_argument, 0, W_MAX},
-                                            {"skip", required_argument, 0, SKIP},
-                                            {"loss", required_argument, 0, LOSS},
-                                            {"weighting", required_argument, 0, WEIGHTING},
+    static const struct option options[] = {{"output", required_argument, 0, 'o'},
                                             {"ablate", required_argument, 0, ABLATE},
-                                            {"checkpointing", no_argument, 0, CHECKPOINTING},
                                             {"copy", no_argument, 0, COPY},
-                                            {"dtype", required_argument, 0, DTYPE},
                                             {"sample-every", required_argument, 0, SAMPLE_EVERY},
-                                            {"checkpoint-every", required_argument, 0, CHECKPOINT_EVERY},
-                                            {"resume", no_argument, 0, RESUME},
-                                            {"fresh", no_argument, 0, FRESH},
+                                            TRAINING_LONG,
+                                            DISTILLATION_LONG,
                                             COMMON_LONG,
                                             {0}};
     Common common = common_defaults;
-    Options o = {.cache = "run/cache",
-                 .steps = 2000,
-                 .batch = 16,
-                 .warmup = -1,
-                 .ema = 0.95,
-                 .sample_every = 500,
-                 .checkpoint_every = 300,
-                 .guidance = true,
-                 .dtype = F16,
-                 .lcm = lcm_defaults};
+    Options o = {.t = training_defaults, .lcm = lcm_defaults, .guidance = true, .sample_every = 500};
+    o.t.steps = 2000, o.t.ema = 0.95, o.t.checkpoint_every = 300;
     int option;
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
-        if (common_option(&common, option, help)) continue;
+        if (common_option(&common, option, help) || training_option(&o.t, option) ||
+            distillation_option(&o.lcm, option))
+            continue;
         switch (option) {
         case 'o': o.out = optarg; break;
-        case DATA: o.data = optarg; break;
-        case CACHE: o.cache = optarg; break;
-        case RUN_DIR: o.run = optarg; break;
-        case TOKENIZER: o.tokenizer = optarg; break;
-        case STEPS: o.steps = option_whole("--steps", optarg, 1, 1 << 30); break;
-        case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
-        case RATE: o.rate = option_number("--lr", optarg, 1e-12, 1); break;
-        case WARMUP: o.warmup = (int)option_whole("--warmup", optarg, 0, 1 << 24); break;
-        case SCHEDULE: o.cosine = option_cosine(optarg); break;
-        case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
-        case W_MIN: o.lcm.w_min = (float)option_number("--w-min", optarg, -100, 1000); break;
-        case W_MAX: o.lcm.w_max = (float)option_number("--w-max", optarg, -100, 1000); break;
-        case SKIP: o.lcm.k = (int)option_whole("--skip", optarg, 1, 100000); break;
-        case LOSS:
-            if (strcmp(optarg, "huber") && strcmp(optarg, "l2"))
-                die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);
-            o.lcm.loss = strcmp(optarg, "l2") ? LOSS_HUBER : LOSS_MSE;
-            break;
-        case WEIGHTING: o.lcm.snr_weighting = option_weighting(optarg); break;
         case ABLATE: ablate(&o, optarg); break;
-        case CHECKPOINTING: o.checkpointing = true; break;
         case COPY: o.copy = true; break;
-        case DTYPE:
-            o.dtype = !strcmp(optarg, "f32") ? F32 : !strcmp(optarg, "f16") ? F16 : BF16;
-            if (o.dtype == BF16 && strcmp(optarg, "bf16"))
-                die_usage("--dtype is \"%s\"; f32, f16 or bf16 is expected", optarg);
-            break;
         case SAMPLE_EVERY: o.sample_every = (int)option_whole("--sample-every", optarg, 0, 1 << 24); break;
-        case CHECKPOINT_EVERY:
-            o.checkpoint_every = option_number("--checkpoint-every", optarg, 1e-9, 1e9);
-            break;
-        case RESUME: o.resume = true; break;
-        case FRESH: o.fresh = true; break;
         }
     }
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
-    if (!o.data || !o.out) die_usage("--data DIR and --output DIR are needed");
-    if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
-    o.warmup = option_warmup(o.warmup, o.cosine, o.steps);
-    if (o.lcm.w_min > o.lcm.w_max)
-        die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
+    if (!o.t.data || !o.out) die_usage("--data DIR and --output DIR are needed");
+    training_check(&o.t, &o.lcm);
     char *out = xstrdup(o.out);
     for (size_t end = strlen(out); end > 1 && out[end - 1] == '/';) out[--end] = 0;
     o.out = out;

@@ -1,9 +1,8 @@
 // cmd_lora.c: `sd lora`. Options and files -> a call of Phase 3 -> a LoRA file or a model folder. The algorithms are
 // in ../lora.c, the layouts of files in lora_files.c.
 #define _XOPEN_SOURCE 700 // realpath
-#include "../sd.h"
 #include "architectures.h"
-#include "commands.h"
+#include "cmd_train.h"
 #include "plan.h"
 
 #include <dirent.h>
@@ -11,13 +10,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-static Type type_option(const char *text) {
-    Type type = !strcmp(text, "f32") ? F32 : !strcmp(text, "bf16") ? BF16 : F16;
-    if (type == F16 && strcmp(text, "f16"))
-        die_usage("--dtype is \"%s\"; f16, f32 or bf16 is expected", text);
-    return type;
-}
 
 static LoraFormat format_option(const char *text) {
     bool kohya = !strcmp(text, "kohya");
@@ -98,17 +90,15 @@ static const char *const kl_names[] = {"elements", "channels", "gaussians"};
 
 typedef struct {
     Mode mode;
-    const char *data, *cache, *out, *run, *tokenizer, *model, *teacher, *targets;
-    int rank, batch, warmup;
-    long steps;
-    double alpha, rate, ema, checkpoint_every;
-    bool resume, fresh, checkpointing, cosine;
-    Type dtype;
+    const char *model, *teacher, *out, *targets;
+    int rank;
+    double alpha;
     LoraFormat format;
-    uint64_t seed;
+    Training t;
     FinetuneConfig finetune;
     MimicConfig mimic;
     LcmConfig lcm;
+    uint64_t seed;
 } Options;
 
 // Do two models agree in the networks named by `prefix`? As far as fp16 can tell, in which one of them may be stored.
@@ -142,7 +132,7 @@ static Model *load_teacher(const Options *o, const Model *base) {
 }
 
 static int train(const Options *o, bool json) {
-    Model *m = model_load(o->model, o->tokenizer, NEED_ALL);
+    Model *m = model_load(o->model, o->t.tokenizer, NEED_ALL);
     if (m->unet_config.time_cond_proj_dim)
         die("%s has a guidance embedding: it is a latent consistency model; adapters are for its base",
             o->model);
@@ -165,33 +155,19 @@ static int train(const Options *o, bool json) {
     double planned =
         plan_run(&(Plan){.unet = &m->unet_config,
                          .lora = lora,
-                         .batch = o->batch,
+                         .batch = o->t.batch,
                          .tokens = m->text_config.max_position_embeddings,
                          .models = plan_weights(&m->params) + (teacher ? plan_weights(&teacher->params) : 0),
                          .numbers = (double)learnt,
-                         .average = o->ema > 0,
-                         .checkpointed = o->checkpointing});
+                         .average = o->t.ema > 0,
+                         .checkpointed = o->t.checkpointing});
 
-    Pairs *pairs = model_pairs(m, o->data, o->cache);
-    OptimiserConfig adamw = {.rate = (float)o->rate,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.999f,
-                             .eps = 1e-8f,
-                             .weight_decay = 0.01f,
-                             .max_norm = 1,
-                             .warmup = (float)o->warmup,
-                             .total = o->cosine ? (float)o->steps : 0,
-                             .floor = 0.05f};
-    const Params *trained[] = {&lora->params};
-    Optimiser *optimiser = optimiser_new(adamw, (float)o->ema, trained, 1);
+    Pairs *pairs = model_pairs(m, o->t.data, o->t.cache);
+    Optimiser *optimiser = training_optimiser(&o->t, &lora->params);
     const char *name = strrchr(o->out, '/') ? strrchr(o->out, '/') + 1 : o->out, *dot = strrchr(name, '.');
-    Run run = {.dir = o->run ? xstrdup(o->run)
-                             : format("run/%.*s", (int)(dot ? dot - name : (long)strlen(name)), name),
-               .what = "lora",
-               .optimiser = optimiser,
-               .total = o->steps,
-               .batch = o->batch,
-               .checkpoint_every = o->checkpoint_every};
+    Run run = {.dir = o->t.run ? xstrdup(o->t.run)
+                               : format("run/%.*s", (int)(dot ? dot - name : (long)strlen(name)), name),
+               .what = "lora"};
     Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
     run.config = format(
         "{\"stage\": \"lora\", \"mode\": \"%s\", \"base\": \"%016llx\", \"teacher\": \"%016llx\", \"data\": "
@@ -202,16 +178,12 @@ static int train(const Options *o, bool json) {
         "\"weighting\": \"%s\", \"loss\": \"%s\", \"seed\": %llu}",
         mode_names[o->mode], (unsigned long long)params_key(&net),
         (unsigned long long)params_key(&teacher_net), (unsigned long long)pairs->key, o->targets, o->rank,
-        o->alpha, o->batch, o->rate, o->warmup, o->cosine ? o->steps : 0, o->ema, (double)o->finetune.dropout,
-        (double)o->finetune.min_snr, kl_names[o->mimic.reading], (double)o->mimic.kl_weight,
-        (double)o->mimic.temperature, (double)o->mimic.mse_weight, (double)o->lcm.w_min, (double)o->lcm.w_max,
-        o->lcm.k, o->lcm.snr_weighting ? "snr" : "none", o->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)o->seed);
-    if (o->resume) {
-        char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
-        if (!file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
-        free(checkpoint);
-    }
-    run_begin(&run, o->seed, o->fresh);
+        o->alpha, o->t.batch, o->t.rate, o->t.warmup, o->t.cosine ? o->t.steps : 0, o->t.ema,
+        (double)o->finetune.dropout, (double)o->finetune.min_snr, kl_names[o->mimic.reading],
+        (double)o->mimic.kl_weight, (double)o->mimic.temperature, (double)o->mimic.mse_weight,
+        (double)o->lcm.w_min, (double)o->lcm.w_max, o->lcm.k, o->lcm.snr_weighting ? "snr" : "none",
+        o->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)o->seed);
+    training_begin(&run, &o->t, optimiser, o->seed);
     if (o->mode == FINETUNE) {
         lora_finetune(&run, m, lora, pairs, o->finetune);
     } else {
@@ -228,20 +200,13 @@ static int train(const Options *o, bool json) {
     bool done = run_end(&run);
     if (done) {
         optimiser_swap_ema(optimiser);
-        lora_save(lora, o->out, o->format, o->dtype);
+        lora_save(lora, o->out, o->format, o->t.dtype);
         optimiser_swap_ema(optimiser);
     }
-    note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, (double)k_peak() / 1e6);
-    if (json)
-        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": "
-               "\"%s\", \"done\": %s, "
-               "\"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g, \"planned_mb\": %.1f, "
-               "\"peak_mb\": %.1f}\n",
-               run.step, (double)run.loss, took > 0 ? (double)run.step * o->batch / took : 0, took, o->out,
-               done ? "true" : "false", mode_names[o->mode], learnt,
-               (double)learnt / (double)params_count(&net), planned / 1e6, (double)k_peak() / 1e6);
-    else if (done)
-        note("%s: loss %.4g after %ld steps, %.1f s", o->out, (double)run.loss, run.step, took);
+    char more[128];
+    snprintf(more, sizeof more, ", \"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g",
+             mode_names[o->mode], learnt, (double)learnt / (double)params_count(&net));
+    training_report(&run, took, o->out, done, planned, more, json);
 
     optimiser_free(optimiser);
     lora_free(lora);
@@ -254,20 +219,10 @@ static int train(const Options *o, bool json) {
 }
 
 enum {
-    DATA = 256,
-    CACHE,
-    RUN_DIR,
-    TOKENIZER,
-    TEACHER,
+    TEACHER = OWN_OPTIONS,
     RANK,
     ALPHA,
     TARGETS,
-    STEPS,
-    BATCH,
-    RATE,
-    WARMUP,
-    SCHEDULE,
-    EMA,
     DROPOUT,
     MIN_SNR,
     MODE,
@@ -275,36 +230,16 @@ enum {
     KL_WEIGHT,
     KL_TEMP,
     MSE_WEIGHT,
-    W_MIN,
-    W_MAX,
-    SKIP,
-    WEIGHTING,
-    LOSS,
-    CHECKPOINTING,
     FORMAT,
-    DTYPE,
-    CHECKPOINT_EVERY,
-    RESUME,
-    FRESH,
     LORA
 };
 
 static int command_train(int argc, char **argv, bool distill) {
-    static const struct option options[] = {{"data", required_argument, 0, DATA},
-                                            {"cache", required_argument, 0, CACHE},
-                                            {"output", required_argument, 0, 'o'},
-                                            {"run", required_argument, 0, RUN_DIR},
-                                            {"tokenizer", required_argument, 0, TOKENIZER},
+    static const struct option options[] = {{"output", required_argument, 0, 'o'},
                                             {"teacher", required_argument, 0, TEACHER},
                                             {"rank", required_argument, 0, RANK},
                                             {"alpha", required_argument, 0, ALPHA},
                                             {"targets", required_argument, 0, TARGETS},
-                                            {"steps", required_argument, 0, STEPS},
-                                            {"batch", required_argument, 0, BATCH},
-                                            {"lr", required_argument, 0, RATE},
-                                            {"warmup", required_argument, 0, WARMUP},
-                                            {"schedule", required_argument, 0, SCHEDULE},
-                                            {"ema", required_argument, 0, EMA},
                                             {"dropout", required_argument, 0, DROPOUT},
                                             {"min-snr", required_argument, 0, MIN_SNR},
                                             {"mode", required_argument, 0, MODE},
@@ -312,54 +247,32 @@ static int command_train(int argc, char **argv, bool distill) {
                                             {"kl-weight", required_argument, 0, KL_WEIGHT},
                                             {"kl-temp", required_argument, 0, KL_TEMP},
                                             {"mse-weight", required_argument, 0, MSE_WEIGHT},
-                                            {"w-min", required_argument, 0, W_MIN},
-                                            {"w-max", required_argument, 0, W_MAX},
-                                            {"skip", required_argument, 0, SKIP},
-                                            {"weighting", required_argument, 0, WEIGHTING},
-                                            {"loss", required_argument, 0, LOSS},
-                                            {"checkpointing", no_argument, 0, CHECKPOINTING},
                                             {"format", required_argument, 0, FORMAT},
-                                            {"dtype", required_argument, 0, DTYPE},
-                                            {"checkpoint-every", required_argument, 0, CHECKPOINT_EVERY},
-                                            {"resume", no_argument, 0, RESUME},
-                                            {"fresh", no_argument, 0, FRESH},
+                                            TRAINING_LONG,
+                                            DISTILLATION_LONG,
                                             COMMON_LONG,
                                             {0}};
     Common common = common_defaults;
     Options o = {.mode = distill ? MIMIC : FINETUNE,
-                 .cache = "run/cache",
                  .targets = distill ? "lcm" : "attention",
                  .rank = 16,
-                 .steps = 1000,
-                 .batch = 16,
-                 .rate = 1e-4,
-                 .warmup = -1,
-                 .dtype = F16,
+                 .t = training_defaults,
                  .finetune = {.dropout = 0.1f},
                  .mimic = {.mse_weight = 1, .kl_weight = 1, .temperature = 1, .reading = KL_GAUSSIANS},
                  .lcm = lcm_defaults};
+    o.t.steps = 1000, o.t.rate = 1e-4, o.t.checkpoint_every = 120;
     int option, foreign = 0; // an option of the other sub-command
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
-        if (common_option(&common, option, train_help)) continue;
-        if (distill ? option == DROPOUT || option == MIN_SNR
-                    : option == TEACHER || (option >= MODE && option <= LOSS))
-            foreign = option;
+        bool of_distillation = distillation_option(&o.lcm, option) || option == TEACHER ||
+                               (option >= MODE && option <= MSE_WEIGHT);
+        if (distill ? option == DROPOUT || option == MIN_SNR : of_distillation) foreign = option;
+        if (common_option(&common, option, train_help) || training_option(&o.t, option)) continue;
         switch (option) {
         case 'o': o.out = optarg; break;
-        case DATA: o.data = optarg; break;
-        case CACHE: o.cache = optarg; break;
-        case RUN_DIR: o.run = optarg; break;
-        case TOKENIZER: o.tokenizer = optarg; break;
         case TEACHER: o.teacher = optarg; break;
         case RANK: o.rank = (int)option_whole("--rank", optarg, 1, 65536); break;
         case ALPHA: o.alpha = option_number("--alpha", optarg, 1e-6, 1e6); break;
         case TARGETS: o.targets = optarg; break;
-        case STEPS: o.steps = option_whole("--steps", optarg, 1, 1 << 30); break;
-        case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
-        case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
-        case WARMUP: o.warmup = (int)option_whole("--warmup", optarg, 0, 1 << 24); break;
-        case SCHEDULE: o.cosine = option_cosine(optarg); break;
-        case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
         case DROPOUT: o.finetune.dropout = (float)option_number("--dropout", optarg, 0, 1); break;
         case MIN_SNR: o.finetune.min_snr = (float)option_number("--min-snr", optarg, 0, 1e6); break;
         case MODE:
@@ -377,38 +290,19 @@ static int command_train(int argc, char **argv, bool distill) {
         case KL_WEIGHT: o.mimic.kl_weight = (float)option_number("--kl-weight", optarg, 0, 1e9); break;
         case KL_TEMP: o.mimic.temperature = (float)option_number("--kl-temp", optarg, 1e-3, 1e6); break;
         case MSE_WEIGHT: o.mimic.mse_weight = (float)option_number("--mse-weight", optarg, 0, 1e9); break;
-        case W_MIN: o.lcm.w_min = (float)option_number("--w-min", optarg, -100, 1000); break;
-        case W_MAX: o.lcm.w_max = (float)option_number("--w-max", optarg, -100, 1000); break;
-        case SKIP: o.lcm.k = (int)option_whole("--skip", optarg, 1, 100000); break;
-        case WEIGHTING: o.lcm.snr_weighting = option_weighting(optarg); break;
-        case LOSS:
-            if (strcmp(optarg, "huber") && strcmp(optarg, "l2"))
-                die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);
-            o.lcm.loss = strcmp(optarg, "l2") ? LOSS_HUBER : LOSS_MSE;
-            break;
-        case CHECKPOINTING: o.checkpointing = true; break;
         case FORMAT: o.format = format_option(optarg); break;
-        case DTYPE: o.dtype = type_option(optarg); break;
-        case CHECKPOINT_EVERY:
-            o.checkpoint_every = option_number("--checkpoint-every", optarg, 1e-9, 1e9);
-            break;
-        case RESUME: o.resume = true; break;
-        case FRESH: o.fresh = true; break;
         }
     }
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
     for (int i = 0; foreign && options[i].name; i++)
         if (options[i].val == foreign)
             die_usage("--%s does not go with sd lora %s", options[i].name, distill ? "distill" : "finetune");
-    if (!o.data || !o.out) die_usage("--data DIR and --output FILE are needed");
+    if (!o.t.data || !o.out) die_usage("--data DIR and --output FILE are needed");
     if (o.mode == MIMIC && !o.teacher)
         die_usage("--mode mimic needs --teacher, a latent consistency model (sd lcm makes one)");
     if (o.mode == CONSISTENCY && o.teacher)
         die_usage("--mode consistency has no --teacher but the base itself");
-    if (o.resume && o.fresh) die_usage("--resume and --fresh contradict each other");
-    o.warmup = option_warmup(o.warmup, o.cosine, o.steps);
-    if (o.lcm.w_min > o.lcm.w_max)
-        die_usage("--w-min is %g and --w-max %g", (double)o.lcm.w_min, (double)o.lcm.w_max);
+    training_check(&o.t, &o.lcm);
     if (is_directory(o.out)) die("%s is a folder; the adapters go into one file", o.out);
     if (o.alpha == 0) o.alpha = o.rank;
     o.model = common.model, o.seed = common.seed;
@@ -468,7 +362,7 @@ static int command_merge(int argc, char **argv) {
         if (common_option(&common, option, merge_help)) continue;
         if (option == 'o') out = optarg;
         if (option == LORA) specs[count++] = optarg;
-        if (option == DTYPE) dtype = (int)type_option(optarg);
+        if (option == DTYPE) dtype = (int)option_type(optarg);
     }
     if (optind < argc) die_usage("\"%s\" is no option; a LoRA goes behind --lora", argv[optind]);
     if (!count || !out) die_usage("--lora FILE and --output DIR are needed");
@@ -578,7 +472,7 @@ static int command_convert(int argc, char **argv) {
         if (common_option(&common, option, convert_help)) continue;
         if (option == 'o') out = optarg;
         if (option == FORMAT) to = (int)format_option(optarg);
-        if (option == DTYPE) dtype = (int)type_option(optarg);
+        if (option == DTYPE) dtype = (int)option_type(optarg);
     }
     if (optind != argc - 1) die_usage("sd lora convert takes one file");
     if (!out) die_usage("--output FILE is needed");

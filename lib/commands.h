@@ -47,10 +47,6 @@ void common_start(const Common *c); // starts the backend
 // Checked numbers: die_usage() names the option where the text is no number or lies outside.
 long option_whole(const char *option, const char *text, long least, long most);
 double option_number(const char *option, const char *text, double least, double most);
-bool option_cosine(const char *text);              // --schedule: does the learning rate fall?
-bool option_weighting(const char *text);           // --weighting: do timesteps count alpha / sigma?
-// Steps of warm-up: as --warmup says, or by itself (given: -1) 100; with a rate that falls at most a tenth of the steps.
-int option_warmup(int given, bool cosine, long steps);
 char *option_lora(const char *text, float *scale); // FILE[:SCALE] -> FILE, and SCALE or 1 (cmd_lora.c)
 
 void option_png(const char *output); // die_usage() where the name says JPEG or the like

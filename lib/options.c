@@ -29,24 +29,6 @@ double option_number(const char *option, const char *text, double least, double 
     return x;
 }
 
-bool option_cosine(const char *text) {
-    if (strcmp(text, "constant") && strcmp(text, "cosine"))
-        die_usage("--schedule is constant or cosine, not \"%s\"", text);
-    return !strcmp(text, "cosine");
-}
-
-bool option_weighting(const char *text) {
-    if (strcmp(text, "none") && strcmp(text, "snr")) die_usage("--weighting is none or snr, not \"%s\"", text);
-    return !strcmp(text, "snr");
-}
-
-int option_warmup(int given, bool cosine, long steps) {
-    if (given < 0) return cosine && steps < 1000 ? (int)(steps / 10) : 100;
-    if (cosine && given >= steps)
-        die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", steps, given);
-    return given;
-}
-
 void option_png(const char *output) {
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
     const char *ending = strrchr(output, '.');
