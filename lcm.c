@@ -178,11 +178,12 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out) {
     *c_out = l->c.boundary ? (float)(scaled / sqrt(scaled * scaled + data * data)) : 1;
 }
 
-// lambda(t), which Luo et al. leave at 1. An error of the predicted noise reaches the picture sigma / alpha times as large:
-// 15 times at the last timestep, 0.13 times at the first of the solver's. So nearly all of the gradient is that of the noisiest
-// latents, and what f says of the others gets worse than the teacher's guess, though their targets are made of it. Weighed
-// by alpha / sigma = sqrt(SNR), an error of the network costs the same at every timestep. (Song and Dhariwal 2023, "Improved
-// Techniques for Training Consistency Models", weigh by one over the step in sigma / alpha: much the same from 100 on.)
+// lambda(t), which Algorithm 1 leaves at 1. An error of the predicted noise reaches the picture sigma / alpha times as large:
+// 15 times at the last timestep, 0.13 times at the solver's first. So two thirds of the gradient come from the noisiest quarter
+// of the timesteps. At the others f gets worse, even than the teacher's guess in one step; and then the noisy ones suffer
+// too, for their targets are what f says at the less noisy ones. Weighed by alpha / sigma = sqrt(SNR), an error of the noise
+// costs the same everywhere (under Huber, which is linear; a squared error would take SNR). Song and Dhariwal 2023, "Improved
+// Techniques for Training Consistency Models", weigh by one over the step in sigma / alpha: much the same from 100 on.
 static float lambda(const Lcm *l, float alpha, float sigma) { return l->c.snr_weighting ? alpha / sigma : 1; }
 
 // behind: 0 for t_{index + 1}, 1 for the solver's timestep before it. Before the first of them, at k - 1, lies 0.
@@ -222,6 +223,8 @@ void lcm_init(Lcm *l, LcmConfig c, const Json *scheduler, const UNet *teacher, c
     *l = (Lcm){.c = c, .teacher = teacher, .student = student, .target = target};
     scheduler_init(&l->schedule, scheduler_config(scheduler, LCM));
     l->solver_steps = l->schedule.config.num_train_timesteps / c.k;
+    if (c.snr_weighting && l->schedule.config.prediction_type != EPSILON)
+        die("--weighting snr is for teachers that predict noise; this one does not");
     if (l->solver_steps < 1)
         die("--skip is %d; the schedule has %d timesteps", c.k, l->schedule.config.num_train_timesteps);
 }

@@ -164,9 +164,9 @@ static int train(const Options *o, bool json) {
 
     Pairs *pairs = model_pairs(m, o->t.data, o->t.cache);
     Optimiser *optimiser = training_optimiser(&o->t, &lora->params);
-    const char *name = strrchr(o->out, '/') ? strrchr(o->out, '/') + 1 : o->out, *dot = strrchr(name, '.');
+    const char *name = strrchr(o->out, '/') ? strrchr(o->out, '/') + 1 : o->out;
     Run run = {.dir = o->t.run ? xstrdup(o->t.run)
-                               : format("run/%.*s", (int)(dot ? dot - name : (long)strlen(name)), name),
+                               : format("run/%.*s", (int)(strlen(name) - strlen(".safetensors")), name),
                .what = "lora"};
     Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
     run.config = format(
@@ -234,6 +234,26 @@ enum {
     LORA
 };
 
+// Would it do anything in that mode?
+static bool goes_with(int option, Mode mode) {
+    switch (option) {
+    case DROPOUT:
+    case MIN_SNR: return mode == FINETUNE;
+    case MODE:
+    case W_MIN:
+    case W_MAX:
+    case SKIP: return mode != FINETUNE;
+    case TEACHER:
+    case KL:
+    case KL_WEIGHT:
+    case KL_TEMP:
+    case MSE_WEIGHT: return mode == MIMIC;
+    case WEIGHTING:
+    case LOSS: return mode == CONSISTENCY;
+    default: return true;
+    }
+}
+
 static int command_train(int argc, char **argv, bool distill) {
     static const struct option options[] = {{"output", required_argument, 0, 'o'},
                                             {"teacher", required_argument, 0, TEACHER},
@@ -261,12 +281,13 @@ static int command_train(int argc, char **argv, bool distill) {
                  .mimic = {.mse_weight = 1, .kl_weight = 1, .temperature = 1, .reading = KL_GAUSSIANS},
                  .lcm = lcm_defaults};
     o.t.steps = 1000, o.t.rate = 1e-4, o.t.checkpoint_every = 120;
-    int option, foreign = 0; // an option of the other sub-command
+    bool given[LORA] = {0};
+    int option;
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
-        bool of_distillation = distillation_option(&o.lcm, option) || option == TEACHER ||
-                               (option >= MODE && option <= MSE_WEIGHT);
-        if (distill ? option == DROPOUT || option == MIN_SNR : of_distillation) foreign = option;
-        if (common_option(&common, option, train_help) || training_option(&o.t, option)) continue;
+        if (option < LORA) given[option] = true;
+        if (common_option(&common, option, train_help) || training_option(&o.t, option) ||
+            distillation_option(&o.lcm, option))
+            continue;
         switch (option) {
         case 'o': o.out = optarg; break;
         case TEACHER: o.teacher = optarg; break;
@@ -294,16 +315,24 @@ static int command_train(int argc, char **argv, bool distill) {
         }
     }
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
-    for (int i = 0; foreign && options[i].name; i++)
-        if (options[i].val == foreign)
-            die_usage("--%s does not go with sd lora %s", options[i].name, distill ? "distill" : "finetune");
+    for (int i = 0; options[i].name; i++)
+        if (options[i].val < LORA && given[options[i].val] && !goes_with(options[i].val, o.mode))
+            die_usage("--%s does not go with sd lora %s%s", options[i].name, distill ? "distill --mode " : "",
+                      mode_names[o.mode]);
+    if (given[KL_TEMP] && o.mimic.reading == KL_GAUSSIANS)
+        die_usage("--kl-temp does not go with --kl gaussians, which has no softmax");
     if (!o.t.data || !o.out) die_usage("--data DIR and --output FILE are needed");
     if (o.mode == MIMIC && !o.teacher)
         die_usage("--mode mimic needs --teacher, a latent consistency model (sd lcm makes one)");
-    if (o.mode == CONSISTENCY && o.teacher)
-        die_usage("--mode consistency has no --teacher but the base itself");
+    if (o.mode == MIMIC && o.mimic.mse_weight <= 0 && o.mimic.kl_weight <= 0)
+        die_usage("--mse-weight and --kl-weight are both 0: nothing is left to learn from");
     training_check(&o.t, &o.lcm);
+    const char *ending = strrchr(o.out, '.');
+    if (!ending || strcmp(ending, ".safetensors"))
+        die_usage("--output is \"%s\"; adapters are written as safetensors, so end the name in .safetensors",
+                  o.out);
     if (is_directory(o.out)) die("%s is a folder; the adapters go into one file", o.out);
+    training_output(o.out, false);
     if (o.alpha == 0) o.alpha = o.rank;
     o.model = common.model, o.seed = common.seed;
     common_start(&common);

@@ -1,8 +1,11 @@
 // cmd_train.c: options, optimiser and closing line of the commands that train on captioned pictures. See cmd_train.h.
+#define _POSIX_C_SOURCE 200809L // access
 #include "cmd_train.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const Training training_defaults = {.cache = "run/cache", .batch = 16, .warmup = -1, .dtype = F16};
 
@@ -68,6 +71,20 @@ void training_check(Training *t, const LcmConfig *c) {
     if (t->cosine && t->warmup >= t->steps)
         die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", t->steps, t->warmup);
     if (c->w_min > c->w_max) die_usage("--w-min is %g and --w-max %g", (double)c->w_min, (double)c->w_max);
+}
+
+void training_output(const char *path, bool parents) {
+    char *folder = xstrdup(path);
+    do {
+        char *slash = strrchr(folder, '/'), *above = xstrdup(".");
+        if (slash)
+            free(above),
+                above = slash == folder ? xstrdup("/") : format("%.*s", (int)(slash - folder), folder);
+        free(folder), folder = above;
+    } while (parents && !file_exists(folder));
+    if (file_exists(folder) && !is_directory(folder)) die("cannot write %s: %s is no folder", path, folder);
+    if (access(folder, W_OK)) die("cannot write %s: %s: %s", path, folder, strerror(errno));
+    free(folder);
 }
 
 Optimiser *training_optimiser(const Training *t, const Params *learnt) {

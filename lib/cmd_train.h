@@ -64,6 +64,8 @@ bool distillation_option(LcmConfig *c, int option);
 void training_check(Training *t, const LcmConfig *c);
 Type option_type(const char *text); // --dtype
 
+// Before hours of work: can the result be written there? Its folder is there, or (parents) one above it, and lets us.
+void training_output(const char *path, bool parents);
 // AdamW over these parameters as the options say, and their moving average.
 Optimiser *training_optimiser(const Training *t, const Params *learnt);
 // Fills in what the options say of a run and begins it; dir, what and config are the caller's.

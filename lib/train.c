@@ -96,6 +96,32 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
     free(full);
 }
 
+// What two configurations, JSON objects of texts, numbers and truth values, do not have in common.
+static char *differences(const char *before, const char *now) {
+    Json *a = json_parse(before, strlen(before), "the checkpoint's configuration");
+    Json *b = json_parse(now, strlen(now), "the run's configuration");
+    char *all = xstrdup("");
+    for (size_t i = 0; i < b->length; i++) {
+        const char *key = b->items[i].key;
+        const Json *sides[] = {json_get(a, key), &b->items[i]};
+        char *text[2];
+        for (int k = 0; k < 2; k++) {
+            const Json *j = sides[k];
+            text[k] = !j                       ? xstrdup("nothing")
+                      : j->kind == JSON_STRING ? xstrdup(j->string)
+                      : j->kind == JSON_BOOL   ? xstrdup(j->number != 0 ? "true" : "false")
+                                               : format("%g", j->number);
+        }
+        if (strcmp(text[0], text[1])) {
+            char *more = format("%s%s%s was %s, now %s", all, *all ? "; " : "", key, text[0], text[1]);
+            free(all), all = more;
+        }
+        free(text[0]), free(text[1]);
+    }
+    json_free(a), json_free(b);
+    return all;
+}
+
 static void resume(Run *r, const char *path) {
     Optimiser *o = r->optimiser;
     Store *s = store_open(path);
@@ -105,9 +131,8 @@ static void resume(Run *r, const char *path) {
     if (!config || !step || !random || !random_parse(&r->random, random))
         die("%s is no checkpoint of a training run", path);
     if (strcmp(config, r->config))
-        die("%s belongs to another run: it was made with %s, now %s is asked for; take another folder or "
-            "--fresh",
-            path, config, r->config);
+        die("%s belongs to another run: %s; take another folder or --fresh", path,
+            differences(config, r->config));
     r->step = o->steps = strtol(step, NULL, 10);
     r->earlier = spent ? strtod(spent, NULL) : 0;
     r->loss = loss ? strtof(loss, NULL) : 0;
@@ -120,7 +145,10 @@ static void resume(Run *r, const char *path) {
         if (o->ema) read_one(s, path, "ema", o->names[i], o->ema[i], n);
     }
     store_close(s);
-    note("resuming %s at step %ld of %ld", r->dir, r->step, r->total);
+    if (r->step < r->total)
+        note("resuming %s at step %ld of %ld", r->dir, r->step, r->total);
+    else
+        note("%s is at step %ld already: nothing is left of %ld", r->dir, r->step, r->total);
 }
 
 // ---- the log ------------------------------------------------------------------------------------------------
@@ -154,7 +182,10 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
     char *checkpoint = in_dir(r, "checkpoint.safetensors"), *config = in_dir(r, "config.json");
-    if (!fresh && file_exists(checkpoint)) resume(r, checkpoint);
+    if (fresh && file_exists(checkpoint) &&
+        unlink(checkpoint)) // now, or a kill would leave it beside a new log
+        die("cannot remove %s: %s", checkpoint, strerror(errno));
+    if (file_exists(checkpoint)) resume(r, checkpoint);
     Output *o = output_open(config);
     output_printf(o, "%s\n", r->config);
     output_commit(o);
