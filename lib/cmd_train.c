@@ -76,12 +76,12 @@ void training_check(Training *t, const LcmConfig *c) {
 void training_output(const char *path, bool parents) {
     char *folder = xstrdup(path);
     do {
-        char *slash = strrchr(folder, '/'), *above = xstrdup(".");
-        if (slash)
-            free(above),
-                above = slash == folder ? xstrdup("/") : format("%.*s", (int)(slash - folder), folder);
+        const char *slash = strrchr(folder, '/');
+        char *above = !slash            ? xstrdup(".")
+                      : slash == folder ? xstrdup("/")
+                                        : format("%.*s", (int)(slash - folder), folder);
         free(folder), folder = above;
-    } while (parents && !file_exists(folder));
+    } while (parents && !file_exists(folder) && strcmp(folder, "."));
     if (file_exists(folder) && !is_directory(folder)) die("cannot write %s: %s is no folder", path, folder);
     if (access(folder, W_OK)) die("cannot write %s: %s: %s", path, folder, strerror(errno));
     free(folder);
