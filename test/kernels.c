@@ -1437,7 +1437,12 @@ int main(int argc, char **argv) {
     storage = k_storage();
     rounding = storage == F32 ? fp32_rounding : storage == F16 ? 0x1p-10 : 0x1p-7;
     printf("kernels: %s\n", k_name());
-    for (int i = 0; i < COUNT(tests); i++) { // `kernels attention PyTorch` runs these alone
+    for (int k = 1; k < argc; k++) { // `kernels attention PyTorch` runs these alone
+        bool known = false;
+        for (int i = 0; i < COUNT(tests); i++) known |= !strcmp(argv[k], tests[i].name);
+        if (!known) die_usage("\"%s\" is none of the tests: see the end of test/kernels.c", argv[k]);
+    }
+    for (int i = 0; i < COUNT(tests); i++) {
         bool wanted = argc == 1;
         for (int k = 1; k < argc; k++) wanted |= !strcmp(argv[k], tests[i].name);
         if (wanted) tests[i].run();
