@@ -159,7 +159,7 @@ typedef struct {
     Loss loss;                          // LOSS_HUBER or LOSS_MSE
     float huber_c;
     bool boundary; // false, to see what they do: no boundary scalings, f is the predicted picture everywhere
-    bool snr_weighting; // a pair's loss counts sqrt(SNR) of its noisier timestep, instead of 1 as in the paper
+    bool snr_weighting; // a pair's loss counts sqrt(SNR) of its noisier timestep; in the paper 1
 } LcmConfig;
 extern const LcmConfig lcm_defaults;
 

@@ -414,7 +414,7 @@ int command_lcm(int argc, char **argv) {
     Common common = common_defaults;
     Options o = {.t = training_defaults, .lcm = lcm_defaults, .guidance = true, .sample_every = 500};
     o.t.steps = 2000, o.t.ema = 0.95, o.t.checkpoint_every = 300;
-    const char *ablations[8];
+    const char **ablations = xmalloc((size_t)argc * sizeof *ablations);
     int option, ablated = 0;
     while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
         if (common_option(&common, option, help) || training_option(&o.t, option) ||
@@ -422,13 +422,14 @@ int command_lcm(int argc, char **argv) {
             continue;
         switch (option) {
         case 'o': o.out = optarg; break;
-        case ABLATE: ablations[ablated++ % 8] = optarg; break;
+        case ABLATE: ablations[ablated++] = optarg; break;
         case COPY: o.copy = true; break;
         case SAMPLE_EVERY: o.sample_every = (int)option_whole("--sample-every", optarg, 0, 1 << 24); break;
         }
     }
     if (optind < argc) die_usage("\"%s\" is no option", argv[optind]);
-    for (int i = 0; i < ablated && i < 8; i++) ablate(&o, ablations[i]); // whatever else was asked for
+    for (int i = 0; i < ablated; i++) ablate(&o, ablations[i]); // whatever else was asked for
+    free(ablations);
     if (!o.t.data || !o.out) die_usage("--data DIR and --output DIR are needed");
     training_check(&o.t, &o.lcm);
     char *out = xstrdup(o.out);

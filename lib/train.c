@@ -110,7 +110,7 @@ static char *differences(const char *before, const char *now) {
             text[k] = !j                       ? xstrdup("nothing")
                       : j->kind == JSON_STRING ? xstrdup(j->string)
                       : j->kind == JSON_BOOL   ? xstrdup(j->number != 0 ? "true" : "false")
-                                               : format("%g", j->number);
+                                               : format("%.10g", j->number);
         }
         if (strcmp(text[0], text[1])) {
             char *more = format("%s%s%s was %s, now %s", all, *all ? "; " : "", key, text[0], text[1]);
@@ -119,6 +119,7 @@ static char *differences(const char *before, const char *now) {
         free(text[0]), free(text[1]);
     }
     json_free(a), json_free(b);
+    if (!*all) free(all), all = xstrdup("another version of the program made it");
     return all;
 }
 
@@ -182,8 +183,8 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
     char *checkpoint = in_dir(r, "checkpoint.safetensors"), *config = in_dir(r, "config.json");
-    if (fresh && file_exists(checkpoint) &&
-        unlink(checkpoint)) // now, or a kill would leave it beside a new log
+    // Begun anew: the old checkpoint goes at once, or a kill would leave it beside the new log.
+    if (fresh && file_exists(checkpoint) && unlink(checkpoint))
         die("cannot remove %s: %s", checkpoint, strerror(errno));
     if (file_exists(checkpoint)) resume(r, checkpoint);
     Output *o = output_open(config);
