@@ -80,15 +80,15 @@ emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-
 	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
 
 # ---- tests -----------------------------------------------------------------------------------------------
-# What test/kernels.c needs beside the kernels.
+# What test/kernels.c needs beside the kernels. Where the bounds of an allocation are checked, operands fill theirs.
 CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base safetensors json)
 CUDA_TESTS := $(patsubst test/%.cu,%,$(wildcard test/cuda_*.cu))
-$(BUILD)/cuda-test/kernels.o: test/kernels.c
+$(BUILD)/cuda-test/kernels.o $(BUILD)/cuda-test/kernels_bounds.o: test/kernels.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Itest -c $< -o $@
+	$(CC) $(BASE) $(CFLAGS) -Itest $(if $(findstring bounds,$@),-DNO_GUARD) -c $< -o $@
 $(EMU_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
-$(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(CHECK_O) $(RUNTIME_O)
+$(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(CHECK_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 $(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/%.o $(EMU_O) $(RUNTIME_O) $(BUILD)/lib/base.o
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
@@ -111,7 +111,7 @@ $(PTX_DIR)-$(1)/%.o: cuda/%.cu $(CUDA_H)
 $(PTX_DIR)-$(1)/%.o: test/%.cu $(CUDA_H) test/cuda.h
 	@mkdir -p $$(@D)
 	@echo "  nvcc $(2) $$<"; $(NVCC) $(PTX_FLAGS) $(2) -c $$< -o $$@
-$(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
+$(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 $(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/%.o $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm

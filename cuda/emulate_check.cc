@@ -38,28 +38,28 @@ static std::string source_line(const std::string &file, int line) {
     return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
 }
 
-// "gemm.cu:33: sum += a[i];", looking through what was inlined from the emulator's and the wrappers' headers.
+// "gemm.cu:33 `sum += a[i];`", looking through what was inlined from the emulator's and the wrappers' headers. What
+// was inlined from another header is named behind the line that called it: "norm.cu:40 `... load(x, i) ...` (device.h:46
+// `default: ...`)".
 static std::string place(void *pc) {
     char command[300], s[500];
     snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe %lx", getpid(),
              (unsigned long)(((uintptr_t)pc & ~GLOBAL_SIDE) - 1 - emu_load_address));
     FILE *f = popen(command, "r");
     if (!f) return "?";
-    std::string file = "?";
-    int line = 0;
-    while (fgets(s, sizeof s, f)) {
+    std::string header, here = "?";
+    while (fgets(s, sizeof s, f)) { // the innermost first
         char *colon = strrchr(s, ':');
         if (!colon) continue;
-        line = atoi(colon + 1);
-        file = std::string(s, (size_t)(colon - s));
-        std::string name = base_name(file);
-        if (name != "emulate.h" && name != "ptx.h") break;
+        int line = atoi(colon + 1);
+        std::string file(s, (size_t)(colon - s)), name = base_name(file), text = source_line(file, line);
+        here = name + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
+        if (name == "emulate.h" || name == "ptx.h") continue;
+        if (name.size() < 2 || name.compare(name.size() - 2, 2, ".h") != 0) break;
+        if (header.empty()) header = here;
     }
     pclose(f);
-    char number[20];
-    snprintf(number, sizeof number, ":%d", line);
-    std::string text = source_line(file, line);
-    return base_name(file) + number + (text.empty() ? "" : " `" + text + "`");
+    return header.empty() || header == here ? here : here + " (" + header + ")";
 }
 
 void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite at) {

@@ -2,6 +2,7 @@
 // each mistake and blame nothing that is right. `cuda_bugs` lists the cases; `cuda_bugs NAME` runs one;
 // test/cuda_bugs.sh runs all, in several orders of threads, and looks for the words that each report must contain.
 #include "cuda.h"
+#include "device.h"
 
 #define K static __global__ void
 
@@ -131,6 +132,7 @@ K mask_without_self(int *y) { y[threadIdx.x] = __shfl_sync(0xfffeu, (int)threadI
 
 // ---- bounds, uninitialised memory, wrong pointers
 K global_past_end(int *y) { y[threadIdx.x + 1] = 1; }
+K load_past_end(Mem x, int *y) { y[threadIdx.x] = (int)load(x, threadIdx.x + 1); } // inlined from a header
 K global_before_begin(const int *x, int *y) { y[threadIdx.x] = x[(int)threadIdx.x - 1]; }
 K global_uninitialised(const int *x, int *y) { y[threadIdx.x] = x[threadIdx.x] + 1; }
 K static_past_end(const int *x, int *y) {
@@ -267,6 +269,7 @@ int main(int argc, char **argv) {
     CASE("shuffle_and_vote", shuffle_and_vote<<<1, N>>>(y.at))
     CASE("mask_without_self", mask_without_self<<<1, N>>>(y.at))
     CASE("global_past_end", global_past_end<<<1, N>>>(y.at))
+    CASE("load_past_end", load_past_end<<<1, N>>>(Mem{x.at, F32}, y.at))
     CASE("global_before_begin", global_before_begin<<<1, N>>>(x.at, y.at))
     CASE("global_uninitialised", global_uninitialised<<<1, N>>>(raw, y.at))
     CASE("static_past_end", static_past_end<<<1, N>>>(x.at, y.at))
