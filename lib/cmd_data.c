@@ -32,13 +32,12 @@ static size_t choose(Dataset *d, Part part, size_t hold_out) {
     if (hold_out > d->count / 2) hold_out = d->count / 2;
     size_t kept = 0;
     for (size_t i = 0; i < d->count; i++) {
-        const char *split = d->samples[i].split ? d->samples[i].split : "";
-        bool test = splits ? !strcmp(split, "test") : i >= d->count - hold_out;
-        bool train = splits ? !strcmp(split, "train") || !strcmp(split, "restval") : !test;
-        if (d->samples[i].caption_count == 0 || (part == TRAIN && !train) || (part == HELD_OUT && !test))
-            continue;
+        const Sample *s = &d->samples[i];
+        bool test = splits ? s->split && !strcmp(s->split, "test") : i >= d->count - hold_out;
+        bool train = splits ? dataset_trains(s) : !test;
+        if (s->caption_count == 0 || (part == TRAIN && !train) || (part == HELD_OUT && !test)) continue;
         Sample moved = d->samples[kept];
-        d->samples[kept++] = d->samples[i];
+        d->samples[kept++] = *s;
         d->samples[i] = moved;
     }
     return kept;
@@ -131,6 +130,7 @@ int command_data(int argc, char **argv) {
                seconds() - started);
     else
         note("%s: %zu pictures, %zu captions of %s", out, count, captions, d->layout);
+    dataset_note_others(images, count);
     dataset_close(d);
     free(images), free(list), free(firsts);
     return 0;

@@ -339,6 +339,10 @@ void dataset_close(Dataset *set) {
     free(set);
 }
 
+bool dataset_trains(const Sample *s) {
+    return !s->split || !strcmp(s->split, "train") || !strcmp(s->split, "restval");
+}
+
 // ---- folders of pictures -------------------------------------------------------------------------------
 
 static int compare_paths(const void *a, const void *b) {
@@ -379,4 +383,14 @@ char **list_images(const char *dir, size_t *count) {
     if (n) qsort(paths, n, sizeof *paths, compare_paths);
     *count = n;
     return paths;
+}
+
+void dataset_note_others(const char *images, size_t count) {
+    size_t there;
+    char **paths = list_images(images, &there);
+    if (there > count)
+        note("%s: %zu pictures are not of this data set; an FID of the folder would count them", images,
+             there - count);
+    for (size_t i = 0; i < there; i++) free(paths[i]);
+    free(paths);
 }

@@ -146,7 +146,7 @@ typedef struct {
     char *name;      // as the captions file has it
     char **captions; // caption_count of them
     int caption_count;
-    char *split; // "train", "val", "test", or NULL where the layout knows none
+    char *split; // "train", "restval", "val", "test", or NULL where the layout knows none
 } Sample;
 typedef struct {
     Sample *samples;
@@ -157,7 +157,11 @@ typedef struct {
 // more than 1 % of them dies.
 Dataset *dataset_open(const char *dir);
 void dataset_close(Dataset *d);
+// Is it one to train on: of no split, "train", or "restval" (what Karpathy's splits left over of the validation set)?
+bool dataset_trains(const Sample *s);
 char **list_images(const char *dir, size_t *count); // *.png *.jpg *.jpeg, sorted by name, paths
+// After a data set of `count` pictures was written into the folder `images`: a note if there are others, of one before.
+void dataset_note_others(const char *images, size_t count);
 
 // ---- npz.c: NumPy's .npz ---------------------------------------------------------------------------------
 

@@ -262,7 +262,7 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     size_t count = 0, silent = 0;
     for (size_t i = 0; i < d->count; i++) {
         const Sample *s = &d->samples[i];
-        if (s->split && strcmp(s->split, "train") && strcmp(s->split, "restval")) continue;
+        if (!dataset_trains(s)) continue;
         if (s->caption_count == 0) {
             silent++;
             continue;

@@ -1411,6 +1411,7 @@ void scenes_write(const char *dir, long n, uint64_t seed, World world, Split spl
     }
     output_lazily(false);
     progress_end(&bar);
-    free(images);
     write_lists(dir, n, seed, world, split); // last, so that a folder with lists is a whole one
+    dataset_note_others(images, (size_t)n);
+    free(images);
 }
