@@ -135,7 +135,8 @@ typedef struct {
     bool progress;
 } SampleOptions;
 typedef struct {
-    double text_s, unet_step_s, vae_s; // unet_step_s: median over the steps
+    double text_s, unet_step_s, vae_s; // unet_step_s: median over the evaluations of the UNet
+    int evaluations;                   // PNDM asks once more than it has steps
 } SampleTimes;
 SampleOptions sample_defaults(const Model *m); // what the model says, else 50 steps, cfg 7.5
 Image *sample(const Model *m, SampleOptions o, SampleTimes *times);

@@ -14,10 +14,11 @@
 // ---- results ----------------------------------------------------------------------------------------------------
 
 enum { SYSTEMS = 5, MOST_STEPS = 8, MOST_TIMES = 256, MOST_PICTURES = 4 };
+enum { PICTURE_LETTERS = 2500000 }; // of Figure 3's pictures in the page, all together: it stays under 3 MB
 enum { BASE, FINETUNED, TEACHER, SMALL, LARGE };
 
 typedef struct {
-    int steps, count;
+    int steps, evaluations, count; // evaluations of the UNet: PNDM's are one more than its steps
     double pictures[MOST_TIMES], text[MOST_TIMES], step[MOST_TIMES], vae[MOST_TIMES]; // seconds
     int calls;
 } Timing;
@@ -85,21 +86,26 @@ static void read_judgement(const char *name, double *fid, double *fidelity, Syst
     json_free(j);
 }
 
-// A picture as base64; larger ones than the page shows are made smaller first, by way of `scratch`.
-static char *picture(const char *path, const char *scratch) {
-    enum { SHOWN = 256 };
+// A picture as base64, at most 256 wide and `most` letters long: a larger one is made smaller, by way of `scratch`.
+static char *picture(const char *path, const char *scratch, size_t most) {
     Image *image = image_load(path);
-    bool large = image->width > SHOWN;
-    if (large) {
-        Image *small = image_resize(image, SHOWN, SHOWN * image->height / image->width, RESIZE_BICUBIC);
-        image_save_png(scratch, small, "");
-        image_free(small);
+    char *text = NULL;
+    for (int width = 256; width >= 64 && (!text || strlen(text) > most); width -= 32) {
+        bool large = image->width > width;
+        if (large) {
+            int height = width * image->height / image->width;
+            Image *small = image_resize(image, width, height ? height : 1, RESIZE_BICUBIC);
+            image_save_png(scratch, small, "");
+            image_free(small);
+        }
+        size_t bytes;
+        char *data = read_file(large ? scratch : path, &bytes);
+        free(text);
+        text = base64((unsigned char *)data, bytes);
+        free(data);
+        if (large) unlink(scratch);
     }
     image_free(image);
-    size_t bytes;
-    char *data = read_file(large ? scratch : path, &bytes), *text = base64((unsigned char *)data, bytes);
-    if (large) unlink(scratch);
-    free(data);
     return text;
 }
 
@@ -121,18 +127,21 @@ static void read_system(System *s, const char *scratch) {
     j = record_of("figure3-", s->name);
     s->shown_by = xstrdup(json_get_string(j, "command", ""));
     const Json *images = json_get(json_get(j, "result"), "images");
-    for (size_t i = 0; images && images->kind == JSON_ARRAY && i < images->length && i < MOST_PICTURES; i++) {
+    size_t count = images && images->kind == JSON_ARRAY ? images->length : 0;
+    if (count > MOST_PICTURES) count = MOST_PICTURES;
+    for (size_t i = 0; i < count; i++) {
         const char *path = images->items[i].kind == JSON_STRING ? images->items[i].string : "",
                    *slash = strrchr(path, '/');
         char *here = format("%s/%s", dir, slash ? slash + 1 : path); // the folder may have moved since
-        if (*path && file_exists(here)) s->pictures[i] = picture(here, scratch);
+        if (*path && file_exists(here))
+            s->pictures[i] = picture(here, scratch, PICTURE_LETTERS / (SYSTEMS * count));
         free(here);
     }
     json_free(j);
 }
 
-// [{"system", "steps", "sample": {"picture_s": [...], "text_s", "unet_step_s", "vae_s"}}, ...]; the first picture of
-// each call warmed up.
+// [{"system", "steps", "sample": {"picture_s": [...], "text_s", "unet_step_s", "unet_evaluations", "vae_s"}}, ...]; the
+// first picture of each call warmed up.
 static void read_speed(void) {
     Json *j = record_of("speed", "");
     const Json *calls = json_get(j, "result");
@@ -147,7 +156,9 @@ static void read_speed(void) {
         while (k < s->timings && s->timing[k].steps != steps) k++;
         if (k == MOST_STEPS) continue;
         Timing *t = &s->timing[k];
-        if (k == s->timings) s->timings++, t->steps = steps;
+        if (k == s->timings)
+            s->timings++, t->steps = steps,
+                          t->evaluations = (int)json_get_number(sample, "unet_evaluations", steps);
         if (t->calls == MOST_TIMES) continue;
         t->text[t->calls] = json_get_number(sample, "text_s", NAN),
         t->vae[t->calls] = json_get_number(sample, "vae_s", NAN);
@@ -445,7 +456,7 @@ static void write_speed(Output *o, const char *machine, const char *command) {
     for (int i = 0; i < SYSTEMS; i++)
         for (int k = 0; k < systems[i].timings; k++) {
             const Timing *t = &systems[i].timing[k];
-            double text = median(t->text, t->calls), net = t->steps * median(t->step, t->calls),
+            double text = median(t->text, t->calls), net = t->evaluations * median(t->step, t->calls),
                    vae = median(t->vae, t->calls);
             begin_row(o, systems[i].title);
             output_printf(o, "<td data-l=\"steps\" class=\"n\">%d</td>", t->steps);
@@ -735,13 +746,15 @@ static void write_stages(Output *o) {
 }
 
 static void print_table(void) {
-    printf("%-16s %8s %18s %9s %9s  %s\n", "", "FID", "95 % interval", "KID x1000", "fidelity",
-           "s a picture");
+    bool judged = false; // the toy world's judge knows no other pictures
+    for (int i = 0; i < SYSTEMS; i++) judged |= isfinite(systems[i].fidelity);
+    printf("%-16s %8s %18s %9s %s  s a picture\n", "", "FID", "95 % interval", "KID x1000",
+           judged ? " fidelity" : "");
     for (int i = 0; i < SYSTEMS; i++) {
         const System *s = &systems[i];
         if (isnan(s->fid)) continue;
-        printf("%-16s %8.2f %8.2f to %6.2f %9.2f %9.3f ", s->title, s->fid, s->low, s->high, 1000 * s->kid,
-               s->fidelity);
+        printf("%-16s %8.2f %8.2f to %6.2f %9.2f ", s->title, s->fid, s->low, s->high, 1000 * s->kid);
+        if (judged) printf("%9.3f ", s->fidelity);
         for (int k = 0; k < s->timings; k++)
             printf("%s%.3f in %d steps", k ? ", " : " ", median(s->timing[k].pictures, s->timing[k].count),
                    s->timing[k].steps);

@@ -296,11 +296,11 @@ int command_sample(int argc, char **argv) {
         }
         printf("], \"picture_s\": [");
         for (int i = 0; i < count; i++) printf("%s%.4f", i ? ", " : "", picture_s[i]);
-        printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, \"steps\": "
-               "%d, \"vae_s\": %.4f, "
+        printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, "
+               "\"unet_evaluations\": %d, \"steps\": %d, \"vae_s\": %.4f, "
                "\"peak_mb\": %.1f, \"seed\": %llu}\n",
-               total, load_s, times.text_s, times.unet_step_s, o.steps, times.vae_s, (double)k_peak() / 1e6,
-               (unsigned long long)common.seed);
+               total, load_s, times.text_s, times.unet_step_s, times.evaluations, o.steps, times.vae_s,
+               (double)k_peak() / 1e6, (unsigned long long)common.seed);
     }
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
                  times.text_s, times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);

@@ -712,17 +712,18 @@ static void image_to_image(void) {
 }
 
 static void figures(void) {
-    Result r =
-        works("--json", "sample|-t|1|-m|good|--steps|2|-W|64|-H|64|-p|a dog|-n|2|-o|j\".png|--json|--seed|3");
+    Result r = works("--json", "sample|-t|1|-m|good|--scheduler|pndm|--steps|2|-W|64|-H|64|-p|a "
+                               "dog|-n|2|-o|j\".png|--json|--seed|3");
     Json *j = json_parse(r.out, strlen(r.out), "stdout");
     const Json *images = json_get(j, "images");
     check(images && images->length == 2 && !strcmp(images->items[1].string, "j\"-1.png"), "images");
-    static const char *const fields[] = {"seconds", "load_s", "text_s",  "unet_step_s",
+    static const char *const fields[] = {"seconds", "load_s", "text_s",  "unet_step_s", "unet_evaluations",
                                          "steps",   "vae_s",  "peak_mb", "seed"};
     bool all = true;
-    for (int i = 0; i < 8; i++) all = all && json_get_number(j, fields[i], -1) >= 0;
-    check(all && json_get_number(j, "seed", 0) == 3 && json_get_number(j, "steps", 0) == 2,
-          "and every figure");
+    for (int i = 0; i < 9; i++) all = all && json_get_number(j, fields[i], -1) >= 0;
+    check(all && json_get_number(j, "seed", 0) == 3 && json_get_number(j, "steps", 0) == 2 &&
+              json_get_number(j, "unet_evaluations", 0) == 3,
+          "and every figure; PNDM evaluates the UNet once more than it has steps");
     json_free(j), forget(r);
     r = works("--preview", PLAIN "|-p|a dog|-o|p.png|--preview");
     check(strstr(r.err, "\xe2\x96\x80") && !*r.out, "draws half blocks on stderr");

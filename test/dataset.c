@@ -96,7 +96,8 @@ static void test_layouts(void) {
         check(!strcmp(d->layout, files[i]) && !strcmp(d->samples[0].split, "train") &&
                   !strcmp(d->samples[1].split, "test"),
               "splits");
-        check(dataset_trains(&d->samples[0]) && !dataset_trains(&d->samples[1]), "train is trained on, test is not");
+        check(dataset_trains(&d->samples[0]) && !dataset_trains(&d->samples[1]),
+              "train is trained on, test is not");
         check_sample("Karpathy's JSON", d, 0, "b.jpg", "/images/b.jpg", 2, "A \xe7\x8c\xab .");
         dataset_close(d);
     }
