@@ -25,23 +25,23 @@ try_training() {
     planned "train-$try" "$(calc "$try_steps * ($(second_step "$p/run-$try") + $(first_extra "$p/run-$try") / 50)")" \
         "$(figure "$p/$try.json" peak_mb)" "$(calc "$(megabytes "$p/run-$try") + $(megabytes "$p"/$try*.safetensors "$p/$try")")"
 }
-# try_drawing NAME STEPS OPTIONS...: one picture of one step
+# try_drawing NAME STEPS OPTIONS...: one picture of two steps. A sampler may evaluate the UNet more often than it has steps.
 try_drawing() {
     try=$1 try_steps=$2
     shift 2
-    ./sd sample -p "$FIGURE3" --steps 1 -o "$p/$try.png" --json -q "$@" >"$p/draw-$try.json"
-    picture=$(calc "$(figure "$p/draw-$try.json" text_s) + $(figure "$p/draw-$try.json" vae_s)") step=$(figure "$p/draw-$try.json" unet_step_s)
-    numbers=$try_steps pictures=0
+    ./sd sample -p "$FIGURE3" --steps 2 -o "$p/$try.png" --json -q "$@" >"$p/draw-$try.json"
+    step=$(figure "$p/draw-$try.json" unet_step_s)
+    picture=$(calc "$(figure "$p/draw-$try.json" text_s) + $(figure "$p/draw-$try.json" vae_s) + ($(figure "$p/draw-$try.json" unet_evaluations) - 2) * $step")
+    numbers=$try_steps
     case $try in lcm*) numbers=$(printf '%s\n' $try_steps $SWEEP | sort -un) ;; esac
     for n in $numbers; do
-        at=$try-at-$n
-        [ "$n" != "$try_steps" ] || at=$try
-        planned "draw-$at" "$(calc "$COUNT * ($n * $step + $picture)")" "$(figure "$p/draw-$try.json" peak_mb)" "$(calc "$COUNT * $(megabytes "$p/$try.png")")"
-        pictures=$((pictures + COUNT))
+        at=$try-at-$n drawn=$COUNT
+        [ "$n" != "$try_steps" ] || at=$try drawn=$((COUNT + PICTURES)) # with those of Figure 3
+        planned "draw-$at" "$(calc "$drawn * ($n * $step + $picture)")" "$(figure "$p/draw-$try.json" peak_mb)" "$(calc "$drawn * $(megabytes "$p/$try.png")")"
+        judged=$((${judged:-0} + COUNT))
     done
     timed=0 calls=0
     for n in $SPEED; do timed=$((timed + n)) calls=$((calls + 1)); done
-    judged=$((${judged:-0} + pictures))
     speed_s=$(calc "${speed_s:-0} + $ROUNDS * ($TIMED + 1) * ($timed * $step + $calls * $picture)")
 }
 
