@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <cstdarg>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 #include <cxxabi.h>
@@ -69,13 +71,22 @@ std::string emu_who(const Thread *t) {
 // Where a run ends that cannot go on. A debugger may break here.
 [[noreturn]] __attribute__((noinline)) void emu_stop() {
     fflush(nullptr);
-    if (getenv("EMU_ABORT")) abort();
+    emu_abort_if_wanted();
     _exit(86);
+}
+void emu_abort_if_wanted() {
+    const char *s = getenv("EMU_ABORT");
+    if (s && *s && strcmp(s, "0")) abort();
 }
 
 static int option(const char *name, int otherwise) {
     const char *s = getenv(name);
-    return s ? atoi(s) : otherwise;
+    if (!s || !*s) return otherwise;
+    char *end;
+    long value = strtol(s, &end, 10);
+    if (!*end && value >= 0 && value <= INT_MAX) return (int)value;
+    emu_say("emulate: %s is \"%s\"; a whole number is expected\n", name, s);
+    emu_stop();
 }
 
 // ---- fibers ----------------------------------------------------------------------------------------------
@@ -123,7 +134,7 @@ static void fiber_make(Fiber *f, char *top, void (*entry)()) {
 static inline void fiber_switch(Fiber *from, Fiber *to) { swapcontext(&from->context, &to->context); }
 #endif
 
-enum { STACK = 128 << 10, PAGE = 4096 };
+enum { STACK = 128 << 10 };
 static __thread Fiber own_fiber; // the stack of the operating system's thread
 
 static void fiber_main();
@@ -396,6 +407,9 @@ static void meetings_after_exit(Worker &w, Thread *gone) {
 std::vector<SharedVariable> emu_variables;
 uintptr_t emu_tls_size, emu_image_low, emu_image_high, emu_load_address;
 static std::unordered_map<uintptr_t, std::string> function_names;
+static std::set<std::string> kernel_names;
+// The addresses of all kernels (see __global__), from the linker.
+extern "C" __attribute__((weak)) const uintptr_t __start___patchable_function_entries[], __stop___patchable_function_entries[];
 
 static std::string demangle(const std::string &name) {
     int status;
@@ -454,6 +468,11 @@ static void read_symbols() {
     }
     munmap(file, (size_t)bytes);
     close(fd);
+    for (auto *entry = __start___patchable_function_entries; entry < __stop___patchable_function_entries; entry++)
+        for (int before : {0, 4}) { // the instruction may stand behind an endbr64, which has 4 bytes
+            auto found = function_names.find(*entry - (uintptr_t)before);
+            if (found != function_names.end()) kernel_names.insert(found->second);
+        }
     std::sort(emu_variables.begin(), emu_variables.end(),
               [](const SharedVariable &a, const SharedVariable &b) { return a.offset < b.offset; });
 }
@@ -465,27 +484,26 @@ static void read_symbols() {}
 static std::map<const void *, Kernel> kernels;
 static std::map<const void *, int> max_dynamic_shared;
 
+std::string emu_kernel_name(const std::string &mangled) { // with its template arguments, without its parameters
+    std::string full = demangle(mangled);
+    size_t begin = full.rfind("void ", 0) == 0 ? 5 : 0, end = full.find('(', begin);
+    while (end != std::string::npos && full.compare(end, 2, "((") && full.rfind('<', end) != std::string::npos &&
+           std::count(full.begin(), full.begin() + (long)end, '<') > std::count(full.begin(), full.begin() + (long)end, '>'))
+        end = full.find('(', end + 1); // a parenthesis within the template arguments
+    return full.substr(begin, end - begin);
+}
+
 static Kernel *kernel_of(const EmuCall &call) {
     Kernel &k = kernels[call.kernel];
     if (!k.name.empty()) return &k;
     std::string mangled = function_names[(uintptr_t)call.kernel];
-    k.name = call.name;
-    if (!mangled.empty()) { // with its template arguments, without its parameters
-        std::string full = demangle(mangled);
-        size_t begin = full.rfind("void ", 0) == 0 ? 5 : 0, end = full.find('(', begin);
-        while (end != std::string::npos && full.compare(end, 2, "((") && full.rfind('<', end) != std::string::npos &&
-               std::count(full.begin(), full.begin() + (long)end, '<') > std::count(full.begin(), full.begin() + (long)end, '>'))
-            end = full.find('(', end + 1); // a parenthesis within the template arguments
-        k.name = full.substr(begin, end - begin);
-    }
+    k.name = mangled.empty() ? call.name : emu_kernel_name(mangled);
     for (SharedVariable &v : emu_variables)
         if (v.owner == mangled) k.static_shared += v.size;
-    // Its own variables, and those of functions that are no kernel as far as is known.
+    // Its own variables, and those of functions that are no kernels.
     k.allowed.assign(emu_tls_size, FOREIGN);
     for (SharedVariable &v : emu_variables) {
-        bool foreign = false;
-        for (auto &other : kernels) foreign |= other.first != call.kernel && v.owner == function_names[(uintptr_t)other.first];
-        if (v.owner != mangled && foreign) continue;
+        if (v.owner != mangled && kernel_names.count(v.owner)) continue;
         k.variables.push_back(&v);
         std::fill_n(k.allowed.begin() + (long)v.offset, v.size, ITS_OWN);
     }
@@ -539,9 +557,14 @@ static void setup() {
     // The checks keep one history of each byte: one thread of the operating system, always the same report.
     int cores = (int)std::thread::hardware_concurrency();
     opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
-    if (const char *s = getenv("EMU_BREAK"))
+    if (const char *s = getenv("EMU_BREAK")) {
         break_set = sscanf(s, "%d,%d,%d,%d,%d,%d", break_at, break_at + 1, break_at + 2, break_at + 3, break_at + 4,
                            break_at + 5) == 6;
+        if (!break_set) {
+            emu_say("emulate: EMU_BREAK is \"%s\"; six numbers are expected: blockIdx and threadIdx, x,y,z,x,y,z\n", s);
+            emu_stop();
+        }
+    }
     emu_arena = reserve(ARENA);
     next_address = (uintptr_t)emu_arena + PAGE; // so that what lies before the first is recognised too
     if (emu_instrumented) {

@@ -30,20 +30,23 @@
 #include <tuple>
 #include <utility>
 #define EMULATE 1
+#pragma GCC diagnostic ignored "-Wattributes" // __shared__ says `used`, which means nothing after extern
 
 // ---- keywords --------------------------------------------------------------------------------------------
 // A shared array is one per block, and a thread of the operating system runs one block at a time without ever
 // giving it to another: so thread_local is exactly right, in a function's scope (where it implies static) and
 // after extern. __constinit: without it g++ guards arrays of classes with a hidden test at each use.
+// `used`: one that nothing writes is a mistake to be found, not a zero for the compiler to put in its place.
+// A kernel begins with an instruction to be patched, which does nothing: for its address, which the linker then lists.
 // (__noinline__ must not be a macro: the C++ library uses the word itself.)
-#define __global__
+#define __global__ __attribute__((patchable_function_entry(1)))
 #define __device__
 #define __host__
 #define __constant__
 #ifdef __clang__
-#define __shared__ thread_local
+#define __shared__ __attribute__((used)) thread_local
 #else
-#define __shared__ __constinit thread_local
+#define __shared__ __attribute__((used)) __constinit thread_local
 #endif
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) __attribute__((aligned(n)))

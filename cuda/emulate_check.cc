@@ -38,28 +38,31 @@ static std::string source_line(const std::string &file, int line) {
     return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
 }
 
-// "gemm.cu:33 `sum += a[i];`", looking through what was inlined from the emulator's and the wrappers' headers. What
-// was inlined from another header is named behind the line that called it: "norm.cu:40 `... load(x, i) ...` (device.h:46
-// `default: ...`)".
+static std::string line_name(const std::string &file, int line) { // "gemm.cu:33 `sum += a[i];`"
+    std::string text = source_line(file, line);
+    return base_name(file) + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
+}
+
+// The line of a kernel, and behind it those of what is inlined there, down to the access itself: "norm.cu:40 `sum +=
+// load(x, i);` (device.h:46 `default: ...`)". The emulator's and the wrappers' headers are looked through.
 static std::string place(void *pc) {
     char command[300], s[500];
     snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe %lx", getpid(),
              (unsigned long)(((uintptr_t)pc & ~GLOBAL_SIDE) - 1 - emu_load_address));
     FILE *f = popen(command, "r");
     if (!f) return "?";
-    std::string header, here = "?";
+    std::string kernel = "?", inner;
+    bool any = false;
     while (fgets(s, sizeof s, f)) { // the innermost first
         char *colon = strrchr(s, ':');
         if (!colon) continue;
-        int line = atoi(colon + 1);
-        std::string file(s, (size_t)(colon - s)), name = base_name(file), text = source_line(file, line);
-        here = name + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
+        std::string file(s, (size_t)(colon - s)), name = base_name(file);
         if (name == "emulate.h" || name == "ptx.h") continue;
-        if (name.size() < 2 || name.compare(name.size() - 2, 2, ".h") != 0) break;
-        if (header.empty()) header = here;
+        if (any) inner = kernel + (inner.empty() ? "" : ", " + inner);
+        kernel = line_name(file, atoi(colon + 1)), any = true;
     }
     pclose(f);
-    return header.empty() || header == here ? here : here + " (" + header + ")";
+    return inner.empty() ? kernel : kernel + " (" + inner + ")";
 }
 
 void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite at) {
@@ -69,12 +72,10 @@ void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite 
     uintptr_t key = pc ? (uintptr_t)pc : (uintptr_t)at.file + (uintptr_t)at.line;
     if (told[key]++ || told.size() > 20) return; // each place once
     w.inside = false;
-    char site[300];
-    snprintf(site, sizeof site, "%s:%d", at.file ? at.file : "", at.line);
     emu_say("emulate: %s in kernel %s at %s, %s: %s\n", what, w.launch->kernel->name.c_str(),
-            pc ? place(pc).c_str() : site, emu_who(w.current).c_str(), detail.c_str());
+            pc ? place(pc).c_str() : line_name(at.file ? at.file : "", at.line).c_str(), emu_who(w.current).c_str(), detail.c_str());
     w.inside = true;
-    if (getenv("EMU_ABORT")) abort();
+    emu_abort_if_wanted();
 }
 
 static std::string shared_name(Worker &w, uintptr_t a) {
@@ -87,7 +88,8 @@ static std::string shared_name(Worker &w, uintptr_t a) {
         if (a - w.tls - v.offset < v.size) {
             snprintf(text, sizeof text, "shared %s + %zu (of %zu)", v.name.c_str(), (size_t)(a - w.tls - v.offset),
                      (size_t)v.size);
-            return text;
+            bool foreign = w.launch->kernel->allowed[a - w.tls] == FOREIGN;
+            return text + (foreign ? " of " + emu_kernel_name(v.owner) : std::string());
         }
     return "shared memory of no variable";
 }
@@ -251,6 +253,10 @@ void emu_access(void *p, unsigned bytes, Access kind, void *pc) {
     else if (emu_on_a_stack(w, a)) return;                                   // a local variable
     else if (a - emu_image_low < emu_image_high - emu_image_low) return;     // __constant__, __device__, literals
     else if (a - (uintptr_t)w.launch->call->arguments < w.launch->call->arguments_size) return;
+    else if (a < PAGE) {
+        emu_finding("NULL POINTER", "the address is " + std::to_string(a), pc, {});
+        emu_stop();
+    }
     else emu_finding("HOST POINTER", "the address is neither shared, nor of cudaMalloc, nor local", pc, {});
 }
 

@@ -125,6 +125,8 @@ extern bool emu_instrumented; // kernels were compiled with -fsanitize=thread
 [[gnu::format(printf, 1, 2)]] void emu_say(const char *format, ...);
 std::string emu_who(const Thread *t); // "thread (1,2,3) of block (4,5,6)"
 [[noreturn]] void emu_stop();
+void emu_abort_if_wanted();                              // EMU_ABORT=1: to stop in a debugger at a finding
+std::string emu_kernel_name(const std::string &mangled); // "tiled<float>"
 void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *argument, EmuSite at);
 extern std::vector<SharedVariable> emu_variables;
 extern uintptr_t emu_tls_size, emu_image_low, emu_image_high, emu_load_address;
@@ -132,6 +134,7 @@ bool emu_on_a_stack(const Worker &w, uintptr_t a);
 
 // Device memory: one range of addresses, with one byte of state for each byte (checked builds).
 enum MemoryState : char { NOT_ALLOCATED, NOT_WRITTEN, WRITTEN };
+enum { PAGE = 4096 };
 static const size_t ARENA = (size_t)1 << 36;
 extern char *emu_arena, *emu_state;
 extern Cell *emu_global_cell;            // one for two bytes

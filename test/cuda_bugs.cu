@@ -141,12 +141,23 @@ K static_past_end(const int *x, int *y) {
     __syncthreads();
     y[threadIdx.x] = s[threadIdx.x + 1];
 }
+static __device__ void count_up(int *s) { s[threadIdx.x] = threadIdx.x; }
+K past_end_by_pointer(int *y) { // into the array of a kernel that may never be launched
+    __shared__ int s[32];
+    count_up(s);
+    __syncthreads();
+    if (threadIdx.x < 32) y[threadIdx.x] = s[threadIdx.x];
+}
 K dynamic_past_end(const int *x, int *y) {
     extern __shared__ __align__(128) unsigned char dynamic_shared[];
     int *s = (int *)dynamic_shared;
     s[threadIdx.x] = x[threadIdx.x];
     __syncthreads();
     y[threadIdx.x] = s[threadIdx.x + 1];
+}
+K shared_never_written(int *y) {
+    __shared__ int s[128];
+    y[threadIdx.x] = s[threadIdx.x];
 }
 K shared_uninitialised(int *y) {
     __shared__ int s[128];
@@ -273,7 +284,10 @@ int main(int argc, char **argv) {
     CASE("global_before_begin", global_before_begin<<<1, N>>>(x.at, y.at))
     CASE("global_uninitialised", global_uninitialised<<<1, N>>>(raw, y.at))
     CASE("static_past_end", static_past_end<<<1, N>>>(x.at, y.at))
+    CASE("past_end_by_pointer", past_end_by_pointer<<<1, N>>>(y.at))
     CASE("dynamic_past_end", dynamic_past_end<<<1, N, N * sizeof(int)>>>(x.at, y.at))
+    CASE("shared_never_written", shared_never_written<<<1, N>>>(y.at))
+    CASE("null_pointer", good_sum<<<1, 1>>>(nullptr))
     CASE("shared_uninitialised", shared_uninitialised<<<1, N>>>(y.at))
     CASE("shared_of_last_block", shared_of_last_block<<<2, 64>>>(y.at))
     CASE("host_pointer", copy_of<<<1, N>>>(host, y.at))

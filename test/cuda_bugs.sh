@@ -37,9 +37,12 @@ expect load_past_end 'OUT OF BOUNDS .*at cuda_bugs.cu:[0-9]+ `K load_past_end.*`
 expect global_before_begin 'OUT OF BOUNDS .*(before an allocation|byte [0-9]+ of an allocation)'
 expect global_uninitialised 'UNINITIALISED READ'
 expect static_past_end 'OUT OF BOUNDS .*cuda_bugs.cu'
+expect past_end_by_pointer 'OUT OF BOUNDS in kernel past_end_by_pointer at cuda_bugs.cu:.*which is not this kernel.s'
 expect dynamic_past_end 'OUT OF BOUNDS .*dynamic shared memory \+ 512 \(of 512\)'
+expect shared_never_written "UNINITIALISED READ .*$S"
 expect shared_uninitialised "UNINITIALISED READ .*$S"
 expect shared_of_last_block "UNINITIALISED READ .*$S"
+expect null_pointer 'NULL POINTER .*cuda_bugs.cu'
 expect host_pointer 'HOST POINTER'
 expect misaligned 'MISALIGNED ACCESS'
 expect no_wait "READ BEFORE THE cp.async WAIT .*$S"
