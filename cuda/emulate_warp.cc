@@ -35,7 +35,7 @@ static void shuffle_operation(void **argument, unsigned mask) {
         else {
             // The PTX ISA leaves the value open. A lane that does not exist is read at the ends of partial warps,
             // where kernels then discard the value: poison is enough.
-            s.out = 0xbadbadbadbadbadbull;
+            s.out = 0xfffbadbafffbadbaull; // NaN, as a float and as a double
         }
     }
 }
