@@ -105,6 +105,9 @@ int command_data(int argc, char **argv) {
     if (count > most) count = most;
     if (!count) die("%s has no captioned picture of that part", argv[optind]);
 
+    char *from = realpath(argv[optind], NULL), *to = realpath(out, NULL);
+    if (from && to && !strcmp(from, to)) die("%s is the data set itself; take another folder for it", out);
+    free(from), free(to);
     char *images = format("%s/Images", out), *list = format("%s/captions.txt", out),
          *firsts = format("%s/prompts.txt", out);
     make_directories(images);

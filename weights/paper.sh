@@ -39,7 +39,8 @@ real) OUT=${OUT:-run/paper-real} COUNT=${COUNT:-1000} ;;
 esac
 STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3} BOOTSTRAP=${BOOTSTRAP:-200} PICTURES=${PICTURES:-3} REPORT=${REPORT:-report/index.html}
 
-case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in *[\ \*]*) usage "paths with blanks or stars are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;; esac
+case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in *[][\ \*\?]*) usage "paths with blanks or wildcards are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;; esac
+[ $world = real ] || [ -z "${PLAN:-}" ] || usage "PLAN goes with MODEL, DATA and INCEPTION"
 [ $world = scratch ] && [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ] &&
     usage "paper-from-scratch trains its own models on its own data; MODEL, DATA, DATA30K, INCEPTION and LCM do not go with it"
 if [ $world = real ]; then
@@ -48,12 +49,25 @@ if [ $world = real ]; then
         [ -e "$path" ] || refuse "$path does not exist"
     done
 fi
-for pair in COUNT="$COUNT" STEPS="$STEPS" TIMED="$TIMED" ROUNDS="$ROUNDS" BOOTSTRAP="$BOOTSTRAP" PICTURES="$PICTURES"; do
-    case ${pair#*=} in '' | *[!0-9]* | 0*) usage "${pair%%=*} is \"${pair#*=}\"; a whole number from 1 is expected" ;; esac
-done
-for n in $SWEEP $SPEED; do
-    case $n in *[!0-9]* | 0*) usage "SWEEP and SPEED are lists of whole numbers; \"$n\" is none" ;; esac
-done
+whole() { # whole NAME VALUE MOST: a number from 1 to MOST
+    case $2 in '' | *[!0-9]* | 0* | ????????*) ;; *) [ "$2" -gt "$3" ] || return 0 ;; esac
+    usage "$1 is \"$2\"; a whole number from 1 to $3 is expected"
+}
+whole COUNT "$COUNT" 1000000
+whole STEPS "$STEPS" 1000
+whole TIMED "$TIMED" 100
+whole ROUNDS "$ROUNDS" 100
+whole BOOTSTRAP "$BOOTSTRAP" 100000
+whole PICTURES "$PICTURES" 4 # so many the report shows
+numbers() { # numbers NAME LIST MOST: as many as the report has room for
+    set -f # a star is no list of files
+    name=$1 most=$3 count=0
+    for n in $2; do whole "$name" "$n" "$most" && count=$((count + 1)); done
+    [ $count -le 8 ] || usage "$name has $count numbers; the report takes 8"
+    set +f
+}
+numbers SWEEP "$SWEEP" 100
+numbers SPEED "$SPEED" 1000
 [ "$COUNT" -ge 2 ] || usage "COUNT is $COUNT; FID compares at least 2 pictures"
 
 mkdir -p "$OUT/made"
@@ -69,6 +83,9 @@ echo $$ >"$OUT/running"
 identity() { # a number that changes with the contents of these files and folders, less what a killed writer left (.part)
     for path; do find -L "$path" -type f ! -name '*.part' | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
 }
+data_identity() { # of a data set: the names in its folder and what its lists say
+    { ls "$1" && cat "$1"/*.txt "$1"/*.csv "$1"/*.json "$1"/*.token 2>/dev/null || true; } | cksum | tr ' ' -
+}
 quoted() { printf '"%s"' "$(printf '%s' "$*" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n\t' '  ')"; }
 typed() { # a command as one would type it: what has a blank in it stands in quotes
     between=""
@@ -82,7 +99,7 @@ clock=$(date +%s)
 : >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
 
 # stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, as are the files PATHS. A result that
-# is made of something else is removed; one that was trained is not, since hours are in it.
+# is made of something else is removed; one that was trained is not, since hours are in it. One that is gone is made again.
 stage() {
     name=$1 made_of=$2 paths=$3 record=$OUT/made/$1
     shift 3
@@ -91,6 +108,15 @@ stage() {
         case $name in train-*) refuse "$name was trained with other models, data or options ($before; asked for: $made_of); take another OUT, or remove $paths and $record.*" ;; esac
         say "$name is of something else ($before) and is made again ($made_of)"
         rm -rf "$record.json" $paths
+    fi
+    if [ -s "$record.json" ]; then
+        gone=""
+        for path in $paths; do
+            case $path in "$OUT"/runs/*) continue ;; esac # a checkpoint is of no more use
+            [ -e "$path" ] || gone=$path
+        done
+        case $(tail -n 1 "$record.json") in *'}') ;; *) gone=$record.json ;; esac # only half of it is there
+        [ -z "$gone" ] || { say "$name: $gone is gone, it is made again" && rm -f "$record.json"; }
     fi
     if [ ! -s "$record.json" ]; then
         say "$name"
@@ -112,6 +138,7 @@ figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1" | tail -n 1; } # figu
 # ---- the models --------------------------------------------------------------------------------------------------
 w=weights
 [ $world = toy ] || w=$OUT/weights
+reference=$OUT/reference
 mkdir -p "$OUT/logs" "$w" # logs: of the training runs, thinned to a hundred points each
 base=$w/tiny judge=$w/tiny-inception.safetensors lcm=$w/tiny-lcm lora=$w/tiny-lora.safetensors adapters=$w/tiny-lcm-lora size=128
 if [ $world = real ]; then
@@ -124,7 +151,7 @@ fi
 train() {
     training=$1 of=$2 paths=$3 run=$4 pictures=$5
     shift 5
-    stage "train-$training" "$of" "$paths $run" "$@"
+    stage "train-$training" "$of" "$paths ${run#none}" "$@"
     [ "$run" = none ] || sh weights/thin.sh "$run" "$pictures" "$*" >"$OUT/logs/$training.jsonl"
 }
 pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
@@ -191,14 +218,18 @@ scratch)
 real)
     LCM_OPTIONS=${LCM_OPTIONS---batch 1 --checkpointing} FINETUNE_OPTIONS=${FINETUNE_OPTIONS---batch 1 --checkpointing}
     DISTILL_OPTIONS=${DISTILL_OPTIONS---batch 1 --checkpointing --rank 64}
-    stage data-8k "$DATA $(ls "$DATA" | cksum | tr ' ' -), at most ${SMALL:-all}" "$OUT/data-8k" \
+    data_id=$(data_identity "$DATA")
+    stage data-8k "$DATA $data_id, at most ${SMALL:-all}, $COUNT held out" "$OUT/data-8k" \
         ./sd data "$DATA" -o "$OUT/data-8k" --part train --hold-out "$COUNT" ${SMALL:+-n $SMALL} --json
+    # Before hours are spent: can the held-out pictures be read?
+    stage reference "$COUNT held-out pictures of $DATA $data_id, $size pixels" "$reference" \
+        ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" --size "$size" --json
     plan
     [ -n "$LCM" ] && lcm=$LCM
     finetune "$OUT/data-8k"
     distil 8k "$OUT/data-8k" "$lcm"
     if [ -n "$DATA30K" ]; then
-        stage data-30k "$DATA30K $(ls "$DATA30K" | cksum | tr ' ' -), at most ${LARGE:-all}" "$OUT/data-30k" \
+        stage data-30k "$DATA30K $(data_identity "$DATA30K"), at most ${LARGE:-all}, $COUNT held out" "$OUT/data-30k" \
             ./sd data "$DATA30K" -o "$OUT/data-30k" --part train --hold-out "$COUNT" ${LARGE:+-n $LARGE} --json
         distil 30k "$OUT/data-30k" "${LCM:-$w/lcm-30k}"
     fi
@@ -206,17 +237,12 @@ real)
 esac
 
 # ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ---------------------------
-reference=$OUT/reference
-case $world in
-real) stage reference "$COUNT held-out pictures of $DATA, $size pixels" "$reference" \
-    ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" --size "$size" --json ;;
-*)
+if [ $world != real ]; then
     stage held-out "$COUNT scenes" "$OUT/held-out" ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
     stage reference "$COUNT scenes" "$reference" ./sd data "$OUT/held-out" -o "$reference" --json
     cp "$OUT/held-out/scenes.jsonl" "$reference/Images/prompts.jsonl"
     stage fidelity-real "$COUNT scenes, judge $judge_id" "" ./sd fid fidelity "$reference/Images" --weights "$judge" --json
-    ;;
-esac
+fi
 drawn=$(grep -c . "$reference/prompts.txt")
 # What the report says of the whole.
 about() { # about FINISHED
@@ -239,7 +265,7 @@ draw_and_judge() {
     shift 4
     system=$name # stage() sets name
     stage "draw-$system" "$of" "$OUT/$system" ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 --steps "$steps" --json "$@"
-    stage "fid-$system" "$of, Inception $judge_id" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
+    stage "fid-$system" "$of, Inception $judge_id, $interval" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
     [ $world = real ] && return
     cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
     stage "fidelity-$system" "$of, judge $judge_id" "" ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
@@ -254,7 +280,9 @@ system() {
     row_id=$base_id
     [ "$last" = "$base" ] || row_id=$base_id+$(identity "$last")
     draw_and_judge "$row" "$row_steps" "$row_id" "--bootstrap $BOOTSTRAP" "$@"
-    stage "figure3-$row" "$row_steps steps, model $row_id, $PICTURES pictures" "$OUT/figure3-$row*.png" \
+    figures="$OUT/figure3-$row.png" # one is named so, several are numbered
+    [ "$PICTURES" = 1 ] || figures="$OUT/figure3-$row-[0-9].png"
+    stage "figure3-$row" "$row_steps steps, model $row_id, $PICTURES pictures" "$figures" \
         ./sd sample -p "$FIGURE3" --steps "$row_steps" --seed 3 -n "$PICTURES" -o "$OUT/figure3-$row.png" --json -q "$@"
     case $row in lcm | lcm-lora-*)
         for n in $SWEEP; do

@@ -79,7 +79,7 @@ probe() {
 
 plan() {
     training="${LCM_STEPS:-default} ${LCM_OPTIONS:-}, ${FINETUNE_STEPS:-default} ${FINETUNE_OPTIONS:-}, ${DISTILL_STEPS:-default} ${DISTILL_OPTIONS:-}"
-    stage plan "models $base_id, $judge_id, ${LCM:+LCM given, }$(ls "$OUT/data-8k/Images" | wc -l) pictures to learn from, training $training, $COUNT pictures, $STEPS steps, sweep $SWEEP, speed $SPEED $TIMED $ROUNDS" "$OUT/plan" probe
+    stage plan "models $base_id, $judge_id, ${LCM:+LCM given, }$(ls "$OUT/data-8k/Images" | wc -l) pictures to learn from, training $training, $COUNT pictures, $STEPS steps, sweep $SWEEP, speed $SPEED $TIMED $ROUNDS" "" probe
     say "plan (measured on a step or a picture each):"
     tr '{' '\n' <"$OUT/made/plan.json" | awk -v all=$((${DATA30K:+1} + 0)) -v room="$(df -Pk "$OUT" | awk 'NR == 2 { print int($4 / 1000) }')" '
         function figure(key) { return match($0, "\"" key "\": [0-9.]+") ? substr($0, RSTART + length(key) + 4, RLENGTH - length(key) - 4) + 0 : 0 }
