@@ -155,9 +155,10 @@ static void read_speed(void) {
         while (k < s->timings && s->timing[k].steps != steps) k++;
         if (k == MOST_STEPS) continue;
         Timing *t = &s->timing[k];
-        if (k == s->timings)
-            s->timings++, t->steps = steps,
-                          t->evaluations = (int)json_get_number(sample, "unet_evaluations", steps);
+        if (k == s->timings) {
+            s->timings++, t->steps = steps;
+            t->evaluations = (int)json_get_number(sample, "unet_evaluations", steps);
+        }
         if (t->calls == MOST_TIMES) continue;
         t->text[t->calls] = json_get_number(sample, "text_s", NAN),
         t->vae[t->calls] = json_get_number(sample, "vae_s", NAN);

@@ -11,7 +11,7 @@
 #   STEPS        guided steps of the base and the fine-tuned LoRA for those [25]; the LCM systems take 4
 #   SWEEP        numbers of steps for the figure of steps against quality ["1 2 4 8"; "" for none]
 #   SPEED        numbers of steps at which a picture is timed ["50 4"], TIMED pictures [2] in each of ROUNDS [3]
-#   PICTURES     of Figure 3, a system [3]
+#   PICTURES     of Figure 3, a system [3]; 4 at most
 #   BOOTSTRAP    resamplings for the FID's interval [200]
 #   OUT          where results stand [run/paper, run/paper-from-scratch, run/paper-real], REPORT [report/index.html]
 # Training, where there is any:
@@ -237,6 +237,7 @@ real)
 esac
 
 # ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ---------------------------
+# (Real ones were read above, before the training.)
 if [ $world != real ]; then
     stage held-out "$COUNT scenes" "$OUT/held-out" ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
     stage reference "$COUNT scenes" "$reference" ./sd data "$OUT/held-out" -o "$reference" --json
@@ -265,7 +266,7 @@ draw_and_judge() {
     shift 4
     system=$name # stage() sets name
     stage "draw-$system" "$of" "$OUT/$system" ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 --steps "$steps" --json "$@"
-    stage "fid-$system" "$of, Inception $judge_id, $interval" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
+    stage "fid-$system" "$of, Inception $judge_id${interval:+, $interval}" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
     [ $world = real ] && return
     cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
     stage "fidelity-$system" "$of, judge $judge_id" "" ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
