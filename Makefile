@@ -3,16 +3,21 @@
 CC      ?= gcc
 CFLAGS  ?= -O3 -g
 BUILD   ?= build
+# All processors work; one short line a file. `make V=1` prints whole commands, `make -j1` uses one.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(or $(JOBS),$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1))
+endif
+say      = $(if $(V),,@printf '  %-5s %s\n' $(1) '$(2)';)
 # Fused multiply-add must be allowed by name: -std=c17 switches it off.
-BASE    := -std=c17 -Wall -Wextra -Wshadow -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD -MP -Ilib -I.
+BASE    := -std=c17 -Wall -Wextra -Wshadow -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD -MP -I.
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 ARCH    := $(shell uname -m)
 
 # The stb headers come from the distribution's package; the compiler finds them in one of these.
 STB      = $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include,$(if $(wildcard $(d)/stb_image.h),$(d))))
 
-# Everything above lib/kernels.h: the same objects for every backend.
-ABOVE   := $(wildcard sd.c lcm.c lora.c fid.c lib/*.c weights/*.c)
+# Everything above lib/nn/kernels.h: the same objects for every backend.
+ABOVE   := $(wildcard sd.c lcm.c lora.c fid.c lib/*.c lib/*/*.c weights/toy/*.c cli/*.c)
 ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o)
 
 # cpu/: memory.c and cpu.c once; the vector kernels once for each instruction set, told apart by -DISA=name.
@@ -26,45 +31,46 @@ PLAIN_O := $(BUILD)/cpu/memory.o $(BUILD)/cpu/plain.o
 
 .DEFAULT_GOAL := sd
 sd: $(ABOVE_O) $(CPU_O)
-	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 # The same program on the definition of each kernel, for stepping through in a debugger.
 plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' sd-plain
 sd-plain: $(ABOVE_O) $(PLAIN_O)
-	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
+	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
 
 define VECTOR_RULE
 $(BUILD)/cpu/%.$(1).o: cpu/%.c
 	@mkdir -p $$(@D)
-	$$(CC) $$(BASE) $$(CFLAGS) $$(FLAGS_$(1)) $$(OPENMP) -DISA=$(1) -c $$< -o $$@
+	$$(call say,cc,$$< ($(1)))$$(CC) $$(BASE) $$(CFLAGS) $$(FLAGS_$(1)) $$(OPENMP) -DISA=$(1) -c $$< -o $$@
 endef
 $(foreach isa,$(ISAS),$(eval $(call VECTOR_RULE,$(isa))))
 
-# lib/image.c needs the stb headers: install the package, or say which.
-$(BUILD)/lib/image.o: | stb
+# lib/io/image.c needs the stb headers: install the package, or say which.
+$(BUILD)/lib/io/image.o: | stb
 stb:
-	@$(if $(STB),true,sh lib/install_stb.sh)
+	@$(if $(STB),true,sh lib/io/install_stb.sh)
 
 # ---- tests ----------------------------------------------------------------------------------------------
-# Each test/*.c is a program that links everything but main(), and cpu/plain.c under other names to compare with.
-TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(filter-out test/fuzz_%.c test/cuda_%.c,$(wildcard test/*.c)))
-TESTED  := $(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
+# A folder a room. Each .c is a program that links everything but main(), and cpu/plain.c under other names to compare with.
+ROOMS   := house nn io phases toy cli
+TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard $(ROOMS:%=test/%/*.c)))
+TESTED  := $(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
 test: sd $(TESTS)
-	@sh test/run.sh $(TESTS) $(wildcard test/*.sh.test)
+	@sh test/run.sh $(TESTS) $(wildcard test/*/*.sh.test)
 # The same programs; what is long or large asks full_size() of test/test.h, which sees FULL.
 test-full:
 	@echo "Full size and full length: about an hour on 2 cores, up to 14 GB of memory"
 	@FULL=1 $(MAKE) --no-print-directory test
 $(BUILD)/test/plain_renamed.o: cpu/plain.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -include test/plain_names.h -c $< -o $@
+	$(call say,cc,$< (renamed))$(CC) $(BASE) $(CFLAGS) -include test/nn/plain_names.h -c $< -o $@
 $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(OPENMP) -Itest $< $(TESTED) -o $@ -lm
+	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ -lm
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
@@ -76,32 +82,32 @@ asan-tests: $(TESTS)
 REFERENCE ?= $(HOME)/.cache/sd.c-reference
 PYTHON    := $(REFERENCE)/bin/python
 ifeq ($(origin REFERENCE),file)
-$(PYTHON): test/requirements.txt
+$(PYTHON): test/python/requirements.txt
 	python3 -m venv $(REFERENCE)
-	$(PYTHON) -m pip install -q -r test/requirements.txt
+	$(PYTHON) -m pip install -q -r test/python/requirements.txt
 	@touch $@
 endif
 reference: sd $(PYTHON)
-	$(PYTHON) test/reference.py compare $(if $(MODEL),--model $(MODEL))
-	$(if $(MODEL),,$(PYTHON) test/check_pipelines.py)
-	$(if $(PHOTOS),$(PYTHON) test/compare_fid.py $(PHOTOS))
+	$(PYTHON) test/python/reference.py compare $(if $(MODEL),--model $(MODEL))
+	$(if $(MODEL),,$(PYTHON) test/python/check_pipelines.py)
+	$(if $(PHOTOS),$(PYTHON) test/python/compare_fid.py $(PHOTOS))
 bench-peers: sd $(PYTHON)
-	$(PYTHON) test/bench_peers.py $(if $(MODEL),--model $(MODEL))
+	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs clang's libFuzzer.
-# stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz_image.c.
+# stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
 FUZZERS      := json tokenizer safetensors npz image png
-FUZZ_LIBS    := lib/base.c lib/json.c lib/npz.c lib/safetensors.c lib/tokenizer.c lib/unicode.c
-FUZZ_OWN_safetensors := lib/safetensors.c # these two include the file that they test
-FUZZ_OWN_npz         := lib/npz.c
+FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,json.c npz.c safetensors.c tokenizer.c unicode.c)
+FUZZ_OWN_safetensors := lib/io/safetensors.c # these two include the file that they test
+FUZZ_OWN_npz         := lib/io/npz.c
 FUZZ_image   := -fno-sanitize=shift,signed-integer-overflow
 FUZZ_png     := $(FUZZ_image)
 fuzz: $(FUZZERS:%=fuzz-%)
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
-	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -Ilib -I. \
-	  $(if $(STB),-isystem $(STB)) test/fuzz_$*.c $(filter-out $(FUZZ_OWN_$*),$(FUZZ_LIBS)) -o $(BUILD)/fuzz_$* -lm
+	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \
+	  $(if $(STB),-isystem $(STB)) test/fuzz/$*.c $(filter-out $(FUZZ_OWN_$*),$(FUZZ_LIBS)) -o $(BUILD)/fuzz_$* -lm
 	ASAN_OPTIONS=detect_leaks=0 $(BUILD)/fuzz_$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
 
@@ -117,8 +123,8 @@ paper-from-scratch: sd
 
 # An exercise of doc/COURSE.md: a copy of one source file, with a mistake, built against the other objects and checked.
 exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
-	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" OBJECTS="$(filter-out $(BUILD)/lib/main.o,$(ABOVE_O)) $(CPU_O)" \
-	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/lib/main.o sh doc/exercises/run.sh "$(N)"
+	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
+	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$(N)"
 
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate

@@ -4,14 +4,14 @@
 // mean and covariance are compared as if they were Gaussian. The kernel inception distance (Binkowski et al.
 // 2018) compares the same numbers without that assumption.
 //
-// Not here: the command line (lib/cmd_fid.c), file formats (lib/), the training of the toy world's small
-// Inception (weights/pretrain.c), which is this same network with a smaller configuration.
+// Not here: the command line (cli/fid.c), file formats (lib/), the training of the toy world's small
+// Inception (weights/toy/pretrain.c), which is this same network with a smaller configuration.
 //
 //   Inception-v3   pictures into the network   reading a folder   statistics   FID   KID   interval
 // doc/READING.md, "The way of an FID", follows the tags F1 to F10.
 #define _POSIX_C_SOURCE 200809L
 #include "sd.h"         // Phase 4: what is defined here
-#include "lib/linalg.h" // product_f64, pivoted_cholesky, tridiagonalise, tridiagonal_eigenvalues
+#include "lib/nn/linalg.h" // product_f64, pivoted_cholesky, tridiagonalise, tridiagonal_eigenvalues
 
 #include <float.h>
 #include <math.h>

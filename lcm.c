@@ -8,7 +8,7 @@
 // so w becomes an input of the network.
 //
 // The file is in reading order: the loop; Algorithm 1, one function; then what that function calls. There is no data
-// set here (lib/pairs.c), no checkpoint or log (lib/train.c), no option or file (lib/cmd_lcm.c).
+// set here (lib/io/pairs.c), no checkpoint or log (lib/io/train.c), no option or file (cli/lcm.c).
 //
 // Names are the paper's: theta the student's weights, theta- the target's, t_{n+k} and t_n two timesteps of the solver, k
 // apart. `[L1]` ... mark the stops of doc/READING.md, the way of an LCM step.

@@ -5,8 +5,8 @@
 //
 // For Stable Diffusion v1.5 and r = 64 that is a file of 135 MB where the model has 3.4 GB, and a model can wear several.
 // The file is in reading order: the adapters; plain fine-tuning (the baseline of the paper); the two ways to distill
-// a model that needs few steps. Layers apply adapters themselves (linear and conv_layer in lib/ops.c); model code
-// knows nothing of them. File formats are in lib/lora_files.c, the command line in lib/cmd_lora.c.
+// a model that needs few steps. Layers apply adapters themselves (linear and conv_layer in lib/nn/ops.c); model code
+// knows nothing of them. File formats are in lib/io/lora_names.c, the command line in cli/lora.c.
 // `[P1]` ... mark the stops of doc/READING.md, the way of a LoRA step.
 #include "sd.h"
 

@@ -5,10 +5,10 @@
 //
 // The file is in reading order: first the pipeline, which is this line as a function; then the three networks and
 // the schedulers it calls; last, where a model comes from. There is no arithmetic here: the operations are in
-// lib/ops.c, their kernels in cpu/ and cuda/. No training either: see lcm.c and lora.c.
+// lib/nn/ops.c, their kernels in cpu/ and cuda/. No training either: see lcm.c and lora.c.
 //
 // Names are diffusers' and the papers'. Shapes: n pictures, h x w pixels, c channels; everything is NHWC.
-// Three words of lib/nn.h recur: scope_begin() ... scope_end(s, t) gives back the memory of all tensors made between,
+// Three words of lib/nn/nn.h recur: scope_begin() ... scope_end(s, t) gives back the memory of all tensors made between,
 // but t; run_block(f, layer, in, n) is f(layer, in) in such a scope; trace(t, name) is t, shown to whoever listens.
 // `[T1]` ... mark the stops of doc/READING.md, the way of a picture.
 #include "sd.h"

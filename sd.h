@@ -8,10 +8,10 @@
 #define SD_H
 
 #include "lib/base.h"  // die, progress
-#include "lib/io.h"    // Json, Store, Tokenizer, Image
-#include "lib/nn.h"    // Tensor, Layer, Params, Random
-#include "lib/pairs.h" // Pairs: a data set as latents and tokens
-#include "lib/train.h" // Run: resume, log, checkpoint
+#include "lib/io/io.h"    // Json, Store, Tokenizer, Image
+#include "lib/nn/nn.h"    // Tensor, Layer, Params, Random
+#include "lib/io/pairs.h" // Pairs: a data set as latents and tokens
+#include "lib/io/train.h" // Run: resume, log, checkpoint
 
 // ---- Phase 1: sd.c -----------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ Tensor *image_to_tensor(const Image *const *images, int n);                // (n
 Image *tensor_to_image(const Tensor *pixels, int i);
 float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
-// A captioned data set as tokens and latents, kept in the folder `cache` (lib/model_pairs.c, lib/pairs.h).
+// A captioned data set as tokens and latents, kept in the folder `cache` (lib/io/model_pairs.c, lib/io/pairs.h).
 Pairs *model_pairs(const Model *m, const char *data, const char *cache);
 
 // ---- Phase 2: lcm.c ----------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ void lora_take_off(Lora *l);
 void lora_merge(const Lora *l, float strength); // into the layers' weights, for good
 void lora_free(Lora *l);
 
-// Files, lib/lora_files.c: diffusers' and PEFT's keys, older ones, kohya's.
+// Files, lib/io/lora_names.c: diffusers' and PEFT's keys, older ones, kohya's.
 typedef enum { LORA_PEFT, LORA_KOHYA } LoraFormat;
 Lora *lora_load(const Params *model, const char *path); // dies where a part of the file does not fit
 bool lora_fits(const Params *model, const char *path);

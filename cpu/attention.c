@@ -4,7 +4,7 @@
 // Everything is turned over: vector lanes are queries. S^T = K Q^T and O^T = V^T P^T are products as in gemm.h, in
 // which a block of scores is one panel; the largest score and the sum of each query are then plain vector
 // arithmetic, and no lane is wasted whatever the size of a head.
-#include "cpu/gemm.h"
+#include "gemm.h"
 
 #include <math.h>
 

@@ -1,8 +1,8 @@
 // conv.c: convolution and its two gradients as products (implicit GEMM): the matrix of patches is never stored,
 // the packing of the product copies from the picture instead. Which method a layer takes is decided at the end.
 // Winograd's method is in winograd.c.
-#include "cpu/conv.h"
-#include "cpu/winograd.h"
+#include "conv.h"
+#include "winograd.h"
 
 // ---- patches -----------------------------------------------------------------------------------------------------
 

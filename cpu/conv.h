@@ -3,7 +3,7 @@
 #ifndef CONV_H
 #define CONV_H
 
-#include "cpu/gemm.h"
+#include "gemm.h"
 
 typedef struct {
     const float *x; // (n, h, w, c)

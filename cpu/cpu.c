@@ -2,8 +2,8 @@
 // instruction set that this processor has, so that a program built on one machine runs on another. Threads and
 // scratch memory are kept here as well. It computes nothing.
 #define _DEFAULT_SOURCE // madvise
-#include "base.h"
-#include "cpu/cpu.h"
+#include "lib/base.h"
+#include "cpu.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -3,7 +3,7 @@
 #ifndef CPU_H
 #define CPU_H
 
-#include "kernels.h"
+#include "lib/nn/kernels.h"
 
 // ---- threads -----------------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 // The order of loops, from the outside: tasks (rows x columns of C, shared among threads), blocks of k, panels
 // of B, tiles. A task packs its block of A; B is packed by the task too where few tasks would use it, else once
 // for all. Every element of C is one chain of multiply-adds over k, cut at the same places whatever the tasks.
-#include "cpu/gemm.h"
+#include "gemm.h"
 
-#include "base.h"
+#include "lib/base.h"
 
 // ---- the tile ------------------------------------------------------------------------------------------------
 

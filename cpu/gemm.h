@@ -8,7 +8,7 @@
 #ifndef GEMM_H
 #define GEMM_H
 
-#include "cpu/vector.h"
+#include "vector.h"
 
 #if defined(__AVX512F__)
 enum { TM = 8, TV = 3 }; // 24 of 32 registers hold sums

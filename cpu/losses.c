@@ -1,6 +1,6 @@
 // losses.c: losses, the logarithm of the softmax, and picking from it. Sums are collected in double, row by row
 // and in the order of rows.
-#include "cpu/vector.h"
+#include "vector.h"
 
 #include <math.h>
 

@@ -2,8 +2,8 @@
 // blocks, the stack of passing memory, and copies to and from the host, which here are plain copies.
 // It computes nothing.
 #define _DEFAULT_SOURCE // mmap's MAP_ANONYMOUS, madvise
-#include "base.h"
-#include "kernels.h"
+#include "lib/base.h"
+#include "lib/nn/kernels.h"
 
 #include <stdlib.h>
 #include <string.h>

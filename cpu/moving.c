@@ -1,8 +1,8 @@
 // moving.c: numbers that change places: columns, doubling, pooling, tables, and the sinusoids of time. Copies of
 // whole rows of channels, shared among threads by rows of the output.
-#include "cpu/vector.h"
+#include "vector.h"
 
-#include "base.h"
+#include "lib/base.h"
 
 #include <math.h>
 

@@ -3,7 +3,7 @@
 // Group norm: a task is one picture and a slice of whole groups, some 64 channels, which for 64 x 64 pixels is a
 // megabyte: it stays in the L2 cache while mean, variance and result pass over it. Vector lanes are channels.
 // Variance is taken about the mean in a second pass: the mean may be large against the spread.
-#include "cpu/vector.h"
+#include "vector.h"
 
 #include <math.h>
 

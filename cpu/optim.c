@@ -1,5 +1,5 @@
 // optim.c: the optimiser's step on one tensor. What the steps decide together lives in OptimiserState.
-#include "cpu/vector.h"
+#include "vector.h"
 
 #include <math.h>
 

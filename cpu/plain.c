@@ -1,4 +1,4 @@
-// plain.c: every kernel of lib/kernels.h as the simplest loops that are right. This file defines what the
+// plain.c: every kernel of lib/nn/kernels.h as the simplest loops that are right. This file defines what the
 // kernels compute: `make plain` links it, for stepping through a model in a debugger, and every faster kernel
 // is compared with it. It is not fast and does not try to be. Memory is in memory.c.
 //
@@ -6,8 +6,8 @@
 // backward, which quotes the line that it differentiates. `dx` is the derivative of the loss by x; gradients
 // are added to what is there. Sums run in double and are rounded once, so that an error found by comparing
 // is the other kernel's.
-#include "base.h"
-#include "kernels.h"
+#include "lib/base.h"
+#include "lib/nn/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -58,7 +58,7 @@ static uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// x[i]. F64 is nobody's storage; test/kernels.c uses it to compare derivatives with differences.
+// x[i]. F64 is nobody's storage; test/nn/kernels.c uses it to compare derivatives with differences.
 static double get(Mem x, size_t i) {
     switch (x.type) {
     case F32: return ((const float *)x.at)[i];

@@ -1,8 +1,8 @@
 // pointwise.c: what happens to one number at a time: filling and copying with conversion, activations, GEGLU,
 // sums of tensors. Memory-bound but for the activations; all take any type and compute in fp32.
-#include "cpu/vector.h"
+#include "vector.h"
 
-#include "base.h"
+#include "lib/base.h"
 
 #include <math.h>
 

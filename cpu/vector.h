@@ -7,7 +7,7 @@
 #ifndef VECTOR_H
 #define VECTOR_H
 
-#include "cpu/cpu.h"
+#include "cpu.h"
 
 #include <string.h>
 

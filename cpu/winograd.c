@@ -13,7 +13,7 @@
 // transformed input V stays in the cache; panels of TN output channels; of those, SLAB input channels at a time:
 // the transformed weights U are made on the spot, because they are four times as many as the weights; 36 products;
 // the way back.
-#include "cpu/winograd.h"
+#include "winograd.h"
 
 static const float P = 0.625f, Q = 1.5f, P2 = 0.390625f, Q2 = 2.25f;
 enum { POSITIONS = 36, SLAB = 64 };

@@ -2,7 +2,7 @@
 #ifndef WINOGRAD_H
 #define WINOGRAD_H
 
-#include "cpu/gemm.h"
+#include "gemm.h"
 
 // True where it is the faster way, and possible.
 #define winograd_suits LOCAL(winograd_suits)

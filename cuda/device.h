@@ -16,10 +16,10 @@
 #include <math.h>
 #define _Noreturn [[noreturn]]
 extern "C" {
-#include "base.h"
+#include "lib/base.h"
 }
 #undef _Noreturn
-#include "kernels.h"
+#include "lib/nn/kernels.h"
 
 // ---- what memory.cu keeps --------------------------------------------------------------------------------
 

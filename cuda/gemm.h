@@ -1,7 +1,7 @@
 // gemm.h: the steps of the ladder in gemm.cu, for tests and timings. k_gemm chooses one by itself.
 #ifndef GEMM_H
 #define GEMM_H
-#include "kernels.h"
+#include "lib/nn/kernels.h"
 
 typedef enum { GEMM_NAIVE, GEMM_TILED, GEMM_BLOCKED, GEMM_TENSOR } GemmStep;
 // As k_gemm, by one given step. activation: an Activation applied before the residual is added, or -1.

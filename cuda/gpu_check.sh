@@ -8,18 +8,18 @@ make=$1
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 failed() { echo "FAILED  $*"; : >"$work/failed"; }
 run() { # name, command...: one line, "name: N passed, ..."
-    sh test/cuda.sh "$@" >"$work/line" 2>"$work/why"
+    sh test/cuda/cuda.sh "$@" >"$work/line" 2>"$work/why"
     cat "$work/line" "$work/why"
     grep -q ' 0 failed' "$work/line" || failed "$1"
 }
 everything() {
     date; nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total --format=csv,noheader
-    $make -s sd build/test/cuda_picture || { failed "make sd"; return; }
+    $make -s sd build/test/cuda/picture || { failed "make sd"; return; }
     for precision in f32 bf16 f16; do
         echo; echo "== activations in $precision"
         $make -s PRECISION=$precision gpu-tests || { failed "make gpu-tests"; continue; }
         dir=$($make -s PRECISION=$precision print-gpu-dir)
-        for t in cuda_wrap cuda_gemm kernels; do
+        for t in wrap gemm kernels; do
             run "$t" "$dir/$t"
             for tool in memcheck racecheck initcheck synccheck; do
                 command -v compute-sanitizer >/dev/null || continue
@@ -33,9 +33,9 @@ everything() {
     echo; echo "== whole networks, f32"
     for t in networks gradients lcm lora fid; do run "$t" "$dir/$t"; done
     run "full-size networks" env REDUCED=1 "$dir/networks"
-    run "the demo beside the processor's" sh test/cuda_model.sh ./sd "$dir/sd" build/test/cuda_picture
+    run "the demo beside the processor's" sh test/cuda/model.sh ./sd "$dir/sd" build/test/cuda/picture
     echo; echo "== GEMM, GFLOP/s"
-    "$dir/cuda_bench" || failed cuda_bench
+    "$dir/bench" || failed bench
     echo; echo "== the tiny model"
     for i in 1 2 3; do "$dir/sd" sample -q --json -p "a dog runs" -o "$work/x.png" || failed "sd sample"; done
 }

@@ -1,7 +1,7 @@
 // ptx.h: the instructions that CUDA C++ has no words for, each behind a function: asynchronous copies, ldmatrix,
 // mma.sync, rounding to TF32. Nothing else in this folder holds inline assembly.
 //
-// Two versions of one list: PTX for nvcc, calls into the emulator for g++ and clang++. test/cuda_wrap.cu tests
+// Two versions of one list: PTX for nvcc, calls into the emulator for g++ and clang++. test/cuda/wrap.cu tests
 // both against tables taken from the PTX ISA manual, on raw registers.
 //
 //   cp_async16(shared, global, bytes)  starts a copy of 16 bytes; of these only the first `bytes` (0 to 16) are

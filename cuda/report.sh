@@ -9,7 +9,7 @@ archs=${ARCHS:-$("$nvcc" --list-gpu-code | grep -xE 'sm_(80|86|89|90|100|120)')}
 cuobjdump=${CUOBJDUMP:-$(command -v cuobjdump || find / -name cuobjdump -path '*nvidia*' -type f 2>/dev/null | head -n 1)}
 spills=0
 for f in "$@"; do # PTX for the oldest; ptxas translates it for each
-    "$nvcc" -std=c++17 -O3 -Icuda -Ilib -arch=compute_80 -ptx "$f" -o "$work/$(basename "$f" .cu).ptx" || exit 1
+    "$nvcc" -std=c++17 -O3 -I. -arch=compute_80 -ptx "$f" -o "$work/$(basename "$f" .cu).ptx" || exit 1
 done
 echo "Registers, spilled bytes, static shared memory, and the blocks (and share of the threads) that fit on a multiprocessor."
 echo "Dynamic shared memory, asked for at the launch, is not counted: gemm_tensor 61440 bytes, attention 128 bytes a channel."

@@ -1,8 +1,8 @@
 // check.c: the checks of the exercises of doc/COURSE.md, each from a definition and not from the code that it checks.
 // `make exercise N=1` links it with a copy of one source file that has a mistake; see run.sh.
-#include "../../sd.h"
-#include "../../lib/architectures.h"
-#include "../../lib/made.h"
+#include "sd.h"
+#include "lib/io/architectures.h"
+#include "weights/toy/made.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -17,7 +17,7 @@ if [ ! -f "$copy" ]; then
 fi
 object=$dir/copy.o others=""
 for o in $OBJECTS; do
-    case $o in */"${source%.c}".o) ;; *) others="$others $o" ;; esac
+    case $o in "${CHECK%/doc/exercises/*}/${source%.c}.o") ;; *) others="$others $o" ;; esac
 done
 $CC $FLAGS -O1 -w -I"$(dirname "$source")" -c "$copy" -o "$object"
 $CC $FLAGS "$CHECK" "$object" $others -o "$dir/check" -lm

@@ -1,0 +1,54 @@
+// main.c: the program `sd`: which command. No algorithm is here; each
+// command turns options into a call of a phase (sample.c, ..., beside this file) and prints what came out.
+#include "lib/base.h"
+#include "commands.h"
+
+#include <errno.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *what;
+} commands[] = {
+    {"sample", command_sample, "draw a picture of a caption"},
+    {"encode", command_encode, "picture -> latents"},
+    {"decode", command_decode, "latents -> picture"},
+    {"tokenize", command_tokenize, "text -> token ids"},
+    {"synth", command_synth, "write a model with made weights at the full architecture"},
+    {"scenes", command_scenes, "draw the toy world: captioned scenes in Flickr8k's layout"},
+    {"data", command_data, "a captioned data set, or a part of it, in Flickr8k's layout"},
+    {"fid", command_fid, "Frechet and kernel inception distance of two sets of pictures"},
+    {"report", command_report, "the paper's table and figures from the results of `make paper`"},
+    {"pretrain", command_pretrain, "train the tiny model from nothing"},
+    {"verify", command_verify, "compare another implementation's trace with this one, block by block"},
+    {"lcm", command_lcm, "Phase 2: distil a model into one of 4 steps"},
+    {"lora", command_lora, "Phase 3: train, merge and convert low-rank adapters"},
+    {"info", command_info, "what a model, LoRA or statistics file contains"},
+};
+
+static int help(FILE *to, int status) {
+    fputs("usage: sd COMMAND [options]\n\n", to);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].what);
+    fputs("\n  sd COMMAND --help says more. For example:\n"
+          "  sd sample -p \"A child in a pink dress is climbing up a set of stairs in an entryway\" -o "
+          "child.png\n",
+          to);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) return help(stderr, 2);
+    interrupt_tidy();
+    if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+        return help(stdout, 0);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i].name)) {
+            argv[1] = "sd"; // in front of getopt's messages, as of all others
+            int status = commands[i].run(argc - 1, argv + 1);
+            if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
+            return status;
+        }
+    die_usage("there is no command \"%s\"; \"sd help\" lists them", argv[1]);
+}

@@ -1,0 +1,944 @@
+// emulate.cc: the emulator's scheduler: fibers, barriers, launches over cores, device memory, streams, graphs.
+// Never compile it with -fsanitize=thread: check.cc answers the calls which that makes.
+//
+// A thread of a block runs until it waits (barrier, warp operation) or returns; then the next one runs. Nothing
+// is preempted, so a kernel in which one thread spins until another writes would hang here; none does.
+#include "inside.h"
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <condition_variable>
+#include <cstdarg>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <cxxabi.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <elf.h>
+#include <fcntl.h>
+#include <link.h>
+#endif
+
+extern "C" {
+__thread uint3 threadIdx, blockIdx, blockDim, gridDim;
+}
+#ifndef __clang__
+__constinit
+#endif
+    thread_local __attribute__((aligned(128))) unsigned char dynamic_shared[MAX_DYNAMIC_SHARED];
+__thread Worker *emu_worker;
+
+// ---- options and reports ---------------------------------------------------------------------------------
+
+#ifndef EMU_COUNT_DEFAULT
+#define EMU_COUNT_DEFAULT 0
+#endif
+int opt_check, opt_count, opt_seed, opt_exited;
+static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability;
+static int break_at[6];
+static bool break_set;
+std::atomic<int> emu_findings;
+bool emu_instrumented;
+
+void emu_say(const char *format, ...) {
+    char text[2000];
+    va_list v;
+    va_start(v, format);
+    int n = vsnprintf(text, sizeof text, format, v);
+    va_end(v);
+    n = std::min(n, (int)sizeof text - 1);
+    for (int at = 0; at < n;) {
+        ssize_t wrote = write(2, text + at, (size_t)(n - at));
+        if (wrote <= 0) break;
+        at += (int)wrote;
+    }
+}
+
+std::string emu_who(const Thread *t) {
+    char text[120];
+    snprintf(text, sizeof text, "thread (%u,%u,%u) of block (%u,%u,%u)", t->index.x, t->index.y, t->index.z,
+             blockIdx.x, blockIdx.y, blockIdx.z);
+    return text;
+}
+
+// Where a run ends that cannot go on. A debugger may break here.
+[[noreturn]] __attribute__((noinline)) void emu_stop() {
+    fflush(nullptr);
+    emu_abort_if_wanted();
+    _exit(86);
+}
+void emu_abort_if_wanted() {
+    const char *s = getenv("EMU_ABORT");
+    if (s && *s && strcmp(s, "0")) abort();
+}
+
+static int option(const char *name, int otherwise) {
+    const char *s = getenv(name);
+    if (!s || !*s) return otherwise;
+    char *end;
+    long value = strtol(s, &end, 10);
+    if (!*end && value >= 0 && value <= INT_MAX) return (int)value;
+    emu_say("emulate: %s is \"%s\"; a whole number is expected\n", name, s);
+    emu_stop();
+}
+
+// ---- fibers ----------------------------------------------------------------------------------------------
+// A fiber is a stack and the place where it was left. On x86-64 a switch is: push the six registers that a
+// function must preserve, exchange the stack pointers, pop, return. Elsewhere ucontext does the same, slower.
+
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
+struct Fiber {
+    void *sp;
+    char *stack;
+    size_t size;
+};
+extern "C" void emu_switch_stack(void **save, void *to);
+asm(".text\n"
+    ".type emu_switch_stack,@function\n"
+    "emu_switch_stack:\n"
+    "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+    "mov %rsp,(%rdi)\n"
+    "mov %rsi,%rsp\n"
+    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n"
+    "ret\n"
+    ".size emu_switch_stack,.-emu_switch_stack\n");
+static void fiber_make(Fiber *f, char *top, void (*entry)()) {
+    void **s = (void **)((uintptr_t)top & ~(uintptr_t)15);
+    *--s = nullptr; // the entry's own return address: a backtrace ends here
+    *--s = (void *)entry;
+    for (int i = 0; i < 6; i++) *--s = nullptr; // the six registers
+    f->sp = s;
+}
+static inline void fiber_switch(Fiber *from, Fiber *to) { emu_switch_stack(&from->sp, to->sp); }
+#else
+#include <ucontext.h>
+struct Fiber {
+    ucontext_t context;
+    char *stack;
+    size_t size;
+};
+static void fiber_make(Fiber *f, char *top, void (*entry)()) {
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack;
+    f->context.uc_stack.ss_size = (size_t)(top - f->stack);
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, entry, 0);
+}
+static inline void fiber_switch(Fiber *from, Fiber *to) { swapcontext(&from->context, &to->context); }
+#endif
+
+enum { STACK = 128 << 10 };
+static __thread Fiber own_fiber; // the stack of the operating system's thread
+
+static void fiber_main();
+static Fiber *fiber_take(Worker &w) {
+    if (!w.idle.empty()) {
+        Fiber *f = w.idle.back();
+        w.idle.pop_back();
+        return f;
+    }
+    char *memory = (char *)mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+        emu_say("emulate: no memory for the stack of a thread\n");
+        emu_stop();
+    }
+    mprotect(memory, PAGE, PROT_NONE); // running off the stack faults instead of writing on a neighbour's
+    Fiber *f = new Fiber();
+    f->stack = memory + PAGE;
+    f->size = STACK;
+    // Tops at different distances from a page's end: else all stacks share the same few cache sets.
+    fiber_make(f, f->stack + STACK - w.fibers++ * 320 % 4096, fiber_main);
+    return f;
+}
+
+bool emu_on_a_stack(const Worker &w, uintptr_t a) {
+    const Fiber *f = w.current->fiber;
+    return a - (uintptr_t)f->stack < f->size;
+}
+
+// ---- which thread runs next ------------------------------------------------------------------------------
+
+static inline uint32_t next_random(Worker &w) {
+    w.random ^= w.random << 13;
+    w.random ^= w.random >> 7;
+    w.random ^= w.random << 17;
+    return (uint32_t)(w.random >> 16);
+}
+
+// Takes a thread that can go on; NULL if there is none.
+static inline Thread *pick(Worker &w) {
+    int v = w.current_warp;
+    if (opt_seed) {
+        unsigned total = 0;
+        for (int i = 0; i < w.warps; i++) total += (unsigned)__builtin_popcount(w.ready[i]);
+        if (!total) return nullptr;
+        int n = (int)(next_random(w) % total);
+        for (v = 0; n >= __builtin_popcount(w.ready[v]); v++) n -= __builtin_popcount(w.ready[v]);
+        uint32_t lanes = w.ready[v];
+        while (n--) lanes &= lanes - 1;
+        int lane = __builtin_ctz(lanes);
+        w.ready[v] &= ~(1u << lane);
+        w.current_warp = v;
+        return &w.thread[v * 32 + lane];
+    }
+    for (int i = 0; !w.ready[v]; v = v + 1 == w.warps ? 0 : v + 1)
+        if (i++ == w.warps) return nullptr;
+    int lane = __builtin_ctz(w.ready[v]);
+    w.ready[v] &= w.ready[v] - 1;
+    w.current_warp = v;
+    return &w.thread[v * 32 + lane];
+}
+
+static inline void resume(Worker &w, Fiber *from, Thread *t) {
+    w.current = t;
+    threadIdx = t->index;
+    if (!t->fiber) t->fiber = fiber_take(w);
+    if (t->fiber == from) return;
+    w.switches++;
+    fiber_switch(from, t->fiber);
+}
+
+// Nobody can go on: says who waits where.
+[[noreturn]] static void deadlock(Worker &w) {
+    struct Place {
+        EmuSite at;
+        std::string who;
+        int count;
+    };
+    std::vector<Place> places;
+    for (int i = 0; i < w.threads; i++) {
+        Thread &t = w.thread[i];
+        EmuSite at = t.done ? EmuSite{"", "", 0} : t.at;
+        auto p = std::find_if(places.begin(), places.end(), [&](const Place &x) {
+            return x.at.line == at.line && std::string(x.at.what) == at.what;
+        });
+        if (p == places.end()) p = places.insert(places.end(), {at, "", 0});
+        char text[60];
+        snprintf(text, sizeof text, " (%u,%u,%u)", t.index.x, t.index.y, t.index.z);
+        if (p->count++ < 4) p->who += text;
+    }
+    emu_say("emulate: DEADLOCK in kernel %s, block (%u,%u,%u): no thread can go on\n",
+            w.launch->kernel->name.c_str(), blockIdx.x, blockIdx.y, blockIdx.z);
+    for (const Place &p : places)
+        if (p.at.line)
+            emu_say("  %4d threads wait in %s at %s:%d:%s%s\n", p.count, p.at.what, p.at.file, p.at.line,
+                    p.who.c_str(), p.count > 4 ? " ..." : "");
+        else emu_say("  %4d threads have returned:%s%s\n", p.count, p.who.c_str(), p.count > 4 ? " ..." : "");
+    emu_stop();
+}
+
+static inline void wait_here(Worker &w) {
+    Thread *me = w.current, *next = pick(w);
+    if (!next) deadlock(w);
+    resume(w, me->fiber, next);
+}
+
+extern "C" __attribute__((noinline)) void emu_break() { asm volatile(""); } // for a debugger, see EMU_BREAK
+
+static void barrier_open(Worker &w);
+static void meetings_after_exit(Worker &w, Thread *gone);
+
+static void fiber_main() {
+    Worker &w = *emu_worker;
+    for (;;) {
+        if (break_set && blockIdx.x == (unsigned)break_at[0] && blockIdx.y == (unsigned)break_at[1] &&
+            blockIdx.z == (unsigned)break_at[2] && threadIdx.x == (unsigned)break_at[3] &&
+            threadIdx.y == (unsigned)break_at[4] && threadIdx.z == (unsigned)break_at[5])
+            emu_break();
+        w.launch->call->run(w.launch->call->arguments);
+        Thread *me = w.current;
+        Fiber *f = me->fiber;
+        me->done = true;
+        w.live--;
+        if (!me->copies.empty()) {
+            emu_finding("RETURN WITH cp.async UNDER WAY", "it was started here", nullptr, me->copies[0].at);
+            me->copies.clear();
+        }
+        me->fiber = nullptr;
+        if (opt_exited) {
+            if (w.arrived && w.arrived == w.live) barrier_open(w);
+            meetings_after_exit(w, me);
+        }
+        Thread *next = pick(w);
+        if (!next && w.live) deadlock(w);
+        if (next && !next->fiber) { // a thread that has not begun: it takes this stack over, without a switch
+            next->fiber = f;
+            w.current = next;
+            threadIdx = next->index;
+            continue;
+        }
+        w.idle.push_back(f);
+        if (next) resume(w, f, next);
+        else fiber_switch(f, &own_fiber);
+    }
+}
+
+// ---- barriers --------------------------------------------------------------------------------------------
+
+static void barrier_open(Worker &w) {
+    w.result = w.kind == EMU_COUNT_TRUE ? w.count : w.kind == EMU_ALL_TRUE ? w.all : w.any;
+    w.arrived = w.count = w.any = 0;
+    w.all = 1;
+    w.barrier_time = ++w.clock;
+    if (opt_count)
+        for (int i = 0; i < w.warps; i++) check_warp(w, i);
+    for (int i = 0; i < w.threads; i++)
+        if (!w.thread[i].done) w.ready[i / 32] |= 1u << i % 32;
+}
+
+int emu_barrier(EmuBarrier kind, int predicate, EmuSite at) {
+    Worker &w = *emu_worker;
+    Thread *me = w.current;
+    if (w.arrived && (w.barrier_at.line != at.line || w.kind != kind)) {
+        emu_say("emulate: DIVERGENT BARRIER in kernel %s: %s is in %s at %s:%d, others wait in %s at line %d\n",
+                w.launch->kernel->name.c_str(), emu_who(me).c_str(), at.what, at.file, at.line, w.barrier_at.what,
+                w.barrier_at.line);
+        emu_stop();
+    }
+    w.barrier_at = me->at = at;
+    w.kind = kind;
+    w.count += predicate != 0;
+    w.any |= predicate != 0;
+    w.all &= predicate != 0;
+    if (++w.arrived == (opt_exited ? w.live : w.threads)) {
+        barrier_open(w);
+        if (!opt_seed) { // the last to come simply goes on
+            w.ready[me->id / 32] &= ~(1u << me->id % 32);
+            return w.result;
+        }
+    }
+    wait_here(w);
+    return w.result; // stays until the next barrier opens, and that waits for this thread
+}
+
+// ---- meetings of lanes -----------------------------------------------------------------------------------
+
+static void sync_operation(void **, unsigned) {}
+void emu_syncwarp(unsigned mask, EmuSite at) { emu_collective(mask, sync_operation, 0, nullptr, at); }
+
+static unsigned lanes_of(const Worker &w, int warp) { // lanes that exist: the last warp may be partial
+    int n = std::min(32, w.threads - warp * 32);
+    return n == 32 ? ~0u : (1u << n) - 1;
+}
+
+static void meeting_hold(Worker &w, int warp, Meeting *m) {
+    Warp &v = w.warp[warp];
+    m->arrived = 0;
+    v.open--;
+    if (m->mask == lanes_of(w, warp)) {
+        ++w.clock;
+        // Shuffles, votes, ldmatrix and mma do not order memory; only __syncwarp does. One of only some lanes
+        // is not taken as ordering: a kernel that relies on it would be blamed.
+        if (m->operation == sync_operation) v.synced = w.clock;
+        if (opt_count) check_warp(w, warp);
+    }
+    m->operation(m->argument, m->mask);
+}
+
+void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *argument, EmuSite at) {
+    Worker &w = *emu_worker;
+    Thread &me = *w.current;
+    int warp = me.id / 32, lane = me.id % 32;
+    unsigned bit = 1u << lane;
+    Warp &v = w.warp[warp];
+    if (!(mask & bit)) {
+        emu_say("emulate: WRONG MASK in kernel %s: %s calls %s at %s:%d with mask %08x, which lacks its own lane\n",
+                w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, mask);
+        emu_stop();
+    }
+    mask &= lanes_of(w, warp); // lanes that do not exist have exited, so to speak: nobody waits for them
+    Meeting *m = &v.meeting[0];
+    if (v.open && !(m->arrived && m->mask == mask)) { // several meetings are open: find ours, or a free place
+        Meeting *end = v.meeting + 32;
+        m = std::find_if(v.meeting, end, [&](const Meeting &x) { return x.arrived && x.mask == mask; });
+        if (m == end) m = std::find_if(v.meeting, end, [](const Meeting &x) { return !x.arrived; });
+    }
+    if (!m->arrived) {
+        m->mask = mask;
+        m->operation = operation;
+        m->variant = variant;
+        v.open++;
+    } else if (m->operation != operation || m->variant != variant) {
+        const Thread &other = w.thread[warp * 32 + __builtin_ctz(m->arrived)];
+        emu_say("emulate: WARP DIVERGED in kernel %s: %s is in %s at %s:%d, lane %d waits in %s at line %d\n",
+                w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, other.id % 32,
+                other.at.what, other.at.line);
+        emu_stop();
+    }
+    me.at = at;
+    m->argument[lane] = argument;
+    m->arrived |= bit;
+    if (m->arrived == mask) {
+        meeting_hold(w, warp, m);
+        if (!opt_seed) { // the last lane goes on at once, the others after it
+            w.ready[warp] |= mask & ~bit;
+            return;
+        }
+        w.ready[warp] |= mask;
+    }
+    wait_here(w);
+}
+
+// EMU_EXITED_OK: a lane that has returned is no longer waited for.
+static void meetings_after_exit(Worker &w, Thread *gone) {
+    int warp = gone->id / 32;
+    for (Meeting &m : w.warp[warp].meeting)
+        if (m.arrived && m.mask >> gone->id % 32 & 1) {
+            m.mask &= ~(1u << gone->id % 32);
+            if (m.arrived != m.mask) continue;
+            unsigned mask = m.mask;
+            meeting_hold(w, warp, &m);
+            w.ready[warp] |= mask;
+        }
+}
+
+// ---- shared variables, by name ---------------------------------------------------------------------------
+// The program's own symbol table says where each kernel's shared arrays lie among the thread-local variables:
+// `float As[16][64]` of kernel _Z5tiledPf is the symbol _ZZ5tiledPfE2As.
+
+std::vector<SharedVariable> emu_variables;
+uintptr_t emu_tls_size, emu_image_low, emu_image_high, emu_load_address;
+static std::unordered_map<uintptr_t, std::string> function_names;
+static std::set<std::string> kernel_names;
+// The addresses of all kernels (see __global__), from the linker.
+extern "C" __attribute__((weak)) const uintptr_t __start___patchable_function_entries[], __stop___patchable_function_entries[];
+
+static std::string demangle(const std::string &name) {
+    int status;
+    char *text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+    std::string s = status ? name : text;
+    free(text);
+    return s;
+}
+
+#ifdef __linux__
+static int look_at_segments(dl_phdr_info *info, size_t, void *) {
+    emu_load_address = info->dlpi_addr;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        auto &p = info->dlpi_phdr[i];
+        if (p.p_type == PT_TLS) emu_tls_size = p.p_memsz;
+        if (p.p_type != PT_LOAD) continue;
+        uintptr_t a = info->dlpi_addr + p.p_vaddr;
+        if (!emu_image_low || a < emu_image_low) emu_image_low = a;
+        emu_image_high = std::max(emu_image_high, (uintptr_t)(a + p.p_memsz));
+    }
+    return 1; // the program itself comes first; libraries are not looked at
+}
+static int look_for_tls(dl_phdr_info *info, size_t, void *result) {
+    *(uintptr_t *)result = (uintptr_t)info->dlpi_tls_data;
+    return 1;
+}
+static uintptr_t tls_of_this_thread() {
+    uintptr_t at = 0;
+    dl_iterate_phdr(look_for_tls, &at);
+    return at;
+}
+static void read_symbols() {
+    dl_iterate_phdr(look_at_segments, nullptr);
+    int fd = open("/proc/self/exe", O_RDONLY);
+    off_t bytes = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+    char *file = fd < 0 ? (char *)MAP_FAILED : (char *)mmap(nullptr, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (file == MAP_FAILED) return;
+    auto *header = (const ElfW(Ehdr) *)file;
+    auto *section = (const ElfW(Shdr) *)(file + header->e_shoff);
+    for (int i = 0; i < header->e_shnum; i++) {
+        if (section[i].sh_type != SHT_SYMTAB) continue;
+        const char *names = file + section[section[i].sh_link].sh_offset;
+        auto *symbol = (const ElfW(Sym) *)(file + section[i].sh_offset);
+        for (size_t k = 0; k < section[i].sh_size / sizeof *symbol; k++) {
+            std::string name = names + symbol[k].st_name;
+            int type = ELF64_ST_TYPE(symbol[k].st_info);
+            if (type == STT_FUNC) function_names[emu_load_address + symbol[k].st_value] = name;
+            size_t e = name.rfind('E');
+            if (type != STT_TLS || !symbol[k].st_size || name.compare(0, 3, "_ZZ") || e == std::string::npos)
+                continue;
+            std::string owner = "_Z" + name.substr(3, e - 3), readable = demangle(name);
+            size_t colons = readable.rfind("::");
+            if (colons != std::string::npos) readable = readable.substr(colons + 2);
+            emu_variables.push_back({symbol[k].st_value, symbol[k].st_size, owner, readable});
+        }
+    }
+    munmap(file, (size_t)bytes);
+    close(fd);
+    for (auto *entry = __start___patchable_function_entries; entry < __stop___patchable_function_entries; entry++)
+        for (int before : {0, 4}) { // the instruction may stand behind an endbr64, which has 4 bytes
+            auto found = function_names.find(*entry - (uintptr_t)before);
+            if (found != function_names.end()) kernel_names.insert(found->second);
+        }
+    std::sort(emu_variables.begin(), emu_variables.end(),
+              [](const SharedVariable &a, const SharedVariable &b) { return a.offset < b.offset; });
+}
+#else
+static uintptr_t tls_of_this_thread() { return 0; }
+static void read_symbols() {}
+#endif
+
+static std::map<const void *, Kernel> kernels;
+static std::map<const void *, int> max_dynamic_shared;
+
+std::string emu_kernel_name(const std::string &mangled) { // with its template arguments, without its parameters
+    std::string full = demangle(mangled);
+    size_t begin = full.rfind("void ", 0) == 0 ? 5 : 0, end = full.find('(', begin);
+    while (end != std::string::npos && full.compare(end, 2, "((") && full.rfind('<', end) != std::string::npos &&
+           std::count(full.begin(), full.begin() + (long)end, '<') > std::count(full.begin(), full.begin() + (long)end, '>'))
+        end = full.find('(', end + 1); // a parenthesis within the template arguments
+    return full.substr(begin, end - begin);
+}
+
+static Kernel *kernel_of(const EmuCall &call) {
+    Kernel &k = kernels[call.kernel];
+    if (!k.name.empty()) return &k;
+    std::string mangled = function_names[(uintptr_t)call.kernel];
+    k.name = mangled.empty() ? call.name : emu_kernel_name(mangled);
+    for (SharedVariable &v : emu_variables)
+        if (v.owner == mangled) k.static_shared += v.size;
+    // Its own variables, and those of functions that are no kernels.
+    k.allowed.assign(emu_tls_size, FOREIGN);
+    for (SharedVariable &v : emu_variables) {
+        if (v.owner != mangled && kernel_names.count(v.owner)) continue;
+        k.variables.push_back(&v);
+        std::fill_n(k.allowed.begin() + (long)v.offset, v.size, ITS_OWN);
+    }
+#ifdef __clang__
+    for (uint3 *built_in : {&threadIdx, &blockIdx, &blockDim, &gridDim}) {
+        uintptr_t offset = (uintptr_t)built_in - tls_of_this_thread();
+        if (offset < emu_tls_size) std::fill_n(k.allowed.begin() + (long)offset, sizeof *built_in, BUILT_IN);
+    }
+#endif
+    return &k;
+}
+
+// ---- device memory ---------------------------------------------------------------------------------------
+// Addresses are given out in turn through 64 GiB of address space, so one that was freed is not soon used again.
+
+char *emu_arena, *emu_state;
+Cell *emu_global_cell;
+static std::map<uintptr_t, size_t> allocations;
+static uintptr_t next_address;
+static size_t allocated;
+static std::mutex memory_lock;
+static cudaError_t last_error;
+static cudaError_t fail(cudaError_t e) { return last_error = e; }
+
+static char *reserve(size_t bytes) {
+    void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        emu_say("emulate: cannot reserve %zu GiB of address space\n", bytes >> 30);
+        emu_stop();
+    }
+    return (char *)p;
+}
+
+static void report_at_exit() {
+    if (!emu_findings) return;
+    fflush(nullptr);
+    emu_say("emulate: %d findings\n", (int)emu_findings);
+    _exit(86);
+}
+
+static void setup() {
+    if (emu_arena) return;
+    opt_seed = option("EMU_SEED", 0);
+    opt_poison = option("EMU_POISON", 1);
+    opt_count = option("EMU_COUNT", EMU_COUNT_DEFAULT) && emu_instrumented;
+    opt_check = option("EMU_CHECK", 1) && emu_instrumented && !opt_count;
+    opt_exited = option("EMU_EXITED_OK", 0);
+    opt_devices = option("EMU_DEVICES", 1);
+    opt_memory = option("EMU_MEMORY", 16384);
+    opt_capability = option("EMU_CAPABILITY", 80);
+    // The checks keep one history of each byte: one thread of the operating system, always the same report.
+    int cores = (int)std::thread::hardware_concurrency();
+    opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
+    if (const char *s = getenv("EMU_BREAK")) {
+        break_set = sscanf(s, "%d,%d,%d,%d,%d,%d", break_at, break_at + 1, break_at + 2, break_at + 3, break_at + 4,
+                           break_at + 5) == 6;
+        if (!break_set) {
+            emu_say("emulate: EMU_BREAK is \"%s\"; six numbers are expected: blockIdx and threadIdx, x,y,z,x,y,z\n", s);
+            emu_stop();
+        }
+    }
+    emu_arena = reserve(ARENA);
+    next_address = (uintptr_t)emu_arena + PAGE; // so that what lies before the first is recognised too
+    if (emu_instrumented) {
+        emu_state = reserve(ARENA);
+        emu_global_cell = (Cell *)reserve(ARENA / 2 * sizeof(Cell));
+    }
+    read_symbols();
+    atexit(report_at_exit);
+}
+
+cudaError_t emu_malloc(void **p, size_t bytes) {
+    setup();
+    std::lock_guard<std::mutex> guard(memory_lock);
+    *p = nullptr;
+    if (bytes > ((size_t)opt_memory << 20) - allocated) return fail(cudaErrorMemoryAllocation);
+    size_t room = ((bytes + 255) & ~(size_t)255) + 512; // at least 512 bytes of nothing behind each
+    uintptr_t begin = (uintptr_t)emu_arena, at = next_address;
+    for (int round = 0;; round++) {
+        auto next = allocations.lower_bound(at);
+        while (next != allocations.end() && next->first - at < room) {
+            at = next->first + ((next->second + 255) & ~(uintptr_t)255) + 512;
+            ++next;
+        }
+        if (at + room <= begin + ARENA) break;
+        if (round) return fail(cudaErrorMemoryAllocation);
+        at = begin + PAGE;
+    }
+    next_address = at + room;
+    allocations[at] = bytes;
+    allocated += bytes;
+    *p = (void *)at;
+    if (opt_poison) memset(*p, 0xff, bytes); // NaN in every type
+    if (emu_state) memset(emu_state + (at - begin), NOT_WRITTEN, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p) {
+    if (!p) return cudaSuccess;
+    std::lock_guard<std::mutex> guard(memory_lock);
+    auto found = allocations.find((uintptr_t)p);
+    if (found == allocations.end()) return fail(cudaErrorInvalidValue);
+    size_t bytes = found->second;
+    allocations.erase(found);
+    allocated -= bytes;
+    if (emu_state) memset(emu_state + ((char *)p - emu_arena), NOT_ALLOCATED, bytes);
+    uintptr_t low = ((uintptr_t)p + PAGE - 1) & ~(uintptr_t)(PAGE - 1);
+    uintptr_t high = ((uintptr_t)p + bytes) & ~(uintptr_t)(PAGE - 1);
+    if (high > low && high - low >= 1 << 20) madvise((void *)low, high - low, MADV_DONTNEED);
+    return cudaSuccess;
+}
+
+// The allocation that holds p, or the nearest before it; end() if there is none.
+static std::map<uintptr_t, size_t>::iterator allocation_before(uintptr_t a) {
+    auto next = allocations.upper_bound(a);
+    return next == allocations.begin() ? allocations.end() : --next;
+}
+
+std::string emu_describe(const void *p) {
+    std::lock_guard<std::mutex> guard(memory_lock);
+    uintptr_t a = (uintptr_t)p;
+    auto own = allocation_before(a), next = allocations.upper_bound(a);
+    char text[120];
+    if (own != allocations.end() && (a - own->first < own->second + 4096 || next == allocations.end()))
+        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", (size_t)(a - own->first), own->second);
+    else if (next != allocations.end())
+        snprintf(text, sizeof text, "%zu bytes before an allocation of %zu bytes", (size_t)(next->first - a), next->second);
+    else snprintf(text, sizeof text, "freed global memory");
+    return text;
+}
+
+// True unless [p, p + bytes) lies in device memory but not within one allocation.
+static bool range_ok(const void *p, size_t bytes, bool device) {
+    uintptr_t a = (uintptr_t)p;
+    if (a - (uintptr_t)emu_arena >= ARENA) return !device;
+    std::lock_guard<std::mutex> guard(memory_lock);
+    auto own = allocation_before(a);
+    return device && own != allocations.end() && a - own->first + bytes <= own->second;
+}
+
+// ---- streams, events, graphs -----------------------------------------------------------------------------
+// Work is done at the call. A stream that is being captured keeps it for cudaGraphLaunch instead.
+
+struct EmuGraph {
+    std::vector<std::function<void()>> work;
+};
+struct EmuStream {
+    EmuGraph *capture;
+};
+struct EmuEvent {
+    std::chrono::steady_clock::time_point at;
+};
+
+static void submit(cudaStream_t s, std::function<void()> work) {
+    if (s && s->capture) s->capture->work.push_back(std::move(work));
+    else work();
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
+    setup();
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (bytes == 0) return cudaSuccess;
+    if (!range_ok(to, bytes, to_device) || !range_ok(from, bytes, from_device)) {
+        emu_say("emulate: cudaMemcpy of %zu bytes: out of bounds, or the wrong kind\n", bytes);
+        emu_findings++;
+        return fail(cudaErrorInvalidValue);
+    }
+    submit(s, [=] {
+        memmove(to, from, bytes);
+        if (!emu_state || !to_device) return;
+        char *state = emu_state + ((char *)to - emu_arena);
+        if (from_device) memmove(state, emu_state + ((const char *)from - emu_arena), bytes);
+        else memset(state, WRITTEN, bytes);
+    });
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
+    setup();
+    if (bytes && !range_ok(to, bytes, true)) return fail(cudaErrorInvalidValue);
+    submit(s, [=] {
+        memset(to, value, bytes);
+        if (emu_state) memset(emu_state + ((char *)to - emu_arena), WRITTEN, bytes);
+    });
+    return cudaSuccess;
+}
+cudaError_t cudaMemset(void *to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
+cudaError_t emu_malloc_host(void **p, size_t bytes) {
+    *p = malloc(bytes ? bytes : 1);
+    return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+}
+cudaError_t cudaFreeHost(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    setup();
+    *count = opt_devices;
+    return opt_devices ? cudaSuccess : fail(cudaErrorNoDevice);
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    setup();
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated%s", opt_check ? ", checked" : opt_count ? ", counting" : "");
+    p->totalGlobalMem = (size_t)opt_memory << 20;
+    p->major = opt_capability / 10;
+    p->minor = opt_capability % 10;
+    p->multiProcessorCount = opt_threads;
+    p->sharedMemPerBlockOptin = 163 << 10;
+    return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    setup();
+    *total = (size_t)opt_memory << 20;
+    *available = *total - allocated;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+const char *cudaGetErrorString(cudaError_t e) {
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    default: return "unknown error";
+    }
+}
+const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    *s = new EmuStream();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    delete s;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    return s && s->capture ? fail(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    *e = new EmuEvent();
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+    e->at = std::chrono::steady_clock::now();
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (!s || s->capture) return fail(cudaErrorInvalidValue);
+    s->capture = new EmuGraph();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+    if (!s || !s->capture) return fail(cudaErrorInvalidValue);
+    *graph = std::exchange(s->capture, nullptr);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new EmuGraph(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (auto &work : exec->work) work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+cudaError_t emu_set_attribute(const void *kernel, cudaFuncAttribute, int value) {
+    if (value > MAX_DYNAMIC_SHARED) return fail(cudaErrorInvalidValue);
+    max_dynamic_shared[kernel] = value;
+    return cudaSuccess;
+}
+
+// ---- launches --------------------------------------------------------------------------------------------
+
+static void run_block(Worker &w, uint64_t number) {
+    Launch &l = *w.launch;
+    blockIdx = {(unsigned)(number % l.grid.x), (unsigned)(number / l.grid.x % l.grid.y),
+                (unsigned)(number / l.grid.x / l.grid.y)};
+    if (opt_poison) { // shared memory holds nothing at first: NaN in every type
+        if (w.tls)
+            for (const SharedVariable *v : l.kernel->variables) memset((void *)(w.tls + v->offset), 0xff, v->size);
+        memset(dynamic_shared, 0xff, l.shared);
+    }
+    for (int i = 0; i < w.threads; i++) {
+        w.thread[i].done = false;
+        w.thread[i].fiber = nullptr;
+        w.thread[i].group = 0;
+    }
+    for (int i = 0; i < w.warps; i++) {
+        w.ready[i] = lanes_of(w, i);
+        w.warp[i].open = 0;
+        w.warp[i].synced = 0;
+        for (Meeting &m : w.warp[i].meeting) m.arrived = 0;
+    }
+    w.live = w.threads;
+    w.arrived = w.count = w.any = 0;
+    w.all = 1;
+    w.current_warp = 0;
+    w.block_start = w.barrier_time = ++w.clock;
+    w.random = 0x9e3779b97f4a7c15ull * (uint64_t)(opt_seed + 1) + number * 0xd1342543de82ef95ull + 1;
+    if (opt_check || opt_count) {
+        w.block_times.push_back(w.clock);
+        w.block_order.push_back(number);
+        check_block(w);
+    }
+    w.inside = true;
+    resume(w, &own_fiber, pick(w));
+    w.inside = false;
+    if (opt_count)
+        for (int i = 0; i < w.warps; i++) check_warp(w, i);
+    w.blocks++;
+}
+
+static void run_blocks(Worker &w) {
+    Launch &l = *w.launch;
+    emu_worker = &w;
+    blockDim = {l.block.x, l.block.y, l.block.z};
+    gridDim = {l.grid.x, l.grid.y, l.grid.z};
+    w.threads = (int)(l.block.x * l.block.y * l.block.z);
+    w.warps = (w.threads + 31) / 32;
+    w.tls = tls_of_this_thread();
+    w.dynamic = (uintptr_t)dynamic_shared;
+    w.launch_time = ++w.clock;
+    w.block_times.clear();
+    w.block_order.clear();
+    if (opt_check || opt_count) check_worker(w);
+    for (int i = 0; i < w.threads; i++) {
+        unsigned u = (unsigned)i;
+        w.thread[i].id = i;
+        w.thread[i].index = {u % l.block.x, u / l.block.x % l.block.y, u / l.block.x / l.block.y};
+    }
+    uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, number;
+    while ((number = l.next++) < blocks) {
+        // With a seed, the blocks begin somewhere else too. (They may not depend on one another; the checks see it
+        // if they do.)
+        if (opt_seed) number = (number + (uint64_t)opt_seed * 7919) % blocks;
+        run_block(w, number);
+    }
+}
+
+// The workers beside the calling thread wait here between launches.
+// Never destroyed: at exit the others still wait on them.
+static std::vector<Worker *> workers;
+static std::mutex &pool_lock = *new std::mutex();
+static std::condition_variable &pool_go = *new std::condition_variable(), &pool_done = *new std::condition_variable();
+static unsigned pool_round;
+static int pool_busy;
+
+static void worker_main(Worker *w) {
+    for (unsigned seen = 0;;) {
+        {
+            std::unique_lock<std::mutex> guard(pool_lock);
+            pool_go.wait(guard, [&] { return pool_round != seen; });
+            seen = pool_round;
+        }
+        run_blocks(*w);
+        std::lock_guard<std::mutex> guard(pool_lock);
+        if (!--pool_busy) pool_done.notify_one();
+    }
+}
+
+static void run(const emu_config &c, const EmuCall &call) {
+    Launch l;
+    l.call = &call;
+    l.kernel = kernel_of(call);
+    l.grid = c.grid;
+    l.block = c.block;
+    l.shared = c.shared;
+    l.next = 0;
+    if (workers.empty()) {
+        workers.push_back(new Worker());
+        for (int i = 1; i < opt_threads; i++) {
+            workers.push_back(new Worker());
+            std::thread(worker_main, workers.back()).detach();
+        }
+    }
+    for (Worker *w : workers) w->launch = &l;
+    uint64_t blocks = (uint64_t)c.grid.x * c.grid.y * c.grid.z;
+    if (workers.size() > 1 && blocks > 1) {
+        {
+            std::lock_guard<std::mutex> guard(pool_lock);
+            pool_busy = (int)workers.size() - 1;
+            pool_round++;
+        }
+        pool_go.notify_all();
+        run_blocks(*workers[0]);
+        std::unique_lock<std::mutex> guard(pool_lock);
+        pool_done.wait(guard, [] { return !pool_busy; });
+    } else run_blocks(*workers[0]);
+    if (opt_count) check_launch_end(*workers[0]);
+}
+
+void emu_submit(const emu_config &c, const EmuCall &call) {
+    setup();
+    std::shared_ptr<void> keep(call.arguments, call.destroy);
+    uint64_t threads = (uint64_t)c.block.x * c.block.y * c.block.z;
+    auto raised = max_dynamic_shared.find(call.kernel);
+    size_t dynamic = raised == max_dynamic_shared.end() ? 48 << 10 : (size_t)raised->second;
+    bool empty = !threads || !c.grid.x || !c.grid.y || !c.grid.z;
+    if (empty || threads > MAX_THREADS || c.block.z > 64 || c.grid.x > 0x7fffffffu || c.grid.y > 65535 || c.grid.z > 65535) {
+        fail(cudaErrorInvalidConfiguration);
+        return;
+    }
+    if (c.shared > dynamic) {
+        fail(cudaErrorInvalidValue);
+        return;
+    }
+    submit(c.stream, [=] {
+        (void)keep;
+        run(c, call);
+    });
+}

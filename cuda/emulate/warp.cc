@@ -1,0 +1,265 @@
+// warp.cc: what the lanes of a warp do together, as the PTX ISA describes it: shuffles, votes and
+// reductions, ldmatrix, mma.sync; and beside them cp.async and the atomics.
+//
+// Each operation has a record of what one lane brings and takes; the last lane of the mask to arrive carries
+// the operation out on the records of all (emu_collective).
+#include "inside.h"
+
+#include <algorithm>
+
+#define EACH_LANE(lane, mask)                                                                                \
+    for (unsigned left_ = mask, lane; left_ && (lane = (unsigned)__builtin_ctz(left_), true); left_ &= left_ - 1)
+
+// ---- shuffles: PTX ISA, "shfl.sync" ----------------------------------------------------------------------
+
+struct ShuffleLane {
+    EmuShuffle kind;
+    uint64_t in, out;
+    int arg, width;
+    EmuSite at;
+};
+
+static void shuffle_operation(void **argument, unsigned mask) {
+    EACH_LANE(lane, mask) {
+        ShuffleLane &s = *(ShuffleLane *)argument[lane];
+        // width splits the warp into segments; only five bits of the argument count.
+        int me = (int)lane, segment = (32 - s.width) & 31, by = s.arg & 31;
+        int first = me & segment, last = first | (~segment & 31), from;
+        switch (s.kind) {
+        case EMU_INDEX: from = first | (by & ~segment & 31); break;
+        case EMU_UP: from = me - by < first ? me : me - by; break;
+        case EMU_DOWN: from = me + by > last ? me : me + by; break;
+        default: from = (me ^ by) > last ? me : me ^ by; break;
+        }
+        if (mask >> from & 1) s.out = ((ShuffleLane *)argument[from])->in;
+        else {
+            // The PTX ISA leaves the value open. A lane that does not exist is read at the ends of partial warps,
+            // where kernels then discard the value: poison is enough.
+            s.out = 0xfffbadbafffbadbaull; // NaN, as a float and as a double
+        }
+    }
+}
+uint64_t emu_shuffle(EmuShuffle kind, unsigned mask, uint64_t value, int arg, int width, EmuSite at) {
+    ShuffleLane lane = {kind, value, 0, arg, width, at};
+    emu_collective(mask, shuffle_operation, kind, &lane, at);
+    return lane.out;
+}
+
+// ---- votes and reductions --------------------------------------------------------------------------------
+
+struct ReduceLane {
+    EmuReduce kind;
+    unsigned in, out;
+};
+
+static void reduce_operation(void **argument, unsigned mask) {
+    bool first = true;
+    unsigned sum = 0;
+    EACH_LANE(lane, mask) {
+        const ReduceLane &r = *(ReduceLane *)argument[lane];
+        unsigned v = r.kind == EMU_BALLOT ? r.in << lane : r.in;
+        if (first) sum = v;
+        else
+            switch (r.kind) {
+            case EMU_ADD: sum += v; break;
+            case EMU_MIN: sum = (unsigned)std::min((int)sum, (int)v); break;
+            case EMU_MAX: sum = (unsigned)std::max((int)sum, (int)v); break;
+            case EMU_UMIN: sum = std::min(sum, v); break;
+            case EMU_UMAX: sum = std::max(sum, v); break;
+            case EMU_ALL:
+            case EMU_AND: sum &= v; break;
+            case EMU_BITXOR: sum ^= v; break;
+            case EMU_BALLOT:
+            case EMU_ANY:
+            case EMU_OR: sum |= v; break;
+            }
+        first = false;
+    }
+    EACH_LANE(lane, mask) ((ReduceLane *)argument[lane])->out = sum;
+}
+unsigned emu_reduce(EmuReduce kind, unsigned mask, unsigned value, EmuSite at) {
+    ReduceLane lane = {kind, value, 0};
+    emu_collective(mask, reduce_operation, kind, &lane, at);
+    return lane.out;
+}
+
+// ---- ldmatrix: PTX ISA, "ldmatrix" -----------------------------------------------------------------------
+// Lane 8 j + i gives the address of row i (8 numbers of 16 bits) of matrix j. Lane l receives in register j the
+// pair at row l / 4, columns 2 (l % 4) and the next; transposed: rows 2 (l % 4) and the next, column l / 4.
+
+struct MatrixLane {
+    uint32_t *r;
+    const void *row;
+    int count;
+    bool transposed;
+    EmuSite at;
+    void *pc; // where the kernel calls, for reports
+};
+
+static void ldmatrix_operation(void **argument, unsigned) {
+    Worker &w = *emu_worker;
+    Thread *me = w.current;
+    auto lane_of = [&](int l) -> MatrixLane & { return *(MatrixLane *)argument[l]; };
+    int count = lane_of(0).count;
+    for (int l = 0; l < 8 * count; l++) {
+        w.current = &w.thread[(me->id & ~31) + l]; // the access is this lane's
+        if ((uintptr_t)lane_of(l).row & 15) {
+            emu_finding("MISALIGNED ldmatrix", "the address of a row is no multiple of 16", nullptr, lane_of(l).at);
+            emu_stop();
+        }
+        if (emu_instrumented) emu_access((void *)lane_of(l).row, 16, READ, lane_of(l).pc);
+    }
+    w.current = me;
+    for (int j = 0; j < count; j++)
+        for (int l = 0; l < 32; l++) {
+            if (!lane_of(l).transposed) {
+                memcpy(&lane_of(l).r[j], (const char *)lane_of(8 * j + l / 4).row + l % 4 * 4, 4);
+                continue;
+            }
+            uint16_t low, high;
+            memcpy(&low, (const char *)lane_of(8 * j + l % 4 * 2).row + l / 4 * 2, 2);
+            memcpy(&high, (const char *)lane_of(8 * j + l % 4 * 2 + 1).row + l / 4 * 2, 2);
+            lane_of(l).r[j] = low | (uint32_t)high << 16;
+        }
+}
+void emu_ldmatrix(uint32_t *r, const void *row, int count, bool transposed, EmuSite at) {
+    MatrixLane lane = {r, row, count, transposed, at, CALLER};
+    emu_collective(~0u, ldmatrix_operation, at.line << 4 | count << 1 | transposed, &lane, at);
+}
+
+// ---- mma.sync: PTX ISA, "Matrix Fragments for mma.m16n8k16" and "m16n8k8" ---------------------------------
+// D (16, 8) = A (16, K) B (K, 8) + C. With g = lane / 4, t = lane % 4:
+//   D, C   registers 0, 1: row g, columns 2t, 2t + 1; registers 2, 3: row g + 8
+//   16-bit A  register 0: row g, columns 2t, 2t + 1; 1: row g + 8; 2: row g, columns 2t + 8, + 9; 3: row g + 8
+//   16-bit B  register 0: rows 2t, 2t + 1, column g; register 1: rows 2t + 8, 2t + 9
+//   tf32 A (K = 8)  registers: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4);  B: (t, g), (t + 4, g)
+// The tensor core reads the upper 19 bits of a tf32 register; the rest are ignored.
+
+struct MmaLane {
+    float *d;
+    const uint32_t *a, *b;
+};
+
+typedef float Row8 __attribute__((vector_size(32)));
+template <int K> static void multiply(void **argument, const float (&A)[16][K], const float (&B)[K][8]) {
+    float D[16][8];
+    auto each = [&](auto action) {
+        for (int l = 0; l < 32; l++) {
+            float *d = ((MmaLane *)argument[l])->d;
+            int g = l / 4, t = l % 4;
+            for (int i = 0; i < 4; i++) action(d[i], D[g + i / 2 * 8][2 * t + i % 2]);
+        }
+    };
+    each([](float &reg, float &element) { element = reg; });
+    Row8 b[K];
+    memcpy(b, B, sizeof b);
+    for (int i = 0; i < 16; i++) {
+        Row8 sum;
+        memcpy(&sum, D[i], sizeof sum);
+        for (int k = 0; k < K; k++) sum += A[i][k] * b[k];
+        memcpy(D[i], &sum, sizeof sum);
+    }
+    each([](float &reg, float &element) { reg = element; });
+}
+
+template <class Convert> static void mma_16_bit(void **argument, Convert to_float) {
+    uint16_t a[16][16], b[16][8];
+    for (int l = 0; l < 32; l++) {
+        const MmaLane &m = *(MmaLane *)argument[l];
+        int g = l / 4, t = l % 4;
+        for (int i = 0; i < 4; i++) memcpy(&a[g + i % 2 * 8][2 * t + i / 2 * 8], &m.a[i], 4);
+        for (int i = 0; i < 2; i++) {
+            b[2 * t + i * 8][g] = (uint16_t)m.b[i];
+            b[2 * t + i * 8 + 1][g] = (uint16_t)(m.b[i] >> 16);
+        }
+    }
+    float A[16][16], B[16][8];
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 16; k++) A[i][k] = to_float(a[i][k]);
+    for (int k = 0; k < 16; k++)
+        for (int j = 0; j < 8; j++) B[k][j] = to_float(b[k][j]);
+    multiply<16>(argument, A, B);
+}
+
+// emu_half_to_float without branches, so that the compiler makes vectors of it.
+static inline float half_to_float(uint16_t h) {
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, exponent = h & 0x7c00;
+    uint32_t normal = magnitude + (exponent == 0x7c00 ? 224u << 23 : 112u << 23);
+    float small = __uint_as_float(magnitude + (113u << 23)) - __uint_as_float(113u << 23);
+    return __uint_as_float((exponent ? normal : __float_as_uint(small)) | (uint32_t)(h & 0x8000) << 16);
+}
+static void mma_f16(void **argument, unsigned) { mma_16_bit(argument, half_to_float); }
+static void mma_bf16(void **argument, unsigned) { mma_16_bit(argument, emu_bf16_to_float); }
+static void mma_tf32(void **argument, unsigned) {
+    float A[16][8], B[8][8];
+    auto seen = [](uint32_t u) { return __uint_as_float(u & ~0x1fffu); };
+    for (int l = 0; l < 32; l++) {
+        const MmaLane &m = *(MmaLane *)argument[l];
+        int g = l / 4, t = l % 4;
+        for (int i = 0; i < 4; i++) A[g + i % 2 * 8][t + i / 2 * 4] = seen(m.a[i]);
+        for (int i = 0; i < 2; i++) B[t + i * 4][g] = seen(m.b[i]);
+    }
+    multiply<8>(argument, A, B);
+}
+void emu_mma(EmuMma kind, float *d, const uint32_t *a, const uint32_t *b, EmuSite at) {
+    static WarpOperation *const operations[] = {mma_f16, mma_bf16, mma_tf32};
+    MmaLane lane = {d, a, b};
+    emu_collective(~0u, operations[kind], at.line, &lane, at);
+}
+
+// ---- cp.async: the bytes are read and land at the wait, the latest moment that the PTX ISA allows --------
+
+void emu_cp_async(void *shared, const void *global, int bytes, int source_bytes, EmuSite at) {
+    Worker &w = *emu_worker;
+    Thread &me = *w.current;
+    uintptr_t low = (uintptr_t)shared | (source_bytes ? (uintptr_t)global : 0);
+    if (low & (uintptr_t)(bytes - 1)) {
+        emu_finding("MISALIGNED cp.async", "an address is no multiple of the size", nullptr, at);
+        emu_stop();
+    }
+    me.copies.push_back({shared, global, bytes, source_bytes, me.group, at});
+    if (!emu_instrumented) return;
+    if (source_bytes) emu_access((void *)global, (unsigned)source_bytes, READ, CALLER);
+    emu_access(shared, (unsigned)bytes, WRITE, CALLER);
+    check_in_flight(w, shared, bytes);
+}
+void emu_cp_async_commit() { emu_worker->current->group++; }
+void emu_cp_async_wait(int keep) {
+    Worker &w = *emu_worker;
+    Thread &me = *w.current;
+    size_t done = 0;
+    for (; done < me.copies.size() && me.copies[done].group < me.group - keep; done++) {
+        const Copy &c = me.copies[done];
+        if (c.source_bytes) memcpy(c.to, c.from, (size_t)c.source_bytes);
+        memset((char *)c.to + c.source_bytes, 0, (size_t)(c.bytes - c.source_bytes));
+        if (emu_instrumented) check_landed(w, c.to, c.bytes);
+    }
+    me.copies.erase(me.copies.begin(), me.copies.begin() + (long)done);
+}
+
+// ---- atomics ---------------------------------------------------------------------------------------------
+
+template <class T, class Change> static T atomically(T *p, void *pc, Change change) {
+    if (emu_instrumented) emu_access(p, sizeof *p, ATOMIC, pc);
+    uint32_t seen = __atomic_load_n((uint32_t *)p, __ATOMIC_RELAXED), wanted;
+    T old;
+    do {
+        memcpy(&old, &seen, sizeof old);
+        T changed = change(old);
+        memcpy(&wanted, &changed, sizeof wanted);
+    } while (!__atomic_compare_exchange_n((uint32_t *)p, &seen, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return old;
+}
+float atomicAdd(float *p, float v) { return atomically(p, CALLER, [=](float o) { return o + v; }); }
+int atomicAdd(int *p, int v) { return atomically(p, CALLER, [=](int o) { return (int)((unsigned)o + (unsigned)v); }); }
+unsigned atomicAdd(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return o + v; }); }
+int atomicMax(int *p, int v) { return atomically(p, CALLER, [=](int o) { return std::max(o, v); }); }
+int atomicMin(int *p, int v) { return atomically(p, CALLER, [=](int o) { return std::min(o, v); }); }
+unsigned atomicMax(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return std::max(o, v); }); }
+unsigned atomicOr(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return o | v; }); }
+unsigned atomicExch(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned) { return v; }); }
+float atomicExch(float *p, float v) { return atomically(p, CALLER, [=](float) { return v; }); }
+unsigned atomicCAS(unsigned *p, unsigned compare, unsigned v) {
+    return atomically(p, CALLER, [=](unsigned o) { return o == compare ? v : o; });
+}
+int atomicCAS(int *p, int compare, int v) { return atomically(p, CALLER, [=](int o) { return o == compare ? v : o; }); }

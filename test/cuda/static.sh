@@ -1,0 +1,28 @@
+#!/bin/sh
+# static.sh MAKE ARCHS...: what nvcc makes of cuda/, without running it: every architecture compiles without a
+# warning and links; no kernel spills; the inner loop of the tensor-core product is made of 16-byte asynchronous
+# copies, ldmatrix and mma, with no other load from global memory (needs cuobjdump).
+make=$1; shift
+passed=0 failed=0 skipped=0
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+judge() { # what, 1 or 0
+    if [ "$2" = 1 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED  $1"; fi
+}
+for arch in "$@"; do
+    "$make" -s cuda ARCH="$arch" CUDA_SD="$work/sd" >"$work/log" 2>&1; status=$?
+    [ $status = 0 ] && [ -x "$work/sd" ] && ! grep -qi warning "$work/log"; ok=$?
+    judge "make cuda ARCH=$arch: $(grep -i -m 1 'warning\|error' "$work/log")" $((!ok))
+    rm -f "$work/sd"
+done
+ARCHS="$*" "$make" -s cuda-report >"$work/report"
+judge "spills: $(grep 'spilled in all' "$work/report")" "$(grep -cx 'spilled in all: 0 bytes' "$work/report")"
+grep -q '^gemm_tensor.*HMMA' "$work/report" || { skipped=$((skipped + 1)); echo "skipped instructions: no cuobjdump"; }
+# fp32 numbers that do not lie along k cannot come by ldmatrix, which turns pairs of 16 bits.
+awk '/^== / { arch = $2 }
+     /^gemm_tensor.*HMMA/ {
+         ok = / LDGSTS\.128 / && !/ LDG / && !/ LDGSTS / && (/ LDSM / || /float, false, false/)
+         print ok, arch, $0
+     }' "$work/report" >"$work/loops"
+while read -r ok loop; do judge "instructions: $loop" "$ok"; done <"$work/loops"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]

@@ -1,0 +1,28 @@
+// image.c: any bytes as a JPEG or PNG. With lib/base.c lib/io/json.c lib/io/npz.c lib/io/safetensors.c, and with
+// -fno-sanitize=shift,signed-integer-overflow: given nonsense, stb's JPEG decoder shifts too far and overflows
+// on its way to a wrong pixel or to an error, and never leaves its memory; what is looked for here is the latter.
+#include "lib/io/image.c"
+#include "fuzz.h"
+#include "png.h"
+
+static void fuzz_one(unsigned char *data, size_t size) {
+    mend_png(data, size);
+    // Large claims only cost time: the checks before the decoder are the same for them.
+    Claims claims = {0};
+    if (is_png(data, size))
+        check_png(data, size, &claims);
+    else if (is_jpeg(data, size))
+        check_jpeg(data, size, &claims);
+    if (claims.height && claims.width > 200000 / claims.height) return;
+    const char *reason = NULL;
+    Image *image = decode(data, size, &reason);
+    if (!image && !reason) abort();
+    if (!image) return;
+    unsigned sum = 0;
+    for (size_t i = 0; i < 3 * (size_t)image->width * (size_t)image->height; i++) sum += image->rgb[i];
+    volatile unsigned sink = sum;
+    (void)sink;
+    int w = 1 + data[size / 2] % 32, h = 1 + data[size / 3] % 32;
+    image_free(image_resize(image, w, h, (Resize)(data[size - 1] % 3)));
+    image_free(image);
+}

@@ -1,0 +1,34 @@
+// json.c: any bytes as JSON; each ends in a document or a message, never in a crash.
+//   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ilib test/fuzz/json.c lib/io/json.c lib/base.c
+#include "lib/io/io.h"
+
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+
+static jmp_buf on_die;
+static void leave(const char *message) {
+    (void)message;
+    longjmp(on_die, 1);
+}
+
+// Touches every value, so that a pointer into nowhere shows.
+static size_t walk(const Json *value) {
+    size_t sum = (size_t)value->kind + (value->key ? strlen(value->key) : 0);
+    if (value->kind == JSON_STRING) return sum + (size_t)value->string[value->length];
+    if (value->kind != JSON_ARRAY && value->kind != JSON_OBJECT) return sum;
+    for (size_t i = 0; i < value->length; i++) {
+        sum += walk(&value->items[i]);
+        if (value->kind == JSON_OBJECT && !json_get(value, value->items[i].key)) abort();
+    }
+    return sum;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    die_hook = leave;
+    if (setjmp(on_die)) return 0;
+    Json *root = json_parse((const char *)data, size, "fuzz");
+    walk(root);
+    json_free(root);
+    return 0;
+}

@@ -1,0 +1,12 @@
+// png.c: any bytes as a PNG with parameters. With lib/base.c lib/io/json.c lib/io/npz.c lib/io/safetensors.c.
+#include "lib/io/image.c"
+#include "fuzz.h"
+#include "png.h"
+
+static void fuzz_one(unsigned char *data, size_t size) {
+    mend_png(data, size);
+    char *text = find_parameters("x", data, size);
+    volatile size_t length = text ? strlen(text) : 0;
+    (void)length;
+    free(text);
+}

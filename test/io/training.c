@@ -1,0 +1,138 @@
+// Tests of what every training run shares (lib/io/train.h, lib/nn/tensor.c): a loss or gradient that is not finite ends the
+// run with the operation and the parameter where it began, an exploding loss ends it, and the last checkpoint stays.
+// A run is a child process, because it ends with die().
+#define _GNU_SOURCE
+#include "sd.h"
+#include "test/test.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+// A layer of three numbers whose weights are ones; every step hands its output to `f`, which makes the loss of it.
+typedef Tensor *Loss_of(Tensor *y, long step);
+
+static Tensor *through_linear(const void *layer, Tensor *const *in) { return linear(in[0], layer); }
+
+static void train(const char *dir, Loss_of *f, long steps) {
+    Params p = {0};
+    Layer *layer = layer_linear(&p, 3, 3, true, "net.layer");
+    for (int i = 0; i < p.count; i++) {
+        param_allocate(p.list[i].tensor, F32);
+        param_trainable(p.list[i].tensor);
+        k_fill(mem(p.list[i].tensor), i == 0, tensor_count(p.list[i].tensor));
+    }
+    const Params *models[] = {&p};
+    OptimiserConfig adamw = {.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
+    Run run = {.dir = xstrdup(dir),
+               .what = "test",
+               .config = xstrdup("{}"),
+               .optimiser = optimiser_new(adamw, 0, models, 1),
+               .total = steps,
+               .batch = 2,
+               .checkpoint_every = 1e-9};
+    run_begin(&run, 0, false);
+    const float x[6] = {1, 2, 3, 4, 5, 6};
+    while (run_continues(&run)) {
+        tape_begin();
+        Tensor *in = tensor_from(SHAPE(2, 3), x);
+        Tensor *loss = f(run_block(through_linear, layer, (Tensor *[]){in}, 1), run.step + 1);
+        backward(loss);
+        run_step(&run, loss, NULL, "this batch");
+        tape_end();
+    }
+    run_end(&run);
+}
+
+static Tensor *to_zero(Tensor *y, Loss f, float c) {
+    const float zeros[6] = {0};
+    return loss_between(y, tensor_from(SHAPE(2, 3), zeros), NULL, f, c);
+}
+
+static Tensor *healthy(Tensor *y, long step) {
+    (void)step;
+    return to_zero(y, LOSS_MSE, 0);
+}
+// The third step takes the logarithm of -y: the loss is not a number.
+static Tensor *bad_forward(Tensor *y, long step) {
+    return to_zero(step == 3 ? activation(combine(-1, y, 0, NULL), LOG) : y, LOSS_MSE, 0);
+}
+// The third step takes the logarithm of numbers around 1e-38: it is about -87, but its derivative overflows.
+static Tensor *bad_backward(Tensor *y, long step) {
+    return to_zero(step == 3 ? activation(combine(2.5e-39f, y, 0, NULL), LOG) : y, LOSS_MSE, 0);
+}
+// Through a layer's product: a weight of the loss that overflows on its way through the sum.
+static Tensor *overflow(Tensor *y, long step) {
+    return to_zero(step == 3 ? combine(1e20f, y, 0, NULL) : y, LOSS_MSE, 0);
+}
+// The third step takes the outputs, 6 and 15, to nearly nothing and 3e38 times that: the loss is finite, and so is what
+// arrives at the layer, but not its weights' gradient.
+static Tensor *bad_layer(Tensor *y, long step) {
+    const float near[6] = {6, 6, 6, 15, 15, 15};
+    if (step == 3) y = combine(3e38f, combine(1, y, -1, tensor_from(SHAPE(2, 3), near)), 0, NULL);
+    return to_zero(y, step == 3 ? LOSS_L1 : LOSS_MSE, 0);
+}
+static Tensor *explosion(Tensor *y, long step) {
+    return combine(step < 150 ? 1 : 1e4f, to_zero(y, LOSS_MSE, 0), 0, NULL);
+}
+
+static const char *folder;
+
+// Runs it in a child; whether it ended with status 1, a last line that holds all of `said`, and a checkpoint of step `kept`.
+static void dies(const char *what, Loss_of *f, long steps, bool by_block, const char *const *said,
+                 const char *kept) {
+    char *dir = format("%s/%s", folder, what), *err = format("%s.err", dir);
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        if (!freopen(err, "w", stderr)) _exit(9);
+        checkpointing = by_block;
+        train(dir, f, steps);
+        _exit(0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    char *text = read_file(err, NULL), *path = format("%s/checkpoint.safetensors", dir);
+    bool ok = WIFEXITED(status) && WEXITSTATUS(status) == 1;
+    for (int i = 0; said[i]; i++) ok &= strstr(text, said[i]) != NULL;
+    if (!ok) printf("status %d: %s", status, text);
+    check(ok, what);
+    Store *s = store_open(path);
+    const char *step = store_metadata(s, "step");
+    check(step && !strcmp(step, kept), format("%s: the checkpoint of step %s stays", what, kept));
+    store_close(s);
+    free(dir), free(err), free(text), free(path);
+}
+
+int main(void) {
+    k_init(1);
+    char name[] = "/tmp/sd-training-XXXXXX";
+    folder = mkdtemp(name);
+    if (!folder) return 1;
+    for (int by_block = 0; by_block < 2; by_block++) {
+        const char *with = by_block ? "checkpointed: " : "";
+        dies(format("%sa loss that is not finite", with), bad_forward, 10, by_block,
+             (const char *[]){"step 3", "the loss is not finite", "activation", "this batch", NULL}, "2");
+        dies(format("%sa gradient that is not finite", with), bad_backward, 10, by_block,
+             (const char *[]){"step 3", "the gradient is not finite", "backward of activation", NULL}, "2");
+        dies(format("%sa gradient that is not finite in a layer", with), bad_layer, 10, by_block,
+             (const char *[]){"step 3", "the gradient is not finite", "backward of gemm",
+                              "with net.layer.weight", NULL},
+             "2");
+        dies(format("%sa loss that overflows", with), overflow, 10, by_block,
+             (const char *[]){"step 3", "loss_between", NULL}, "2");
+    }
+    dies("an exploding loss", explosion, 1000, false, (const char *[]){"the loss explodes", "--lr", NULL},
+         "149");
+    pid_t child = fork();
+    if (!child) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(9);
+        train(format("%s/healthy", folder), healthy, 200);
+        _exit(0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    check(status == 0, "a healthy run ends well");
+    char *clean = format("rm -rf '%s'", folder);
+    check(system(clean) == 0, "nothing stays behind");
+    return test_report();
+}

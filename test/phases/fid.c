@@ -1,0 +1,600 @@
+// fid.c (test): statistics, distances, resizes and a small Inception against SciPy, NumPy, Pillow and PyTorch
+// (fixtures by make_fid_fixtures.py), and the input that has to be refused. Full size: compare_fid.py.
+#define _POSIX_C_SOURCE 200809L
+#include "sd.h"
+#include "lib/nn/linalg.h"
+#include "weights/toy/made.h"
+#include "test/test.h"
+
+#include <setjmp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static Store *fixtures;
+
+static const Stored *fixture(const char *name, const char *part) {
+    char *full = format("%s.%s", name, part);
+    const Stored *s = store_find(fixtures, full);
+    if (!s) die("test/fixtures/fid.safetensors has no %s", full);
+    free(full);
+    return s;
+}
+
+static float *floats(const Stored *s) {
+    float *x = xmalloc(s->count * sizeof(float));
+    store_read_f32(s, x);
+    return x;
+}
+
+static double *doubles(const Stored *s) {
+    double *x = xmalloc(s->count * sizeof(double));
+    memcpy(x, s->data, s->count * sizeof(double));
+    return x;
+}
+
+static void check_number(const char *what, double got, double want, double tolerance) {
+    double error = fabs(got - want) / fmax(fabs(want), 1e-300);
+    int ok = error <= tolerance;
+    if (ok)
+        tests_passed++;
+    else
+        tests_failed++;
+    printf("%-7s %s: %.12g, %.12g expected, error %.2g of at most %.0e\n", ok ? "ok" : "FAILED", what, got,
+           want, error, tolerance);
+}
+
+// ---- statistics and distances -----------------------------------------------------------------------------
+
+// A set of the given features, added in portions of `portion`.
+static FidSet set_of(const float *features, long count, int dim, int portion) {
+    FidSet s = {.path = xstrdup("a set"), .count = count, .dim = dim};
+    size_t D = (size_t)dim, n = (size_t)count * D;
+    Moments m;
+    moments_begin(&m, dim);
+    for (long i = 0; i < count; i += portion)
+        moments_add(&m, features + (size_t)i * D, (int)(count - i < portion ? count - i : portion));
+    s.mu = xmalloc(D * sizeof(double)), s.sigma = xmalloc(D * D * sizeof(double));
+    moments_end(&m, s.mu, s.sigma);
+    s.features = memcpy(xmalloc(n * sizeof(float)), features, n * sizeof(float));
+    return s;
+}
+
+static FidSet fixture_set(const char *name, const char *part, int portion) {
+    const Stored *s = fixture(name, part);
+    float *x = floats(s);
+    FidSet set = set_of(x, (long)s->shape[0], (int)s->shape[1], portion);
+    free(x);
+    return set;
+}
+
+static double largest_difference(const double *a, const double *b, size_t n) {
+    double worst = 0;
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs(a[i] - b[i]) <= worst)) worst = fabs(a[i] - b[i]);
+    return worst;
+}
+
+static double total_variance(const FidSet *s) {
+    double sum = 0;
+    for (size_t i = 0; i < (size_t)s->dim; i++) sum += s->sigma[i * ((size_t)s->dim + 1)];
+    return sum;
+}
+
+static void test_moments(void) {
+    FidSet whole = fixture_set("full", "a", 60);
+    size_t D = (size_t)whole.dim;
+    double *mu = doubles(fixture("full", "mu")), *sigma = doubles(fixture("full", "sigma"));
+    // float64 sums of 60 numbers of unit size: a few of the last digits may differ
+    check(largest_difference(whole.mu, mu, D) < 1e-14, "the mean is NumPy's");
+    check(largest_difference(whole.sigma, sigma, D * D) < 1e-14, "the covariance is NumPy's");
+    for (int portion = 1; portion < 60; portion = 2 * portion + 3) {
+        FidSet parts = fixture_set("full", "a", portion);
+        check(largest_difference(whole.mu, parts.mu, D) < 1e-14 &&
+                  largest_difference(whole.sigma, parts.sigma, D * D) < 1e-14,
+              "statistics do not depend on the portions");
+        fid_set_free(&parts);
+    }
+    // Far from the origin: sums of squares would keep no digit of a variance of 1 beside 1e14.
+    enum { N = 1000 };
+    float x[2 * N];
+    double want = 0;
+    for (int i = 0; i < N; i++) x[2 * i] = 10000000.0f + (float)(i % 2), x[2 * i + 1] = (float)(i % 2);
+    for (int i = 0; i < N; i++) want += (i % 2 - 0.5) * (i % 2 - 0.5) / (N - 1);
+    FidSet far = set_of(x, N, 2, 7);
+    // 1e7 itself keeps 2e-9 of a spread of 1
+    check_number("a variance far from the origin", far.sigma[0], want, 2e-9);
+    check_number("its covariance", far.sigma[1], want, 2e-9);
+    fid_set_free(&far), fid_set_free(&whole), free(mu), free(sigma);
+}
+
+static void test_frechet(void) {
+    static const struct {
+        const char *name;
+        double tolerance;
+    } cases[] = {
+        {"full", 1e-10},    // SciPy's root is exact to 1e-13 here; the bar is 1e-6
+        {"steep", 1e-6},    // variances from 1 to 1e-6: the root itself errs by about 1e-7
+        {"singular", 1e-7}, // zero eigenvalues come out as 1e-17, their roots as 3e-9
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        FidSet a = fixture_set(cases[i].name, "a", 16), b = fixture_set(cases[i].name, "b", 16);
+        double *want = doubles(fixture(cases[i].name, "fid")), self = fid_distance(&a, &a);
+        check_number(cases[i].name, fid_distance(&a, &b), *want, cases[i].tolerance);
+        check_number("  the other way round", fid_distance(&b, &a), *want, cases[i].tolerance);
+        check(fabs(self) <= 1e-10 * total_variance(&a),
+              "a set's distance from itself is nothing"); // the bar is 1e-6
+        fid_set_free(&a), fid_set_free(&b), free(want);
+    }
+    double zero[4] = {0}, one[4] = {1, 0, 0, 1}, mu[2] = {3, 4};
+    check(frechet_distance(zero, zero, zero, zero, 2) == 0, "constant pictures are at no distance");
+    check(frechet_distance(zero, zero, mu, one, 2) == 27, "a point from a Gaussian: |mu|^2 + the trace");
+}
+
+// A second way to the same trace: Newton-Schulz (Higham 2008, section 5.3) for the square root of
+// L^T C2 L / s, a symmetric matrix; it needs products only.
+//   Y <- Y (3 I - Z Y) / 2,   Z <- (3 I - Z Y) Z / 2,   Y -> root, Z -> its inverse
+// All are polynomials of one symmetric matrix; kept exactly symmetric, so that rounding does not grow.
+static void symmetric(double *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < i; j++) x[i * n + j] = x[j * n + i] = (x[i * n + j] + x[j * n + i]) / 2;
+}
+
+static double trace_by_newton_schulz(const FidSet *a, const FidSet *b) {
+    int n = a->dim;
+    size_t N = (size_t)n, NN = N * N;
+    double *buffer = xcalloc(7 * NN, sizeof(double)), *lt = buffer, *work = lt + NN, *y = work + NN,
+           *z = y + NN, *t = z + NN, *y2 = t + NN, *z2 = y2 + NN, norm = 0, sum = 0;
+    memcpy(y, a->sigma, NN * sizeof(double));
+    int *order = xmalloc(N * sizeof *order), r = pivoted_cholesky(lt, order, y, n);
+    double *c2 = xmalloc(NN * sizeof(double));
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j < N; j++) c2[i * N + j] = b->sigma[(size_t)order[i] * N + (size_t)order[j]];
+    size_t R = (size_t)r, RR = R * R;
+    memset(y, 0, NN * sizeof(double));
+    product_f64(work, N, lt, N, c2, N, r, n, n, 1, 0);
+    product_f64(y, R, work, N, lt, N, r, r, n, 1, 0);
+    for (size_t i = 0; i < RR; i++) norm += y[i] * y[i];
+    norm = sqrt(norm);
+    for (size_t i = 0; i < RR; i++) y[i] /= norm;
+    for (size_t i = 0; i < R; i++) z[i * (R + 1)] = 1;
+    for (int step = 0; step < 40; step++) { // product_f64 multiplies by B^T, which is B
+        memset(t, 0, RR * sizeof(double)), memset(y2, 0, RR * sizeof(double)),
+            memset(z2, 0, RR * sizeof(double));
+        for (size_t i = 0; i < R; i++) t[i * (R + 1)] = 1.5;
+        product_f64(t, R, z, R, y, R, r, r, r, -0.5, 0);
+        symmetric(t, R);
+        product_f64(y2, R, y, R, t, R, r, r, r, 1, 0);
+        product_f64(z2, R, t, R, z, R, r, r, r, 1, 0);
+        symmetric(y2, R), symmetric(z2, R);
+        memcpy(y, y2, RR * sizeof(double)), memcpy(z, z2, RR * sizeof(double));
+    }
+    for (size_t i = 0; i < R; i++) sum += y[i * (R + 1)];
+    free(buffer), free(order), free(c2);
+    return sum * sqrt(norm);
+}
+
+static void test_second_way(void) {
+    static const int sizes[] = {1, 2, 3, 7, 33, 96, 131}; // not multiples of any panel
+    Random r;
+    random_seed(&r, 3);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        int d = sizes[k], n = 3 * d + 5;
+        size_t count = (size_t)n * (size_t)d;
+        float *x = xmalloc(2 * count * sizeof(float));
+        random_normal(&r, x, 2 * count);
+        for (size_t i = 0; i < count; i++) x[count + i] *= 1.0f + (float)(i % (size_t)d) / (float)d;
+        FidSet a = set_of(x, n, d, 10), b = set_of(x + count, n, d, 10);
+        double by_eigenvalues = -fid_distance(&a, &b) + total_variance(&a) + total_variance(&b);
+        for (int i = 0; i < d; i++) by_eigenvalues += (a.mu[i] - b.mu[i]) * (a.mu[i] - b.mu[i]);
+        check_number("trace of the root by Newton-Schulz", by_eigenvalues / 2, trace_by_newton_schulz(&a, &b),
+                     1e-9);
+        fid_set_free(&a), fid_set_free(&b), free(x);
+    }
+}
+
+static void test_kid(void) {
+    FidSet a = fixture_set("steep", "a", 60), b = fixture_set("steep", "b", 60);
+    double *want = doubles(fixture("steep", "kid")), error;
+    check_number("KID of whole sets", kid_distance(&a, &b, 0, &error), want[0], 1e-9);
+    check_number("its standard error", error, want[1], 1e-9);
+    fid_set_free(&a), fid_set_free(&b), free(want);
+    a = fixture_set("full", "a", 60), b = fixture_set("full", "b", 75);
+    want = doubles(fixture("full", "kid"));
+    double kid = kid_distance(&a, &b, 1, &error);
+    printf("        KID of 60 of 75: %.6g +- %.2g, of all pairs %.6g\n", kid, error, *want);
+    check(fabs(kid - *want) < error / 3, "the mean over random subsets comes near the figure of all pairs");
+    check(kid == kid_distance(&a, &b, 1, NULL) && kid != kid_distance(&a, &b, 2, NULL),
+          "the seed decides the subsets");
+    double interval[2], fid = fid_distance(&a, &b);
+    verbosity = -1;
+    fid_bootstrap(&a, &b, 40, 0, interval);
+    verbosity = 0;
+    check(interval[0] < fid && fid < interval[1] && interval[1] - interval[0] < fid,
+          "the interval holds the FID");
+    fid_set_free(&a), fid_set_free(&b), free(want);
+}
+
+// ---- resizes ----------------------------------------------------------------------------------------------
+
+static void test_resize(void) {
+    static const char *const names[] = {"wide", "tall", "dot", "same"};
+    for (int i = 0; i < 4; i++) {
+        const Stored *p = fixture(names[i], "picture"), *f = fixture(names[i], "fid"),
+                     *c = fixture(names[i], "clean");
+        int size = (int)f->shape[0];
+        Image *image = image_new((int)p->shape[1], (int)p->shape[0]);
+        memcpy(image->rgb, p->data, p->count);
+        float *got = xmalloc(f->count * sizeof(float)), *want = floats(f), *clean = floats(c);
+        fid_resize(got, image, size, RESIZE_FID);
+        check_close(format("%s, resized as PyTorch does", names[i]), got, want, f->count,
+                    5e-6); // 77 rows in fp32: 77 * 2^-24
+        fid_resize(got, image, size, RESIZE_CLEAN);
+        for (size_t k = 0; k < c->count; k++) got[k] = got[k] * 128 + 128;
+        check_close(format("%s, resized as Pillow does", names[i]), got, clean, c->count,
+                    1e-6); // the bar is 1 / 255
+        free(got), free(want), free(clean);
+        image_free(image);
+    }
+}
+
+// ---- a small Inception ------------------------------------------------------------------------------------
+
+static const struct {
+    const char *name, *config;
+    int size;
+} nets[] = { // so large that the last blocks see 2x2 pixels
+    {"small",
+     "{\"size\": 111, \"width\": 1, \"a\": 2, \"c\": 1, \"e\": 2, \"heads\": {\"colour\": [\"red\", "
+     "\"blue\"], "
+     "\"place\": [\"park\", \"sea\", \"street\"]}}",
+     111},
+    {"smaller", "{\"size\": 123, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1, \"classes\": 5}", 123}};
+
+static Inception *made_net(const char *config, MadeRegime regime) {
+    Inception *net = inception_new(config);
+    made_params(inception_params(net), "", regime, F32);
+    return net;
+}
+
+static Tensor *made_pictures(int n, int size) {
+    float *x = xmalloc((size_t)(3 * n * size * size) * sizeof(float));
+    made_fill("input.pictures", 4, (int64_t[]){n, 3, size, size}, MADE_SOFT, x);
+    float *turned = nchw_to_nhwc(x, n, 3, size, size);
+    Tensor *t = tensor_from(SHAPE(n, size, size, 3), turned);
+    free(x), free(turned);
+    return t;
+}
+
+static void check_tensor(const char *net, const char *what, const Tensor *t, double tolerance) {
+    const Stored *s = fixture(net, what);
+    float *got = tensor_read(t), *want = floats(s);
+    char *text = format("%s Inception: %s", net, what);
+    check(tensor_count(t) == s->count, "the size is the same");
+    if (tensor_count(t) == s->count) check_close(text, got, want, s->count, tolerance);
+    free(got), free(want), free(text);
+}
+
+static void test_inception(void) {
+    for (int i = 0; i < 2; i++) {
+        Scope s = scope_begin();
+        const char *name = nets[i].name;
+        Inception *net = made_net(nets[i].config, MADE_SOFT);
+        Params *p = inception_params(net);
+        Tensor *x = made_pictures(3, nets[i].size);
+        // Trained with the statistics of the batch: forward and backward.
+        static const char *const learnt[] = {"Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight",
+                                             "Mixed_6a.branch3x3dbl_1.bn.weight", "fc.bias"};
+        for (int k = 0; k < 4; k++) param_trainable(params_find(p, learnt[k]));
+        tape_begin();
+        Tensor *f = inception_features(net, x);
+        Tensor *loss = loss_pick(log_softmax(inception_logits(net, f)), (int[]){0, 3, 2});
+        check_tensor(name, "train.features", f, 1e-4); // batch statistics of 12 numbers amplify rounding
+        check_tensor(name, "train.loss", loss, 1e-4);
+        backward(loss);
+        for (int k = 0; k < 4; k++) {
+            Tensor *w = params_find(p, learnt[k]), gradient = *w;
+            gradient.data = w->gradient;
+            float *order = param_read(&gradient), *want = floats(fixture(name, format("d.%s", learnt[k])));
+            check_close(format("%s Inception: gradient of %s", name, learnt[k]), order, want, tensor_count(w),
+                        2e-4);
+            free(order), free(want);
+        }
+        tape_end();
+        inception_free(net);
+        // Inference with the stored statistics, folded into the convolutions.
+        net = made_net(nets[i].config, MADE_SOFT);
+        inception_fold(net);
+        f = inception_features(net, x);
+        check_tensor(name, "features", f, 1e-5); // 20 layers of fp32 sums in another order
+        check_tensor(name, "logits", inception_logits(net, f), 1e-5);
+        // A picture's features do not depend on its neighbours in the batch.
+        float *whole = tensor_read(f), *one = tensor_read(inception_features(net, take(x, 1, 1)));
+        check_close("a picture alone", one, whole + inception_dim(net), (size_t)inception_dim(net), 1e-6);
+        free(whole), free(one);
+        inception_free(net);
+        // Statistics gathered over one batch make inference repeat what training computed on it.
+        net = made_net(nets[i].config, MADE_SOFT);
+        inception_gather(net, true);
+        float *train = tensor_read(inception_features(net, x));
+        inception_gather(net, false);
+        inception_fold(net);
+        float *infer = tensor_read(inception_features(net, x));
+        // again amplified; a variance divided by 11 instead of 12 would be off by 4 %
+        check_close("gathered statistics", infer, train, 3 * (size_t)inception_dim(net), 1e-3);
+        free(train), free(infer);
+        inception_free(net);
+        scope_end(s, NULL);
+    }
+    Inception *net = inception_new(nets[0].config);
+    const char *head, *classes[8];
+    check(inception_classes(net) == 5 && inception_head(net, 1, &head, classes, 8) == 3 &&
+              !strcmp(head, "place") && !strcmp(classes[2], "street") &&
+              !inception_head(net, 2, &head, classes, 8),
+          "the heads are what the configuration says");
+    inception_free(net);
+    net = inception_new(NULL);
+    check(inception_dim(net) == 2048 && inception_size(net) == 299 &&
+              params_count(inception_params(net)) == 23885392,
+          "without a configuration it is Inception-v3");
+    printf("        Inception-v3: %zu numbers in %d tensors\n", params_count(inception_params(net)),
+           inception_params(net)->count);
+    inception_free(net);
+}
+
+// The whole Inception-v3, two pictures of 13 x 13 patches. Hard weights: loud channels, weights near fp16's limits;
+// there the truth is a float64 run, and an error counts in multiples of the error of PyTorch's own fp32.
+static void test_whole_inception(void) {
+    enum { PATCHES = 13, PIXELS = 23, SIZE = PATCHES * PIXELS };
+    float patch[2][3][PATCHES][PATCHES];
+    made_fill("input.patches", 4, (int64_t[]){2, 3, PATCHES, PATCHES}, MADE_SOFT, patch[0][0][0]);
+    float *pixels = xmalloc(2 * SIZE * SIZE * 3 * sizeof(float)), *at = pixels;
+    for (int i = 0; i < 2; i++)
+        for (int y = 0; y < SIZE; y++)
+            for (int x = 0; x < SIZE; x++)
+                for (int c = 0; c < 3; c++) *at++ = patch[i][c][y / PIXELS][x / PIXELS] / 2;
+    for (MadeRegime regime = MADE_SOFT; regime <= MADE_HARD; regime++) {
+        Inception *net = made_net(NULL, regime);
+        inception_fold(net);
+        Scope s = scope_begin();
+        float *got = tensor_read(inception_features(net, tensor_from(SHAPE(2, SIZE, SIZE, 3), pixels)));
+        scope_end(s, NULL);
+        size_t n = 2 * (size_t)inception_dim(net);
+        if (regime == MADE_SOFT) {
+            float *want = floats(fixture("inception", "soft"));
+            check_close("Inception-v3, soft weights", got, want, n, 1e-5); // the bar is 1e-4
+            free(want);
+        } else {
+            double *want = doubles(fixture("inception", "hard")), largest = 0, error = 0,
+                   *peer = doubles(fixture("inception", "hard_fp32_error"));
+            for (size_t k = 0; k < n; k++) largest = fmax(largest, fabs(want[k]));
+            for (size_t k = 0; k < n; k++) {
+                double d = fabs(got[k] - want[k]) / largest;
+                if (!(d <= error)) error = isnan(d) ? INFINITY : d;
+            }
+            double bar = fmax(3 * *peer, 1e-6);
+            printf("%-7s Inception-v3, hard weights: error %.2g of at most %.2g, PyTorch's fp32 %.2g\n",
+                   error <= bar ? "ok" : "FAILED", error, bar, *peer);
+            if (error <= bar)
+                tests_passed++;
+            else
+                tests_failed++;
+            free(want), free(peer);
+        }
+        free(got), inception_free(net);
+    }
+    free(pixels);
+}
+
+// ---- what has to be refused -------------------------------------------------------------------------------
+
+static jmp_buf back;
+static char said[1024];
+static void hook(const char *message) {
+    snprintf(said, sizeof said, "%s", message);
+    longjmp(back, 1);
+}
+
+// The statement must die with a line that holds `words`.
+#define REFUSED(words, statement)                                                                            \
+    do {                                                                                                     \
+        said[0] = 0, die_hook = hook;                                                                        \
+        if (!setjmp(back)) { statement; }                                                                    \
+        die_hook = NULL;                                                                                     \
+        if (!strstr(said, words)) printf("said: \"%s\", not \"%s\"\n", said, words);                         \
+        check(strstr(said, words) != NULL, "refused: " words);                                               \
+    } while (0)
+
+static char *folder;
+static char *in_folder(const char *name) { return format("%s/%s", folder, name); }
+
+static void write_text(const char *path, const char *text) {
+    Output *o = output_open(path);
+    output_printf(o, "%s", text);
+    output_commit(o);
+}
+
+// A folder with `good` pictures of many sizes and `bad` files that are none.
+static char *pictures(const char *name, int good, int bad) {
+    char *dir = in_folder(name);
+    make_directories(dir);
+    for (int i = 0; i < good; i++) {
+        Image *image = image_new(1 + 17 * i % 150, 1 + 31 * i % 170);
+        for (int k = 0; k < 3 * image->width * image->height; k++)
+            image->rgb[k] = (unsigned char)(k * (i + 1));
+        image_save_png(format("%s/good%03d.png", dir, i), image, NULL);
+        image_free(image);
+    }
+    for (int i = 0; i < bad; i++) write_text(format("%s/bad%03d.jpg", dir, i), "no picture");
+    return dir;
+}
+
+static void save_npz(const char *path, const char *mu, int64_t n, const char *sigma, int64_t h, int64_t w,
+                     double middle) {
+    double *x = xcalloc((size_t)(n + h * w), sizeof(double));
+    for (int64_t i = 0; i < (h < w ? h : w); i++) x[n + i * w + i] = 1;
+    if (h * w > 1) x[n + 1] = middle;
+    NpzArray arrays[] = {{mu, x, 1, {n}}, {sigma, x + n, 2, {h, w}}};
+    npz_write(path, arrays, 2);
+    free(x);
+}
+
+// Weights of the small network, as a file, one tensor of it filled with `value` (NAN: left alone).
+static char *save_weights(const char *name, const char *spoilt, float value, const char *config) {
+    Inception *net = made_net(nets[0].config, MADE_SOFT);
+    Params *p = inception_params(net);
+    char *path = in_folder(name);
+    StoreWriter *w = store_create(path);
+    if (config) store_metadata_add(w, "inception", config);
+    for (int round = 0; round < 2; round++)
+        for (int i = 0; i < p->count; i++) {
+            Tensor *t = p->list[i].tensor;
+            int64_t shape[4] = {t->shape[0], t->shape[3], t->shape[1], t->shape[2]};
+            if (t->dims == 2) shape[1] = t->shape[1];
+            if (round == 0) {
+                store_declare(w, p->list[i].name, F32, t->dims, shape);
+                continue;
+            }
+            float *x = param_read(t);
+            if (!strcmp(p->list[i].name, spoilt))
+                for (size_t k = 0; k < tensor_count(t); k++) x[k] = value;
+            store_data_f32(w, x, tensor_count(t));
+            free(x);
+        }
+    store_commit(w);
+    inception_free(net);
+    return path;
+}
+
+static void test_refusals(void) {
+    verbosity = -1;
+    FidOptions o = {.batch = 7, .readers = 2, .statistics = true, .keep_features = true};
+    char *weights = save_weights("good.safetensors", "", 0, nets[0].config);
+    Inception *net = inception_load(weights);
+
+    REFUSED("holds no picture", fid_scan(net, pictures("empty", 0, 0), o));
+    REFUSED("one picture", fid_scan(net, pictures("one", 1, 0), o));
+    REFUSED("could not be read", fid_scan(net, pictures("spoilt", 20, 1), o));
+    REFUSED("could not be read", fid_scan(net, pictures("none", 0, 3), o));
+    REFUSED("cannot read the folder", fid_scan(net, in_folder("absent"), o));
+
+    // Gray, CMYK, 16-bit, palette with transparency, progressive, one pixel, turned on its side: all in one folder.
+    FidSet kinds = fid_scan(net, "test/fixtures/io", o);
+    check(kinds.count == 22, "pictures of every kind go through");
+    fid_set_free(&kinds);
+    mkfifo(in_folder("spoilt/pipe.png"), 0600);
+    mkdir(in_folder("spoilt/folder.png"), 0700);
+    REFUSED("could not be read", fid_scan(net, in_folder("spoilt"), o));
+
+    FidSet edge = fid_scan(net, pictures("edge", 99, 1), o);
+    check(edge.count == 99, "one unreadable in a hundred is left out");
+    fid_set_free(&edge);
+    REFUSED("1 of 99 pictures could not be read, ", fid_scan(net, pictures("beyond", 98, 1), o));
+    REFUSED("bad000.jpg the last", fid_scan(net, pictures("beyond", 98, 1), o));
+
+    char *dir = pictures("mixed", 120, 1); // one in 121 may be unreadable
+    FidSet s = fid_scan(net, dir, o);
+    check(s.count == 120 && strstr(s.names[119], "good119.png"),
+          "pictures of all sizes, one unreadable, left out");
+    o.batch = 50, o.readers = 0;
+    FidSet again = fid_scan(net, dir, o);
+    check(again.count == 120 && !memcmp(s.features, again.features, 120 * (size_t)s.dim * sizeof(float)),
+          "features do not depend on the batch");
+    check(largest_difference(s.sigma, again.sigma, (size_t)s.dim * (size_t)s.dim) < 1e-12,
+          "nor the statistics");
+
+    // Written and read again, to the last bit.
+    char *npz = in_folder("s.npz");
+    fid_write_statistics(&s, npz);
+    FidSet read = fid_read_statistics(npz);
+    check(read.dim == s.dim && !memcmp(read.mu, s.mu, (size_t)s.dim * 8) &&
+              !memcmp(read.sigma, s.sigma, (size_t)s.dim * (size_t)s.dim * 8),
+          "statistics come back as they were written");
+    check(fabs(fid_distance(&s, &read)) < 1e-6 * total_variance(&s), "and are at no distance");
+    REFUSED("a KID needs the features", kid_distance(&s, &read, 0, NULL));
+    fid_set_free(&s), fid_set_free(&again);
+
+    save_npz(npz, "mean", 4, "sigma", 4, 4, 0);
+    REFUSED("mu", fid_read_statistics(npz));
+    save_npz(npz, "mu", 4, "cov", 4, 4, 0);
+    REFUSED("sigma", fid_read_statistics(npz));
+    save_npz(npz, "mu", 4, "sigma", 4, 5, 0);
+    REFUSED("sigma has 2 dimensions (4, 5); (4, 4) is expected", fid_read_statistics(npz));
+    save_npz(npz, "mu", 4, "sigma", 5, 5, 0);
+    REFUSED("sigma has 2 dimensions (5, 5)", fid_read_statistics(npz));
+    save_npz(npz, "mu", 4, "sigma", 4, 4, 0.5);
+    REFUSED("is no covariance", fid_read_statistics(npz));
+    save_npz(npz, "mu", 4, "sigma", 4, 4, NAN);
+    REFUSED("is nan", fid_read_statistics(npz));
+    // Symmetric, and yet no covariance: 1 on the diagonal, 3 beside it. As either of the two.
+    double odd[4] = {1, 3, 3, 1}, one[4] = {1, 0, 0, 1}, nowhere[2] = {0};
+    REFUSED("has negative eigenvalues", frechet_distance(nowhere, odd, nowhere, one, 2));
+    REFUSED("has negative eigenvalues", frechet_distance(nowhere, one, nowhere, odd, 2));
+    save_npz(npz, "mu", 4, "sigma", 4, 4, 0);
+    s = fid_read_statistics(npz);
+    REFUSED("different networks", fid_distance(&s, &read));
+    write_text(npz, "PK no zip");
+    REFUSED("s.npz", fid_read_statistics(npz));
+    fid_set_free(&s), fid_set_free(&read);
+
+    REFUSED("tensor Mixed_6a.branch3x3.conv.weight has a NaN",
+            inception_load(
+                save_weights("nan.safetensors", "Mixed_6a.branch3x3.conv.weight", NAN, nets[0].config)));
+    REFUSED("a variance cannot be negative",
+            inception_load(save_weights("negative.safetensors", "Mixed_6a.branch3x3.bn.running_var", -1,
+                                        nets[0].config)));
+    REFUSED("has the shape",
+            inception_load(save_weights("shape.safetensors", "", 0, NULL))); // not Inception-v3's
+    Inception *large = inception_load(
+        save_weights("large.safetensors", "Mixed_6a.branch3x3.bn.bias", 3e38f, nets[0].config));
+    REFUSED("good000.png hold a NaN or an infinity", fid_scan(large, dir, o));
+    inception_free(large);
+    REFUSED("width is 0", inception_new("{\"width\": 0}"));
+    REFUSED("head colour", inception_new("{\"heads\": {\"colour\": []}}"));
+
+    // torchvision's network under the same names is told apart by its 1000 classes.
+    char *other = in_folder("torchvision.safetensors");
+    StoreWriter *w = store_create(other);
+    store_declare(w, "fc.weight", F32, 2, (int64_t[]){1000, 1});
+    store_data_f32(w, (float[1000]){0}, 1000);
+    store_commit(w);
+    REFUSED("torchvision's Inception-v3", inception_load(other));
+
+    // The judge.
+    dir = pictures("judged", 3, 0);
+    double share[16];
+    int heads;
+    long n;
+    REFUSED("prompts.jsonl", fid_fidelity(net, dir, o, share, &heads, &n));
+    write_text(format("%s/prompts.jsonl", dir),
+               "{\"colour\": \"red\", \"place\": \"sea\"}\n{\"colour\": \"blue\"}\n");
+    REFUSED("00000.png is missing", fid_fidelity(net, dir, o, share, &heads, &n));
+    for (int i = 0; i < 2; i++) rename(format("%s/good%03d.png", dir, i + 1), format("%s/%05d.png", dir, i));
+    double fidelity = fid_fidelity(net, dir, o, share, &heads, &n);
+    check(heads == 2 && n == 2 && fidelity == (share[0] + share[1]) / 2 && share[1] * (1 - share[1]) == 0,
+          "the judge asks only for what was said");
+    inception_free(net);
+    verbosity = 0;
+}
+
+int main(void) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    k_init(2);
+    fixtures = store_open("test/fixtures/fid.safetensors");
+    char name[] = "/tmp/sd-test-fid-XXXXXX";
+    folder = mkdtemp(name);
+    test_moments();
+    test_frechet();
+    test_second_way();
+    test_kid();
+    test_resize();
+    test_inception();
+    if (getenv("QUICK"))
+        skip("the whole Inception-v3", "QUICK");
+    else
+        test_whole_inception();
+    test_refusals();
+    store_close(fixtures);
+    char *clean = format("rm -rf %s", folder);
+    if (system(clean)) printf("%s stays\n", folder);
+    return test_report();
+}
