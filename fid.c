@@ -285,8 +285,8 @@ void inception_initialise(Inception *net, Random *r) {
     }
     for (int i = 0; i < net->unit_count; i++) {
         Unit *u = net->units[i];
-        k_fill(mem(u->bn->weight), 1, tensor_count(u->bn->weight));
-        k_fill(mem(u->var), 1, tensor_count(u->var));
+        backend.fill(mem(u->bn->weight), 1, tensor_count(u->bn->weight));
+        backend.fill(mem(u->var), 1, tensor_count(u->var));
         param_trainable(u->conv->weight), param_trainable(u->bn->weight), param_trainable(u->bn->bias);
     }
     param_trainable(net->fc->weight), param_trainable(net->fc->bias);

@@ -244,9 +244,9 @@ UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params) {
         const Tensor *from = params_find(&teacher->params, params->list[i].name);
         param_allocate(t, F32);
         if (from)
-            k_copy(mem(t), mem(from), tensor_count(t)); // from whatever type it is stored in
+            backend.copy(mem(t), mem(from), tensor_count(t)); // from whatever type it is stored in
         else
-            k_fill(mem(t), 0, tensor_count(t));
+            backend.fill(mem(t), 0, tensor_count(t));
     }
     return student;
 }

@@ -108,9 +108,9 @@ Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, 
         float *x = xmalloc(n * sizeof(float)), bound = 1 / sqrtf((float)in);
         for (size_t k = 0; k < n; k++) x[k] = random_uniform(r) * (2 * bound) - bound;
         param_write(p->adapter.down, x);
-        k_sync();
+        backend.sync();
         free(x);
-        k_fill(mem(p->adapter.up), 0, tensor_count(p->adapter.up));
+        backend.fill(mem(p->adapter.up), 0, tensor_count(p->adapter.up));
     }
     free(layers), free(chosen), free(list);
     return l;
@@ -143,9 +143,9 @@ void lora_merge(const Lora *l, float strength) {
         int rank = p->adapter.down->shape[0];
         Scope s = scope_begin();
         Tensor *sum = w->type == F32 ? w : tensor_new_type(w->dims, w->shape, F32);
-        if (sum != w) k_copy(mem(sum), mem(w), tensor_count(w));
+        if (sum != w) backend.copy(mem(sum), mem(w), tensor_count(w));
         adapter_add(sum, &p->adapter, strength * p->alpha / (float)rank);
-        if (sum != w) k_copy(mem(w), mem(sum), tensor_count(w));
+        if (sum != w) backend.copy(mem(w), mem(sum), tensor_count(w));
         float *x = tensor_read(w);
         for (size_t k = 0; k < tensor_count(w); k++)
             if (!isfinite(x[k])) die("%s: merged, weight %zu is too large for its type", p->layer->name, k);
@@ -260,7 +260,7 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
 
 static Tensor *constant(float value, int rows, int cols) {
     Tensor *t = tensor_new(SHAPE(rows, cols));
-    k_fill(mem(t), value, tensor_count(t));
+    backend.fill(mem(t), value, tensor_count(t));
     return t;
 }
 
@@ -348,15 +348,15 @@ UNet *lora_student(const Model *model, Params *params) {
 
 // The norm over all adapters' gradients, which are then cleared.
 static double take_gradient_norm(const Lora *l) {
-    OptimiserState *state = k_alloc(sizeof *state), host = {0};
-    k_upload(state, &host, sizeof host);
+    OptimiserState *state = backend.alloc(sizeof *state), host = {0};
+    backend.upload(state, &host, sizeof host);
     for (int i = 0; i < l->params.count; i++) {
         Tensor *t = l->params.list[i].tensor;
-        k_sum_square(state, t->gradient, tensor_count(t));
-        k_fill((Mem){t->gradient, F32}, 0, tensor_count(t));
+        backend.sum_square(state, t->gradient, tensor_count(t));
+        backend.fill((Mem){t->gradient, F32}, 0, tensor_count(t));
     }
-    k_download(&host, state, sizeof host);
-    k_free(state);
+    backend.download(&host, state, sizeof host);
+    backend.free(state);
     return sqrt((double)host.sum_square);
 }
 

@@ -69,7 +69,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
             eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
         else
             eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
-        if (times) k_sync();
+        if (times) backend.sync();
         step_s[i] = seconds() - begun;
         Tensor *noise =
             scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
@@ -710,12 +710,12 @@ static Tensor *lasting_like(const Tensor *t) {
     Tensor *own = xmalloc(sizeof *own);
     *own = (Tensor){.dims = t->dims};
     memcpy(own->shape, t->shape, sizeof own->shape);
-    param_allocate(own, k_storage());
+    param_allocate(own, backend.storage);
     return own;
 }
 
 static void lasting_free(Tensor *t) {
-    if (t) k_free(t->data);
+    if (t) backend.free(t->data);
     free(t);
 }
 
@@ -795,7 +795,7 @@ static void ddim_step(Scheduler *s, Tensor *z, Tensor *out) {
     int t = s->timesteps[s->at];
     float a = alpha_at(s, t), previous = alpha_at(s, t - s->step_ratio);
     Tensor *x0 = predicted_x0(s, a, z, out), *eps = predicted_eps(s, a, z, out);
-    k_combine(mem(z), sqrtf(previous), mem(x0), sqrtf(1 - previous), mem(eps), 0, tensor_count(z));
+    backend.combine(mem(z), sqrtf(previous), mem(x0), sqrtf(1 - previous), mem(eps), 0, tensor_count(z));
 }
 
 // LCM (Luo et al. 2023, algorithm 3): a jump to the end, f(z, t) = c_skip z + c_out x0, then fresh noise for the
@@ -809,9 +809,9 @@ static void lcm_step(Scheduler *s, Tensor *z, Tensor *out, const Tensor *noise) 
     double c_out = scaled / sqrt(scaled * scaled + sigma_data * sigma_data);
     Tensor *denoised = combine((float)c_out, predicted_x0(s, a, z, out), (float)c_skip, z);
     if (last)
-        k_copy(mem(z), mem(denoised), tensor_count(z));
+        backend.copy(mem(z), mem(denoised), tensor_count(z));
     else
-        k_combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0,
+        backend.combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0,
                   tensor_count(z));
 }
 
@@ -820,7 +820,7 @@ static void pndm_transfer(Scheduler *s, Tensor *to, Tensor *z, int t, int next, 
     double a = alpha_at(s, t), b = alpha_at(s, next);
     if (s->config.prediction_type == V_PREDICTION) out = predicted_eps(s, (float)a, z, out);
     double scale = sqrt(b / a), denominator = a * sqrt(1 - b) + sqrt(a * (1 - a) * b);
-    k_combine(mem(to), (float)scale, mem(z), (float)(-(b - a) / denominator), mem(out), 0, tensor_count(z));
+    backend.combine(mem(to), (float)scale, mem(z), (float)(-(b - a) / denominator), mem(out), 0, tensor_count(z));
 }
 
 // PNDM without Runge-Kutta start ("skip_prk_steps"), a linear multistep method of order 4 (Adams-Bashforth). The
@@ -839,12 +839,12 @@ static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
         Tensor *oldest = s->history[3];
         memmove(s->history + 1, s->history, 3 * sizeof s->history[0]);
         s->history[0] = oldest;
-        k_copy(mem(oldest), mem(out), n);
+        backend.copy(mem(oldest), mem(out), n);
         s->history_count += s->history_count < 4;
     }
     Tensor **e = s->history, *slope = out;
     if (counter == 0)
-        k_copy(mem(s->held), mem(z), n);
+        backend.copy(mem(s->held), mem(z), n);
     else if (counter == 1) {
         slope = combine(0.5f, out, 0.5f, e[0]);
         pndm_transfer(s, z, s->held, t, next, slope);

@@ -232,7 +232,7 @@ int command_fid(int argc, char **argv) {
             else
                 printf("\"resize\": null, "); // statistics do not say how theirs were made
             printf("\"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n", set[0].dim,
-                   seconds() - started, (double)k_peak() / 1e6);
+                   seconds() - started, (double)backend.peak() / 1e6);
         } else {
             printf("FID %.6f", fabs(fid) < 5e-7 ? 0 : fid); // not -0.000000
             if (rounds) printf("  (95 %%: %.6f to %.6f)", interval[0], interval[1]);

@@ -69,6 +69,6 @@ bool common_option(Common *c, int option, const char *help) {
 }
 
 void common_start(const Common *c) {
-    k_init(c->threads);
-    note_verbose("running on %s", k_name());
+    backend_init(c->threads);
+    note_verbose("running on %s", backend.name());
 }

@@ -157,7 +157,7 @@ double plan_run(const Plan *p) {
     double plain = activations(p, p->batch, false), least = activations(p, p->batch, true),
            single = activations(p, 1, true);
     // On a GPU the backend knows what there is, and says so when it is used up.
-    double room = strncmp(k_name(), "cpu", 3) ? 0 : (double)plan_available() + p->models;
+    double room = strncmp(backend.name(), "cpu", 3) ? 0 : (double)plan_available() + p->models;
     checkpointing = p->checkpointed || (room > 0 && lasting + plain > room);
     double passing = checkpointing ? least : plain;
     note(

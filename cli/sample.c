@@ -300,10 +300,10 @@ int command_sample(int argc, char **argv) {
                "\"unet_evaluations\": %d, \"steps\": %d, \"vae_s\": %.4f, "
                "\"peak_mb\": %.1f, \"seed\": %llu}\n",
                total, load_s, times.text_s, times.unet_step_s, times.evaluations, o.steps, times.vae_s,
-               (double)k_peak() / 1e6, (unsigned long long)common.seed);
+               (double)backend.peak() / 1e6, (unsigned long long)common.seed);
     }
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
-                 times.text_s, times.unet_step_s, times.vae_s, (double)k_peak() / 1e6);
+                 times.text_s, times.unet_step_s, times.vae_s, (double)backend.peak() / 1e6);
     for (int i = 0; i < count; i++) free(paths[i]);
     for (int i = 0; i < lines; i++) free(captions[i]);
     free(paths), free(captions), free(picture_s), free((void *)o.latents);

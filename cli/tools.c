@@ -232,7 +232,7 @@ int command_info(int argc, char **argv) {
         lora_describe(path);
         return 0;
     }
-    k_init(1);
+    backend_init(1);
     Model *m = model_load(path, NULL, NEED_ALL);
     const char *parts[] = {"text_encoder.", "unet.", "vae."};
     for (int k = 0; k < 3; k++) {

@@ -112,7 +112,7 @@ void training_begin(Run *run, const Training *t, Optimiser *optimiser, uint64_t 
 
 void training_report(const Run *run, double seconds, const char *output, bool done, double planned,
                      const char *more, bool json) {
-    double used = (double)k_peak();
+    double used = (double)backend.peak();
     note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, used / 1e6);
     if (json)
         printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": "

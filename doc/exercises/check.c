@@ -142,7 +142,7 @@ static void divergence(void) {
     backward(kl);
     double want = 0, most = 0, P[ALL], Q[ALL];
     float gradient[N * ALL];
-    k_download(gradient, student->gradient, sizeof gradient);
+    backend.download(gradient, student->gradient, sizeof gradient);
     for (int i = 0; i < N; i++) {
         softmax(P, x + i * ALL, temperature), softmax(Q, y + i * ALL, temperature);
         for (int k = 0; k < ALL; k++) {
@@ -264,7 +264,7 @@ static void gradients(void) {
         for (int k = 0; k < 3 && c->inputs[k]; k++) {
             size_t n = tensor_count(in[k]);
             float *x = tensor_read(in[k]), *says = xmalloc(n * sizeof(float));
-            k_download(says, in[k]->gradient, n * sizeof(float));
+            backend.download(says, in[k]->gradient, n * sizeof(float));
             double most = 0, far = 0;
             for (size_t e = 0; e < n; e++) {
                 float before = x[e];
@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
     static void (*const exercises[])(void) = {sampler, consistency_step, divergence, frechet, gradients};
     int n = argc > 1 ? atoi(argv[1]) : 0;
     if (n < 1 || n > 5) die_usage("which exercise, 1 to 5?");
-    k_init(1);
+    backend_init(1);
     exercises[n - 1]();
     printf(right ? "Exercise %d: right.\n" : "Exercise %d: not yet.\n", n);
     return right ? 0 : 1;

@@ -296,7 +296,7 @@ static void read_tensor(Tensor *t, const Stored *s) {
         if (!isfinite(x[i]))
             die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, s->name, i);
     param_write(t, x);
-    k_sync();
+    backend.sync();
     store_done_with(s);
     free(x);
 }

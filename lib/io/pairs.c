@@ -44,7 +44,7 @@ uint64_t params_key(const Params *p) {
         const Tensor *t = p->list[i].tensor;
         size_t bytes = tensor_count(t) * (t->type == F32 ? 4 : 2);
         void *host = xmalloc(bytes);
-        k_download(host, t->data, bytes);
+        backend.download(host, t->data, bytes);
         h = hash_more(hash_text(h, p->list[i].name), host, bytes);
         free(host);
     }

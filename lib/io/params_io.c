@@ -73,16 +73,16 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
     size_t bad = first_bad(s->data, s->type, s->count);
     if (bad < s->count) die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, bad);
     size_t size = s->type == F32 ? 4 : 2;
-    if (t->data) k_free(t->data);
+    if (t->data) backend.free(t->data);
     param_allocate(t, s->type);
     if (t->dims == 4 && t->shape[1] * t->shape[2] > 1) {
         char *turned = xmalloc(s->count * size);
         to_memory_order(turned, s->data, t, size);
-        k_upload(t->data, turned, s->count * size);
-        k_sync();
+        backend.upload(t->data, turned, s->count * size);
+        backend.sync();
         free(turned);
     } else {
-        k_upload(t->data, s->data, s->count * size);
+        backend.upload(t->data, s->data, s->count * size);
     }
     store_done_with(s);
 }
@@ -126,8 +126,8 @@ void params_to_f32(const Params *p) {
         if (t->type == F32) continue;
         Mem old = mem(t);
         param_allocate(t, F32);
-        k_copy(mem(t), old, tensor_count(t));
-        k_free(old.at);
+        backend.copy(mem(t), old, tensor_count(t));
+        backend.free(old.at);
     }
 }
 

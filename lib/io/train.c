@@ -51,7 +51,7 @@ static void write_all(StoreWriter *w, const Optimiser *o, float *const *memory) 
     for (int i = 0; i < o->count; i++) {
         size_t bytes = tensor_count(o->tensors[i]) * sizeof(float);
         float *host = xmalloc(bytes);
-        k_download(host, memory ? memory[i] : o->tensors[i]->data, bytes);
+        backend.download(host, memory ? memory[i] : o->tensors[i]->data, bytes);
         store_data(w, host, bytes);
         free(host);
     }
@@ -91,8 +91,8 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
     if (!t) die("%s: tensor %s is missing", path, full);
     if (t->type != F32 || t->count != count)
         die("%s: tensor %s holds %zu numbers, %zu are expected", path, full, t->count, count);
-    k_upload(to, t->data, count * sizeof(float));
-    k_sync();
+    backend.upload(to, t->data, count * sizeof(float));
+    backend.sync();
     free(full);
 }
 
@@ -229,7 +229,7 @@ void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
             "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, "
             "\"seconds\": %.1f, \"peak_mb\": %.0f}\n",
             r->step, (double)value, parts ? parts : "", (double)s.norm, (double)s.rate,
-            (double)r->batch * (double)r->step / used, used, (double)k_peak() / 1e6);
+            (double)r->batch * (double)r->step / used, used, (double)backend.peak() / 1e6);
     if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
     r->lowest = fminf(r->lowest, r->loss);

@@ -1,15 +1,15 @@
-// kernels.h: the one list of kernels. cpu/ and cuda/ implement exactly these functions; one of them is
-// linked in. Nothing above this line knows which.
+// kernels.h: the one list of kernels, a table that cpu/ and cuda/ fill in. Which of them is linked, nothing above
+// this line knows.
 //
 // The terms, set by what a GPU wants:
-//   - An operand is a `Mem`: where the numbers lie and what they are. Only the backend may dereference it;
-//     the host reads numbers with k_download and writes them with k_upload.
-//   - Activations and their gradients have the backend's storage type, k_storage() (F32 on processors).
-//     Weights may be F32, F16 or BF16. Gradients of weights, the optimiser's state, statistics, losses and
-//     per-row coefficients are fp32: plain `float *`, in backend memory all the same. Arithmetic is fp32.
+//   - An operand is a `Mem`: where the elements lie and of what type they are. Only the backend may dereference it;
+//     the host reads elements with download() and writes them with upload().
+//   - Activations and their gradients have the backend's storage type (F32 on processors). Weights may be F32, F16 or
+//     BF16. Gradients of weights, the optimiser's state, statistics, losses and per-row coefficients are fp32: plain
+//     `float *`, in backend memory all the same. Arithmetic is fp32.
 //   - Calls are ordered as on one stream and return nothing.
 //   - Same inputs, same bits: every sum has a fixed order, whatever the number of threads.
-//   - A gradient is always added to (`dx += ...`): a tensor used twice gets both shares. Fresh ones are zero.
+//   - A gradient is always added to (`dx += ...`): a tensor used twice gets the sum of both. Fresh ones are zero.
 //     A gradient argument whose `at` is NULL is not wanted and is not computed.
 //   - Outputs never overlap inputs, unless a comment says so ("may be x").
 //
@@ -26,109 +26,47 @@
 extern "C" {
 #endif
 
-typedef enum {
-    F32,
-    F16,
-    BF16,
-    F64,
-    I8,
-    U8,
-    I16,
-    U16,
-    I32,
-    I64,
-    BOOL8
-} Type; // the kernels know the first three
+// ---- operands and shapes ---------------------------------------------------------------------------------
+
+typedef enum { F32, F16, BF16, F64, I8, U8, I16, U16, I32, I64, BOOL8 } Type; // the kernels know the first three
 
 typedef struct {
     void *at; // NULL: absent (an optional operand)
     Type type;
 } Mem;
 
-// ---- the machine and its memory --------------------------------------------------------------------------
-
-void k_init(int threads); // once, first; 0: OMP_NUM_THREADS, or as many as there are cores
-const char *k_name(void); // "cpu avx512, 2 threads"
-Type k_storage(void);     // the type of activations
-
-void *
-k_alloc(size_t bytes); // lasting memory (weights, optimiser state); dies with the figure where there is none
-void k_free(void *at);
-// Passing memory (activations) is a stack: what was taken after a mark goes back at k_release(mark).
-void *k_temp(size_t bytes);
-size_t k_mark(void);
-void k_release(size_t mark);
-// The same, but the `bytes` at `at`, taken after the mark, stay: they move down to it. Returns where they are now.
-void *k_release_but(size_t mark, void *at, size_t bytes);
-size_t k_peak(void); // largest sum of lasting and passing memory so far, in bytes
-
-void k_upload(void *to, const void *host, size_t bytes);
-void k_download(void *host, const void *from, size_t bytes); // waits for the calls before it
-void k_sync(void);                                           // waits for the calls before it
-void k_fill(Mem y, float value, size_t count);
-void k_copy(Mem y, Mem x,
-            size_t count); // converts; where types are equal, y may overlap x from below (y <= x)
-
-// ---- products --------------------------------------------------------------------------------------------
-
 // C (m, n) = alpha A B [+ C] [+ bias (n), on every row] [+ residual (m, n)]
 // A is (m, k), or (k, m) where `a_transposed`; B is (k, n), or (n, k) where `b_transposed`: so a linear layer
-// with PyTorch's weight (out, in) is A = x, B = w, b_transposed. residual may be C's own memory.
+// with PyTorch's weight (out, in) is A = x, B = w, b_transposed.
 typedef struct {
     int m, n, k;
     bool a_transposed, b_transposed;
     bool add; // C += instead of C =
     float alpha;
 } Gemm;
-void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);
 
-// Convolution. x (n, h, w, c), weight (oc, kh, kw, c), y (n, oh, ow, oc). Output pixel (i, j) sees input rows
-// i * stride - pad_top ... + kh - 1; what lies outside is zero. oh, ow say how far it goes, so padding at the
-// bottom and right needs no number. 1x1 without stride or padding is a product, and backends treat it so.
+// A convolution, or a pooling. x (n, h, w, c), weight (oc, kh, kw, c), y (n, oh, ow, oc). Output pixel (i, j) sees the
+// input rows i * stride - pad_top ... + kh - 1; what lies outside is zero. The padding below and on the right is
+// whatever oh and ow need. 1x1 without stride or padding is a matrix product, and backends treat it so.
 typedef struct {
     int n, h, w, c;
     int oh, ow, oc;
     int kh, kw, stride, pad_top, pad_left;
 } Conv;
-void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p); // residual (n, oh, ow, oc), may be y
-void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p);
-void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p);
 
-// y (groups, cols) += the sum over the middle of x (groups, rows, cols): the gradient of a bias (groups 1) and
-// of a vector that was added to every pixel of a picture.
-void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols);
-
-// Attention, o = softmax(scale q k^T) v for each of `heads`, without storing the matrix of scores.
-// q, o (n, tq, heads * d); k, v (n, tk, heads * d). causal: query i sees keys 0..i.
-// lse (n, heads, tq): log of the sum of exponentials of the scaled scores, kept for the backward; may be NULL.
+// o = softmax(scale q k^T) v for each of `heads`. q, o (n, tq, heads * d); k, v (n, tk, heads * d).
 typedef struct {
     int n, heads, tq, tk, d;
     float scale;
-    bool causal;
+    bool causal; // query i sees keys 0..i
 } Attention;
-void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p);
-void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
-                          Attention p);
 
-// ---- norms -----------------------------------------------------------------------------------------------
-
-// Group norm over (hw, c / groups) of each picture: y = gamma (x - mean) / sqrt(var + eps) + beta, followed by
-// SiLU where `silu`. stats (n, groups, 2): mean and 1 / sqrt(var + eps), kept for the backward; may be NULL.
-// Mean and variance are exact to fp32 even where the mean is large against the spread.
+// Group norm over (hw, c / groups) of each picture, followed by SiLU where `silu`.
 typedef struct {
     int n, hw, c, groups;
     float eps;
     bool silu;
 } GroupNorm;
-void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p);
-void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta,
-                           const float *stats, GroupNorm p);
-// Layer norm of each row. stats (rows, 2) as above.
-void k_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps);
-void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats,
-                           int rows, int cols);
-
-// ---- one number at a time --------------------------------------------------------------------------------
 
 typedef enum {
     SILU,       // x / (1 + exp(-x))
@@ -137,61 +75,17 @@ typedef enum {
     RELU,
     EXP,
     SQUARE,
-    LOG, // of positive numbers
+    LOG, // of positive x
 } Activation;
-void k_activation(Mem y, Mem x, size_t count, Activation f); // y may be x
-void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f);
-// GEGLU: x (rows, 2 inner) is [value | gate]; y (rows, inner) = value gelu(gate).
-void k_geglu(Mem y, Mem x, int rows, int inner);
-void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner);
-// y = a x + b z + c y, with numbers. x or z may be absent; y may be x or z. c = 0 does not read y.
-void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
-// The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y where add). b, z may be absent.
-void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
-void k_clamp(Mem y, Mem x, float low, float high, size_t count); // y may be x
-void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add);    // y = a b (+ y)
-// y (groups, rows, cols) = x + v (groups, cols) on every row: the time embedding joins a picture. y may be x.
-void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols);
 
-// ---- moving ----------------------------------------------------------------------------------------------
-
-// y[r, 0..cols) = x[r, 0..cols) (+ y where add), with row strides: concatenation along channels, and its reverse.
-void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add);
-// Nearest-neighbour doubling. x (n, h, w, c), y (n, 2h, 2w, c).
-void k_upsample(Mem y, Mem x, int n, int h, int w, int c);
-void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c);
-// Pooling. p.oc = p.c. Max ignores what lies outside; the average divides by the pixels inside
-// (PyTorch's count_include_pad=False), or by kh * kw where include_padding.
+// The average divides by the pixels inside the picture (PyTorch's count_include_pad=False).
 typedef enum { POOL_MAX, POOL_AVERAGE, POOL_AVERAGE_PADDED } Pool;
-void k_pool(Mem y, Mem x, Conv p, Pool kind);
-void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind); // max: to the first largest in row order
-// y[r, :] = table[ids[r], :] (ids in backend memory). Backward: dtable[ids[r], :] += dy[r, :], r ascending.
-void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols);
-void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
-// Sinusoids: y[r, i] = cos(t[r] f_i), y[r, i + half] = sin(t[r] f_i), f_i = exp(-i ln(10000) / (half - shift)),
-// half = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
-void k_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
 
-// ---- losses ----------------------------------------------------------------------------------------------
-
-// *loss = mean over rows of weight[r] * mean over cols of f(prediction - target); weight NULL: 1.
 typedef enum {
     LOSS_MSE,   // d^2
     LOSS_L1,    // |d|
-    LOSS_HUBER, // sqrt(d^2 + c^2) - c, the pseudo-Huber of the LCM paper
+    LOSS_HUBER, // sqrt(d^2 + c^2) - c, the pseudo-Huber loss of the LCM paper
 } Loss;
-void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
-            float c);
-// dprediction += *dloss * its derivative.
-void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
-                     int rows, int cols, Loss f, float c);
-void k_log_softmax(Mem y, Mem x, int rows, int cols);
-void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols); // dx += dy - exp(y) sum(dy)
-// *loss = - mean over rows of x[r, ids[r]]; rows with a negative id are left out of the sum, not of the count.
-void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols);
-void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols);
-
-// ---- optimiser -------------------------------------------------------------------------------------------
 
 // What a training step decides without asking the host. Lives in backend memory.
 typedef struct {
@@ -208,12 +102,166 @@ typedef struct {
         total;   // rate rises linearly over `warmup` steps, then falls as a cosine to rate * floor at `total`
     float floor; // total 0: stays constant. Steps count from 1: rate * step / warmup, whole at step `warmup`
 } OptimiserConfig;
-void k_sum_square(OptimiserState *s, const float *g, size_t count); // s->sum_square += sum g^2
-void k_optimiser_begin(OptimiserState *s, OptimiserConfig c);       // step, norm, clip, rate
-// One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one parameter tensor; clears g.
-void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
-             size_t count);
-// e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
+
+// ---- the table -------------------------------------------------------------------------------------------
+
+typedef struct {
+    // -- the machine and its memory
+    const char *(*name)(void); // "cpu avx512, 2 threads"
+    Type storage;              // the type of activations
+
+    // Persistent memory: weights, the optimiser's state. Dies with the figure where there is none left.
+    void *(*alloc)(size_t bytes);
+    void (*free)(void *at);
+    // Scratch memory, for activations, is a stack: what was taken after a mark goes back at release(mark).
+    void *(*temp)(size_t bytes);
+    size_t (*mark)(void);
+    void (*release)(size_t mark);
+    // The same, but the `bytes` at `at`, taken after the mark, stay: they move down to it. Returns where they are now.
+    void *(*release_but)(size_t mark, void *at, size_t bytes);
+    size_t (*peak)(void); // largest sum of persistent and scratch memory so far, in bytes
+
+    void (*upload)(void *to, const void *host, size_t bytes);
+    void (*download)(void *host, const void *from, size_t bytes); // waits for the calls before it
+    void (*sync)(void);                                           // waits for the calls before it
+    void (*fill)(Mem y, float value, size_t count);
+    // Converts. Where types are equal, y may overlap x from below (y <= x).
+    void (*copy)(Mem y, Mem x, size_t count);
+
+    // -- products
+    void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g); // residual may be c
+    void (*conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p); // residual (n, oh, ow, oc), may be y
+    void (*conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p);
+    void (*conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p);
+    // y (groups, cols) += the sum over the middle of x (groups, rows, cols): the gradient of a bias (groups 1) and
+    // of a vector that was added to every pixel of a picture.
+    void (*sum_rows)(Mem y, Mem x, int groups, int rows, int cols);
+    // Attention without storing the matrix of scores. lse (n, heads, tq): the logarithm of each row's sum of
+    // exponentials of scaled scores, kept for the backward; may be NULL.
+    void (*attention)(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p);
+    void (*attention_backward)(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
+                               Attention p);
+
+    // -- norms
+    // y = gamma (x - mean) / sqrt(var + eps) + beta. stats (n, groups, 2): mean and 1 / sqrt(var + eps), kept for the
+    // backward; may be NULL. Mean and variance are exact to fp32 even where the mean is large against the standard
+    // deviation.
+    void (*group_norm)(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p);
+    void (*group_norm_backward)(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta,
+                                const float *stats, GroupNorm p);
+    // Layer norm of each row. stats (rows, 2) as above.
+    void (*layer_norm)(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps);
+    void (*layer_norm_backward)(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats,
+                                int rows, int cols);
+
+    // -- elementwise
+    void (*activation)(Mem y, Mem x, size_t count, Activation f); // y may be x
+    void (*activation_backward)(Mem dx, Mem dy, Mem x, size_t count, Activation f);
+    // GEGLU: x (rows, 2 inner) is [value | gate]; y (rows, inner) = value gelu(gate).
+    void (*geglu)(Mem y, Mem x, int rows, int inner);
+    void (*geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner);
+    // y = a x + b z + c y, with scalars a, b, c. x or z may be absent; y may be x or z. c = 0 does not read y.
+    void (*combine)(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
+    // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y where add). b, z may be absent.
+    void (*combine_rows)(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
+    void (*clamp)(Mem y, Mem x, float low, float high, size_t count); // y may be x
+    void (*multiply)(Mem y, Mem a, Mem b, size_t count, bool add);    // y = a b (+ y)
+    // y (groups, rows, cols) = x + v (groups, cols) on every row: the time embedding joins a picture. y may be x.
+    void (*add_vector)(Mem y, Mem x, Mem v, int groups, int rows, int cols);
+
+    // -- data movement
+    // y[r, 0..cols) = x[r, 0..cols) (+ y where add), with row strides: concatenation along channels, and its reverse.
+    void (*copy_columns)(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add);
+    // Nearest-neighbour upsampling by 2. x (n, h, w, c), y (n, 2h, 2w, c).
+    void (*upsample)(Mem y, Mem x, int n, int h, int w, int c);
+    void (*upsample_backward)(Mem dx, Mem dy, int n, int h, int w, int c);
+    // Pooling; p.oc = p.c. The maximum ignores what lies outside; its gradient goes to the first largest in row order.
+    void (*pool)(Mem y, Mem x, Conv p, Pool kind);
+    void (*pool_backward)(Mem dx, Mem dy, Mem x, Conv p, Pool kind);
+    // y[r, :] = table[ids[r], :] (ids in backend memory). Backward: dtable[ids[r], :] += dy[r, :], r ascending.
+    void (*embed)(Mem y, Mem table, const int32_t *ids, int rows, int cols);
+    void (*embed_backward)(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
+    // y[r, i] = cos(t[r] f_i), y[r, i + half] = sin(t[r] f_i), f_i = exp(-i ln(10000) / (half - shift)), half = dim / 2;
+    // sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
+    void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
+
+    // -- losses
+    // *loss = mean over rows of weight[r] * mean over cols of f(prediction - target); weight NULL: 1.
+    void (*loss)(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
+    // dprediction += *dloss * its derivative.
+    void (*loss_backward)(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
+                          int rows, int cols, Loss f, float c);
+    void (*log_softmax)(Mem y, Mem x, int rows, int cols);
+    void (*log_softmax_backward)(Mem dx, Mem dy, Mem y, int rows, int cols); // dx += dy - exp(y) sum(dy)
+    // *loss = - mean over rows of x[r, ids[r]]; rows with a negative id are left out of the sum, not of the count.
+    void (*pick)(float *loss, Mem x, const int32_t *ids, int rows, int cols);
+    void (*pick_backward)(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols);
+
+    // -- optimiser
+    void (*sum_square)(OptimiserState *s, const float *g, size_t count); // s->sum_square += sum g^2
+    void (*optimiser_begin)(OptimiserState *s, OptimiserConfig c);       // step, norm, clip, rate
+    // One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one parameter tensor; clears g.
+    void (*adamw)(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count);
+    // e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
+    void (*ema)(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
+} Backend;
+
+extern Backend backend;         // the one that runs the kernels
+void backend_init(int threads); // once, first. 0: OMP_NUM_THREADS, or as many as there are cores
+
+// FOR NOW: what cpu/ and cuda/ still define one by one; lib/nn/backend.c fills the table.
+void k_init(int threads);
+const char *k_name(void);
+Type k_storage(void);
+void *k_alloc(size_t bytes);
+void k_free(void *at);
+void *k_temp(size_t bytes);
+size_t k_mark(void);
+void k_release(size_t mark);
+void *k_release_but(size_t mark, void *at, size_t bytes);
+size_t k_peak(void);
+void k_upload(void *to, const void *host, size_t bytes);
+void k_download(void *host, const void *from, size_t bytes);
+void k_sync(void);
+void k_fill(Mem y, float value, size_t count);
+void k_copy(Mem y, Mem x, size_t count);
+void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);
+void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p);
+void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p);
+void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p);
+void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols);
+void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p);
+void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse, Attention p);
+void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p);
+void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta, const float *stats, GroupNorm p);
+void k_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps);
+void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats, int rows, int cols);
+void k_activation(Mem y, Mem x, size_t count, Activation f);
+void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f);
+void k_geglu(Mem y, Mem x, int rows, int inner);
+void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner);
+void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
+void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
+void k_clamp(Mem y, Mem x, float low, float high, size_t count);
+void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add);
+void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols);
+void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add);
+void k_upsample(Mem y, Mem x, int n, int h, int w, int c);
+void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c);
+void k_pool(Mem y, Mem x, Conv p, Pool kind);
+void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind);
+void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols);
+void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
+void k_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
+void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
+void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
+void k_log_softmax(Mem y, Mem x, int rows, int cols);
+void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols);
+void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols);
+void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols);
+void k_sum_square(OptimiserState *s, const float *g, size_t count);
+void k_optimiser_begin(OptimiserState *s, OptimiserConfig c);
+void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count);
 void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
 
 #ifdef __cplusplus

@@ -21,7 +21,7 @@ typedef struct {
     Type type;
     void *data; // backend memory
     void
-        *gradient; // backend memory of the same size, or NULL; k_storage() of activations, fp32 of parameters
+        *gradient; // backend memory of the same size, or NULL; backend.storage of activations, fp32 of parameters
     bool wants_grad; // backward() is to compute the gradient
 } Tensor;
 

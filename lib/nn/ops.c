@@ -30,14 +30,14 @@ static void same_shape(const char *operation, const Tensor *a, const Tensor *b) 
 
 // Host numbers into backend memory that lives as long as the scope (or the tape).
 static float *upload_floats(const float *host, int count) {
-    float *at = k_temp((size_t)count * sizeof(float));
-    k_upload(at, host, (size_t)count * sizeof(float));
+    float *at = backend.temp((size_t)count * sizeof(float));
+    backend.upload(at, host, (size_t)count * sizeof(float));
     return at;
 }
 
 static int32_t *upload_ids(const int *host, int count) {
-    int32_t *at = k_temp((size_t)count * sizeof(int32_t));
-    k_upload(at, host, (size_t)count * sizeof(int32_t));
+    int32_t *at = backend.temp((size_t)count * sizeof(int32_t));
+    backend.upload(at, host, (size_t)count * sizeof(int32_t));
     return at;
 }
 
@@ -50,21 +50,21 @@ static void gemm_backward(Record *r) {
     Gemm f = r->p.gemm;
     Mem dy = grad(r->out);
     if (a->wants_grad)
-        k_gemm(grad(a), dy, mem(b), (Mem){0}, (Mem){0},
+        backend.gemm(grad(a), dy, mem(b), (Mem){0}, (Mem){0},
                (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = true, .alpha = f.alpha});
     if (b->wants_grad && f.b_transposed) // dB^T (n, k) += dY^T A
-        k_gemm(grad(b), dy, mem(a), (Mem){0}, (Mem){0},
+        backend.gemm(grad(b), dy, mem(a), (Mem){0}, (Mem){0},
                (Gemm){f.n, f.k, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
     if (b->wants_grad && !f.b_transposed)
-        k_gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
+        backend.gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
                (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
-    if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
+    if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
     if (r->in[3] && r->in[3]->wants_grad)
-        k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+        backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
 static Tensor *gemm(Tensor *y, Tensor *a, Tensor *b, Tensor *bias, Tensor *residual, Gemm f) {
-    k_gemm(mem(y), mem(a), mem(b), mem(bias), mem(residual), f);
+    backend.gemm(mem(y), mem(a), mem(b), mem(bias), mem(residual), f);
     return record((Record){.backward = gemm_backward, .out = y, .in = {a, b, bias, residual}, .p.gemm = f});
 }
 
@@ -87,7 +87,7 @@ int layer_inputs(const Layer *l) { return (int)(tensor_count(l->weight) / (size_
 
 void adapter_add(Tensor *w, const Adapter *a, float scale) {
     int out = w->shape[0], rank = a->down->shape[0], in = (int)(tensor_count(a->down) / (size_t)rank);
-    k_gemm(mem(w), mem(a->up), mem(a->down), (Mem){0}, (Mem){0},
+    backend.gemm(mem(w), mem(a->up), mem(a->down), (Mem){0}, (Mem){0},
            (Gemm){out, in, rank, .add = true, .alpha = scale});
 }
 
@@ -100,7 +100,7 @@ static Tensor *weights_for(const Layer *l, int rows) {
     double out = w->shape[0], in = layer_inputs(l);
     if (!l->adapters || is_recording() || rows * (in + out) <= in * out) return w;
     Tensor *sum = tensor_new_type(w->dims, w->shape, F32);
-    k_copy(mem(sum), mem(w), tensor_count(w));
+    backend.copy(mem(sum), mem(w), tensor_count(w));
     for (Adapter *a = l->adapters; a; a = a->next) adapter_add(sum, a, a->scale);
     return sum;
 }
@@ -129,16 +129,16 @@ static void conv_backward(Record *r) {
     Tensor *x = r->in[0], *w = r->in[1];
     Mem dy = grad(r->out);
     Conv p = r->p.conv;
-    if (x->wants_grad) k_conv2d_backward_input(grad(x), dy, mem(w), p);
-    if (w->wants_grad) k_conv2d_backward_weight(grad(w).at, dy, mem(x), p);
-    if (r->in[2] && r->in[2]->wants_grad) k_sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
+    if (x->wants_grad) backend.conv2d_backward_input(grad(x), dy, mem(w), p);
+    if (w->wants_grad) backend.conv2d_backward_weight(grad(w).at, dy, mem(x), p);
+    if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
     if (r->in[3] && r->in[3]->wants_grad)
-        k_combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+        backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
 static Tensor *conv(Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
     Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
-    k_conv2d(mem(y), mem(x), mem(weight), mem(bias), mem(residual), p);
+    backend.conv2d(mem(y), mem(x), mem(weight), mem(bias), mem(residual), p);
     return record(
         (Record){.backward = conv_backward, .out = y, .in = {x, weight, bias, residual}, .p.conv = p});
 }
@@ -183,14 +183,14 @@ Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
 //   dgamma += dy xhat;  dbeta += dy;  dx += rstd (g - mean(g) - xhat mean(g xhat)),  g = gamma dy
 static void group_norm_backward(Record *r) {
     Tensor *gamma = r->in[1], *beta = r->in[2];
-    k_group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]),
+    backend.group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]),
                           mem(gamma), mem(beta), r->kept, r->p.norm);
 }
 
 static Tensor *norm(Tensor *x, const Layer *l, GroupNorm p) {
     Tensor *y = like(x);
-    float *stats = is_recording() ? k_temp((size_t)p.n * (size_t)p.groups * 2 * sizeof(float)) : NULL;
-    k_group_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), p);
+    float *stats = is_recording() ? backend.temp((size_t)p.n * (size_t)p.groups * 2 * sizeof(float)) : NULL;
+    backend.group_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), p);
     return record((Record){.backward = group_norm_backward,
                            .out = y,
                            .in = {x, l->weight, l->bias},
@@ -221,7 +221,7 @@ Tensor *batch_norm_batch(Tensor *x, const Layer *l, float eps) {
 // As the group norm, over the last axis.
 static void layer_norm_backward(Record *r) {
     Tensor *x = r->in[0], *gamma = r->in[1], *beta = r->in[2];
-    k_layer_norm_backward(grad(x), grad(gamma).at, grad(beta).at, grad(r->out), mem(x), mem(gamma), r->kept,
+    backend.layer_norm_backward(grad(x), grad(gamma).at, grad(beta).at, grad(r->out), mem(x), mem(gamma), r->kept,
                           tensor_rows(x), tensor_cols(x));
 }
 
@@ -229,8 +229,8 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
     int rows = tensor_rows(x), cols = tensor_cols(x);
     if (l->weight->shape[0] != cols) die("%s norms %d channels, not %d", l->name, l->weight->shape[0], cols);
     Tensor *y = like(x);
-    float *stats = is_recording() ? k_temp((size_t)rows * 2 * sizeof(float)) : NULL;
-    k_layer_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), rows, cols, eps);
+    float *stats = is_recording() ? backend.temp((size_t)rows * 2 * sizeof(float)) : NULL;
+    backend.layer_norm(mem(y), stats, mem(x), mem(l->weight), mem(l->bias), rows, cols, eps);
     return record(
         (Record){.backward = layer_norm_backward, .out = y, .in = {x, l->weight, l->bias}, .kept = stats});
 }
@@ -242,7 +242,7 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
 // P is made again from lse, the logarithm of each row's sum of exponentials (Dao et al. 2022, "FlashAttention").
 static void attention_backward(Record *r) {
     Tensor *q = r->in[0], *k = r->in[1], *v = r->in[2];
-    k_attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out),
+    backend.attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out),
                          r->kept, r->p.attention);
 }
 
@@ -253,8 +253,8 @@ Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
             tensor_cols(v));
     Attention p = {n, heads, tensor_rows(q) / n, tensor_rows(k) / n, d, 1 / sqrtf((float)d), causal};
     Tensor *o = like(q);
-    float *lse = is_recording() ? k_temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
-    k_attention(mem(o), lse, mem(q), mem(k), mem(v), p);
+    float *lse = is_recording() ? backend.temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
+    backend.attention(mem(o), lse, mem(q), mem(k), mem(v), p);
     return record(
         (Record){.backward = attention_backward, .out = o, .in = {q, k, v}, .kept = lse, .p.attention = p});
 }
@@ -263,30 +263,30 @@ Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
 
 // y = f(x);  dx += f'(x) dy
 static void activation_backward(Record *r) {
-    k_activation_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_count(r->out), r->p.activation);
+    backend.activation_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_count(r->out), r->p.activation);
 }
 
 Tensor *activation(Tensor *x, Activation f) {
     Tensor *y = like(x);
-    k_activation(mem(y), mem(x), tensor_count(x), f);
+    backend.activation(mem(y), mem(x), tensor_count(x), f);
     return record((Record){.backward = activation_backward, .out = y, .in = {x}, .p.activation = f});
 }
 
 // For results that nobody else reads, such as a convolution's: one pass less over memory and no second tensor.
 Tensor *activation_in_place(Tensor *x, Activation f) {
     if (is_recording()) return activation(x, f);
-    k_activation(mem(x), mem(x), tensor_count(x), f);
+    backend.activation(mem(x), mem(x), tensor_count(x), f);
     return x;
 }
 
 // y = v gelu(g), x = [v | g];  dv += gelu(g) dy;  dg += v gelu'(g) dy
 static void geglu_backward(Record *r) {
-    k_geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out), tensor_cols(r->out));
+    backend.geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out), tensor_cols(r->out));
 }
 
 Tensor *geglu(Tensor *x) {
     Tensor *y = like_with_cols(x, tensor_cols(x) / 2);
-    k_geglu(mem(y), mem(x), tensor_rows(y), tensor_cols(y));
+    backend.geglu(mem(y), mem(x), tensor_rows(y), tensor_cols(y));
     return record((Record){.backward = geglu_backward, .out = y, .in = {x}});
 }
 
@@ -294,14 +294,14 @@ Tensor *geglu(Tensor *x) {
 static void combine_backward(Record *r) {
     size_t n = tensor_count(r->out);
     Mem dy = grad(r->out);
-    if (r->in[0]->wants_grad) k_combine(grad(r->in[0]), r->a, dy, 0, (Mem){0}, 1, n);
-    if (r->in[1] && r->in[1]->wants_grad) k_combine(grad(r->in[1]), r->b, dy, 0, (Mem){0}, 1, n);
+    if (r->in[0]->wants_grad) backend.combine(grad(r->in[0]), r->a, dy, 0, (Mem){0}, 1, n);
+    if (r->in[1] && r->in[1]->wants_grad) backend.combine(grad(r->in[1]), r->b, dy, 0, (Mem){0}, 1, n);
 }
 
 Tensor *combine(float a, Tensor *x, float b, Tensor *z) {
     if (z) same_shape("combine", x, z);
     Tensor *y = tensor_new_type(x->dims, x->shape, x->type);
-    k_combine(mem(y), a, mem(x), b, mem(z), 0, tensor_count(x));
+    backend.combine(mem(y), a, mem(x), b, mem(z), 0, tensor_count(x));
     return record((Record){.backward = combine_backward, .out = y, .in = {x, z}, .a = a, .b = b});
 }
 
@@ -309,7 +309,7 @@ Tensor *add(Tensor *a, Tensor *b) { return combine(1, a, 1, b); }
 
 Tensor *clamp(Tensor *x, float range) {
     Tensor *y = like(x);
-    k_clamp(mem(y), mem(x), -range, range, tensor_count(x));
+    backend.clamp(mem(y), mem(x), -range, range, tensor_count(x));
     return y;
 }
 
@@ -317,19 +317,19 @@ Tensor *clamp(Tensor *x, float range) {
 static void combine_each_backward(Record *r) {
     int n = r->out->shape[0], cols = (int)(tensor_count(r->out) / (size_t)n);
     Mem dy = grad(r->out);
-    if (r->in[0]->wants_grad) k_combine_rows(grad(r->in[0]), r->kept, dy, NULL, (Mem){0}, n, cols, true);
+    if (r->in[0]->wants_grad) backend.combine_rows(grad(r->in[0]), r->kept, dy, NULL, (Mem){0}, n, cols, true);
     if (r->in[1] && r->in[1]->wants_grad)
-        k_combine_rows(grad(r->in[1]), r->kept + n, dy, NULL, (Mem){0}, n, cols, true);
+        backend.combine_rows(grad(r->in[1]), r->kept + n, dy, NULL, (Mem){0}, n, cols, true);
 }
 
 Tensor *combine_each(const float *a, Tensor *x, const float *b, Tensor *z) {
     if (z) same_shape("combine_each", x, z);
     int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
     Tensor *y = like(x);
-    float *kept = k_temp(2 * (size_t)n * sizeof(float));
-    k_upload(kept, a, (size_t)n * sizeof(float));
-    if (z) k_upload(kept + n, b, (size_t)n * sizeof(float));
-    k_combine_rows(mem(y), kept, mem(x), z ? kept + n : NULL, mem(z), n, cols, false);
+    float *kept = backend.temp(2 * (size_t)n * sizeof(float));
+    backend.upload(kept, a, (size_t)n * sizeof(float));
+    if (z) backend.upload(kept + n, b, (size_t)n * sizeof(float));
+    backend.combine_rows(mem(y), kept, mem(x), z ? kept + n : NULL, mem(z), n, cols, false);
     return record((Record){.backward = combine_each_backward, .out = y, .in = {x, z}, .kept = kept});
 }
 
@@ -337,14 +337,14 @@ Tensor *combine_each(const float *a, Tensor *x, const float *b, Tensor *z) {
 static void multiply_backward(Record *r) {
     size_t n = tensor_count(r->out);
     Tensor *a = r->in[0], *b = r->in[1];
-    if (a->wants_grad) k_multiply(grad(a), mem(b), grad(r->out), n, true);
-    if (b->wants_grad) k_multiply(grad(b), mem(a), grad(r->out), n, true);
+    if (a->wants_grad) backend.multiply(grad(a), mem(b), grad(r->out), n, true);
+    if (b->wants_grad) backend.multiply(grad(b), mem(a), grad(r->out), n, true);
 }
 
 Tensor *multiply(Tensor *a, Tensor *b) {
     same_shape("multiply", a, b);
     Tensor *y = like(a);
-    k_multiply(mem(y), mem(a), mem(b), tensor_count(a), false);
+    backend.multiply(mem(y), mem(a), mem(b), tensor_count(a), false);
     return record((Record){.backward = multiply_backward, .out = y, .in = {a, b}});
 }
 
@@ -352,8 +352,8 @@ Tensor *multiply(Tensor *a, Tensor *b) {
 static void add_vector_backward(Record *r) {
     Tensor *x = r->in[0], *v = r->in[1];
     int groups = v->shape[0], cols = tensor_cols(v), rows = tensor_rows(x) / groups;
-    if (x->wants_grad) k_combine(grad(x), 1, grad(r->out), 0, (Mem){0}, 1, tensor_count(x));
-    if (v->wants_grad) k_sum_rows(grad(v), grad(r->out), groups, rows, cols);
+    if (x->wants_grad) backend.combine(grad(x), 1, grad(r->out), 0, (Mem){0}, 1, tensor_count(x));
+    if (v->wants_grad) backend.sum_rows(grad(v), grad(r->out), groups, rows, cols);
 }
 
 Tensor *add_vector(Tensor *x, Tensor *v) {
@@ -362,7 +362,7 @@ Tensor *add_vector(Tensor *x, Tensor *v) {
             x->shape[0], tensor_cols(x));
     Tensor *y = like(x);
     int groups = v->shape[0];
-    k_add_vector(mem(y), mem(x), mem(v), groups, tensor_rows(x) / groups, tensor_cols(v));
+    backend.add_vector(mem(y), mem(x), mem(v), groups, tensor_rows(x) / groups, tensor_cols(v));
     return record((Record){.backward = add_vector_backward, .out = y, .in = {x, v}});
 }
 
@@ -377,7 +377,7 @@ static Mem offset(Mem m, size_t numbers) {
 static void concat_backward(Record *r) { // one record a part: dpart += its columns of dy
     Tensor *part = r->in[0];
     int rows = tensor_rows(part), cols = tensor_cols(part);
-    k_copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out),
+    backend.copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out),
                    rows, cols, true);
 }
 
@@ -388,7 +388,7 @@ Tensor *concat_many(Tensor **parts, int count) {
     for (int i = 0, from = 0; i < count; from += tensor_cols(parts[i++])) {
         int rows = tensor_rows(parts[i]), width = tensor_cols(parts[i]);
         if (rows != tensor_rows(y)) die("concat: %d and %d rows differ", rows, tensor_rows(y));
-        k_copy_columns(offset(mem(y), (size_t)from), cols, mem(parts[i]), width, rows, width, false);
+        backend.copy_columns(offset(mem(y), (size_t)from), cols, mem(parts[i]), width, rows, width, false);
         record((Record){.backward = concat_backward, .out = y, .in = {parts[i]}, .p.columns = {from, width}});
     }
     return y;
@@ -399,7 +399,7 @@ Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2)
 static void slice_backward(Record *r) {
     Tensor *x = r->in[0];
     int rows = tensor_rows(x), cols = tensor_cols(r->out);
-    k_copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols,
+    backend.copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols,
                    true);
 }
 
@@ -407,7 +407,7 @@ Tensor *slice(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > tensor_cols(x))
         die("slice: %d..%d of %d columns", from, from + count, tensor_cols(x));
     Tensor *y = like_with_cols(x, count);
-    k_copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count, false);
+    backend.copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count, false);
     return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.columns = {from, count}});
 }
 
@@ -416,7 +416,7 @@ static void take_backward(Record *r) {
     Tensor *x = r->in[0];
     size_t n = tensor_count(r->out),
            from = (size_t)r->p.columns.from * (tensor_count(x) / (size_t)x->shape[0]);
-    k_combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
+    backend.combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
 }
 
 Tensor *take(Tensor *x, int from, int count) {
@@ -426,14 +426,14 @@ Tensor *take(Tensor *x, int from, int count) {
     memcpy(shape, x->shape, sizeof shape);
     shape[0] = count;
     Tensor *y = tensor_new(x->dims, shape);
-    k_copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])), tensor_count(y));
+    backend.copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])), tensor_count(y));
     return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.columns = {from, count}});
 }
 
 static void stack_backward(Record *r) {
     Tensor *part = r->in[0];
     size_t from = (size_t)r->p.columns.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);
-    k_combine(grad(part), 1, offset(grad(r->out), from), 0, (Mem){0}, 1, tensor_count(part));
+    backend.combine(grad(part), 1, offset(grad(r->out), from), 0, (Mem){0}, 1, tensor_count(part));
 }
 
 Tensor *stack(Tensor *a, Tensor *b) {
@@ -441,8 +441,8 @@ Tensor *stack(Tensor *a, Tensor *b) {
     memcpy(shape, a->shape, sizeof shape);
     shape[0] = a->shape[0] + b->shape[0];
     Tensor *y = tensor_new(a->dims, shape);
-    k_copy(mem(y), mem(a), tensor_count(a));
-    k_copy(offset(mem(y), tensor_count(a)), mem(b), tensor_count(b));
+    backend.copy(mem(y), mem(a), tensor_count(a));
+    backend.copy(offset(mem(y), tensor_count(a)), mem(b), tensor_count(b));
     record((Record){.backward = stack_backward, .out = y, .in = {a}, .p.columns = {0, 0}});
     return record((Record){.backward = stack_backward, .out = y, .in = {b}, .p.columns = {a->shape[0], 0}});
 }
@@ -450,12 +450,12 @@ Tensor *stack(Tensor *a, Tensor *b) {
 // y[2i + a, 2j + b] = x[i, j];  dx[i, j] += the sum of its four dy
 static void upsample_backward(Record *r) {
     Tensor *x = r->in[0];
-    k_upsample_backward(grad(x), grad(r->out), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+    backend.upsample_backward(grad(x), grad(r->out), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
 }
 
 Tensor *upsample(Tensor *x) {
     Tensor *y = tensor_new(SHAPE(x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]));
-    k_upsample(mem(y), mem(x), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+    backend.upsample(mem(y), mem(x), x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
     return record((Record){.backward = upsample_backward, .out = y, .in = {x}});
 }
 
@@ -464,7 +464,7 @@ static void crop_backward(Record *r) {
     Tensor *x = r->in[0], *y = r->out;
     int n = x->shape[0], H = x->shape[1], W = x->shape[2], h = y->shape[1], w = y->shape[2], c = x->shape[3];
     for (int i = 0; i < n; i++)
-        k_copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c,
+        backend.copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c,
                        offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
 }
 
@@ -473,14 +473,14 @@ Tensor *crop(Tensor *x, int h, int w) {
     if (h > H || w > W) die("crop: %d x %d pixels do not hold %d x %d", H, W, h, w);
     Tensor *y = tensor_new(SHAPE(n, h, w, c));
     for (int i = 0; i < n; i++)
-        k_copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c,
+        backend.copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c,
                        offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
     return record((Record){.backward = crop_backward, .out = y, .in = {x}});
 }
 
 // average: dx += dy / pixels of the window, for each window;  max: dx of the largest += dy
 static void pool_backward(Record *r) {
-    k_pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
+    backend.pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
 }
 
 Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
@@ -498,7 +498,7 @@ Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
               padding,
               padding};
     Tensor *y = tensor_new(SHAPE(n, p.oh, p.ow, c));
-    k_pool(mem(y), mem(x), p, kind);
+    backend.pool(mem(y), mem(x), p, kind);
     return record((Record){.backward = pool_backward, .out = y, .in = {x}, .pool_shape = p, .p.pool = kind});
 }
 
@@ -515,7 +515,7 @@ Tensor *reshape(Tensor *x, int dims, const int *shape) {
 
 // y[r] = table[ids[r]];  dtable[ids[r]] += dy[r]
 static void embed_backward(Record *r) {
-    k_embed_backward(grad(r->in[0]).at, grad(r->out), r->ids, tensor_rows(r->out), tensor_cols(r->out));
+    backend.embed_backward(grad(r->in[0]).at, grad(r->out), r->ids, tensor_rows(r->out), tensor_cols(r->out));
 }
 
 Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
@@ -527,25 +527,25 @@ Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
             die("embed: id %d is not in 0..%d", ids[i], table->shape[0] - 1);
     Tensor *y = tensor_new(dims + 1, full);
     int32_t *at = upload_ids(ids, rows);
-    k_embed(mem(y), mem(table), at, rows, full[dims]);
+    backend.embed(mem(y), mem(table), at, rows, full[dims]);
     return record((Record){.backward = embed_backward, .out = y, .in = {table}, .ids = at});
 }
 
 Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift) {
     Tensor *y = tensor_new(SHAPE(count, dim));
-    k_sinusoid(mem(y), upload_floats(t, count), count, dim, cos_first, shift);
+    backend.sinusoid(mem(y), upload_floats(t, count), count, dim, cos_first, shift);
     return y;
 }
 
 // y = x - log sum exp x;  dx += dy - exp(y) sum(dy)
 static void log_softmax_backward(Record *r) {
-    k_log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out),
+    backend.log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out),
                            tensor_cols(r->out));
 }
 
 Tensor *log_softmax(Tensor *x) {
     Tensor *y = like(x);
-    k_log_softmax(mem(y), mem(x), tensor_rows(x), tensor_cols(x));
+    backend.log_softmax(mem(y), mem(x), tensor_rows(x), tensor_cols(x));
     return record((Record){.backward = log_softmax_backward, .out = y, .in = {x}});
 }
 
@@ -555,7 +555,7 @@ Tensor *log_softmax(Tensor *x) {
 static void loss_backward(Record *r) {
     Tensor *x = r->in[0];
     int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
-    k_loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f,
+    backend.loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f,
                     r->p.loss.c);
 }
 
@@ -564,7 +564,7 @@ Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Lo
     int n = prediction->shape[0], cols = (int)(tensor_count(prediction) / (size_t)n);
     Tensor *y = tensor_new_type(SHAPE(1), F32);
     float *w = weight ? upload_floats(weight, n) : NULL;
-    k_loss(y->data, mem(prediction), mem(target), w, n, cols, f, c);
+    backend.loss(y->data, mem(prediction), mem(target), w, n, cols, f, c);
     if (target->wants_grad && is_recording())
         die("loss: the target is a constant; it may not want a gradient");
     return record((Record){
@@ -574,7 +574,7 @@ Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Lo
 // loss = - mean over rows of x[r, ids[r]];  dx[r, ids[r]] -= dloss / rows
 static void loss_pick_backward(Record *r) {
     Tensor *x = r->in[0];
-    k_pick_backward(grad(x), grad(r->out).at, r->ids, tensor_rows(x), tensor_cols(x));
+    backend.pick_backward(grad(x), grad(r->out).at, r->ids, tensor_rows(x), tensor_cols(x));
 }
 
 Tensor *loss_pick(Tensor *x, const int *ids) {
@@ -583,6 +583,6 @@ Tensor *loss_pick(Tensor *x, const int *ids) {
         if (ids[i] >= tensor_cols(x)) die("loss_pick: id %d is not below %d", ids[i], tensor_cols(x));
     Tensor *y = tensor_new_type(SHAPE(1), F32);
     int32_t *at = upload_ids(ids, rows);
-    k_pick(y->data, mem(x), at, rows, tensor_cols(x));
+    backend.pick(y->data, mem(x), at, rows, tensor_cols(x));
     return record((Record){.backward = loss_pick_backward, .out = y, .in = {x}, .ids = at});
 }

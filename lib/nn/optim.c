@@ -6,8 +6,8 @@
 #include <string.h>
 
 static float *zeros(size_t count) {
-    float *at = k_alloc(count * sizeof(float));
-    k_fill((Mem){at, F32}, 0, count);
+    float *at = backend.alloc(count * sizeof(float));
+    backend.fill((Mem){at, F32}, 0, count);
     return at;
 }
 
@@ -29,34 +29,34 @@ Optimiser *optimiser_new(OptimiserConfig c, float ema_decay, const Params *const
             o->tensors[at] = t, o->names[at] = models[m]->list[i].name;
             o->m[at] = zeros(count), o->v[at] = zeros(count);
             if (o->ema) {
-                o->ema[at] = k_alloc(count * sizeof(float));
-                k_copy((Mem){o->ema[at], F32}, mem(t), count);
+                o->ema[at] = backend.alloc(count * sizeof(float));
+                backend.copy((Mem){o->ema[at], F32}, mem(t), count);
             }
             at++;
         }
-    o->state = k_alloc(sizeof *o->state);
+    o->state = backend.alloc(sizeof *o->state);
     OptimiserState start = {0};
-    k_upload(o->state, &start, sizeof start);
+    backend.upload(o->state, &start, sizeof start);
     return o;
 }
 
 // [G7] From gradients to weights: the norm of all gradients, then clip factor and rate, then AdamW on each tensor.
 void optimiser_step(Optimiser *o) {
     for (int i = 0; i < o->count; i++)
-        k_sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
-    k_optimiser_begin(o->state, o->config);
+        backend.sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
+    backend.optimiser_begin(o->state, o->config);
     float n = (float)o->steps++, decay = o->ema_decay;
     if (o->ema_warmup && (1 + n) / (10 + n) < decay) decay = (1 + n) / (10 + n);
     for (int i = 0; i < o->count; i++) {
         Tensor *t = o->tensors[i];
-        k_adamw(t->data, o->m[i], o->v[i], t->gradient, o->state, o->config, tensor_count(t));
-        if (o->ema) k_ema(o->ema[i], t->data, o->state, decay, tensor_count(t));
+        backend.adamw(t->data, o->m[i], o->v[i], t->gradient, o->state, o->config, tensor_count(t));
+        if (o->ema) backend.ema(o->ema[i], t->data, o->state, decay, tensor_count(t));
     }
 }
 
 OptimiserState optimiser_read(const Optimiser *o) {
     OptimiserState s;
-    k_download(&s, o->state, sizeof s);
+    backend.download(&s, o->state, sizeof s);
     return s;
 }
 
@@ -71,9 +71,9 @@ void optimiser_swap_ema(Optimiser *o) {
 
 void optimiser_free(Optimiser *o) {
     for (int i = 0; i < o->count; i++) {
-        k_free(o->m[i]), k_free(o->v[i]);
-        if (o->ema) k_free(o->ema[i]);
+        backend.free(o->m[i]), backend.free(o->v[i]);
+        if (o->ema) backend.free(o->ema[i]);
     }
-    k_free(o->state);
+    backend.free(o->state);
     free(o->tensors), free(o->names), free(o->m), free(o->v), free(o->ema), free(o);
 }

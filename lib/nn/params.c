@@ -94,7 +94,7 @@ Params params_part(const Params *all, const char *prefix) {
 
 void param_allocate(Tensor *t, Type type) {
     t->type = type;
-    t->data = k_alloc(tensor_count(t) * (type == F32 ? 4 : 2));
+    t->data = backend.alloc(tensor_count(t) * (type == F32 ? 4 : 2));
 }
 
 int param_file_shape(const Tensor *t, int64_t shape[4]) {
@@ -106,8 +106,8 @@ int param_file_shape(const Tensor *t, int64_t shape[4]) {
 void param_trainable(Tensor *t) {
     if (t->type != F32) die("a parameter that is trained must be fp32");
     if (t->wants_grad) return;
-    t->gradient = k_alloc(tensor_count(t) * sizeof(float));
-    k_fill((Mem){t->gradient, F32}, 0, tensor_count(t));
+    t->gradient = backend.alloc(tensor_count(t) * sizeof(float));
+    backend.fill((Mem){t->gradient, F32}, 0, tensor_count(t));
     t->wants_grad = true;
 }
 
@@ -120,8 +120,8 @@ void params_free(Params *p) {
                 free(layers[j].layer);
                 layers[j] = layers[--layer_count];
             }
-        if (t->data) k_free(t->data);
-        if (t->gradient) k_free(t->gradient);
+        if (t->data) backend.free(t->data);
+        if (t->gradient) backend.free(t->gradient);
         free(p->list[i].name);
     }
     for (int i = 0; i < p->count; i++) free(p->list[i].tensor);

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ---- the structs of tensors: a stack of host memory, cut back together with k_release ---------------------
+// ---- the structs of tensors: a stack of host memory, cut back together with backend.release ---------------------
 
 enum { CHUNK = 1 << 20 };
 static struct {
@@ -51,11 +51,11 @@ Tensor *tensor_struct(int dims, const int *shape, Type type) {
 
 Tensor *tensor_new_type(int dims, const int *shape, Type type) {
     Tensor *t = tensor_struct(dims, shape, type);
-    t->data = k_temp(tensor_count(t) * type_size(type));
+    t->data = backend.temp(tensor_count(t) * type_size(type));
     return t;
 }
 
-Tensor *tensor_new(int dims, const int *shape) { return tensor_new_type(dims, shape, k_storage()); }
+Tensor *tensor_new(int dims, const int *shape) { return tensor_new_type(dims, shape, backend.storage); }
 
 Tensor *tensor_from(int dims, const int *shape, const float *host) {
     Tensor *t = tensor_new(dims, shape);
@@ -66,26 +66,26 @@ Tensor *tensor_from(int dims, const int *shape, const float *host) {
 void tensor_write(Tensor *t, const float *host) {
     size_t n = tensor_count(t);
     if (t->type == F32) {
-        k_upload(t->data, host, n * sizeof(float));
+        backend.upload(t->data, host, n * sizeof(float));
         return;
     }
-    size_t mark = k_mark();
-    Mem staging = {k_temp(n * sizeof(float)), F32};
-    k_upload(staging.at, host, n * sizeof(float));
-    k_copy(mem(t), staging, n);
-    k_release(mark);
+    size_t mark = backend.mark();
+    Mem staging = {backend.temp(n * sizeof(float)), F32};
+    backend.upload(staging.at, host, n * sizeof(float));
+    backend.copy(mem(t), staging, n);
+    backend.release(mark);
 }
 
 float *tensor_read(const Tensor *t) {
-    size_t n = tensor_count(t), mark = k_mark();
+    size_t n = tensor_count(t), mark = backend.mark();
     float *host = xmalloc(n * sizeof(float));
     Mem from = mem(t);
     if (t->type != F32) {
-        from = (Mem){k_temp(n * sizeof(float)), F32};
-        k_copy(from, mem(t), n);
+        from = (Mem){backend.temp(n * sizeof(float)), F32};
+        backend.copy(from, mem(t), n);
     }
-    k_download(host, from.at, n * sizeof(float));
-    k_release(mark);
+    backend.download(host, from.at, n * sizeof(float));
+    backend.release(mark);
     return host;
 }
 
@@ -107,8 +107,8 @@ Mem grad(Tensor *t) {
     if (!t || !t->wants_grad) return (Mem){0};
     if (!t->gradient) { // parameters have theirs from the start, in fp32; this is an activation
         size_t n = tensor_count(t);
-        t->gradient = k_temp(n * type_size(t->type));
-        k_fill((Mem){t->gradient, t->type}, 0, n);
+        t->gradient = backend.temp(n * type_size(t->type));
+        backend.fill((Mem){t->gradient, t->type}, 0, n);
     }
     return (Mem){t->gradient, t->type};
 }
@@ -117,18 +117,18 @@ Mem grad(Tensor *t) {
 
 static bool recording;
 
-Scope scope_begin(void) { return (Scope){k_mark(), structs.used}; }
+Scope scope_begin(void) { return (Scope){backend.mark(), structs.used}; }
 
 Tensor *scope_end(Scope s, Tensor *result) {
     if (recording) return result;
     if (!result) {
-        k_release(s.data), structs.used = s.structs;
+        backend.release(s.data), structs.used = s.structs;
         return NULL;
     }
     Tensor old = *result; // lies above the mark: take it out before the memory is given again
     structs.used = s.structs;
     Tensor *up = tensor_struct(old.dims, old.shape, old.type);
-    up->data = k_release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
+    up->data = backend.release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
     return up;
 }
 
@@ -224,7 +224,7 @@ void backward(Tensor *loss) {
     tape.played = xrealloc(tape.played, (size_t)tape.count * sizeof(Record) + 1);
     memcpy(tape.played, tape.list, (size_t)tape.count * sizeof(Record));
     tape.played_count = tape.count;
-    if (loss->wants_grad) k_fill(grad(loss), 1, 1);
+    if (loss->wants_grad) backend.fill(grad(loss), 1, 1);
     play_back(0);
     tape_resume(was);
 }
@@ -238,7 +238,7 @@ Culprit tape_culprit(Tensor *loss) {
         for (int i = 0; i < tape.played_count; i++) tape.played[i].out->gradient = NULL;
         memcpy(tape.list, tape.played, (size_t)tape.played_count * sizeof(Record));
         tape.count = tape.played_count;
-        k_fill(grad(loss), 1, 1);
+        backend.fill(grad(loss), 1, 1);
         watching = true;
         play_back(0);
         watching = false;

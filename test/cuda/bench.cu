@@ -9,7 +9,7 @@
 extern cudaStream_t stream; // memory.cu
 
 int main(int argc, char **argv) {
-    k_init(0);
+    backend_init(0);
 #ifdef EMULATE
     int size = argc > 1 ? atoi(argv[1]) : 256, rounds = 1;
 #else
@@ -20,17 +20,17 @@ int main(int argc, char **argv) {
     Gemm g = {size, size, size, false, true, false, 1};
     Mem absent = {NULL, F32};
     static const char *const steps[] = {"naive", "tiled", "blocked", "tensor"}, *const types[] = {"f32", "f16", "bf16"};
-    printf("%s, %d x %d x %d, B transposed; f32 on tensor cores is TF32\n", k_name(), size, size, size);
+    printf("%s, %d x %d x %d, B transposed; f32 on tensor cores is TF32\n", backend.name(), size, size, size);
     cudaEvent_t begin, end;
     cudaEventCreate(&begin);
     cudaEventCreate(&end);
     for (int type = F32; type <= BF16; type++) {
-        Mem a = {k_alloc(count * 4), (Type)type}, b = {k_alloc(count * 4), (Type)type}, c = {k_alloc(count * 4), F32};
-        k_fill(a, 0.5f, count);
-        k_fill(b, 0.25f, count);
+        Mem a = {backend.alloc(count * 4), (Type)type}, b = {backend.alloc(count * 4), (Type)type}, c = {backend.alloc(count * 4), F32};
+        backend.fill(a, 0.5f, count);
+        backend.fill(b, 0.25f, count);
         for (int step = GEMM_NAIVE; step <= GEMM_TENSOR; step++) {
             gemm_step((GemmStep)step, c, a, b, absent, absent, g, -1); // warm up
-            k_sync();
+            backend.sync();
             cudaEventRecord(begin, stream);
             for (int i = 0; i < rounds; i++) gemm_step((GemmStep)step, c, a, b, absent, absent, g, -1);
             cudaEventRecord(end, stream);
@@ -60,9 +60,9 @@ int main(int argc, char **argv) {
         }
         cublasDestroy(handle);
 #endif
-        k_free(a.at);
-        k_free(b.at);
-        k_free(c.at);
+        backend.free(a.at);
+        backend.free(b.at);
+        backend.free(c.at);
     }
     return 0;
 }

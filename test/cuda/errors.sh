@@ -22,7 +22,7 @@ else
     expect 'the GPU emulated.* has compute capability 7.5; at least 8.0 \(Ampere\) is needed' "$kernels" '' EMU_CAPABILITY=75
     expect 'out of memory: weights need [0-9.]+ MB more, [0-9.]+ of [0-9.]+ MB are free' "$kernels" '' EMU_MEMORY=0
     expect 'out of memory: activations need 1073.7 MB more, 67.1 of 67.1 MB are free; 0.0 MB are in use here' "$errors" memory EMU_MEMORY=64
-    expect 'k_free of an address that k_alloc did not give' "$errors" free
+    expect 'backend.free of an address that backend.alloc did not give' "$errors" free
     expect "SD_GEMM is 'fast'" "$kernels" '' SD_GEMM=fast
 fi
 echo "$passed passed, $failed failed, 0 skipped"

@@ -25,11 +25,11 @@ struct Operand { // numbers of a type, on the device and as doubles
             value[i] = as_float(u);
         }
         mem.type = type;
-        mem.at = k_alloc(v.size() * (type == F32 ? 4 : 2));
-        if (type == F32) k_upload(mem.at, floats.data(), v.size() * 4);
-        else k_upload(mem.at, bits.data(), v.size() * 2);
+        mem.at = backend.alloc(v.size() * (type == F32 ? 4 : 2));
+        if (type == F32) backend.upload(mem.at, floats.data(), v.size() * 4);
+        else backend.upload(mem.at, bits.data(), v.size() * 2);
     }
-    ~Operand() { k_free(mem.at); }
+    ~Operand() { backend.free(mem.at); }
 };
 
 static const char *const step_names[] = {"naive", "tiled", "blocked", "tensor"}, *const type_names[] = {"f32", "f16", "bf16"};
@@ -40,7 +40,7 @@ static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual, int
     Mem absent = {NULL, F32};
     gemm_step(step, c.mem, a.mem, b.mem, bias ? v.mem : absent, residual ? r.mem : absent, g, activation);
     std::vector<float> got((size_t)g.m * g.n), want(got.size());
-    k_download(got.data(), c.mem.at, got.size() * 4);
+    backend.download(got.data(), c.mem.at, got.size() * 4);
     for (int i = 0; i < g.m; i++)
         for (int j = 0; j < g.n; j++) {
             double sum = 0;
@@ -64,7 +64,7 @@ static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual, int
 }
 
 int main() {
-    k_init(0);
+    backend_init(0);
     static const struct {
         int m, n, k;
     } shapes[] = {{1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {65, 33, 70}, {40, 24, 8}, {136, 136, 72}, {8, 200, 264}};

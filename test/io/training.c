@@ -19,7 +19,7 @@ static void train(const char *dir, Loss_of *f, long steps) {
     for (int i = 0; i < p.count; i++) {
         param_allocate(p.list[i].tensor, F32);
         param_trainable(p.list[i].tensor);
-        k_fill(mem(p.list[i].tensor), i == 0, tensor_count(p.list[i].tensor));
+        backend.fill(mem(p.list[i].tensor), i == 0, tensor_count(p.list[i].tensor));
     }
     const Params *models[] = {&p};
     OptimiserConfig adamw = {.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
@@ -104,7 +104,7 @@ static void dies(const char *what, Loss_of *f, long steps, bool by_block, const 
 }
 
 int main(void) {
-    k_init(1);
+    backend_init(1);
     char name[] = "/tmp/sd-training-XXXXXX";
     folder = mkdtemp(name);
     if (!folder) return 1;

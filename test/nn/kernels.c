@@ -56,7 +56,7 @@ static Mem M(const Operand *o) {
 static float *F(const Operand *o) { return M(o).at; }
 static int32_t *I(const Operand *o) { return M(o).at; }
 
-// Declares the definition of a kernel: plain_gemm has k_gemm's type.
+// Declares the definition of a kernel: plain_gemm has backend.gemm's type.
 #define PLAIN(f) extern __typeof__(k_##f) plain_##f
 PLAIN(copy);
 
@@ -67,7 +67,7 @@ static Operand *new_operand(const char *name, Type type, size_t count, bool outp
     o->bytes = count * size_of(type) + 2 * GUARD;
     o->host = xmalloc(o->bytes);
     memset(o->host, 0xff, o->bytes);
-    o->backend = k_alloc(o->bytes);
+    o->backend = backend.alloc(o->bytes);
     for (int i = 0; i < 2; i++) o->result[i] = xmalloc(o->bytes);
     return o;
 }
@@ -76,7 +76,7 @@ static void clear(void) {
     for (int i = 0; i < operand_count; i++) {
         Operand *o = &operands[i];
         free(o->host);
-        k_free(o->backend);
+        backend.free(o->backend);
         for (int j = 0; j < 2; j++) free(o->result[j]);
     }
     operand_count = 0;
@@ -142,11 +142,11 @@ static char worst_label[256];
 
 static void upload_all(void) {
     for (int i = 0; i < operand_count; i++)
-        k_upload(operands[i].backend, operands[i].host, operands[i].bytes);
+        backend.upload(operands[i].backend, operands[i].host, operands[i].bytes);
 }
 static void download_all(int to) {
     for (int i = 0; i < operand_count; i++)
-        k_download(operands[i].result[to], operands[i].backend, operands[i].bytes);
+        backend.download(operands[i].result[to], operands[i].backend, operands[i].bytes);
 }
 
 static bool complain(const char *kernel, const Operand *o, const char *what) {
@@ -218,7 +218,7 @@ static void report(const char *kernel) {
         on_host = false;                                                                                     \
         for (int threads = 1; threads <= 2; threads++) {                                                     \
             upload_all();                                                                                    \
-            k_init(threads);                                                                                 \
+            backend_init(threads);                                                                                 \
             k_##f(__VA_ARGS__);                                                                              \
             download_all(threads - 1);                                                                       \
         }                                                                                                    \
@@ -275,8 +275,8 @@ static void test_conversions(void) {
         float *got = xmalloc(HALVES * sizeof *got);
         on_host = false;
         upload_all();
-        k_copy(M(f), M(bf ? b : h), HALVES);
-        k_download(got, F(f), HALVES * sizeof *got);
+        backend.copy(M(f), M(bf ? b : h), HALVES);
+        backend.download(got, F(f), HALVES * sizeof *got);
         for (int i = 0; i < HALVES; i++) {
             float want = bf ? bf16_to_f32((uint16_t)i) : f16_to_f32((uint16_t)i);
             wrong[bf] += isnan(want) ? !isnan(got[i]) : memcmp(&got[i], &want, 4) != 0;
@@ -290,9 +290,9 @@ static void test_conversions(void) {
                 tries[i] = step ? nextafterf(middle, step < 0 ? -INFINITY : INFINITY) : middle;
             }
             upload_all();
-            k_copy(M(bf ? b : h), M(f), HALVES);
+            backend.copy(M(bf ? b : h), M(f), HALVES);
             uint16_t *back = xmalloc(HALVES * sizeof *back);
-            k_download(back, M(bf ? b : h).at, HALVES * sizeof *back);
+            backend.download(back, M(bf ? b : h).at, HALVES * sizeof *back);
             for (int i = 0; i < HALVES; i++) {
                 uint16_t want = bf ? f32_to_bf16(tries[i]) : f32_to_f16(tries[i]);
                 float a = bf ? bf16_to_f32(want) : f16_to_f32(want),
@@ -865,10 +865,10 @@ static void test_optimiser(void) {
                 if (bad) {
                     on_host = false;
                     upload_all();
-                    k_sum_square((OptimiserState *)F(s), F(g), n);
-                    k_optimiser_begin((OptimiserState *)F(s), config);
-                    k_adamw(F(w), F(m), F(v), F(g), (OptimiserState *)F(s), config, n);
-                    k_ema(F(e), F(w), (OptimiserState *)F(s), 0.9f, n);
+                    backend.sum_square((OptimiserState *)F(s), F(g), n);
+                    backend.optimiser_begin((OptimiserState *)F(s), config);
+                    backend.adamw(F(w), F(m), F(v), F(g), (OptimiserState *)F(s), config, n);
+                    backend.ema(F(e), F(w), (OptimiserState *)F(s), 0.9f, n);
                     download_all(0);
                     OptimiserState seen;
                     memcpy(&seen, s->result[0] + GUARD, sizeof seen);
@@ -1140,7 +1140,7 @@ static void expect(const Operand *o, const char *of, const char *name, double to
         }
         tolerance += inputs;
     }
-    k_download(bytes, o->backend, o->bytes);
+    backend.download(bytes, o->backend, o->bytes);
     for (size_t i = 0; i < t->count; i++) got[i] = (float)value_of(bytes, o->type, i);
     char what[100];
     snprintf(what, sizeof what, "PyTorch's %s", key);
@@ -1356,19 +1356,19 @@ static void compare_optimiser(void) {
     upload_all();
     for (int step = 0; step < z[0]; step++) {
         char name[32];
-        k_upload(F(g), gradients + (size_t)step * w->count, w->count * sizeof *gradients);
-        k_sum_square(state, F(g), n1);
-        k_sum_square(state, F(g) + n1, n2);
-        k_optimiser_begin(state, c);
-        k_adamw(F(w), F(m), F(v), F(g), state, c, n1);
-        k_adamw(F(w) + n1, F(m) + n1, F(v) + n1, F(g) + n1, state, c, n2);
-        k_ema(F(e), F(w), state, 0.95f, w->count);
+        backend.upload(F(g), gradients + (size_t)step * w->count, w->count * sizeof *gradients);
+        backend.sum_square(state, F(g), n1);
+        backend.sum_square(state, F(g) + n1, n2);
+        backend.optimiser_begin(state, c);
+        backend.adamw(F(w), F(m), F(v), F(g), state, c, n1);
+        backend.adamw(F(w) + n1, F(m) + n1, F(v) + n1, F(g) + n1, state, c, n2);
+        backend.ema(F(e), F(w), state, 0.95f, w->count);
         snprintf(name, sizeof name, "w%d", step + 1);
         expect(w, of, name, 1e-6); // a step moves w by 0.01, and is right to 1e-5 of itself
         snprintf(name, sizeof name, "ema%d", step + 1);
         expect(e, of, name, 1e-6);
         OptimiserState seen;
-        k_download(&seen, state, sizeof seen);
+        backend.download(&seen, state, sizeof seen);
         float want;
         snprintf(name, sizeof name, "norm%d", step + 1);
         store_read_f32(stored(of, name), &want);
@@ -1399,7 +1399,7 @@ static void test_nan(void) {
         set(x, 17, NAN);
         on_host = false;
         upload_all();
-        k_activation(M(y), M(x), 33, (Activation)f);
+        backend.activation(M(y), M(x), 33, (Activation)f);
         download_all(1);
         check(isnan(value_of(y->result[1], storage, 17)) && !isnan(value_of(y->result[1], storage, 16)),
               activations[f]);
@@ -1409,7 +1409,7 @@ static void test_nan(void) {
     Operand *x = input("x", storage, conv_x(p)), *y = output("y", storage, conv_y(p));
     set(x, 3, NAN);
     upload_all();
-    k_pool(M(y), M(x), p, POOL_MAX);
+    backend.pool(M(y), M(x), p, POOL_MAX);
     download_all(1);
     check(isnan(value_of(y->result[1], storage, 0)), "a NaN passes the largest of a window");
     clear();
@@ -1437,10 +1437,10 @@ int main(int argc, char **argv) {
                  {"nan", test_nan},
                  {"differences", test_differences},
                  {"PyTorch", compare_with_pytorch}};
-    k_init(2);
-    storage = k_storage();
+    backend_init(2);
+    storage = backend.storage;
     rounding = storage == F32 ? fp32_rounding : storage == F16 ? 0x1p-10 : 0x1p-7;
-    printf("kernels: %s\n", k_name());
+    printf("kernels: %s\n", backend.name());
     for (int k = 1; k < argc; k++) { // `kernels attention PyTorch` runs these alone
         bool known = false;
         for (int i = 0; i < COUNT(tests); i++) known |= !strcmp(argv[k], tests[i].name);

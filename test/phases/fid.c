@@ -578,7 +578,7 @@ static void test_refusals(void) {
 
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    k_init(2);
+    backend_init(2);
     fixtures = store_open("test/fixtures/fid.safetensors");
     char name[] = "/tmp/sd-test-fid-XXXXXX";
     folder = mkdtemp(name);

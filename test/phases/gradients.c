@@ -88,7 +88,7 @@ static Tensor *unet_loss(const UNet *u, const TextEncoder *e, int step) {
 
 static void clear_gradients(const Params *p) {
     for (int i = 0; i < p->count; i++)
-        k_fill((Mem){p->list[i].tensor->gradient, F32}, 0, tensor_count(p->list[i].tensor));
+        backend.fill((Mem){p->list[i].tensor->gradient, F32}, 0, tensor_count(p->list[i].tensor));
 }
 
 static void unet_and_text(void) {
@@ -183,7 +183,7 @@ static void optimiser_alone(void) {
             int64_t shape[2] = {w[i]->shape[0], w[i]->shape[1]};
             made_fill(name, w[i]->dims, shape, MADE_SOFT, g);
             for (size_t k = 0; k < tensor_count(w[i]); k++) g[k] *= 0.3f;
-            k_upload(w[i]->gradient, g, tensor_count(w[i]) * sizeof(float));
+            backend.upload(w[i]->gradient, g, tensor_count(w[i]) * sizeof(float));
             free(name);
         }
         optimiser_step(o);
@@ -220,8 +220,8 @@ static void full(void) {
     check_loss("loss.full", (double)tensor_item(loss), 1e-4);
     tape_end();
     check_gradients("Stable Diffusion v1.5's UNet", &p, "full.", 5, 1e-3);
-    printf("peak memory %.2f GB\n", (double)k_peak() / 1e9);
-    check(k_peak() < 14e9, "the full UNet's gradient takes less than 14 GB");
+    printf("peak memory %.2f GB\n", (double)backend.peak() / 1e9);
+    check(backend.peak() < 14e9, "the full UNet's gradient takes less than 14 GB");
     checkpointing = false;
     free(u);
     params_free(&p);
@@ -229,7 +229,7 @@ static void full(void) {
 }
 
 int main(void) {
-    k_init(2);
+    backend_init(2);
     fixture = store_open("test/fixtures/gradients.safetensors");
     optimiser_alone();
     vae();

@@ -273,7 +273,7 @@ static void test_average(void) {
         for (size_t k = 0; k < n; k++) g[k] *= 0.01f;
         as_weight.data = t->gradient;
         param_write(&as_weight, g);
-        k_copy((Mem){o->ema[i], F32}, mem(&average), n); // the target's weights are where the average begins
+        backend.copy((Mem){o->ema[i], F32}, mem(&average), n); // the target's weights are where the average begins
         free(g);
     }
     optimiser_step(o);
@@ -346,7 +346,7 @@ static void fill_made(Tensor *t, const char *name) {
     made_fill(name, t->dims, shape, MADE_SOFT, x);
     param_allocate(t, F32);
     param_write(t, x);
-    k_sync();
+    backend.sync();
     free(x);
 }
 
@@ -402,7 +402,7 @@ static void check_full_gradients(const float *want) {
 
 // How long the network takes for 50 guided steps, by 4 without guidance: the best of three on one processor, in turn.
 static double measure_gain(void) {
-    k_init(1);
+    backend_init(1);
     Scope s = scope_begin();
     Tensor *z = made_latents("input.lcm.full.z"), *text = made_text("input.lcm.full.text");
     Tensor *two = stack(z, z), *texts = stack(text, text);
@@ -419,7 +419,7 @@ static double measure_gain(void) {
         guided = fmin(guided, processor_seconds() - started);
     }
     scope_end(s, NULL);
-    k_init(0);
+    backend_init(0);
     printf("a pass %.2f s, a guided pass %.2f s: 4 plain ones take %.1f times less than 50 guided ones\n",
            plain, guided, 50 * guided / (4 * plain));
     return 50 * guided / (4 * plain);
@@ -464,7 +464,7 @@ static void test_full_step(void) {
     check_close("its loss", &got, want, 1, 1e-4);
     check_full_gradients(rows);
     double planned = lasting + (double)plan_activations(&c, NULL, 1, 64, 64, 77, true),
-           used = (double)k_peak();
+           used = (double)backend.peak();
     printf("memory: weights and gradients %.2f GB; %.2f GB planned in all, %.2f GB used\n", lasting / 1e9,
            planned / 1e9, used / 1e9);
     check(fabs(used / planned - 1) <= 0.1, "the plan of its memory holds within 10 %");
@@ -479,7 +479,7 @@ static void test_full_step(void) {
 }
 
 int main(void) {
-    k_init(getenv("FULL") ? 0 : 1);
+    backend_init(getenv("FULL") ? 0 : 1);
     fixtures = store_open("test/fixtures/lcm.safetensors");
     test_tables();
     teacher = unet_new(tiny(false), &teacher_p);

@@ -164,7 +164,7 @@ static void check_case_within(const char *name, Tensor *loss, Lora *const *loras
             if (!(d <= error)) error = isnan(d) ? INFINITY : d;
         }
         if (!(error <= worst)) worst = error, worst_name = list[i]->name;
-        k_fill((Mem){t->gradient, F32}, 0, n);
+        backend.fill((Mem){t->gradient, F32}, 0, n);
         free(g);
     }
     if (other_rounding()) {
@@ -312,7 +312,7 @@ static void check_full_output(const char *what, const UNet *net, Tensor *z, Tens
 
 // A pass with the set that hangs on `student`, by one without: the best of three each on one processor, in turn.
 static double cost(const char *what, const UNet *student, const UNet *base, Tensor *z, Tensor *text) {
-    k_init(1);
+    backend_init(1);
     double best[2] = {INFINITY, INFINITY};
     for (int i = 0; i < 6; i++) {
         Scope s = scope_begin();
@@ -321,7 +321,7 @@ static double cost(const char *what, const UNet *student, const UNet *base, Tens
         best[i % 2] = fmin(best[i % 2], processor_seconds() - started);
         scope_end(s, NULL);
     }
-    k_init(2);
+    backend_init(2);
     printf("a pass %.2f s, with unmerged adapters of rank 64 on %s %.2f s: %.1f %% more\n", best[0], what,
            best[1], 100 * (best[1] / best[0] - 1));
     return best[1] / best[0] - 1;
@@ -360,7 +360,7 @@ static void test_full(void) {
         Tensor *loss = lcm_loss(&way, &b);
         check_case_within("consistency", loss, &l, 1, 1e-4, 1e-3);
         tape_end();
-        double used = (double)k_peak();
+        double used = (double)backend.peak();
         printf("a step of LCM-LoRA at full size%s: %.1f s, peak memory %.2f GB\n",
                saving ? ", with gradient checkpointing" : "", seconds() - started, used / 1e9);
         check(used < most[saving], saving ? "under 7 GB with gradient checkpointing" : "under 9 GB without");
@@ -643,7 +643,7 @@ static void test_log(void) {
     tape_begin();
     Tensor *y = activation(x, LOG);
     Tensor *ones = tensor_new(SHAPE(1, 37));
-    k_fill(mem(ones), one, 37);
+    backend.fill(mem(ones), one, 37);
     Tensor *sum = matmul(y, ones, true, -1.0f / 37);
     backward(loss_pick(sum, (int[]){0}));
     float *got = tensor_read(y);
@@ -659,7 +659,7 @@ static void test_log(void) {
 }
 
 int main(void) {
-    k_init(2);
+    backend_init(2);
     verbosity = -1;
     if (!mkdtemp(scratch)) die("cannot make %s", scratch);
     fixtures = store_open("test/fixtures/lora.safetensors");

@@ -498,7 +498,7 @@ static void picture(const char *arch, SchedulerKind kind, int steps, const char 
 
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    k_init(0);
+    backend_init(0);
     if (getenv("REDUCED")) { // for kernels that are slow
         reduced();
         return test_report();

@@ -232,7 +232,7 @@ void made_params(const Params *p, const char *prefix, MadeRegime regime, Type ty
         float *x = xmalloc(tensor_count(t) * sizeof *x);
         int64_t shape[4];
         made_fill(name, param_file_shape(t, shape), shape, regime, x);
-        if (t->data && t->type != type) k_free(t->data), t->data = NULL;
+        if (t->data && t->type != type) backend.free(t->data), t->data = NULL;
         if (!t->data) param_allocate(t, type);
         param_write(t, x);
         free(x), free(name);

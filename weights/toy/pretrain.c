@@ -55,7 +55,7 @@ static void initialise(const Params *p, Random *r) {
             float bound = sqrtf(3 / (float)fan_in) * (quiet ? 0.35f : 1);
             for (size_t j = 0; j < n; j++) x[j] = bound * (2 * random_uniform(r) - 1);
         }
-        if (t->data) k_free(t->data);
+        if (t->data) backend.free(t->data);
         param_allocate(t, F32);
         tensor_write(t, x);
         free(x);
