@@ -1,4 +1,4 @@
-// base.c: errors, memory, time, progress and files that appear whole. See base.h.
+// base.c: errors, memory, strings, time, progress, files. See base.h.
 #define _XOPEN_SOURCE 700 // POSIX 2008 and sync()
 #define _DEFAULT_SOURCE   // madvise
 #include "base.h"
@@ -77,10 +77,7 @@ void note_verbose(const char *fmt, ...) {
     va_end(args);
 }
 
-// ---- memory and strings --------------------------------------------------------------------------------
-
-static const size_t HUGE_FROM =
-    16u << 20; // bytes; smaller blocks are mostly reused, and their pages with them
+// ---- memory --------------------------------------------------------------------------------------------
 
 void prefer_huge_pages(void *at, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -92,18 +89,22 @@ void prefer_huge_pages(void *at, size_t bytes) {
 #endif
 }
 
+// Smaller blocks than 16 MB are mostly reused, and their pages with them.
+static void *large_or_small(void *p, size_t bytes) {
+    if (bytes >= 16u << 20) prefer_huge_pages(p, bytes);
+    return p;
+}
+
 void *xmalloc(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
     if (!p) die("out of memory: %zu bytes were asked for", bytes);
-    if (bytes >= HUGE_FROM) prefer_huge_pages(p, bytes);
-    return p;
+    return large_or_small(p, bytes);
 }
 
 void *xcalloc(size_t count, size_t size) {
     void *p = calloc(count ? count : 1, size ? size : 1);
     if (!p) die("out of memory: %zu times %zu bytes were asked for", count, size);
-    if (count * size >= HUGE_FROM) prefer_huge_pages(p, count * size);
-    return p;
+    return large_or_small(p, count * size);
 }
 
 void *xrealloc(void *old, size_t bytes) {
@@ -111,6 +112,8 @@ void *xrealloc(void *old, size_t bytes) {
     if (!p) die("out of memory: %zu bytes were asked for", bytes);
     return p;
 }
+
+// ---- strings -------------------------------------------------------------------------------------------
 
 char *xstrdup(const char *s) {
     size_t n = strlen(s) + 1;
@@ -129,34 +132,45 @@ char *format(const char *fmt, ...) {
     return s;
 }
 
-// ---- UTF-8 ---------------------------------------------------------------------------------------------
+bool starts_with(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
+
+bool ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+bool next_line(const char **at, const char *end, const char **line, size_t *length) {
+    if (*at == end) return false;
+    *line = *at;
+    const char *feed = memchr(*at, '\n', (size_t)(end - *at));
+    *length = (size_t)((feed ? feed : end) - *line);
+    *at = feed ? feed + 1 : end;
+    if (*length && (*line)[*length - 1] == '\r') --*length;
+    return true;
+}
 
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
+    // First bytes, how many follow, and the range of the second; the others are 80 to BF (RFC 3629, 4).
+    static const struct {
+        unsigned char first, last, more, low, high;
+    } sequences[] = {{0x00, 0x7F, 0, 0x00, 0x00}, {0xC2, 0xDF, 1, 0x80, 0xBF}, {0xE0, 0xE0, 2, 0xA0, 0xBF},
+                     {0xE1, 0xEC, 2, 0x80, 0xBF}, {0xED, 0xED, 2, 0x80, 0x9F}, {0xEE, 0xEF, 2, 0x80, 0xBF},
+                     {0xF0, 0xF0, 3, 0x90, 0xBF}, {0xF1, 0xF3, 3, 0x80, 0xBF}, {0xF4, 0xF4, 3, 0x80, 0x8F}};
     const unsigned char *u = (const unsigned char *)s;
-    size_t i = 0;
-    while (i < bytes) {
-        unsigned char c = u[i];
-        size_t more = c < 0x80   ? 0
-                      : c < 0xC2 ? 4
-                      : c < 0xE0 ? 1
-                      : c < 0xF0 ? 2
-                      : c < 0xF5 ? 3
-                                 : 4; // 4: no lead byte
-        if (more == 4 || more >= bytes - i) break;
-        // The second byte's range excludes longer forms than needed, surrogates and what lies above U+10FFFF.
-        unsigned char low = c == 0xE0   ? 0xA0
-                            : c == 0xF0 ? 0x90
-                                        : 0x80,
-                      high = c == 0xED   ? 0x9F
-                             : c == 0xF4 ? 0x8F
-                                         : 0xBF;
-        if (more && (u[i + 1] < low || u[i + 1] > high)) break;
-        if (more > 1 && (u[i + 2] & 0xC0) != 0x80) break;
-        if (more > 2 && (u[i + 3] & 0xC0) != 0x80) break;
-        i += more + 1;
+    for (size_t i = 0; i < bytes;) {
+        size_t k = 0;
+        while (k < 9 && (u[i] < sequences[k].first || u[i] > sequences[k].last)) k++;
+        bool good = k < 9 && sequences[k].more < bytes - i;
+        for (size_t j = 1; good && j <= sequences[k].more; j++)
+            good = u[i + j] >= (j == 1 ? sequences[k].low : 0x80) &&
+                   u[i + j] <= (j == 1 ? sequences[k].high : 0xBF);
+        if (!good) {
+            if (bad_at) *bad_at = i;
+            return false;
+        }
+        i += sequences[k].more + 1u;
     }
-    if (i < bytes && bad_at) *bad_at = i;
-    return i >= bytes;
+    return true;
 }
 
 uint32_t utf8_get(const char **s) {
@@ -169,15 +183,45 @@ uint32_t utf8_get(const char **s) {
 }
 
 int utf8_put(char out[4], uint32_t point) {
-    if (point < 0x80) {
-        out[0] = (char)point;
-        return 1;
-    }
-    int more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
+    int more = point < 0x80 ? 0 : point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
     for (int i = more; i > 0; i--, point >>= 6) out[i] = (char)(0x80 | (point & 0x3F));
-    out[0] = (char)((more == 1 ? 0xC0 : more == 2 ? 0xE0 : 0xF0) | point);
+    static const unsigned char first[] = {0, 0xC0, 0xE0, 0xF0};
+    out[0] = (char)(first[more] | point);
     return more + 1;
 }
+
+// The entry of a name, or the free place where it belongs. (Open addressing; the hash is 64-bit FNV-1a.)
+static struct Name *names_place(const Names *n, const char *text, size_t length) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * 0x100000001b3;
+    for (size_t i = (size_t)(hash ^ hash >> 32);; i++) {
+        struct Name *e = &n->entries[i & (n->size - 1)];
+        if (!e->text || (e->length == length && !memcmp(e->text, text, length))) return e;
+    }
+}
+
+void names_set(Names *n, const char *text, size_t length, int number) {
+    if (2 * (n->count + 1) > n->size) { // at most half full, so that a search is short
+        Names larger = {.size = n->size ? 2 * n->size : 1024, .count = n->count};
+        larger.entries = xcalloc(larger.size, sizeof *larger.entries);
+        for (size_t i = 0; i < n->size; i++) {
+            const struct Name *e = &n->entries[i];
+            if (e->text) *names_place(&larger, e->text, e->length) = *e;
+        }
+        names_free(n);
+        *n = larger;
+    }
+    struct Name *e = names_place(n, text, length);
+    n->count += !e->text;
+    *e = (struct Name){text, length, number};
+}
+
+int names_get(const Names *n, const char *text, size_t length) {
+    const struct Name *e = n->size ? names_place(n, text, length) : NULL;
+    return e && e->text ? e->number : -1;
+}
+
+void names_free(Names *n) { free(n->entries); }
 
 // ---- time and progress ---------------------------------------------------------------------------------
 
@@ -197,23 +241,22 @@ static void format_time(char out[16], double s) {
 }
 
 static void progress_draw(Progress *p, const char *extra) {
-    double now = seconds(), used = now - p->started, rate = used > 0 ? (double)p->done / used : 0;
-    char spent[16], left[16] = "?", speed[32];
+    static const char full[] = "########################", empty[] = "........................";
+    p->drawn = seconds();
+    double used = p->drawn - p->started, rate = used > 0 ? (double)p->done / used : 0;
+    bool terminal = isatty(STDERR_FILENO), slow = rate > 0 && rate < 1;
+    char spent[16], left[16] = "?";
     format_time(spent, used);
     if (rate > 0) format_time(left, (double)(p->total - p->done) / rate);
-    snprintf(speed, sizeof speed, rate >= 1 || rate == 0 ? "%.1f/s" : "%.2f s each",
-             rate >= 1 || rate == 0 ? rate : 1 / rate);
-    bool terminal = isatty(STDERR_FILENO);
-    char bar[25] = "";
-    if (terminal) {
-        int filled = p->total > 0 ? (int)(24 * p->done / p->total) : 0;
-        for (int i = 0; i < 24; i++) bar[i] = i < filled ? '#' : '.';
-        bar[24] = 0;
-    }
-    fprintf(stderr, "%s%s %s%s%ld/%ld, %s, %s spent, %s left%s%s%s", terminal ? "\r" : "", p->what, bar,
-            terminal ? " " : "", p->done, p->total, speed, spent, left, extra ? ", " : "", extra ? extra : "",
+    int filled = p->total > 0 ? (int)(24 * p->done / p->total) : 0;
+    if (terminal)
+        fprintf(stderr, "\r%s %.*s%.*s", p->what, filled, full, 24 - filled, empty);
+    else
+        fputs(p->what, stderr);
+    fprintf(stderr, slow ? " %ld/%ld, %.2f s each" : " %ld/%ld, %.1f/s", p->done, p->total,
+            slow ? 1 / rate : rate);
+    fprintf(stderr, ", %s spent, %s left%s%s%s", spent, left, extra ? ", " : "", extra ? extra : "",
             terminal ? "\033[K" : "\n");
-    p->drawn = now;
 }
 
 void progress_begin(Progress *p, const char *what, long total) {
@@ -258,20 +301,19 @@ bool interrupted(void) { return signals_seen != 0; }
 
 // ---- files ---------------------------------------------------------------------------------------------
 
+static _Noreturn void die_of_writing(const char *path) { die("cannot write %s: %s", path, strerror(errno)); }
+static _Noreturn void die_of_reading(const char *path) { die("cannot read %s: %s", path, strerror(errno)); }
+
 Output *output_open(const char *path) {
     struct stat there;
     bool exists = stat(path, &there) == 0;
     if (exists && S_ISDIR(there.st_mode)) die("cannot write %s: it is a folder", path);
-    Output *o = xcalloc(1, sizeof *o);
-    o->path = xstrdup(path);
-    o->direct = exists && !S_ISREG(there.st_mode);
-    o->temporary = o->direct ? xstrdup(path) : format("%s.%ld.part", path, (long)getpid());
-    o->file = fopen(o->temporary, "wb");
-    if (!o->file) {
-        int error = errno;
-        free(o->temporary), free(o->path), free(o);
-        die("cannot write %s: %s", path, strerror(error));
-    }
+    bool direct = exists && !S_ISREG(there.st_mode);
+    char *temporary = direct ? xstrdup(path) : format("%s.%ld.part", path, (long)getpid());
+    FILE *file = fopen(temporary, "wb");
+    if (!file) die_of_writing(path);
+    Output *o = xmalloc(sizeof *o);
+    *o = (Output){.file = file, .path = xstrdup(path), .temporary = temporary, .direct = direct};
 #pragma omp critical(unfinished_files) // pictures are written by several threads
     {
         o->next = unfinished;
@@ -282,11 +324,11 @@ Output *output_open(const char *path) {
 
 static void output_forget(Output *o) {
 #pragma omp critical(unfinished_files)
-    for (Output **p = &unfinished; *p; p = &(*p)->next)
-        if (*p == o) {
-            *p = o->next;
-            break;
-        }
+    {
+        Output **p = &unfinished;
+        while (*p != o) p = &(*p)->next;
+        *p = o->next;
+    }
     free(o->path), free(o->temporary), free(o);
 }
 
@@ -297,15 +339,28 @@ void output_discard(Output *o) {
 }
 
 void output_write(Output *o, const void *data, size_t bytes) {
-    if (bytes && fwrite(data, 1, bytes, o->file) != bytes)
-        die("cannot write %s: %s", o->path, strerror(errno));
+    if (bytes && fwrite(data, 1, bytes, o->file) != bytes) die_of_writing(o->path);
 }
 
 void output_printf(Output *o, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
-    if (vfprintf(o->file, fmt, args) < 0) die("cannot write %s: %s", o->path, strerror(errno));
+    if (vfprintf(o->file, fmt, args) < 0) die_of_writing(o->path);
     va_end(args);
+}
+
+static bool lazy;
+
+void output_lazily(bool on) {
+    if (lazy && !on) sync();
+    lazy = on;
+}
+
+void output_commit(Output *o) {
+    if (fflush(o->file) || (!o->direct && !lazy && fsync(fileno(o->file)))) die_of_writing(o->path);
+    int closed = fclose(o->file);
+    if (closed || (!o->direct && rename(o->temporary, o->path))) die_of_writing(o->path);
+    output_forget(o);
 }
 
 void remove_leftovers(const char *dir) {
@@ -322,25 +377,29 @@ void remove_leftovers(const char *dir) {
     closedir(folder);
 }
 
-static bool lazy;
-
-void output_lazily(bool on) {
-    if (lazy && !on) sync();
-    lazy = on;
+void write_text_file(const char *dir, const char *name, const char *text) {
+    char *path = format("%s/%s", dir, name), *slash = strrchr(path, '/');
+    *slash = 0;
+    make_directories(path);
+    *slash = '/';
+    Output *o = output_open(path);
+    output_write(o, text, strlen(text));
+    output_commit(o);
+    free(path);
 }
 
-void output_commit(Output *o) {
-    if (fflush(o->file) || (!o->direct && !lazy && fsync(fileno(o->file))))
-        die("cannot write %s: %s", o->path, strerror(errno));
-    int closed = fclose(o->file);
-    if (closed || (!o->direct && rename(o->temporary, o->path)))
-        die("cannot write %s: %s", o->path, strerror(errno));
-    output_forget(o);
+void copy_file(const char *from, const char *to) {
+    size_t bytes;
+    const unsigned char *data = map_file(from, &bytes);
+    Output *o = output_open(to);
+    output_write(o, data, bytes);
+    output_commit(o);
+    unmap_file(data, bytes);
 }
 
 char *read_file(const char *path, size_t *bytes) {
     FILE *f = fopen(path, "rb");
-    if (!f) die("cannot read %s: %s", path, strerror(errno));
+    if (!f) die_of_reading(path);
     struct stat s;
     if (fstat(fileno(f), &s) || S_ISDIR(s.st_mode)) die("cannot read %s: it is a folder", path);
     size_t capacity = (size_t)s.st_size + 1, n = 0, got;
@@ -349,7 +408,7 @@ char *read_file(const char *path, size_t *bytes) {
         n += got;
         if (n == capacity) data = xrealloc(data, capacity *= 2);
     }
-    if (ferror(f)) die("cannot read %s: %s", path, strerror(errno));
+    if (ferror(f)) die_of_reading(path);
     fclose(f);
     data[n] = 0;
     if (bytes) *bytes = n;
@@ -358,10 +417,9 @@ char *read_file(const char *path, size_t *bytes) {
 
 const unsigned char *map_file(const char *path, size_t *bytes) {
     int fd = open(path, O_RDONLY);
-    if (fd < 0) die("cannot read %s: %s", path, strerror(errno));
     struct stat s;
-    if (fstat(fd, &s)) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(s.st_mode)) die("cannot read %s: it is no regular file", path);
+    if (fd < 0 || fstat(fd, &s)) die_of_reading(path);
+    if (!S_ISREG(s.st_mode)) die("cannot read %s: it is not a regular file", path);
     *bytes = (size_t)s.st_size;
     void *at = *bytes ? mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
     if (at == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));

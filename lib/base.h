@@ -1,8 +1,7 @@
-// base.h: what every file of the project may use: errors, memory, time, progress, files that appear whole.
+// base.h: what every file of the project may use: errors, memory, strings, time, progress, files.
 //
-// An error that the user must mend ends the program: one line on stderr that names the thing, the value
-// found and the value expected, and exit status 1. Libraries usually return error codes; a program whose
-// only sensible answer to a truncated model is to say so and stop reads better without them.
+// An error that the user has to fix ends the program: one line on stderr that names the thing, the value
+// found and the value expected, and exit status 1. That reads better than error codes passed up to main().
 #ifndef BASE_H
 #define BASE_H
 
@@ -28,28 +27,47 @@ _Noreturn void die_usage(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void note(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // The same, only under --verbose.
 void note_verbose(const char *fmt, ...) PRINTF_LIKE(1, 2);
-// Called by die() in place of exit() when set: a test or a fuzzer that wants to live on longjmp()s from it.
+// Where set, die() calls it before anything else. A test that wants to go on leaves it by longjmp().
 extern void (*die_hook)(const char *message);
 extern int verbosity; // -1 --quiet, 0, 1 --verbose
 
-// ---- memory and strings --------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------
 
-// Asks the system for large pages: a matrix then needs a few entries of the processor's page cache instead of thousands,
-// and is handed over 2 MB at a time. Large blocks of xmalloc() and xcalloc() have been asked for.
-void prefer_huge_pages(void *at, size_t bytes);
-void *xmalloc(size_t bytes);              // never NULL: dies with the figure
-void *xcalloc(size_t count, size_t size); // zeroed; count * size may not overflow
+void *xmalloc(size_t bytes);              // never NULL: dies with the size
+void *xcalloc(size_t count, size_t size); // zeroed; dies where count * size overflows
 void *xrealloc(void *old, size_t bytes);
+// Asks the system for pages of 2 MB: fewer page faults, and fewer entries of the processor's page table cache
+// (TLB). xmalloc() and xcalloc() do so for large blocks.
+void prefer_huge_pages(void *at, size_t bytes);
+
+// ---- strings -------------------------------------------------------------------------------------------
+
 char *xstrdup(const char *s);
 char *format(const char *fmt, ...) PRINTF_LIKE(1, 2); // printf into a new string; the caller frees it
+bool starts_with(const char *s, const char *start);
+bool ends_with(const char *s, const char *end);
+// The next line of a text that ends at `end`, without line feed or carriage return. *at moves behind it.
+// False at the end of the text.
+bool next_line(const char **at, const char *end, const char **line, size_t *length);
 
-// ---- UTF-8 ---------------------------------------------------------------------------------------------
-
-// True if the bytes are UTF-8 as RFC 3629 has it: shortest forms only, no surrogates, nothing above U+10FFFF.
-// Where not, *bad_at (may be NULL) is the offset of the first byte of the first broken sequence.
+// True if the bytes are UTF-8 as RFC 3629 defines it: shortest forms only, no surrogates, nothing above
+// U+10FFFF. If not, *bad_at (may be NULL) is the offset of the first byte of the first broken sequence.
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
 uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
+
+// A hash table from names to numbers (0 or more). The names' bytes are not copied. Begins as {0}.
+typedef struct {
+    struct Name {
+        const char *text; // `length` bytes; NULL in a free place
+        size_t length;
+        int number;
+    } * entries;
+    size_t size, count; // size is a power of two
+} Names;
+void names_set(Names *n, const char *text, size_t length, int number); // adds the name, or changes its number
+int names_get(const Names *n, const char *text, size_t length);        // -1 where it is absent
+void names_free(Names *n);
 
 // ---- time and progress ---------------------------------------------------------------------------------
 
@@ -66,36 +84,38 @@ void progress_begin(Progress *p, const char *what, long total);
 void progress_step(Progress *p, long done, const char *extra); // done: how many of total are finished now
 void progress_end(Progress *p);
 
-// True once Ctrl-C (or SIGTERM) came, for loops that want to finish cleanly; a second Ctrl-C ends at once.
+// From the start of the program: Ctrl-C and SIGTERM remove unfinished files and end it with status 1; a file
+// that grows past the limit of its size is an error of write(), not a signal.
+void interrupt_tidy(void);
+// For loops that want to finish a step first: from here on the first signal only makes interrupted() true.
 void interrupt_catch(void);
 bool interrupted(void);
-// For everything else, from the start of the program: Ctrl-C and SIGTERM remove unfinished files and end with status
-// 1, and a file that grows past its limit is an error of write(), not the program's death.
-void interrupt_tidy(void);
 
 // ---- files ---------------------------------------------------------------------------------------------
 
-// A file is written beside its final name and renamed when whole, so that a reader never sees half of it
-// and a failed run leaves the old one. Every write is checked; a full disk dies with the name.
+// A file is written beside its final name and renamed when complete. So a reader never sees half of it, and a
+// failed run leaves the old one. Every write is checked; a full disk dies with the file's name.
 typedef struct Output Output;
 Output *output_open(const char *path);
 void output_write(Output *o, const void *data, size_t bytes);
 void output_printf(Output *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void output_commit(Output *o); // flush to disk, close, rename
 void output_discard(Output *o);
-// While on, output_commit leaves it to the system when a file reaches the disk: for thousands of small files, each
-// of which would wait some 20 ms. Turning it off flushes them all at once. Not while other threads write.
+// While on, output_commit() does not wait until a file is on disk, which takes some 20 ms: for thousands of
+// small files. Turning it off flushes them all at once. Not while other threads write.
 void output_lazily(bool on);
-// Removes from a folder what writers that were killed left in it: NAME.PID.part, where there is no process PID.
+// Removes from a folder what killed writers left there: NAME.PID.part, where no process PID runs.
 void remove_leftovers(const char *dir);
 
-char *read_file(const char *path, size_t *bytes); // whole file, with a NUL behind it; dies if it cannot
-// A whole file as memory that the system fills page by page, when it is looked at: of a large file one pays for what one
-// reads. NULL for an empty file. Dies where it cannot, and of what is no regular file.
+void write_text_file(const char *dir, const char *name, const char *text); // DIR/NAME; makes folders
+void copy_file(const char *from, const char *to);
+char *read_file(const char *path, size_t *bytes); // with a NUL behind it; dies where it cannot
+// A whole file as memory that the system reads page by page when it is touched: of a large file one pays for
+// what one uses. NULL for an empty file. Dies where it cannot, and for what is not a regular file.
 const unsigned char *map_file(const char *path, size_t *bytes);
 void unmap_file(const unsigned char *at, size_t bytes);
 bool file_exists(const char *path);
 bool is_directory(const char *path);
-void make_directories(const char *path); // like mkdir -p
+void make_directories(const char *path); // mkdir -p
 
 #endif

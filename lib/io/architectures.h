@@ -1,4 +1,4 @@
-// architectures.h: the configurations that the program carries with it, as the JSON texts of a diffusers folder.
+// architectures.h: the configurations that the program carries with it: the JSON texts of diffusers folders.
 #ifndef ARCHITECTURES_H
 #define ARCHITECTURES_H
 

@@ -9,8 +9,7 @@
 //   dataset_flickr30k.json    also dataset.json
 //
 // The first of these that is there counts. Pictures are in the order in which the file first names them, and
-// each has its captions in the file's order: the order is the same on every machine. The pictures themselves
-// are not opened here.
+// each has its captions in the file's order. The pictures themselves are not opened here.
 #define _DEFAULT_SOURCE // strcasecmp, readdir
 #include "io.h"
 
@@ -28,45 +27,23 @@ static const char *const picture_folders[] = {"", "Images/", "images/", "flickr3
 typedef struct {
     Dataset *set;
     const char *file; // the captions file's path, for messages
-    size_t capacity;
-    size_t *slots; // open addressing: index of a sample plus 1, by the hash of its name; 0: free
-    size_t slot_count;
+    size_t room;      // for samples
+    Names names;      // of the samples -> their places
 } Builder;
-
-static size_t hash_name(const char *name, size_t length) { // FNV-1a
-    uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < length; i++) h = (h ^ (unsigned char)name[i]) * 0x100000001b3;
-    return (size_t)h;
-}
-
-static size_t *find_slot(const Builder *b, const char *name, size_t length) {
-    size_t i = hash_name(name, length) & (b->slot_count - 1);
-    for (; b->slots[i]; i = (i + 1) & (b->slot_count - 1)) {
-        const char *other = b->set->samples[b->slots[i] - 1].name;
-        if (!strncmp(other, name, length) && !other[length]) break;
-    }
-    return &b->slots[i];
-}
 
 // The sample of that name, a new one where there is none yet.
 static Sample *sample_of(Builder *b, const char *name, size_t length) {
     Dataset *set = b->set;
-    if (2 * set->count >= b->slot_count) { // at most half full: grow, and put everything in anew
-        b->slot_count = b->slot_count ? 2 * b->slot_count : 64;
-        free(b->slots);
-        b->slots = xcalloc(b->slot_count, sizeof *b->slots);
-        for (size_t i = 0; i < set->count; i++)
-            *find_slot(b, set->samples[i].name, strlen(set->samples[i].name)) = i + 1;
+    int known = names_get(&b->names, name, length);
+    if (known >= 0) return &set->samples[known];
+    if (set->count == b->room) {
+        b->room = 2 * b->room + 64;
+        set->samples = xrealloc(set->samples, b->room * sizeof *set->samples);
     }
-    size_t *slot = find_slot(b, name, length);
-    if (!*slot) {
-        if (set->count == b->capacity)
-            set->samples =
-                xrealloc(set->samples, (b->capacity = 2 * b->capacity + 64) * sizeof *set->samples);
-        set->samples[set->count] = (Sample){.name = format("%.*s", (int)length, name)};
-        *slot = ++set->count;
-    }
-    return &set->samples[*slot - 1];
+    Sample *s = &set->samples[set->count];
+    *s = (Sample){.name = format("%.*s", (int)length, name)};
+    names_set(&b->names, s->name, length, (int)set->count++);
+    return s;
 }
 
 static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
@@ -94,71 +71,55 @@ typedef struct {
     long line; // counted from 1
 } Reader;
 
-// The line at the reader, without its end; false at the end of the text.
-static bool next_line(Reader *r, const char **begin, size_t *length) {
-    if (r->p == r->end) return false;
-    const char *stop = memchr(r->p, '\n', (size_t)(r->end - r->p));
-    *begin = r->p;
-    *length = (size_t)((stop ? stop : r->end) - r->p);
-    r->p = stop ? stop + 1 : r->end;
+static bool read_line(Reader *r, const char **line, size_t *length) {
     r->line++;
-    if (*length && (*begin)[*length - 1] == '\r') --*length;
-    return true;
+    return next_line(&r->p, r->end, line, length);
 }
 
-// A CSV field into `out` (grown as needed): plain up to the comma, or quoted, where "" is a quote and commas and
-// line ends are text. The last column of a row, where it is not quoted, takes the rest of the line, commas too:
+// A CSV field, decoded in place: plain up to the comma, or quoted, where "" is a quote and commas and line
+// ends are text. The last column of a row, where it is not quoted, takes the rest of the line, commas too:
 // files made by hand often leave the quotes out. Returns whether the row ended here.
-static bool csv_field(Reader *r, const char *file, bool last_column, char **out, size_t *length) {
-    size_t n = 0, capacity = 0;
-    *out = NULL;
-    bool quoted = r->p < r->end && *r->p == '"';
+static bool read_field(Reader *r, const char *file, bool last_column, const char **field, size_t *length) {
+    char *out = (char *)r->p;
+    bool quoted = r->p < r->end && *r->p == '"', ended = true;
     long first_line = r->line;
+    *field = out;
     if (quoted) r->p++;
-    for (;;) {
-        if (n == capacity) *out = xrealloc(*out, capacity = 2 * capacity + 64);
-        if (r->p == r->end) {
-            if (quoted) die("%s: line %ld: a quote is opened and not closed", file, first_line);
-            *length = n;
-            return true;
-        }
+    while (r->p < r->end) {
         char c = *r->p++;
-        if (quoted) {
-            if (c == '\n') r->line++;
-            if (c == '"') {
-                if (r->p < r->end && *r->p == '"')
-                    r->p++;
-                else {
-                    quoted = false;
-                    if (r->p < r->end && *r->p == '\r') r->p++;
-                    if (r->p < r->end && *r->p != '\n' && (*r->p != ',' || last_column))
-                        die("%s: line %ld: expected the end of the field behind a closing quote", file,
-                            r->line);
-                    continue;
-                }
-            }
-        } else if (c == '\n' || (c == ',' && !last_column)) {
-            if (c == '\n') r->line++;
-            if (c == '\n' && n && (*out)[n - 1] == '\r') n--;
-            *length = n;
-            return c == '\n';
+        r->line += c == '\n';
+        if (!quoted && (c == '\n' || (c == ',' && !last_column))) {
+            ended = c == '\n';
+            break;
         }
-        (*out)[n++] = c;
+        bool doubled = quoted && c == '"' && r->p < r->end && *r->p == '"';
+        if (doubled) r->p++;
+        if (!quoted || c != '"' || doubled) {
+            *out++ = c;
+            continue;
+        }
+        quoted = false;
+        if (r->p < r->end && *r->p == '\r') r->p++;
+        if (r->p < r->end && *r->p != '\n' && (*r->p != ',' || last_column))
+            die("%s: line %ld: expected the end of the field behind a closing quote", file, r->line);
     }
+    if (quoted) die("%s: line %ld: a quote is opened and not closed", file, first_line);
+    *length = (size_t)(out - *field);
+    return ended;
 }
 
 static void read_csv(Builder *b, Reader r) {
-    const char *header = "";
-    size_t header_length = 0;
     static const struct {
         const char *header;
         int columns; // the first is the picture, the last the caption
     } known[] = {{"image,caption", 2}, {"image_name,comment_number,comment", 3}};
+    const char *header = "";
+    size_t header_length = 0;
     int columns = 0;
-    if (next_line(&r, &header, &header_length))
-        for (int i = 0; i < 2; i++)
-            if (strlen(known[i].header) == header_length && !strncmp(known[i].header, header, header_length))
-                columns = known[i].columns;
+    read_line(&r, &header, &header_length);
+    for (int i = 0; i < 2; i++)
+        if (strlen(known[i].header) == header_length && !strncmp(known[i].header, header, header_length))
+            columns = known[i].columns;
     if (!columns)
         die("%s: it begins with '%.*s', expected the header image,caption", b->file,
             (int)(header_length < 60 ? header_length : 60), header);
@@ -168,15 +129,14 @@ static void read_csv(Builder *b, Reader r) {
             if (*r.p++ == '\n') r.line++;
             continue;
         }
+        const char *field[3];
+        size_t length[3];
         long line = r.line;
-        char *field[3] = {0};
-        size_t length[3] = {0};
         int n = 0;
-        for (bool row_ended = false; n < columns && !row_ended; n++)
-            row_ended = csv_field(&r, b->file, n == columns - 1, &field[n], &length[n]);
+        for (bool ended = false; n < columns && !ended; n++)
+            ended = read_field(&r, b->file, n == columns - 1, &field[n], &length[n]);
         if (n < columns) die("%s: line %ld: %d fields, expected %d", b->file, line, n, columns);
         add_caption(b, line, field[0], length[0], field[n - 1], length[n - 1]);
-        for (int i = 0; i < n; i++) free(field[i]);
     }
 }
 
@@ -184,7 +144,7 @@ static void read_csv(Builder *b, Reader r) {
 static void read_token(Builder *b, Reader r) {
     const char *line;
     size_t length;
-    while (next_line(&r, &line, &length)) {
+    while (read_line(&r, &line, &length)) {
         if (!length) continue;
         const char *tab = memchr(line, '\t', length);
         const char *hash = tab;
@@ -195,15 +155,15 @@ static void read_token(Builder *b, Reader r) {
     }
 }
 
-// name| number| caption. One row of the release lacks the second bar ("2199200615.jpg| 4   A dog runs ..."), so
-// whatever stands behind the number is the caption. No quotes here: a " is text.
+// name| number| caption. One row of the release lacks the second bar ("2199200615.jpg| 4   A dog runs ..."),
+// so whatever stands behind the number is the caption. No quotes here: a " is text.
 static void read_bars(Builder *b, Reader r) {
     const char *line;
     size_t length;
-    if (!next_line(&r, &line, &length) || length < 10 || strncmp(line, "image_name", 10) ||
+    if (!read_line(&r, &line, &length) || length < 10 || strncmp(line, "image_name", 10) ||
         !memchr(line, '|', length))
         die("%s: it does not begin with the header image_name| comment_number| comment", b->file);
-    while (next_line(&r, &line, &length)) {
+    while (read_line(&r, &line, &length)) {
         if (!length) continue;
         const char *end = line + length, *bar = memchr(line, '|', length);
         const char *p = bar ? bar + 1 : end;
@@ -219,7 +179,7 @@ static void read_bars(Builder *b, Reader r) {
 
 static void read_karpathy(Builder *b, Reader r) {
     Json *root = json_parse(r.p, (size_t)(r.end - r.p), b->file);
-    const Json *images = root->kind == JSON_OBJECT ? json_get(root, "images") : NULL;
+    const Json *images = json_get(root, "images");
     if (!images || images->kind != JSON_ARRAY) die("%s: the list \"images\" is missing", b->file);
     for (size_t i = 0; i < images->length; i++) {
         const Json *image = &images->items[i];
@@ -232,12 +192,9 @@ static void read_karpathy(Builder *b, Reader r) {
             die("%s: picture %s has no sentences", b->file, name);
         size_t before = b->set->count;
         for (size_t k = 0; k < sentences->length; k++) {
-            const char *raw = sentences->items[k].kind == JSON_OBJECT
-                                  ? json_get_string(&sentences->items[k], "raw", "")
-                                  : "";
-            bool empty = true;
-            for (const char *c = raw; *c; c++) empty = empty && is_blank(*c);
-            if (empty) die("%s: picture %s: sentence %zu is missing", b->file, name, k);
+            const char *raw = json_get_string(&sentences->items[k], "raw", "");
+            if (!raw[strspn(raw, " \t\r\n")])
+                die("%s: picture %s: sentence %zu is missing", b->file, name, k);
             add_caption(b, 1, name, strlen(name), raw, strlen(raw));
         }
         if (b->set->count == before) die("%s: picture %s occurs twice", b->file, name);
@@ -267,30 +224,26 @@ static void free_sample(Sample *s) {
 
 // Finds every picture's file; the absent ones are left out.
 static void find_pictures(Dataset *set, const char *dir, const char *file) {
-    size_t kept = 0, absent = 0;
+    size_t listed = set->count;
     char *first_absent = NULL;
-    for (size_t i = 0; i < set->count; i++) {
+    set->count = 0;
+    for (size_t i = 0; i < listed; i++) {
         Sample *s = &set->samples[i];
         for (size_t k = 0; k < sizeof picture_folders / sizeof picture_folders[0] && !s->path; k++) {
-            char *path = format("%s/%s%s", dir, picture_folders[k], s->name);
-            if (file_exists(path) && !is_directory(path))
-                s->path = path;
-            else
-                free(path);
+            s->path = format("%s/%s%s", dir, picture_folders[k], s->name);
+            if (!file_exists(s->path) || is_directory(s->path)) free(s->path), s->path = NULL;
         }
-        if (s->path)
-            set->samples[kept++] = *s;
-        else {
-            if (!absent++) first_absent = xstrdup(s->name);
-            free_sample(s);
+        if (s->path) {
+            set->samples[set->count++] = *s;
+            continue;
         }
+        if (!first_absent) first_absent = xstrdup(s->name);
+        free_sample(s);
     }
-    size_t listed = set->count;
-    set->count = kept;
+    size_t absent = listed - set->count;
     if (absent * 100 > listed)
-        die("%s: %zu of the %zu pictures that it lists are absent, the first is %s (looked for in %s, its "
-            "Images, images, "
-            "flickr30k_images and Flicker8k_Dataset)",
+        die("%s: %zu of the %zu pictures that it lists are absent, the first is %s (looked for in %s, "
+            "its Images, images, flickr30k_images and Flicker8k_Dataset)",
             file, absent, listed, first_absent, dir);
     if (absent)
         note("%s: %zu of %zu pictures are absent and left out, the first is %s", file, absent, listed,
@@ -309,8 +262,7 @@ Dataset *dataset_open(const char *dir) {
     }
     if (which == LAYOUTS)
         die("%s: no captions found: expected captions.txt, Flickr8k.token.txt, results_20130124.token, "
-            "results.csv, "
-            "dataset_flickr8k.json, dataset_flickr30k.json or dataset.json",
+            "results.csv, dataset_flickr8k.json, dataset_flickr30k.json or dataset.json",
             dir);
 
     size_t size, bad_at;
@@ -328,7 +280,7 @@ Dataset *dataset_open(const char *dir) {
     layouts[which].read(&b, r);
     if (!set->count) die("%s: it lists no pictures", file);
     find_pictures(set, dir, file);
-    free(b.slots), free(text), free(file);
+    names_free(&b.names), free(text), free(file);
     return set;
 }
 
@@ -341,6 +293,22 @@ void dataset_close(Dataset *set) {
 
 bool dataset_trains(const Sample *s) {
     return !s->split || !strcmp(s->split, "train") || !strcmp(s->split, "restval");
+}
+
+size_t dataset_choose(Dataset *set, DatasetPart part, size_t hold_out) {
+    bool splits = false;
+    for (size_t i = 0; i < set->count; i++) splits |= set->samples[i].split != NULL;
+    if (hold_out > set->count / 2) hold_out = set->count / 2;
+    size_t kept = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        Sample s = set->samples[i];
+        bool test = splits ? s.split && !strcmp(s.split, "test") : i >= set->count - hold_out;
+        bool train = splits ? dataset_trains(&s) : !test;
+        if ((part == PART_TRAIN && !train) || (part == PART_HELD_OUT && !test)) continue;
+        set->samples[i] = set->samples[kept];
+        set->samples[kept++] = s;
+    }
+    return kept;
 }
 
 // ---- folders of pictures -------------------------------------------------------------------------------
@@ -356,7 +324,7 @@ static bool ends_in(const char *dot, const char *const *endings) {
 
 char **list_images(const char *dir, size_t *count) {
     static const char *const known[] = {".png", ".jpg", ".jpeg", NULL};
-    // Others read these, too: a folder of which half is passed over has another FID, so it is said.
+    // Other programs read these, too. They would find another FID for the folder, so there is a note.
     static const char *const unknown[] = {".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp", NULL};
     size_t others = 0;
     DIR *folder = opendir(dir);
@@ -368,13 +336,12 @@ char **list_images(const char *dir, size_t *count) {
         if (!dot || dot == entry->d_name) continue;
         others += ends_in(dot, unknown);
         if (!ends_in(dot, known)) continue;
-        char *path = format("%s/%s", dir, entry->d_name);
-        if (is_directory(path)) {
-            free(path);
-            continue;
-        }
         paths = xrealloc(paths, (n + 1) * sizeof *paths);
-        paths[n++] = path;
+        paths[n] = format("%s/%s", dir, entry->d_name);
+        if (is_directory(paths[n]))
+            free(paths[n]);
+        else
+            n++;
     }
     closedir(folder);
     if (others)

@@ -1,9 +1,9 @@
 // image.c: pictures. Reading JPEG and PNG, writing PNG with its `parameters` text, Pillow's resize. See io.h.
 //
-// The codecs are the distribution's stb_image and stb_image_write (public domain, https://github.com/nothings/stb).
-// Around them stands what a measuring program needs besides: stb shows a damaged or truncated file as far as
-// it can, with gray where the data ran out, which is right for a viewer and wrong for an FID. So PNG
-// checksums and the end of a JPEG are checked first, and memory is bounded before anything is unpacked.
+// The codecs are the distribution's stb_image and stb_image_write (public domain,
+// https://github.com/nothings/stb). stb shows a damaged or truncated file as far as it can, with gray where
+// the data ran out. That is right for a viewer and wrong for an FID. So PNG checksums and the end of a JPEG
+// are checked first, and memory is bounded before anything is unpacked.
 //
 // Colours come out as PIL's convert("RGB") gives them, since that is what the field's tools compute on. PNGs
 // agree to the bit. JPEGs do not quite: the standard leaves the rounding of the inverse DCT and of the
@@ -41,9 +41,9 @@ enum { MAX_PIXELS = 178956970, MAX_FILE = 1 << 30 };
 static _Thread_local char why[200]; // the reason of the last failure
 static _Thread_local size_t memory_bound;
 
-// No single block that stb asks for may pass the bound, which decode() sets from the picture's size: a PNG
-// of one pixel whose data inflates to gigabytes ends as "out of memory" and not with the machine. And all begins as
-// zeros: a JPEG that uses a Huffman table it never defined would else read a wild one.
+// No block that stb asks for may be larger than the bound, which decode() sets from the picture's size. So a
+// PNG of one pixel whose data inflates to gigabytes is refused as "out of memory". All blocks begin as zeros:
+// else a JPEG that uses a Huffman table it never defined would read whatever was there.
 static void *bounded_malloc(size_t bytes) { return bytes <= memory_bound ? calloc(1, bytes) : NULL; }
 static void *bounded_realloc(void *old, size_t bytes) {
     return bytes <= memory_bound ? realloc(old, bytes) : NULL;
@@ -60,14 +60,8 @@ static const char *because(const char *fmt, ...) {
 
 // ---- the two formats, as far as checking needs ---------------------------------------------------------
 
-static uint32_t big_endian_32(const unsigned char *p) {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-static const unsigned char png_signature[8] = {137, 'P', 'N', 'G', '\r', '\n', 26, '\n'};
-
 static bool is_png(const unsigned char *bytes, size_t size) {
-    return size >= 8 && !memcmp(bytes, png_signature, 8);
+    return size >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8);
 }
 
 static bool is_jpeg(const unsigned char *bytes, size_t size) {
@@ -97,13 +91,13 @@ static const char *next_chunk(const unsigned char *bytes, size_t size, size_t *a
     return NULL;
 }
 
-// What a file says of itself before it is decoded.
+// What a file's header says, before it is decoded.
 typedef struct {
     size_t width, height;
     bool gray16; // one channel of 16 bits
 } Claims;
 
-// Walks a PNG to its end.
+// Walks the chunks of a PNG to its end; NULL, or what is wrong.
 static const char *check_png(const unsigned char *bytes, size_t size, Claims *claims) {
     size_t at = 8;
     for (Chunk c = {0};;) {
@@ -128,19 +122,11 @@ static bool huffman_tables_fit(const unsigned char *p, size_t n) {
     return n == 0;
 }
 
-// Walks a JPEG's segments (FF, marker, length, data) and scans to the end marker. In the data of a scan an FF is
-// followed by 00 or a restart marker; any other marker ends the scan.
+// Walks a JPEG's segments (FF, marker, length, data) and scans to the end marker. In the data of a scan an FF
+// is followed by 00 or a restart marker; any other marker ends the scan.
 static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *claims) {
-    enum {
-        SOF0 = 0xc0,
-        SOF2 = 0xc2,
-        DHT = 0xc4,
-        RST0 = 0xd0,
-        SOI = 0xd8,
-        EOI = 0xd9,
-        SOS = 0xda,
-        APP14 = 0xee
-    };
+    enum { SOF0 = 0xc0, SOF2 = 0xc2, DHT = 0xc4, RST0 = 0xd0 };
+    enum { SOI = 0xd8, EOI = 0xd9, SOS = 0xda, APP14 = 0xee };
     int components = 0;
     bool adobe = false, scanned = false;
     size_t at = 2;
@@ -194,24 +180,20 @@ void image_free(Image *image) {
     free(image);
 }
 
-static Image *decode(const unsigned char *bytes, size_t size, const char **reason) {
+// NULL and the picture, or the reason why there is none.
+static const char *decode(const unsigned char *bytes, size_t size, Image **image) {
     Claims claims = {0};
-    if (is_png(bytes, size))
-        *reason = check_png(bytes, size, &claims);
-    else if (is_jpeg(bytes, size))
-        *reason = check_jpeg(bytes, size, &claims);
-    else if (size < 4)
-        *reason = because("%zu bytes are no picture", size);
-    else
-        *reason = because("it is neither JPEG nor PNG (it begins with the bytes %02x %02x %02x %02x)",
-                          bytes[0], bytes[1], bytes[2], bytes[3]);
-    if (*reason) return NULL;
-    if (claims.width == 0 || claims.height == 0 || claims.width > MAX_PIXELS / claims.height) {
-        *reason = because("%zu x %zu pixels: 1 to %d are allowed", claims.width, claims.height, MAX_PIXELS);
-        return NULL;
-    }
+    if (!is_png(bytes, size) && !is_jpeg(bytes, size))
+        return size < 4 ? because("%zu bytes are no picture", size)
+                        : because("it is neither JPEG nor PNG (it begins with the bytes %02x %02x %02x %02x)",
+                                  bytes[0], bytes[1], bytes[2], bytes[3]);
+    const char *reason =
+        is_png(bytes, size) ? check_png(bytes, size, &claims) : check_jpeg(bytes, size, &claims);
+    if (reason) return reason;
+    if (claims.width == 0 || claims.height == 0 || claims.width > MAX_PIXELS / claims.height)
+        return because("%zu x %zu pixels: 1 to %d are allowed", claims.width, claims.height, MAX_PIXELS);
     // The largest honest blocks: 16-bit RGBA before and after unfiltering (8 bytes a pixel and 1 a row, in
-    // buffers that grow by doubling), coefficients of a progressive JPEG in whole blocks, the compressed data.
+    // buffers that double), coefficients of a progressive JPEG in whole blocks, the compressed data.
     memory_bound =
         16 * claims.width * claims.height + 128 * (claims.width + claims.height) + 2 * size + (1 << 20);
     int width, height, channels;
@@ -226,48 +208,36 @@ static Image *decode(const unsigned char *bytes, size_t size, const char **reaso
     } else {
         rgb = stbi_load_from_memory(bytes, (int)size, &width, &height, &channels, 3);
     }
-    if (!rgb) {
-        *reason = because("the decoder says: %s", stbi_failure_reason());
-        return NULL;
-    }
-    Image *image = xmalloc(sizeof *image);
-    *image = (Image){width, height, rgb};
-    return image;
+    if (!rgb) return because("the decoder says: %s", stbi_failure_reason());
+    *image = xmalloc(sizeof **image);
+    **image = (Image){width, height, rgb};
+    return NULL;
 }
 
-// The file's bytes, or NULL and a reason: unlike read_file, for pictures that may be left out.
-static unsigned char *read_bytes(const char *path, size_t *size, const char **reason) {
-    struct stat info; // asked before the file is opened: opening a pipe waits for a writer
-    FILE *f = NULL;
-    bool found = !stat(path, &info);
-    if (found && !S_ISREG(info.st_mode))
-        *reason = because("it is no regular file");
-    else if (!found || !(f = fopen(path, "rb")))
-        *reason = because("%s", strerror(errno));
-    if (!f) return NULL;
-    unsigned char *bytes = NULL;
-    if (info.st_size > MAX_FILE)
-        *reason = because("%lld bytes are too many", (long long)info.st_size);
-    else {
-        *size = (size_t)info.st_size;
-        bytes = xmalloc(*size);
-        if (fread(bytes, 1, *size, f) != *size) {
-            *reason = because("it could not be read: %s", strerror(errno));
-            free(bytes);
-            bytes = NULL;
-        }
-    }
-    fclose(f);
-    return bytes;
+// NULL and the file's bytes, or a reason: unlike read_file(), for pictures that may be left out.
+static const char *read_bytes(const char *path, unsigned char **bytes, size_t *size) {
+    struct stat info;
+    if (stat(path, &info)) return because("%s", strerror(errno));
+    // Before it is opened: a pipe would wait for a writer.
+    if (!S_ISREG(info.st_mode)) return because("it is no regular file");
+    if (info.st_size > MAX_FILE) return because("%lld bytes are too many", (long long)info.st_size);
+    *size = (size_t)info.st_size;
+    *bytes = xmalloc(*size);
+    FILE *f = fopen(path, "rb");
+    const char *reason = NULL;
+    if (!f || fread(*bytes, 1, *size, f) != *size)
+        reason = because(f ? "it could not be read: %s" : "%s", strerror(errno));
+    if (f) fclose(f);
+    return reason;
 }
 
 Image *image_try_load(const char *path, const char **reason) {
-    const char *ignored;
-    if (!reason) reason = &ignored;
-    *reason = NULL;
-    size_t size;
-    unsigned char *bytes = read_bytes(path, &size, reason);
-    Image *image = bytes ? decode(bytes, size, reason) : NULL;
+    size_t size = 0;
+    unsigned char *bytes = NULL;
+    Image *image = NULL;
+    const char *wrong = read_bytes(path, &bytes, &size);
+    if (!wrong) wrong = decode(bytes, size, &image);
+    if (reason) *reason = wrong;
     free(bytes);
     return image;
 }
@@ -283,44 +253,38 @@ Image *image_load(const char *path) {
 
 // UTF-8 to Latin-1 where every character has a place there (code points 1 to 255), else false.
 static bool to_latin1(const char *utf8, unsigned char *out, size_t *length) {
-    size_t n = 0;
-    for (const unsigned char *p = (const unsigned char *)utf8; *p; p++) {
-        if (*p < 0x80)
-            out[n++] = *p;
-        else if ((*p == 0xc2 || *p == 0xc3) && (p[1] & 0xc0) == 0x80) { // two bytes: 110000xx 10xxxxxx
-            out[n++] = (unsigned char)(*p << 6 | (p[1] & 0x3f));
-            p++;
-        } else
-            return false;
+    *length = 0;
+    if (!utf8_valid(utf8, strlen(utf8), NULL)) return false;
+    while (*utf8) {
+        uint32_t point = utf8_get(&utf8);
+        if (point > 255) return false;
+        out[(*length)++] = (unsigned char)point;
     }
-    *length = n;
     return true;
 }
 
 static char *from_latin1(const unsigned char *text, size_t length) {
     char *out = xmalloc(2 * length + 1), *o = out;
     for (size_t i = 0; i < length; i++) {
-        if (text[i] < 0x80)
-            *o++ = (char)text[i];
-        else
-            *o++ = (char)(0xc0 | text[i] >> 6), *o++ = (char)(0x80 | (text[i] & 0x3f));
+        char utf8[4];
+        int n = utf8_put(utf8, text[i]);
+        memcpy(o, utf8, (size_t)n), o += n;
     }
     *o = 0;
     return out;
 }
 
-static void put_big_endian_32(unsigned char *p, uint32_t v) {
-    for (int i = 0; i < 4; i++) p[i] = (unsigned char)(v >> (24 - 8 * i));
+static void write_big_endian_32(Output *o, uint32_t v) {
+    unsigned char bytes[] = {(unsigned char)(v >> 24), (unsigned char)(v >> 16), (unsigned char)(v >> 8),
+                             (unsigned char)v};
+    output_write(o, bytes, 4);
 }
 
 static void write_chunk(Output *o, const char *type, const unsigned char *data, size_t length) {
-    unsigned char number[4];
-    put_big_endian_32(number, (uint32_t)length);
-    output_write(o, number, 4);
+    write_big_endian_32(o, (uint32_t)length);
     output_write(o, type, 4);
     output_write(o, data, length);
-    put_big_endian_32(number, crc32_update(crc32_update(0, type, 4), data, length));
-    output_write(o, number, 4);
+    write_big_endian_32(o, crc32_update(crc32_update(0, type, 4), data, length));
 }
 
 void image_save_png(const char *path, const Image *image, const char *parameters) {
@@ -332,25 +296,20 @@ void image_save_png(const char *path, const Image *image, const char *parameters
         stbi_write_png_to_mem(image->rgb, 3 * image->width, image->width, image->height, 3, &size);
     if (!png) die("out of memory: the picture %s", path);
     Output *o = output_open(path);
-    // stb writes signature, IHDR (13 bytes in 25), IDAT, IEND. The text comes before the pixels, where a
-    // reader that stops early finds it, too.
+    // stb writes signature, IHDR (13 bytes in 25), IDAT, IEND. The text goes before the pixels: found early.
     const int head = 8 + 25;
     output_write(o, png, (size_t)head);
     if (parameters) {
-        static const char latin1_head[] = "parameters"; // keyword, NUL, text
-        static const char utf8_head[] =
-            "parameters\0\0\0\0"; // keyword, NUL, 0 plain, 0, language "", "" translated
+        static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
+        static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
         size_t length = strlen(parameters), n;
         if (length > INT_MAX / 2) die("%s: %zu bytes of parameters are too many", path, length);
         unsigned char *text = xmalloc(sizeof utf8_head + length);
-        if (to_latin1(parameters, text + sizeof latin1_head, &n)) {
-            memcpy(text, latin1_head, sizeof latin1_head);
-            write_chunk(o, "tEXt", text, sizeof latin1_head + n);
-        } else {
-            memcpy(text, utf8_head, sizeof utf8_head);
-            memcpy(text + sizeof utf8_head, parameters, length);
-            write_chunk(o, "iTXt", text, sizeof utf8_head + length);
-        }
+        bool latin1 = to_latin1(parameters, text + sizeof latin1_head, &n);
+        size_t front = latin1 ? sizeof latin1_head : sizeof utf8_head;
+        memcpy(text, latin1 ? latin1_head : utf8_head, front);
+        if (!latin1) memcpy(text + front, parameters, n = length);
+        write_chunk(o, latin1 ? "tEXt" : "iTXt", text, front + n);
         free(text);
     }
     output_write(o, png + head, (size_t)(size - head));
@@ -374,12 +333,9 @@ static char *chunk_text(const Chunk *c, const unsigned char *p, size_t n) {
         if (n < 1) return NULL;
         p++, n--;
     }
-    unsigned char *inflated = NULL;
-    if (compressed) {
-        inflated = inflate_gzip(p, n, &n);
-        if (!inflated) return NULL;
-        p = inflated;
-    }
+    unsigned char *inflated = compressed ? inflate_gzip(p, n, &n) : NULL;
+    if (compressed && !inflated) return NULL;
+    if (compressed) p = inflated;
     char *text = international ? memcpy(xcalloc(n + 1, 1), p, n) : from_latin1(p, n);
     free(inflated);
     return text;
@@ -403,10 +359,10 @@ static char *find_parameters(const char *path, const unsigned char *bytes, size_
 }
 
 char *image_png_parameters(const char *path) {
-    const char *reason = NULL;
-    size_t size;
-    unsigned char *bytes = read_bytes(path, &size, &reason);
-    if (!bytes) die("cannot read the picture %s: %s", path, reason);
+    size_t size = 0;
+    unsigned char *bytes = NULL;
+    const char *reason = read_bytes(path, &bytes, &size);
+    if (reason) die("cannot read the picture %s: %s", path, reason);
     char *text = find_parameters(path, bytes, size);
     free(bytes);
     return text;
@@ -414,11 +370,9 @@ char *image_png_parameters(const char *path) {
 
 // ---- resizing ------------------------------------------------------------------------------------------
 //
-// Pillow's resize is a convolution whose filter is stretched by the scale when shrinking, so that every source
-// pixel counts (antialiasing). It runs along rows and along columns, with weights in fixed point and 8-bit
-// pixels in between; equal bits need the same steps, roundings and order included.
-
-enum { FRACTION_BITS = 32 - 8 - 2 }; // of a weight: 8 bits hold the pixel, 2 are for the filters' overshoot
+// Pillow's resize is a convolution whose filter is stretched by the scale when shrinking, so that every
+// source pixel counts (antialiasing). It runs along rows and along columns; equal bits need the same steps,
+// roundings and order. 8-bit pictures have weights in fixed point and 8-bit pixels in between.
 
 static double bilinear(double x) {
     x = fabs(x);
@@ -446,41 +400,44 @@ static const struct {
 } filters[] = {
     [RESIZE_BILINEAR] = {bilinear, 1}, [RESIZE_BICUBIC] = {bicubic, 2}, [RESIZE_LANCZOS] = {lanczos, 3}};
 
-// For every output position: which inputs it sees and with which weights.
+// For every output position: which inputs it sees and with which weights. Pillow multiplies by 1 / stretch;
+// that may change a double's last bit, which is none of the 22 bits of fixed point.
 typedef struct {
     int *first, *count; // (out)
-    int32_t *weight;    // (out, taps)
+    double *weight;     // (out, taps)
     int taps;
 } Weights;
 
 static Weights make_weights(int in, int out, Resize filter) {
-    double scale = (double)in / out, stretch = scale < 1 ? 1 : scale,
-           support = filters[filter].support * stretch;
+    double scale = (double)in / out, stretch = fmax(scale, 1), support = filters[filter].support * stretch;
     Weights w = {.taps = (int)ceil(support) * 2 + 1};
     w.first = xcalloc((size_t)out, sizeof *w.first);
     w.count = xcalloc((size_t)out, sizeof *w.count);
     w.weight = xcalloc((size_t)out * (size_t)w.taps, sizeof *w.weight);
-    double *exact = xcalloc((size_t)w.taps, sizeof *exact);
     for (int i = 0; i < out; i++) {
-        double center = (i + 0.5) * scale, sum = 0;
-        int first = (int)(center - support + 0.5), end = (int)(center + support + 0.5);
-        if (first < 0) first = 0;
-        if (end > in) end = in;
-        for (int k = 0; k < end - first; k++) {
-            exact[k] = filters[filter].filter((k + first - center + 0.5) * (1 / stretch));
-            sum += exact[k];
-        }
-        for (int k = 0; k < end - first; k++) {
-            double v = (sum != 0 ? exact[k] / sum : exact[k]) * (1 << FRACTION_BITS);
-            w.weight[(size_t)i * (size_t)w.taps + (size_t)k] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
-        }
+        double center = (i + 0.5) * scale, sum = 0, *weight = w.weight + (size_t)i * (size_t)w.taps;
+        int first = (int)fmax(center - support + 0.5, 0), end = (int)fmin(center + support + 0.5, in);
+        for (int k = 0; k < end - first; k++)
+            sum += weight[k] = filters[filter].filter((first + k + 0.5 - center) / stretch);
+        for (int k = 0; k < end - first && sum != 0; k++) weight[k] /= sum;
         w.first[i] = first, w.count[i] = end - first;
     }
-    free(exact);
     return w;
 }
 
 static void free_weights(Weights *w) { free(w->first), free(w->count), free(w->weight); }
+
+enum { FRACTION_BITS = 32 - 8 - 2 }; // of a weight: 8 bits hold the pixel, 2 are for the filters' overshoot
+
+static int32_t *to_fixed(const Weights *w, int out) {
+    size_t n = (size_t)out * (size_t)w->taps;
+    int32_t *fixed = xmalloc(n * sizeof *fixed);
+    for (size_t i = 0; i < n; i++) {
+        double v = w->weight[i] * (1 << FRACTION_BITS);
+        fixed[i] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+    }
+    return fixed;
+}
 
 static inline unsigned char from_fixed(int32_t v) {
     v >>= FRACTION_BITS;
@@ -490,11 +447,12 @@ static inline unsigned char from_fixed(int32_t v) {
 static Image *resize_rows(const Image *image, int width, Resize filter) {
     Image *result = image_new(width, image->height);
     Weights w = make_weights(image->width, width, filter);
+    int32_t *fixed = to_fixed(&w, width);
     for (size_t y = 0; y < (size_t)image->height; y++) {
         const unsigned char *row = image->rgb + 3 * y * (size_t)image->width;
         unsigned char *out = result->rgb + 3 * y * (size_t)width;
         for (int x = 0; x < width; x++, out += 3) {
-            const int32_t *weight = w.weight + (size_t)x * (size_t)w.taps;
+            const int32_t *weight = fixed + (size_t)x * (size_t)w.taps;
             const unsigned char *in = row + 3 * (size_t)w.first[x];
             int32_t r = 1 << (FRACTION_BITS - 1), g = r, b = r; // one half: the shift then rounds
             for (int k = 0; k < w.count[x]; k++, in += 3)
@@ -502,46 +460,89 @@ static Image *resize_rows(const Image *image, int width, Resize filter) {
             out[0] = from_fixed(r), out[1] = from_fixed(g), out[2] = from_fixed(b);
         }
     }
-    free_weights(&w);
+    free(fixed), free_weights(&w);
     return result;
 }
 
 static Image *resize_columns(const Image *image, int height, Resize filter) {
     Image *result = image_new(image->width, height);
     Weights w = make_weights(image->height, height, filter);
+    int32_t *fixed = to_fixed(&w, height);
     size_t stride = 3 * (size_t)image->width;
     int32_t *sum = xmalloc(stride * sizeof *sum);
     for (size_t y = 0; y < (size_t)height; y++) {
         for (size_t i = 0; i < stride; i++) sum[i] = 1 << (FRACTION_BITS - 1);
         for (int k = 0; k < w.count[y]; k++) { // a row at a time: reads memory in order, and vectorises
             const unsigned char *in = image->rgb + stride * (size_t)(w.first[y] + k);
-            int32_t weight = w.weight[y * (size_t)w.taps + (size_t)k];
+            int32_t weight = fixed[y * (size_t)w.taps + (size_t)k];
             for (size_t i = 0; i < stride; i++) sum[i] += in[i] * weight;
         }
         for (size_t i = 0; i < stride; i++) result->rgb[stride * y + i] = from_fixed(sum[i]);
     }
-    free(sum);
-    free_weights(&w);
+    free(sum), free(fixed), free_weights(&w);
     return result;
 }
 
-static Image *image_copy(const Image *image) {
-    Image *copy = image_new(image->width, image->height);
-    memcpy(copy->rgb, image->rgb, 3 * (size_t)image->width * (size_t)image->height);
-    return copy;
+void image_resize_f32(float *out, const Image *image, int width, int height, Resize filter) {
+    size_t in_row = 3 * (size_t)image->width, out_row = 3 * (size_t)width;
+    float *narrow = xmalloc((size_t)image->height * out_row * sizeof(float)); // (image height, width, 3)
+    Weights across = make_weights(image->width, width, filter),
+            down = make_weights(image->height, height, filter);
+    for (size_t y = 0; y < (size_t)image->height; y++)
+        for (size_t i = 0; i < out_row; i++) {
+            size_t x = i / 3;
+            const unsigned char *in = image->rgb + y * in_row + 3 * (size_t)across.first[x] + i % 3;
+            const double *weight = across.weight + x * (size_t)across.taps;
+            double sum = 0;
+            for (int k = 0; k < across.count[x]; k++) sum += weight[k] * in[3 * k];
+            narrow[y * out_row + i] = (float)sum;
+        }
+    for (size_t y = 0; y < (size_t)height; y++)
+        for (size_t i = 0; i < out_row; i++) {
+            const float *in = narrow + (size_t)down.first[y] * out_row + i;
+            const double *weight = down.weight + y * (size_t)down.taps;
+            double sum = 0;
+            for (int k = 0; k < down.count[y]; k++) sum += weight[k] * in[(size_t)k * out_row];
+            out[y * out_row + i] = (float)sum;
+        }
+    free(narrow), free_weights(&across), free_weights(&down);
 }
 
 Image *image_resize(const Image *image, int width, int height, Resize filter) {
-    if (width == image->width && height == image->height) return image_copy(image);
+    if (width == image->width && height == image->height) return image_crop(image, 0, 0, width, height);
     if (height == image->height) return resize_rows(image, width, filter);
     if (width == image->width) return resize_columns(image, height, filter);
-    // Rows first, unless the height shrinks by more than twice as many pixels as the width: then columns first is
-    // less work. So since Pillow 13 (its pull request 9549); before that it was always rows first.
+    // Rows first, unless the height shrinks by more than twice as many pixels as the width: then columns
+    // first is less work. So since Pillow 13 (its pull request 9549); before that it was always rows first.
     bool columns_first = height < image->height && image->height - height > 2 * (image->width - width);
     Image *half = columns_first ? resize_columns(image, height, filter) : resize_rows(image, width, filter);
     Image *result = columns_first ? resize_rows(half, width, filter) : resize_columns(half, height, filter);
     image_free(half);
     return result;
+}
+
+// Output pixel i looks at the input around (i + 1/2) scale - 1/2, in fp32 as PyTorch does.
+void image_interpolate(float *out, const Image *image, int width, int height) {
+    int w = image->width, h = image->height;
+    float scale_x = (float)w / (float)width, scale_y = (float)h / (float)height;
+    for (int i = 0; i < height; i++) {
+        float y = fmaxf(scale_y * ((float)i + 0.5f) - 0.5f, 0);
+        int y0 = (int)y < h ? (int)y : h - 1, y1 = y0 < h - 1 ? y0 + 1 : y0;
+        float below = y - (float)y0;
+        const unsigned char *r0 = image->rgb + 3 * (size_t)y0 * (size_t)w;
+        const unsigned char *r1 = image->rgb + 3 * (size_t)y1 * (size_t)w;
+        for (int j = 0; j < width; j++) {
+            float x = fmaxf(scale_x * ((float)j + 0.5f) - 0.5f, 0);
+            int x0 = (int)x < w ? (int)x : w - 1, x1 = x0 < w - 1 ? x0 + 1 : x0;
+            float right = x - (float)x0;
+            for (int c = 0; c < 3; c++) {
+                float p00 = r0[3 * x0 + c] / 255.0f, p01 = r0[3 * x1 + c] / 255.0f;
+                float p10 = r1[3 * x0 + c] / 255.0f, p11 = r1[3 * x1 + c] / 255.0f;
+                *out++ = (1 - below) * ((1 - right) * p00 + right * p01) +
+                         below * ((1 - right) * p10 + right * p11);
+            }
+        }
+    }
 }
 
 Image *image_crop(const Image *image, int left, int top, int width, int height) {
@@ -556,7 +557,7 @@ Image *image_crop(const Image *image, int left, int top, int width, int height) 
     return result;
 }
 
-// Half of n, an odd n to the even neighbour: Python's round(), by which torchvision's CenterCrop finds the corner.
+// Half of n to the even neighbour: Python's round(), by which torchvision's CenterCrop finds the corner.
 static int half_to_even(int n) { return n / 2 + (n % 2 && n / 2 % 2); }
 
 Image *image_center_square(const Image *image, int size, Resize filter) {

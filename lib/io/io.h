@@ -1,8 +1,10 @@
 // io.h: file formats. JSON, safetensors, CLIP's tokenizer, pictures, captioned data sets, npz.
 //
-// Nothing here knows a model. Readers check everything that a file claims before using it and die (base.h)
-// with one line that names the file, the thing in it, the value found and the value expected.
-//   json.c  safetensors.c  tokenizer.c  unicode.c  image.c  dataset.c  npz.c
+// Nothing here knows a model. Readers check everything that a file claims before they use it; where it is
+// wrong they die (base.h). What they return belongs to the caller, who frees it by the function named beside
+// it, or else by free().
+//   json.c  safetensors.c  params_io.c  ldm_names.c  lora_names.c  tokenizer.c  unicode.c  image.c  dataset.c
+//   npz.c  deflate.c; and with headers of their own: pairs.c  train.c  architectures.c
 #ifndef IO_H
 #define IO_H
 
@@ -17,25 +19,25 @@ typedef struct Json {
     const char *key;    // its name, where it is the member of an object
     double number;      // JSON_NUMBER; JSON_BOOL: 0 or 1
     const char *string; // JSON_STRING: UTF-8 with a NUL behind it
-    size_t length;      // of the string in bytes (it may itself hold a NUL), or the number of items
-    struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in file order
+    size_t length;      // of the string in bytes (it may itself contain a NUL), or the number of items
+    struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;
 
-// `name` is what an error message calls the text. Depth is limited to 64, so a hostile file cannot exhaust
-// the stack. Duplicate keys: the last one counts, as in Python.
+// `name` is what an error message calls the text; it dies with line and column. Depth is limited to 64, so
+// that a hostile file cannot exhaust the stack. Of equal keys the last one counts, as in Python.
 Json *json_parse(const char *text, size_t length, const char *name);
 Json *json_load(const char *path);
 void json_free(Json *root);
-const Json *json_get(const Json *object, const char *key); // NULL where absent; also where object is NULL
-// The member's value, or `fallback` where it is absent or null; a member of another kind dies.
+const Json *json_get(const Json *object, const char *key); // NULL where absent, or object is none
+// The member's value, or `fallback` where it is absent or null. Dies where it is of another kind.
 double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);
 const char *json_get_string(const Json *object, const char *key, const char *fallback);
-void json_write_string(Output *o, const char *s); // quoted and escaped
+char *json_quote(const char *s); // a JSON string of it: in quotes, escaped; the caller frees it
 
 // ---- safetensors.c: named tensors in a file --------------------------------------------------------------
 
-// A tensor as it lies in a mapped file: row-major, nothing converted.
+// A tensor as it is in a mapped file: row-major, nothing converted.
 typedef struct {
     const char *name;
     Type type;
@@ -48,7 +50,7 @@ typedef struct {
 
 typedef struct Store Store;
 // One .safetensors file, or a "*.safetensors.index.json" with its shards. Header, offsets, types and sizes
-// are checked at once; data is read only when touched.
+// are checked at once, and a file that is damaged dies here; data is read when touched.
 Store *store_open(const char *path);
 void store_close(Store *s);
 size_t store_count(const Store *s);
@@ -56,11 +58,12 @@ const Stored *store_at(const Store *s, size_t i);            // in file order
 const Stored *store_find(const Store *s, const char *name);  // NULL where absent
 const char *store_metadata(const Store *s, const char *key); // "__metadata__" entry or NULL
 void store_read_f32(const Stored *t, float *out);            // all elements, converted to fp32
-float *store_floats(const Stored *t, const char *path); // the same in a new array; a NaN or an infinity dies
+float *store_floats(const Stored *t, const char *path);      // in a new array; dies of a NaN or infinity
 void store_done_with(const Stored *t); // its pages may leave memory (they come back when touched)
 
-// Writing is in two rounds, so that a model larger than memory can pass through: first declare every
-// tensor, then deliver the data in the same order. The file appears under its name at the commit.
+// Writing takes two rounds, so that a model larger than memory can pass through: first every tensor is
+// declared, then their data is written in the same order. The file appears under its name at the commit. A
+// tensor declared twice, data that is missing or too long, and a value too large for fp16 die.
 typedef struct StoreWriter StoreWriter;
 StoreWriter *store_create(const char *path);
 void store_metadata_add(StoreWriter *w, const char *key, const char *value);
@@ -69,31 +72,54 @@ void store_data(StoreWriter *w, const void *data, size_t bytes);      // may com
 void store_data_f32(StoreWriter *w, const float *data, size_t count); // converted to the type declared
 void store_commit(StoreWriter *w);
 
+// "(320, 4, 3, 3)", for messages; returns text.
+const char *shape_text(char text[200], const int64_t *shape, int ndim);
+
 // Exact conversions, round to nearest even; subnormals and NaN kept.
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
 float bf16_to_f32(uint16_t h);
 uint16_t f32_to_bf16(float f);
 
-// ---- params_io.c: parameters (nn.h) from files and to files -------------------------------------------------
+// ---- params_io.c: parameters (nn.h) from files and to files -----------------------------------------------
 
-// Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree
-// (ones at the end of a shape do not count: a linear layer may be stored as a 1x1 convolution); 4-D tensors are
-// brought from file's (out, in, kh, kw) to memory's (out, kh, kw, in). Weights keep their stored type. A missing
-// or misshapen tensor, a NaN or an infinity dies with the tensor's name and `where` it was looked for.
+// Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree,
+// but for ones at the end: a linear layer may be stored as a 1x1 convolution. Convolutions go from the file's
+// order (out, in, kh, kw) to (out, kh, kw, in). Weights keep their stored type: F32, F16 or BF16. Dies where
+// a tensor is missing or of another shape or type, and of a NaN or an infinity; `where` is for the message.
 typedef const Stored *FindStored(void *context, const char *name);
 void params_load(const Params *p, FindStored *find, void *context, const char *where);
-// Under --verbose: a note that names what `s` holds beyond what the parameters asked for.
+// Under --verbose: a note of what `s` has beyond what the parameters asked for.
 void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where);
-void params_to_f32(const Params *p); // for training
-// Writes them as `type`, without the first `strip` characters of their names.
+void params_to_f32(const Params *p); // converts in memory, for training
+// Writes them as `type`, without the first `strip` characters of their names; _with an entry of metadata.
 void params_save(const Params *p, const char *path, size_t strip, Type type);
-// The same with one more entry in the file's metadata.
 void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key,
                       const char *value);
 // One parameter as a new host array in file order (out, in, kh, kw).
 float *param_read(const Tensor *t);
 void param_write(Tensor *t, const float *file_order);
+
+// ---- ldm_names.c: names of tensors in the original code's files (CompVis/stable-diffusion) ----------------
+
+// "unet.down_blocks.0.resnets.0.conv1.weight" -> "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
+// for Stable Diffusion v1's networks. False where there is no such name.
+bool ldm_name(const char *name, char *out, size_t room);
+
+// ---- lora_names.c: names of tensors in LoRA files ---------------------------------------------------------
+
+typedef enum { LORA_NO_ROLE, LORA_DOWN, LORA_UP, LORA_ALPHA } LoraRole;
+typedef enum { LORA_PEFT, LORA_KOHYA } LoraFormat; // the spellings that are written; more are read
+// What a key's tensor is to its layer, and how many of the key's characters name the layer.
+LoraRole lora_role(const char *key, size_t *layer_length);
+// "a LoHa (Hadamard products)": what a key belongs to that is no LoRA, or one for another model; else NULL.
+const char *lora_foreign(const char *key);
+// The form in which layer names are compared ("unet_down_blocks_0_..."); the caller frees it.
+char *lora_flat_name(const char *layer);
+// Which of `count` flat names the front of a key means, or -1.
+int lora_find_layer(const char *key, size_t layer_length, char *const *flats, int count);
+// The key for a layer ("unet.conv_in") in the given spelling; the caller frees it. PEFT knows no alpha keys.
+char *lora_key(const char *layer, LoraRole role, LoraFormat f);
 
 // ---- tokenizer.c, unicode.c: CLIP's byte-pair encoder ----------------------------------------------------
 
@@ -104,15 +130,15 @@ Tokenizer *tokenizer_open(const char *dir);
 void tokenizer_close(Tokenizer *t);
 int tokenizer_max_length(const Tokenizer *t); // model_max_length, else 77
 int tokenizer_start(const Tokenizer *t), tokenizer_end(const Tokenizer *t), tokenizer_pad(const Tokenizer *t);
-// Ids with start and end token, cut to max_length as diffusers does (the end token stays last). Writes at
-// most max_length ids and returns how many. Where something was cut off, *cut_at (if not NULL) is the byte
-// offset in text of the first token that was left out, else -1.
+// Ids of a text with start and end token, cut to max_length as diffusers does: the end token stays last.
+// Writes at most max_length ids and returns how many. *cut_at (may be NULL) is the byte offset in text of the
+// first token that was cut off, or -1. Dies of text that is not UTF-8.
 int tokenizer_encode(const Tokenizer *t, const char *text, int *ids, int max_length, long *cut_at);
 
 // Byte-pair training on a text's words (the tiny model's own merges): writes vocab.json, merges.txt,
 // tokenizer_config.json and special_tokens_map.json to DIR, `vocab_size` tokens in all (256 bytes twice,
-// merges, two special tokens), `max_length` as model_max_length. Dies where the texts have too few words for that
-// many; without texts, 514 gives a tokenizer of bytes alone.
+// merges, two special tokens), `max_length` as model_max_length. Dies where the texts have too few words for
+// that many; without texts, 514 gives a tokenizer of bytes alone.
 void tokenizer_train(const char *dir, const char *const *texts, size_t count, int vocab_size, int max_length);
 
 // ---- image.c: pictures -----------------------------------------------------------------------------------
@@ -122,8 +148,8 @@ typedef struct {
     unsigned char *rgb; // height rows of width pixels, 3 bytes each
 } Image;
 
-// JPEG or PNG, told by content. Gray, palette, CMYK, 16-bit are brought to 8-bit RGB; transparency is
-// dropped, as PIL's convert("RGB") does. NULL and a reason where it cannot be read.
+// JPEG or PNG, recognised by content, as 8-bit RGB by the rules of PIL's convert("RGB"). Where it cannot be
+// read: NULL, and *reason (unless reason is NULL) is valid until the thread's next call.
 Image *image_try_load(const char *path, const char **reason);
 Image *image_load(const char *path); // dies where it cannot
 Image *image_new(int width, int height);
@@ -135,6 +161,11 @@ char *image_png_parameters(const char *path); // that text, or NULL
 // Pillow's resize with antialiasing (8 bits in, 8 bits out, two passes, the same fixed-point arithmetic).
 typedef enum { RESIZE_BILINEAR, RESIZE_BICUBIC, RESIZE_LANCZOS } Resize;
 Image *image_resize(const Image *image, int width, int height, Resize filter);
+// The same on floats, neither rounded nor cut to 0..255: out (height, width, 3).
+void image_resize_f32(float *out, const Image *image, int width, int height, Resize filter);
+// PyTorch's bilinear interpolate (align_corners=False), without antialiasing: out (height, width, 3), in [0,
+// 1].
+void image_interpolate(float *out, const Image *image, int width, int height);
 Image *image_crop(const Image *image, int left, int top, int width, int height);
 // Short side to `size`, then the middle (size x size): what the field's training scripts do.
 Image *image_center_square(const Image *image, int size, Resize filter);
@@ -153,20 +184,25 @@ typedef struct {
     size_t count;
     const char *layout; // "captions.txt", "Flickr8k.token.txt", ...: which one was found
 } Dataset;
-// Every layout of the interface: see dataset.c. A picture listed but absent is noted, counted and left out;
-// more than 1 % of them dies.
+// A folder in one of the layouts of Flickr8k and Flickr30k: see dataset.c. Pictures that are listed but
+// absent are left out with a note; dies where they are more than 1 %, and of lines in another form.
 Dataset *dataset_open(const char *dir);
 void dataset_close(Dataset *d);
-// Is it one to train on: of no split, "train", or "restval" (what Karpathy's splits left over of the validation set)?
+// Whether it is of no split, of "train", or of "restval" (the rest of Karpathy's validation set).
 bool dataset_trains(const Sample *s);
-char **list_images(const char *dir, size_t *count); // *.png *.jpg *.jpeg, sorted by name, paths
-// After a data set of `count` pictures was written into the folder `images`: a note if there are others, of one before.
+// Brings the samples of a part to the front, in their order; returns how many they are. Without splits the
+// last `hold_out` samples, at most half, are held out; else those of the split "test".
+typedef enum { PART_ALL, PART_TRAIN, PART_HELD_OUT } DatasetPart;
+size_t dataset_choose(Dataset *set, DatasetPart part, size_t hold_out);
+char **list_images(const char *dir, size_t *count); // paths of its *.png, *.jpg, *.jpeg, sorted by name
+// After a data set of `count` pictures was written to the folder `images`: a note if there are others.
 void dataset_note_others(const char *images, size_t count);
 
 // ---- npz.c: NumPy's .npz ---------------------------------------------------------------------------------
 
-// The array `key` of a .npz as float64 in row-major order (any float or integer type, C or Fortran order,
-// stored or deflated, zip64); shape and ndim (at most 4) are filled in.
+// The array `key` of a .npz as float64 in row-major order. It may be of any float or integer type, in C or
+// Fortran order, stored or deflated (at most 2 GB), in zip64. ndim (at most 4) and shape are filled in; the
+// rest of shape is 1. Dies where the array is absent or the archive is damaged.
 double *npz_read(const char *path, const char *key, int64_t shape[4], int *ndim);
 typedef struct {
     const char *key;
@@ -175,9 +211,18 @@ typedef struct {
     int64_t shape[4];
 } NpzArray;
 void npz_write(const char *path, const NpzArray *arrays, int count); // stored, float64
-// Inflates a zlib/gzip/raw deflate stream; NULL where it is damaged. The caller frees the result.
+
+// ---- deflate.c: compressed data, checksums, numbers in files ---------------------------------------------
+
+// A gzip file (of one or more members) or a zlib stream, inflated; NULL where it is damaged.
 unsigned char *inflate_gzip(const unsigned char *data, size_t bytes, size_t *out_bytes);
+// Deflated data without header or checksum into `room` bytes, at most 2 GB. Returns how many it took, or
+// SIZE_MAX where it is damaged or needs more. 8 bytes of anything should follow it and count in `bytes`.
+size_t inflate_into(void *out, size_t room, const unsigned char *data, size_t bytes);
+enum { MOST_INFLATED = 1032 }; // bytes that one byte of deflated data can become: 258 of 2 bits
 // The CRC-32 of zip, gzip and PNG; begins with crc = 0, and goes on with what it returned.
 uint32_t crc32_update(uint32_t crc, const void *data, size_t bytes);
+uint64_t little_endian(const unsigned char *p, int bytes); // the first `bytes` (at most 8) as a number
+uint32_t big_endian_32(const unsigned char *p);
 
 #endif

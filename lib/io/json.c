@@ -1,19 +1,17 @@
 // json.c: a JSON reader for model configurations, tokenizer vocabularies and safetensors headers. It accepts
-// what RFC 8259 allows and nothing else: no comments, no NaN, no trailing commas. It is not a writer, but for
-// one string, and not a stream parser: a document lies in memory as a whole.
+// what RFC 8259 allows and nothing else: no comments, no NaN, no trailing commas.
 #include "io.h"
 
-#include <errno.h>
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { DEEPEST = 64 }; // arrays and objects within one another
 
-// A document takes one block: first its values, then its strings. How large it must be is bounded by the
-// text: each value but the first stands behind a '[', '{' or ',' (an object's member behind '{' or ','), and
-// a decoded string is never longer than what was between its quotes. So nothing grows, and an error has one
-// thing to free.
+// A document takes one block of memory: first its values, then its strings. The text bounds its size: each
+// value but the first stands behind a '[', '{' or ',', and a decoded string is never longer than what was
+// between its quotes. So nothing grows while it is parsed, and the whole is freed at once.
 typedef struct {
     const char *text, *at, *end, *name;
     Json *block;   // finished children of finished arrays and objects, each family side by side
@@ -55,13 +53,10 @@ static bool next_is(const Parser *p, char c) { return p->at < p->end && *p->at =
 static uint32_t parse_hex4(Parser *p) {
     uint32_t value = 0;
     for (int i = 0; i < 4; i++) {
-        char c = p->at < p->end ? *p->at : 0;
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                           : -1;
-        if (digit < 0) fail_expected(p, "four hexadecimal digits behind \\u");
-        value = value << 4 | (uint32_t)digit;
+        static const char digits[] = "0123456789abcdef";
+        const char *digit = p->at < p->end && *p->at ? strchr(digits, tolower((unsigned char)*p->at)) : NULL;
+        if (!digit) fail_expected(p, "four hexadecimal digits behind \\u");
+        value = value << 4 | (uint32_t)(digit - digits);
         p->at++;
     }
     return value;
@@ -95,14 +90,12 @@ static const char *parse_string(Parser *p, size_t *length) {
         }
         p->at++;
         const char *which = p->at < p->end && *p->at ? strchr(escapes, *p->at) : NULL;
-        if (which) {
+        if (!which && !next_is(p, 'u')) fail_expected(p, "one of \"\\/bfnrtu behind a backslash");
+        p->at++;
+        if (which)
             *out++ = meanings[which - escapes];
-            p->at++;
-        } else if (next_is(p, 'u')) {
-            p->at++;
+        else
             out += utf8_put(out, parse_escaped_point(p));
-        } else
-            fail_expected(p, "one of \"\\/bfnrtu behind a backslash");
     }
     p->at++;
     *length = (size_t)(out - start);
@@ -195,18 +188,9 @@ static Json parse_value(Parser *p) {
     case 't': v.kind = JSON_BOOL, v.number = 1, parse_word(p, "true"); break;
     case 'f': v.kind = JSON_BOOL, parse_word(p, "false"); break;
     case 'n': parse_word(p, "null"); break;
-    case '-':
-    case '0':
-    case '1':
-    case '2':
-    case '3':
-    case '4':
-    case '5':
-    case '6':
-    case '7':
-    case '8':
-    case '9': v.kind = JSON_NUMBER, v.number = parse_number(p); break;
-    default: fail_expected(p, "a value");
+    default:
+        if (p->at == p->end || !*p->at || !strchr("-0123456789", *p->at)) fail_expected(p, "a value");
+        v.kind = JSON_NUMBER, v.number = parse_number(p);
     }
     skip_blanks(p);
     return v;
@@ -274,18 +258,16 @@ const char *json_get_string(const Json *object, const char *key, const char *fal
 
 // ---- writing -------------------------------------------------------------------------------------------
 
-void json_write_string(Output *o, const char *s) {
-    output_printf(o, "\"");
-    for (const char *from = s;; s++) {
-        unsigned char c = (unsigned char)*s;
-        if (c >= ' ' && c != '"' && c != '\\') continue;
-        output_write(o, from, (size_t)(s - from));
-        if (!c) break;
-        if (c < ' ')
-            output_printf(o, "\\u%04x", c);
+char *json_quote(const char *s) {
+    char *out = xmalloc(6 * strlen(s) + 3), *to = out;
+    *to++ = '"';
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\') *to++ = '\\';
+        if ((unsigned char)*s < ' ')
+            to += sprintf(to, "\\u%04x", *s);
         else
-            output_printf(o, "\\%c", c);
-        from = s + 1;
+            *to++ = *s;
     }
-    output_printf(o, "\"");
+    *to++ = '"', *to = 0;
+    return out;
 }

@@ -1,10 +1,10 @@
 // pairs.c: a captioned data set as latents and tokens. See pairs.h.
 //
-// The cache is one file for a VAE and a size, latents-<key>.bin: a line of text in 64 bytes, then records of one
-// length, each {hash of the picture file's bytes, hash of the numbers, the numbers}. Records are only ever appended,
-// so an interrupted run keeps what it has encoded, and a data set that grew encodes only what is new. Captions are not
-// cached: their tokens are made at every start, and their states in every step, since the states of Flickr30k's
-// captions would fill 37 GB and cost a hundredth of a training step.
+// The cache is one file for a VAE and a size, latents-<key>.bin: a line of text in 64 bytes, then records of
+// one length, each {hash of the picture file's bytes, hash of the moments, the moments}. Records are only
+// ever appended. So an interrupted run keeps what it has encoded, and of a data set that grew only what is
+// new is encoded. Captions are not cached: the text states of all of Flickr30k's would fill 37 GB, and they
+// cost a hundredth of a training step.
 #define _DEFAULT_SOURCE // ftruncate, flock, mmap
 #include "pairs.h"
 
@@ -20,7 +20,7 @@
 
 enum { HEADER = 64, BATCH_PIXELS = 16 * 128 * 128 }; // pixels that one pass of the encoder takes
 
-// ---- hashes: 8 bytes at a time, mixed so that any bit of the input reaches all of the hash ----------------------
+// ---- hashes: 8 bytes at a time, mixed so that any bit of the input reaches all of the hash ----------------
 
 static uint64_t hash_more(uint64_t h, const void *data, size_t bytes) {
     const unsigned char *at = data;
@@ -36,16 +36,15 @@ static uint64_t hash_more(uint64_t h, const void *data, size_t bytes) {
     return h ^ h >> 29;
 }
 
-static uint64_t hash_text(uint64_t h, const char *text) { return hash_more(h, text, strlen(text)); }
-
 uint64_t params_key(const Params *p) {
     uint64_t h = 1;
     for (int i = 0; i < p->count; i++) {
         const Tensor *t = p->list[i].tensor;
+        const char *name = p->list[i].name;
         size_t bytes = tensor_count(t) * (t->type == F32 ? 4 : 2);
         void *host = xmalloc(bytes);
         backend.download(host, t->data, bytes);
-        h = hash_more(hash_text(h, p->list[i].name), host, bytes);
+        h = hash_more(hash_more(h, name, strlen(name)), host, bytes);
         free(host);
     }
     return h;
@@ -65,15 +64,15 @@ static bool hash_file(const char *path, uint64_t *hash) {
     return ok;
 }
 
-// ---- the cache ----------------------------------------------------------------------------------------------
+// ---- the cache --------------------------------------------------------------------------------------------
 
 typedef struct {
     char *path;
     int file;
-    size_t numbers, record; // floats and bytes of a record
+    size_t values, record; // floats and bytes of a record
     struct Place {
         uint64_t picture;
-        size_t at; // of its numbers, in the file
+        size_t at; // of its moments, in the file
     } * places;    // sorted by picture
     size_t count;
 } Cache;
@@ -105,12 +104,12 @@ static void append(Cache *c, const void *data, size_t bytes) {
 
 // Opens or begins the cache, alone: a second run waits until the first has filled it.
 static Cache cache_open(const char *dir, const PairsModel *m) {
-    Cache c = {.numbers = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
-    c.record = 16 + c.numbers * sizeof(float);
+    Cache c = {.values = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
+    c.record = 16 + c.values * sizeof(float);
     char header[HEADER + 1];
     int sizes[] = {m->size, m->side, m->channels};
     uint64_t key = hash_more(m->encoder, sizes, sizeof sizes);
-    snprintf(header, sizeof header, "sd latents 1, %016llx, %zu numbers", (unsigned long long)key, c.numbers);
+    snprintf(header, sizeof header, "sd latents 1, %016llx, %zu numbers", (unsigned long long)key, c.values);
     size_t used = strlen(header);
     memset(header + used, ' ', HEADER - used), header[HEADER - 1] = '\n', header[HEADER] = 0;
 
@@ -137,7 +136,7 @@ static Cache cache_open(const char *dir, const PairsModel *m) {
     return c;
 }
 
-// Maps the file as it is now and finds its records; damaged ones are left out, so their pictures are encoded again.
+// Maps the file as it is now and finds its records but for damaged ones, whose pictures are encoded again.
 static const char *cache_map(Cache *c, size_t *bytes) {
     *bytes = file_bytes(c);
     const char *at = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, c->file, 0);
@@ -149,7 +148,7 @@ static const char *cache_map(Cache *c, size_t *bytes) {
         uint64_t hashes[2];
         size_t place = HEADER + i * c->record;
         memcpy(hashes, at + place, sizeof hashes);
-        if (hash_more(hashes[0], at + place + 16, c->numbers * sizeof(float)) == hashes[1])
+        if (hash_more(hashes[0], at + place + 16, c->values * sizeof(float)) == hashes[1])
             c->places[c->count++] = (struct Place){hashes[0], place + 16};
         else
             damaged++;
@@ -164,80 +163,76 @@ static const struct Place *cache_find(const Cache *c, uint64_t picture) {
     return c->count ? bsearch(&key, c->places, c->count, sizeof key, compare_places) : NULL;
 }
 
-// ---- pictures that cannot be read ---------------------------------------------------------------------------
+// ---- unreadable pictures ----------------------------------------------------------------------------------
 
 typedef struct {
-    size_t bad, of;
-} Losses;
+    size_t count, of;
+    bool *at; // (of)
+} Unreadable;
 
-static void lose(Losses *l, const char *path, const char *reason) {
+static void leave_out(Unreadable *u, size_t i, const char *path, const char *reason) {
+    u->at[i] = true;
     note("%s cannot be read and is left out: %s", path, reason);
-    if (++l->bad * 100 > l->of)
-        die("%zu of %zu pictures cannot be read, which is more than 1 %%; the last is %s: %s", l->bad, l->of,
-            path, reason);
+    if (++u->count * 100 > u->of)
+        die("%zu of %zu pictures cannot be read, which is more than 1 %%; the last is %s: %s", u->count,
+            u->of, path, reason);
 }
 
-// A strip of pixels would become a very long picture when its short side is brought to `size`.
-static bool too_long(const Image *image, int size, const char **reason) {
-    double w = image->width, h = image->height, ratio = w > h ? w / h : h / w;
+static Image *load_square(const char *path, int size, const char **reason) {
+    Image *whole = image_try_load(path, reason), *square = NULL;
+    if (!whole) return NULL;
+    // A strip of pixels would become very long when its short side is brought to `size`.
+    double w = whole->width, h = whole->height, ratio = w > h ? w / h : h / w;
     *reason = "one side is too many times as long as the other";
-    return ratio * size * size > 1e8;
+    if (ratio * size * size <= 1e8) square = image_center_square(whole, size, RESIZE_BILINEAR);
+    image_free(whole);
+    return square;
 }
 
-// ---- opening ------------------------------------------------------------------------------------------------
+// ---- opening ----------------------------------------------------------------------------------------------
 
 // Encodes the pictures in `missing` (indices of samples) and appends them to the cache.
-static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64_t *pictures, bool *lost,
-                   const size_t *missing, size_t count, Losses *losses) {
-    size_t pixels = (size_t)m->size * (size_t)m->size, most = BATCH_PIXELS / pixels;
+static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64_t *hashes,
+                   const size_t *missing, size_t count, Unreadable *unreadable) {
+    size_t most = BATCH_PIXELS / ((size_t)m->size * (size_t)m->size), floats = c->values * sizeof(float);
     if (most < 1) most = 1;
     Image **images = xcalloc(most, sizeof *images);
     const char **reasons = xcalloc(most, sizeof *reasons);
+    size_t *of = xcalloc(most, sizeof *of); // the sample of each image
     char *record = xmalloc(c->record);
     Progress bar;
     progress_begin(&bar, "pictures to latents", (long)count);
     interrupt_catch();
     for (size_t at = 0; at < count; at += most) {
-        size_t n = count - at < most ? count - at : most;
+        size_t n = count - at < most ? count - at : most, good = 0;
 #pragma omp parallel for schedule(dynamic)
-        for (size_t i = 0; i < n; i++) {
-            const Sample *s = &d->samples[missing[at + i]];
-            Image *whole = image_try_load(s->path, &reasons[i]);
-            images[i] = whole && !too_long(whole, m->size, &reasons[i])
-                            ? image_center_square(whole, m->size, RESIZE_BILINEAR)
-                            : NULL;
-            if (whole) image_free(whole);
-        }
-        size_t good = 0;
-        size_t *of = xmalloc(n * sizeof *of);
+        for (size_t i = 0; i < n; i++)
+            images[i] = load_square(d->samples[missing[at + i]].path, m->size, &reasons[i]);
         for (size_t i = 0; i < n; i++) {
             size_t sample = missing[at + i];
-            if (!images[i]) {
-                lost[sample] = true;
-                lose(losses, d->samples[sample].path, reasons[i]);
-                continue;
-            }
-            of[good] = sample;
-            images[good++] = images[i];
+            if (!images[i])
+                leave_out(unreadable, sample, d->samples[sample].path, reasons[i]);
+            else
+                of[good] = sample, images[good++] = images[i];
         }
         float *moments = good ? m->encode(m->context, (const Image *const *)images, (int)good) : NULL;
         for (size_t i = 0; i < good; i++) {
-            const float *x = moments + i * c->numbers;
-            for (size_t k = 0; k < c->numbers; k++)
+            const float *x = moments + i * c->values;
+            for (size_t k = 0; k < c->values; k++)
                 if (!isfinite(x[k]))
                     die("%s: the VAE makes a NaN or an infinity of it", d->samples[of[i]].path);
-            uint64_t hashes[2] = {pictures[of[i]], hash_more(pictures[of[i]], x, c->numbers * sizeof(float))};
-            memcpy(record, hashes, 16);
-            memcpy(record + 16, x, c->numbers * sizeof(float));
+            uint64_t front[2] = {hashes[of[i]], hash_more(hashes[of[i]], x, floats)};
+            memcpy(record, front, sizeof front);
+            memcpy(record + sizeof front, x, floats);
             append(c, record, c->record);
             image_free(images[i]);
         }
-        free(moments), free(of);
+        free(moments);
         progress_step(&bar, (long)(at + n), NULL);
         if (interrupted()) die("interrupted; %s keeps what is encoded, the same command continues", c->path);
     }
     progress_end(&bar);
-    free(images), free(reasons), free(record);
+    free(images), free(reasons), free(of), free(record);
 }
 
 static void tokens_of(Pair *pair, const Sample *s, const PairsModel *m, long *cut, const char **first_cut) {
@@ -252,43 +247,31 @@ static void tokens_of(Pair *pair, const Sample *s, const PairsModel *m, long *cu
     pair->captions = s->caption_count;
 }
 
-// [L2] Pairs become latents and tokens. Pictures: short side to `size`, bilinear with antialiasing, the middle square.
+// [L2] Pairs become latents and tokens. Pictures: short side to `size`, antialiased, the middle square.
 Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     Pairs *p = xcalloc(1, sizeof *p);
     p->side = m->side, p->channels = m->channels, p->tokens = m->tokens, p->scale = m->scale;
     Dataset *d = p->data = dataset_open(data);
 
-    // 1. What is there: the hash of every picture that the split and the captions let in.
-    size_t count = 0, silent = 0;
-    for (size_t i = 0; i < d->count; i++) {
-        const Sample *s = &d->samples[i];
-        if (!dataset_trains(s)) continue;
-        if (s->caption_count == 0) {
-            silent++;
-            continue;
-        }
-        Sample moved = d->samples[count];
-        d->samples[count++] = *s;
-        d->samples[i] = moved;
-    }
-    if (silent) note("%s: %zu pictures have no caption and are left out", data, silent);
+    // 1. What is there: the hash of every picture to train on.
+    size_t count = dataset_choose(d, PART_TRAIN, 0);
     if (!count) die("%s: there is no picture with a caption to train on", data);
-    Losses losses = {.of = count};
-    uint64_t *pictures = xcalloc(count, sizeof *pictures);
-    bool *lost = xcalloc(count, sizeof *lost);
+    Unreadable unreadable = {.of = count, .at = xcalloc(count, sizeof(bool))};
+    uint64_t *hashes = xcalloc(count, sizeof *hashes);
+    bool *found = xcalloc(count, sizeof *found);
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < count; i++) lost[i] = !hash_file(d->samples[i].path, &pictures[i]);
+    for (size_t i = 0; i < count; i++) found[i] = hash_file(d->samples[i].path, &hashes[i]);
     for (size_t i = 0; i < count; i++)
-        if (lost[i]) lose(&losses, d->samples[i].path, "the file cannot be opened or read");
+        if (!found[i]) leave_out(&unreadable, i, d->samples[i].path, "the file cannot be opened or read");
 
     // 2. What the cache lacks is encoded.
     Cache c = cache_open(cache, m);
     const char *mapping = cache_map(&c, &p->mapped);
-    size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0;
+    size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0, before = unreadable.count;
     for (size_t i = 0; i < count; i++)
-        if (!lost[i] && !cache_find(&c, pictures[i])) missing[missing_count++] = i;
+        if (found[i] && !cache_find(&c, hashes[i])) missing[missing_count++] = i;
     if (missing_count) {
-        encode(&c, m, d, pictures, lost, missing, missing_count, &losses);
+        encode(&c, m, d, hashes, missing, missing_count, &unreadable);
         munmap((void *)mapping, p->mapped);
         mapping = cache_map(&c, &p->mapped);
     }
@@ -300,25 +283,25 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     p->list = xcalloc(count, sizeof *p->list);
     p->key = m->encoder;
     for (size_t i = 0; i < count; i++) {
-        if (lost[i]) continue;
+        if (unreadable.at[i]) continue;
         const Sample *s = &d->samples[i];
-        const struct Place *place = cache_find(&c, pictures[i]);
+        const struct Place *place = cache_find(&c, hashes[i]);
         if (!place) die("%s: picture %s is missing though it was encoded: the file changes", c.path, s->path);
         Pair *pair = &p->list[p->count++];
         pair->name = s->name;
         pair->moments = (const float *)(const void *)(mapping + place->at);
         tokens_of(pair, s, m, &cut, &first_cut);
-        p->key = hash_more(p->key, &pictures[i], sizeof pictures[i]);
+        p->key = hash_more(p->key, &hashes[i], sizeof hashes[i]);
         p->key = hash_more(p->key, pair->ids, (size_t)pair->captions * (size_t)m->tokens * sizeof(int));
     }
     if (cut)
         note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens,
              first_cut);
     note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
-         missing_count - (losses.bad < missing_count ? losses.bad : missing_count), losses.bad);
+         missing_count - (unreadable.count - before), unreadable.count);
     flock(c.file, LOCK_UN); // by name: a mapping keeps the file, and with it the lock, beyond close()
     close(c.file);
-    free(c.path), free(c.places), free(pictures), free(lost), free(missing);
+    free(c.path), free(c.places), free(hashes), free(found), free(unreadable.at), free(missing);
     return p;
 }
 
@@ -345,14 +328,12 @@ enum { NAME = 260 }; // bytes a picture in the list of names
 
 PairsBatch pairs_batch(const Pairs *p, int n) {
     if (n > p->count) die("a batch of %d is more than the %d captioned pictures that there are", n, p->count);
-    size_t numbers = (size_t)n * (size_t)p->side * (size_t)p->side * (size_t)p->channels;
-    return (PairsBatch){n,
-                        p->side,
-                        p->channels,
-                        p->tokens,
-                        xmalloc(numbers * sizeof(float)),
-                        xmalloc((size_t)n * (size_t)p->tokens * sizeof(int)),
-                        xmalloc((size_t)n * NAME)};
+    size_t values = (size_t)n * (size_t)p->side * (size_t)p->side * (size_t)p->channels;
+    PairsBatch b = {.n = n, .side = p->side, .channels = p->channels, .tokens = p->tokens};
+    b.z = xmalloc(values * sizeof(float));
+    b.ids = xmalloc((size_t)n * (size_t)p->tokens * sizeof(int));
+    b.names = xmalloc((size_t)n * NAME);
+    return b;
 }
 
 void pairs_draw(PairsBatch *b, const Pairs *p, Random *r) {

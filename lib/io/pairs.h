@@ -1,5 +1,5 @@
-// pairs.h: a captioned data set as what training wants of it: latents and tokens. The pictures go through the VAE's
-// encoder once; what it said is kept on disk and found again by content, so the next run starts at once.
+// pairs.h: a captioned data set as training needs it: latents and tokens. The pictures pass the VAE's encoder
+// once. Its output is kept on disk and found again by the pictures' content, so the next run starts at once.
 #ifndef PAIRS_H
 #define PAIRS_H
 
@@ -14,7 +14,7 @@ typedef struct {
     Pair *list;
     int count, side, channels, tokens;
     float scale;  // the VAE's scaling_factor
-    uint64_t key; // of everything that training can see: pictures, captions, encoder
+    uint64_t key; // a hash of everything that training sees: pictures, captions, encoder
     Dataset *data;
     void *mapping;
     size_t mapped;
@@ -33,13 +33,13 @@ typedef struct {
     // pictures (n, all of size x size) -> moments (n, side, side, 2 channels), host
     float *(*encode)(void *context, const Image *const *images, int n);
 } PairsModel;
-// A picture that cannot be read is named, counted and left out; more than 1 % of them dies. cache: a folder.
-// Of a layout that knows splits, only "train" and "restval" are taken.
+// The samples that dataset_trains() allows. Unreadable pictures are named and left out; dies where they are
+// more than 1 %, and where the encoder makes a NaN or an infinity. cache: a folder, made where it is missing.
 Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m);
 void pairs_close(Pairs *p);
 // Picture i: a draw from the encoder's posterior, scaled as the UNet wants it, (side, side, channels).
 void pairs_latents(const Pairs *p, int i, Random *r, float *out);
-// What a training step draws from it: n pictures by chance, of each one draw from the posterior and one caption.
+// A training batch: n random pictures, of each a draw from the posterior and one of its captions.
 typedef struct {
     int n, side, channels, tokens;
     float *z;    // (n, side, side, channels) host: latents
@@ -49,7 +49,7 @@ typedef struct {
 PairsBatch pairs_batch(const Pairs *p, int n); // dies where there are fewer pictures than n
 void pairs_draw(PairsBatch *b, const Pairs *p, Random *r);
 void pairs_batch_free(PairsBatch *b);
-// A number that changes with any weight of a model.
+// A hash of all weights of a model.
 uint64_t params_key(const Params *p);
 
 #endif

@@ -1,15 +1,8 @@
-// params_io.c: the parameters of a model from safetensors and back. Knows the list (nn.h) and the format, no model.
+// params_io.c: the parameters of a model (the list in nn.h) from safetensors and back.
 #include "io.h"
 
 #include <string.h>
 #include <stdlib.h>
-
-static void describe(char *text, size_t room, const int64_t *shape, int dims) {
-    size_t at = (size_t)snprintf(text, room, "(");
-    for (int i = 0; i < dims && at < room; i++)
-        at += (size_t)snprintf(text + at, room - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
-    if (at < room) snprintf(text + at, room - at, ")");
-}
 
 static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
     int n = s->ndim;
@@ -20,16 +13,16 @@ static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
     return true;
 }
 
-// (out, in, window) -> (out, window, in), elements of `size` bytes.
+// A convolution's weights, (out, in, kernel) -> (out, kernel, in), elements of `size` bytes (2 or 4).
 static void to_memory_order(char *to, const char *from, const Tensor *t, size_t size) {
-    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2],
-           out = (size_t)t->shape[0];
+    size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
+           in = (size_t)t->shape[3];
 #pragma omp parallel for
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++)
-            for (size_t k = 0; k < window; k++) {
-                const char *s = from + ((o * in + i) * window + k) * size;
-                char *d = to + ((o * window + k) * in + i) * size;
+            for (size_t k = 0; k < kernel; k++) {
+                const char *s = from + ((o * in + i) * kernel + k) * size;
+                char *d = to + ((o * kernel + k) * in + i) * size;
                 if (size == 4)
                     memcpy(d, s, 4);
                 else
@@ -37,24 +30,18 @@ static void to_memory_order(char *to, const char *from, const Tensor *t, size_t 
             }
 }
 
-// All exponent bits set: infinite or NaN. Returns the index of the first such number, or count.
+// The index of the first infinity or NaN, or count. Both have all bits of the exponent set.
 static size_t first_bad(const void *data, Type type, size_t count) {
-    size_t bad = count;
-    if (type == F32) {
+    size_t bad = count, size = type == F32 ? 4 : 2;
+    uint32_t exponent = type == F32 ? 0x7f800000u : type == F16 ? 0x7c00 : 0x7f80;
 #pragma omp parallel for reduction(min : bad)
-        for (size_t i = 0; i < count; i++) {
-            uint32_t u;
-            memcpy(&u, (const char *)data + 4 * i, 4);
-            if ((u & 0x7f800000u) == 0x7f800000u && i < bad) bad = i;
-        }
-    } else {
-        uint16_t mask = type == F16 ? 0x7c00 : 0x7f80;
-#pragma omp parallel for reduction(min : bad)
-        for (size_t i = 0; i < count; i++) {
-            uint16_t u;
-            memcpy(&u, (const char *)data + 2 * i, 2);
-            if ((u & mask) == mask && i < bad) bad = i;
-        }
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = 0;
+        if (size == 4)
+            memcpy(&bits, (const char *)data + 4 * i, 4);
+        else
+            memcpy(&bits, (const char *)data + 2 * i, 2);
+        if ((bits & exponent) == exponent && i < bad) bad = i;
     }
     return bad;
 }
@@ -63,10 +50,9 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
     int64_t want[4];
     int dims = param_file_shape(t, want);
     if (!shapes_agree(s, want, dims)) {
-        char have[128], expected[128];
-        describe(have, sizeof have, s->shape, s->ndim);
-        describe(expected, sizeof expected, want, dims);
-        die("%s: tensor %s has the shape %s; %s is expected", s->file, name, have, expected);
+        char have[200], expected[200];
+        die("%s: tensor %s has the shape %s; %s is expected", s->file, name,
+            shape_text(have, s->shape, s->ndim), shape_text(expected, want, dims));
     }
     if (s->type != F32 && s->type != F16 && s->type != BF16)
         die("%s: tensor %s is neither F32, F16 nor BF16", s->file, name);
@@ -76,11 +62,11 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
     if (t->data) backend.free(t->data);
     param_allocate(t, s->type);
     if (t->dims == 4 && t->shape[1] * t->shape[2] > 1) {
-        char *turned = xmalloc(s->count * size);
-        to_memory_order(turned, s->data, t, size);
-        backend.upload(t->data, turned, s->count * size);
+        char *reordered = xmalloc(s->count * size);
+        to_memory_order(reordered, s->data, t, size);
+        backend.upload(t->data, reordered, s->count * size);
         backend.sync();
-        free(turned);
+        free(reordered);
     } else {
         backend.upload(t->data, s->data, s->count * size);
     }
@@ -134,12 +120,12 @@ void params_to_f32(const Params *p) {
 float *param_read(const Tensor *t) {
     float *x = tensor_read(t);
     if (t->dims != 4 || t->shape[1] * t->shape[2] == 1) return x;
-    size_t in = (size_t)t->shape[3], window = (size_t)t->shape[1] * (size_t)t->shape[2],
-           out = (size_t)t->shape[0];
+    size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
+           in = (size_t)t->shape[3];
     float *y = xmalloc(tensor_count(t) * sizeof(float));
     for (size_t o = 0; o < out; o++)
-        for (size_t k = 0; k < window; k++)
-            for (size_t i = 0; i < in; i++) y[(o * in + i) * window + k] = x[(o * window + k) * in + i];
+        for (size_t k = 0; k < kernel; k++)
+            for (size_t i = 0; i < in; i++) y[(o * in + i) * kernel + k] = x[(o * kernel + k) * in + i];
     free(x);
     return y;
 }
@@ -149,10 +135,10 @@ void param_write(Tensor *t, const float *file_order) {
         tensor_write(t, file_order);
         return;
     }
-    float *turned = xmalloc(tensor_count(t) * sizeof(float));
-    to_memory_order((char *)turned, (const char *)file_order, t, sizeof(float));
-    tensor_write(t, turned);
-    free(turned);
+    float *reordered = xmalloc(tensor_count(t) * sizeof(float));
+    to_memory_order((char *)reordered, (const char *)file_order, t, sizeof(float));
+    tensor_write(t, reordered);
+    free(reordered);
 }
 
 void params_save(const Params *p, const char *path, size_t strip, Type type) {

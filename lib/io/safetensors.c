@@ -6,24 +6,20 @@
 //                     "name": {"dtype": "F16", "shape": [320, 4, 3, 3], "data_offsets": [begin, end]}, ...}
 //   the rest   the tensors' bytes, row-major, little-endian; offsets count from here, without holes
 //
-// A header is somebody else's claim. All of it is checked against the file's true size before a single
-// pointer is formed, so that a truncated download or a hostile file ends in one line, never in a wrong picture.
-//
-// Not here: what the names mean (sd.c, lora.c), pickles (they can run code, so nothing reads them).
-// In this file: half precision, opening and checking, reading, writing.
-#define _DEFAULT_SOURCE // mmap, madvise
+// A header only claims what the file holds. All of it is checked against the file's size before a pointer is
+// formed. So a truncated download or a hostile file ends in one line, never in a wrong picture. Pickles can
+// run code, so nothing reads them.
+#define _DEFAULT_SOURCE // madvise, open_memstream
 #include "io.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the file's little-endian numbers are used in place; a big-endian machine would need to swap them"
+#error "values are used as the file has them: for little-endian machines only"
 #endif
 
 enum { MAX_HEADER = 100000000, MAX_NDIM = 8 }; // the format's own limit on N; Stored's on dimensions
@@ -50,10 +46,10 @@ static inline float float_of(uint32_t b) {
     return f;
 }
 
-// fp16 is 1 sign, 5 exponent (bias 15), 10 mantissa bits; fp32 is 1, 8 (bias 127), 23. Moving the magnitude up
-// by 13 bits aligns the fields; adding 127 - 15 = 112 to the exponent mends the bias. Written without branches,
-// so that the loop in store_read_f32 vectorises.
-static inline float half_to_float(uint16_t h) {
+// fp16 has 1 sign bit, 5 exponent bits (bias 15), 10 mantissa bits; fp32 has 1, 8 (bias 127), 23. Shifting
+// the magnitude left by 13 bits aligns the fields; adding 127 - 15 = 112 to the exponent corrects the bias.
+// There are no branches, so that the loop in store_read_f32 vectorises.
+float f16_to_f32(uint16_t h) {
     uint32_t magnitude = h & 0x7fffu;
     uint32_t bits = (magnitude << 13) + (112u << 23);
     // Infinity and NaN: exponent 31 becomes 255, another 112 on top.
@@ -65,14 +61,11 @@ static inline float half_to_float(uint16_t h) {
     return float_of(bits | (uint32_t)(h & 0x8000u) << 16);
 }
 
-float f16_to_f32(uint16_t h) { return half_to_float(h); }
-
-static inline uint16_t float_to_half(float f) {
+uint16_t f32_to_f16(float f) {
     uint32_t x = bits_of(f), sign = x >> 16 & 0x8000, magnitude = x & 0x7fffffff;
-    // Nearest even: half of the last kept place less one, plus the last kept bit; 65520 carries into infinity.
+    // Round to nearest even: add half a unit of the last kept bit, less one, plus it. 65520 is infinite.
     uint32_t h = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
-    // Below 2^-14 the result is a multiple of 2^-24, which is just the spacing of floats at 0.5: the adder
-    // rounds to nearest even for us.
+    // Below 2^-14 the result is a multiple of 2^-24, the spacing of floats at 0.5: adding 0.5 rounds.
     uint32_t small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
     uint32_t nan = 0x7e00 | (magnitude >> 13 & 0x3ff); // made quiet
     h = magnitude < 0x38800000 ? small : h;
@@ -80,8 +73,6 @@ static inline uint16_t float_to_half(float f) {
     h = magnitude > 0x7f800000 ? nan : h;
     return (uint16_t)(sign | h);
 }
-
-uint16_t f32_to_f16(float f) { return float_to_half(f); }
 
 float bf16_to_f32(uint16_t h) { return float_of((uint32_t)h << 16); }
 
@@ -105,7 +96,7 @@ struct Store {
     size_t part_count;
     Stored *tensors; // by shard, within it by offset
     size_t count;
-    const Stored **by_name; // sorted
+    Names by_name; // -> places in tensors
 };
 
 typedef struct { // a claim of the header that has passed its own checks
@@ -150,12 +141,9 @@ static Claim read_claim(const char *path, const Json *entry, size_t data_size) {
         if (!whole_number(&shape->items[i], &n))
             die("%s: tensor %s: dimension %zu of its shape is no whole number", path, name, i);
         c.tensor.shape[i] = (int64_t)n;
-        if (n == 0)
-            empty = true;
-        else if (product > ((size_t)1 << 53) / n)
-            die("%s: tensor %s: its shape overflows", path, name);
-        else
-            product *= n;
+        size_t factor = n ? n : 1;
+        if (product > ((size_t)1 << 53) / factor) die("%s: tensor %s: its shape overflows", path, name);
+        product *= factor, empty |= n == 0;
     }
     c.tensor.count = empty ? 0 : product;
 
@@ -193,8 +181,7 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
     if (size < 8) die("%s: %zu bytes are too few for a safetensors file", path, size);
     if (size > 12 && !memcmp(bytes, "version https", 13))
         die("%s: this is a Git LFS pointer, not the file itself; `git lfs pull` fetches it", path);
-    uint64_t length = 0;
-    for (int i = 0; i < 8; i++) length |= (uint64_t)bytes[i] << 8 * i;
+    uint64_t length = little_endian(bytes, 8);
     // PyTorch's own files: a zip or, before its release 1.6, a pickle of protocol 2 as it is.
     if (length > MAX_HEADER && (!memcmp(bytes, "PK\3\4", 4) || !memcmp(bytes, "\x80\2", 2)))
         die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
@@ -202,8 +189,8 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
         die("%s: no safetensors file: its header would be %llu bytes long, at most %d are allowed", path,
             (unsigned long long)length, MAX_HEADER);
     if (length > size - 8)
-        die("%s: the header should be %llu bytes long, but the file ends after %zu of them (was it cut "
-            "short?)",
+        die("%s: the header should be %llu bytes long, but the file ends after %zu of them (was it "
+            "cut short?)",
             path, (unsigned long long)length, size - 8);
     if (length == 0 || bytes[8] != '{') die("%s: no safetensors file: the header is no JSON object", path);
     part->header = json_parse((const char *)bytes + 8, (size_t)length, path);
@@ -249,28 +236,23 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
 }
 
 static void map_part(Store *s, const char *path) {
-    size_t bytes;
-    const unsigned char *at = map_file(path, &bytes);
-    add_part(s, path, at, bytes);
-}
-
-static int by_name(const void *a, const void *b) {
-    return strcmp((*(const Stored *const *)a)->name, (*(const Stored *const *)b)->name);
+    size_t size;
+    const unsigned char *bytes = map_file(path, &size);
+    add_part(s, path, bytes, size);
 }
 
 // Once all tensors are in: the index by name. A name that came twice would leave it open which one counts.
 static void finish_names(Store *s) {
-    s->by_name = xmalloc(s->count * sizeof *s->by_name);
-    for (size_t i = 0; i < s->count; i++) s->by_name[i] = &s->tensors[i];
-    qsort(s->by_name, s->count, sizeof *s->by_name, by_name);
-    for (size_t i = 1; i < s->count; i++)
-        if (!by_name(&s->by_name[i - 1], &s->by_name[i]))
-            die("%s: tensor %s: the name occurs twice%s%s", s->by_name[i]->file, s->by_name[i]->name,
-                s->by_name[i]->file != s->by_name[i - 1]->file ? ", also in " : "",
-                s->by_name[i]->file != s->by_name[i - 1]->file ? s->by_name[i - 1]->file : "");
+    for (size_t i = 0; i < s->count; i++) {
+        const Stored *t = &s->tensors[i], *other = store_find(s, t->name);
+        if (other)
+            die("%s: tensor %s: the name occurs twice%s%s", t->file, t->name,
+                other->file != t->file ? ", also in " : "", other->file != t->file ? other->file : "");
+        names_set(&s->by_name, t->name, strlen(t->name), (int)i);
+    }
 }
 
-// {"metadata": {...}, "weight_map": {"tensor": "model-00001-of-00002.safetensors", ...}}: shards lie beside it.
+// {"weight_map": {"tensor": "model-00001-of-00002.safetensors", ...}, ...}; the shards lie beside it.
 static void open_index(Store *s, const char *path) {
     Json *index = json_load(path);
     const Json *map = json_get(index, "weight_map");
@@ -285,8 +267,7 @@ static void open_index(Store *s, const char *path) {
         if (entry->kind != JSON_STRING || !*entry->string || strchr(entry->string, '/'))
             die("%s: tensor %s: expected the name of a file in the same folder", path, entry->key);
         size_t k = shard_count;
-        while (k > 0 && strcmp(shards[k - 1], entry->string))
-            k--; // the latest shard first: it is nearly always it
+        while (k > 0 && strcmp(shards[k - 1], entry->string)) k--; // the latest shard is nearly always it
         if (k > 0) continue;
         char *shard = format("%.*s%s", folder, path, entry->string);
         if (!file_exists(shard)) die("%s: tensor %s: its shard %s is missing", path, entry->key, shard);
@@ -306,11 +287,6 @@ static void open_index(Store *s, const char *path) {
     json_free(index);
 }
 
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && !strcmp(s + n - m, end);
-}
-
 Store *store_open(const char *path) {
     Store *s = xcalloc(1, sizeof *s);
     if (ends_with(path, ".json"))
@@ -326,7 +302,8 @@ static void store_free(Store *s, bool mapped) {
         json_free(s->parts[i].header);
         free(s->parts[i].path);
     }
-    free(s->parts), free(s->tensors), free(s->by_name), free(s);
+    names_free(&s->by_name);
+    free(s->parts), free(s->tensors), free(s);
 }
 
 void store_close(Store *s) {
@@ -340,10 +317,8 @@ size_t store_count(const Store *s) { return s->count; }
 const Stored *store_at(const Store *s, size_t i) { return &s->tensors[i]; }
 
 const Stored *store_find(const Store *s, const char *name) {
-    Stored wanted = {.name = name};
-    const Stored *key = &wanted;
-    const Stored **found = s->count ? bsearch(&key, s->by_name, s->count, sizeof *s->by_name, by_name) : NULL;
-    return found ? *found : NULL;
+    int i = names_get(&s->by_name, name, strlen(name));
+    return i < 0 ? NULL : &s->tensors[i];
 }
 
 const char *store_metadata(const Store *s, const char *key) {
@@ -352,6 +327,13 @@ const char *store_metadata(const Store *s, const char *key) {
         if (value) return value;
     }
     return NULL;
+}
+
+const char *shape_text(char text[200], const int64_t *shape, int ndim) {
+    int at = sprintf(text, "(");
+    for (int i = 0; i < ndim; i++) at += sprintf(text + at, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    sprintf(text + at, ")");
+    return text;
 }
 
 // memcpy, because the data may be unaligned; compilers make a plain (vector) load of it.
@@ -368,8 +350,8 @@ void store_read_f32(const Stored *t, float *restrict out) {
     if (!t->count) return;
     switch (t->type) {
     case F32: memcpy(out, in, t->count * sizeof *out); break;
-    case F16: CONVERT(uint16_t, half_to_float(v));
-    case BF16: CONVERT(uint16_t, float_of((uint32_t)v << 16));
+    case F16: CONVERT(uint16_t, f16_to_f32(v));
+    case BF16: CONVERT(uint16_t, bf16_to_f32(v));
     case F64: CONVERT(double, (float)v);
     case I8: CONVERT(int8_t, v);
     case U8: CONVERT(uint8_t, v);
@@ -385,8 +367,7 @@ float *store_floats(const Stored *t, const char *path) {
     float *x = xmalloc(t->count * sizeof *x);
     store_read_f32(t, x);
     for (size_t i = 0; i < t->count; i++)
-        if (!(x[i] - x[i] == 0))
-            die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
+        if (!isfinite(x[i])) die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
     return x;
 }
 
@@ -415,6 +396,7 @@ struct StoreWriter {
     size_t metadata_count;
     Declared *tensors;
     size_t count;
+    Names names; // of the tensors
     bool header_written;
     size_t current, done; // the tensor being delivered, and how many of its bytes came
 };
@@ -448,42 +430,21 @@ void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const 
         d.shape[i] = shape[i];
         d.bytes *= (size_t)shape[i];
     }
+    if (names_get(&w->names, name, strlen(name)) >= 0) die("%s: tensor %s is declared twice", w->path, name);
+    names_set(&w->names, d.name, strlen(name), (int)w->count);
     w->tensors = xrealloc(w->tensors, (w->count + 1) * sizeof *w->tensors);
     w->tensors[w->count++] = d;
 }
 
 static void put_string(FILE *f, const char *s) {
-    putc('"', f);
-    for (; *s; s++) {
-        unsigned char c = (unsigned char)*s;
-        if (c == '"' || c == '\\')
-            fprintf(f, "\\%c", c);
-        else if (c < ' ')
-            fprintf(f, "\\u%04x", c);
-        else
-            putc(c, f);
-    }
-    putc('"', f);
-}
-
-static int compare_strings(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static void check_names(const StoreWriter *w) {
-    const char **names = xmalloc(w->count * sizeof *names);
-    for (size_t i = 0; i < w->count; i++) names[i] = w->tensors[i].name;
-    qsort(names, w->count, sizeof *names, compare_strings);
-    for (size_t i = 1; i < w->count; i++)
-        if (!strcmp(names[i - 1], names[i])) die("%s: tensor %s is declared twice", w->path, names[i]);
-    free(names);
+    char *quoted = json_quote(s);
+    fputs(quoted, f);
+    free(quoted);
 }
 
 // Built in memory first, because its length comes before it.
 static void write_header(StoreWriter *w) {
-    if (w->header_written) return;
     w->header_written = true;
-    check_names(w);
     char *text = NULL;
     size_t length = 0;
     FILE *f = open_memstream(&text, &length);
@@ -492,11 +453,9 @@ static void write_header(StoreWriter *w) {
     putc('{', f);
     if (w->metadata_count) {
         fputs("\"__metadata__\":{", f);
-        for (size_t i = 0; i < w->metadata_count; i += 2) {
-            if (i) putc(',', f);
+        for (size_t i = 0; i < w->metadata_count; i++) {
+            if (i) putc(i % 2 ? ':' : ',', f);
             put_string(f, w->metadata[i]);
-            putc(':', f);
-            put_string(f, w->metadata[i + 1]);
         }
         putc('}', f);
         comma = ",";
@@ -517,16 +476,15 @@ static void write_header(StoreWriter *w) {
     if (fclose(f)) die("out of memory: the header of %s", w->path);
     if (length > MAX_HEADER)
         die("%s: its header is %zu bytes long, at most %d are allowed", w->path, length, MAX_HEADER);
-    unsigned char prefix[8];
-    for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)((uint64_t)length >> 8 * i);
-    output_write(w->out, prefix, 8);
+    uint64_t prefix = length;
+    output_write(w->out, &prefix, 8);
     output_write(w->out, text, length);
     free(text);
 }
 
 // The tensor that the next byte belongs to; NULL when all are complete.
 static Declared *current_tensor(StoreWriter *w) {
-    write_header(w);
+    if (!w->header_written) write_header(w);
     while (w->current < w->count && w->done == w->tensors[w->current].bytes) w->current++, w->done = 0;
     return w->current < w->count ? &w->tensors[w->current] : NULL;
 }
@@ -542,16 +500,15 @@ void store_data(StoreWriter *w, const void *data, size_t bytes) {
     w->done += bytes;
 }
 
-// fp16 ends at 65504; a finite weight that becomes infinite would draw a black picture much later.
-static void halves_of(const StoreWriter *w, const Declared *d, uint16_t *out, const float *data, size_t n) {
-    uint32_t lost = 0;
+// fp16 ends at 65504. A finite weight that became infinite would draw a black picture much later.
+static void to_halves(const StoreWriter *w, const Declared *d, uint16_t *out, const float *data, size_t n) {
+    uint32_t overflow = 0;
     for (size_t i = 0; i < n; i++) {
-        out[i] = float_to_half(data[i]);
-        lost |= (out[i] & 0x7fffu) == 0x7c00 && (bits_of(data[i]) & 0x7fffffff) != 0x7f800000;
+        out[i] = f32_to_f16(data[i]);
+        overflow |= (out[i] & 0x7fffu) == 0x7c00 && (bits_of(data[i]) & 0x7fffffff) != 0x7f800000;
     }
-    if (!lost) return;
-    for (size_t i = 0; i < n; i++)
-        if ((out[i] & 0x7fff) == 0x7c00 && data[i] - data[i] == 0)
+    for (size_t i = 0; overflow && i < n; i++)
+        if ((out[i] & 0x7fff) == 0x7c00 && isfinite(data[i]))
             die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, d->name,
                 (double)data[i]);
 }
@@ -569,7 +526,7 @@ void store_data_f32(StoreWriter *w, const float *data, size_t count) {
         switch (d->type) {
         case F32: store_data(w, data, n * 4); break;
         case F16:
-            halves_of(w, d, piece.half, data, n);
+            to_halves(w, d, piece.half, data, n);
             store_data(w, piece.half, n * 2);
             break;
         case BF16:
@@ -592,5 +549,6 @@ void store_commit(StoreWriter *w) {
     output_commit(w->out);
     for (size_t i = 0; i < w->metadata_count; i++) free(w->metadata[i]);
     for (size_t i = 0; i < w->count; i++) free(w->tensors[i].name);
+    names_free(&w->names);
     free(w->metadata), free(w->tensors), free(w->path), free(w);
 }

@@ -10,10 +10,9 @@
 
 static char *in_dir(const Run *r, const char *name) { return format("%s/%s", r->dir, name); }
 
-// ---- the checkpoint -----------------------------------------------------------------------------------------
+// ---- the checkpoint ---------------------------------------------------------------------------------------
 
-// Counters and random numbers travel as metadata text; the generator's 624 words as a tensor of bytes would do too,
-// but so the file can be read by eye.
+// Counters and the random generator are metadata text, so that they can be read by eye.
 static char *random_text(const Random *r) {
     char *text = xmalloc(624 * 9 + 200), *at = text;
     at += sprintf(at, "%d %d %a %d %llu %llu", r->next, r->has_spare, r->spare, r->philox,
@@ -38,49 +37,44 @@ static bool random_parse(Random *r, const char *text) {
     return true;
 }
 
-static void declare_all(StoreWriter *w, const Optimiser *o, const char *prefix) {
-    for (int i = 0; i < o->count; i++) {
-        int64_t shape[1] = {(int64_t)tensor_count(o->tensors[i])};
-        char *name = format("%s.%s", prefix, o->names[i]);
-        store_declare(w, name, F32, 1, shape);
-        free(name);
-    }
+// The optimiser's memory, a list of arrays a kind: weights, moments m and v, maybe moving averages.
+static const char *const kinds[] = {"weight", "m", "v", "ema"};
+
+static float *memory_of(const Optimiser *o, int kind, int i) {
+    float *const *lists[] = {NULL, o->m, o->v, o->ema};
+    return kind == 0 ? o->tensors[i]->data : lists[kind][i];
 }
 
-static void write_all(StoreWriter *w, const Optimiser *o, float *const *memory) {
-    for (int i = 0; i < o->count; i++) {
-        size_t bytes = tensor_count(o->tensors[i]) * sizeof(float);
-        float *host = xmalloc(bytes);
-        backend.download(host, memory ? memory[i] : o->tensors[i]->data, bytes);
-        store_data(w, host, bytes);
-        free(host);
-    }
-}
+static int kinds_of(const Optimiser *o) { return o->ema ? 4 : 3; }
 
 void run_checkpoint(Run *r) {
     const Optimiser *o = r->optimiser;
-    char *path = in_dir(r, "checkpoint.safetensors"), text[64];
+    char *path = in_dir(r, "checkpoint.safetensors"), *random = random_text(&r->random), text[64];
     OptimiserState state = optimiser_read(o);
     StoreWriter *w = store_create(path);
-    snprintf(text, sizeof text, "%ld", r->step);
-    store_metadata_add(w, "step", text);
-    snprintf(text, sizeof text, "%.3f", run_seconds(r));
-    store_metadata_add(w, "seconds", text);
-    snprintf(text, sizeof text, "%a", (double)r->loss);
-    store_metadata_add(w, "loss", text);
+    snprintf(text, sizeof text, "%ld", r->step), store_metadata_add(w, "step", text);
+    snprintf(text, sizeof text, "%.3f", run_seconds(r)), store_metadata_add(w, "seconds", text);
+    snprintf(text, sizeof text, "%a", (double)r->loss), store_metadata_add(w, "loss", text);
     store_metadata_add(w, "config", r->config);
-    char *random = random_text(&r->random);
     store_metadata_add(w, "random", random);
-    free(random);
-    int64_t state_size[1] = {(int64_t)(sizeof state / sizeof(float))};
-    store_declare(w, "optimiser.state", F32, 1, state_size);
-    declare_all(w, o, "weight"), declare_all(w, o, "m"), declare_all(w, o, "v");
-    if (o->ema) declare_all(w, o, "ema");
+    store_declare(w, "optimiser.state", F32, 1, (int64_t[]){sizeof state / sizeof(float)});
+    for (int k = 0; k < kinds_of(o); k++)
+        for (int i = 0; i < o->count; i++) {
+            char *name = format("%s.%s", kinds[k], o->names[i]);
+            store_declare(w, name, F32, 1, (int64_t[]){(int64_t)tensor_count(o->tensors[i])});
+            free(name);
+        }
     store_data(w, &state, sizeof state);
-    write_all(w, o, NULL), write_all(w, o, o->m), write_all(w, o, o->v);
-    if (o->ema) write_all(w, o, o->ema);
+    for (int k = 0; k < kinds_of(o); k++)
+        for (int i = 0; i < o->count; i++) {
+            size_t bytes = tensor_count(o->tensors[i]) * sizeof(float);
+            float *host = xmalloc(bytes);
+            backend.download(host, memory_of(o, k, i), bytes);
+            store_data(w, host, bytes);
+            free(host);
+        }
     store_commit(w);
-    free(path);
+    free(path), free(random);
     r->saved_at = seconds();
 }
 
@@ -90,13 +84,13 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
     const Stored *t = store_find(s, full);
     if (!t) die("%s: tensor %s is missing", path, full);
     if (t->type != F32 || t->count != count)
-        die("%s: tensor %s holds %zu numbers, %zu are expected", path, full, t->count, count);
+        die("%s: tensor %s holds %zu values, %zu are expected", path, full, t->count, count);
     backend.upload(to, t->data, count * sizeof(float));
     backend.sync();
     free(full);
 }
 
-// What two configurations, JSON objects of texts, numbers and truth values, do not have in common.
+// Where two configurations differ: JSON objects of strings, numbers and booleans.
 static char *differences(const char *before, const char *now) {
     Json *a = json_parse(before, strlen(before), "the checkpoint's configuration");
     Json *b = json_parse(now, strlen(now), "the run's configuration");
@@ -138,24 +132,18 @@ static void resume(Run *r, const char *path) {
     r->earlier = spent ? strtod(spent, NULL) : 0;
     r->loss = loss ? strtof(loss, NULL) : 0;
     read_one(s, path, "optimiser", "state", o->state, sizeof(OptimiserState) / sizeof(float));
-    for (int i = 0; i < o->count; i++) {
-        size_t n = tensor_count(o->tensors[i]);
-        read_one(s, path, "weight", o->names[i], o->tensors[i]->data, n);
-        read_one(s, path, "m", o->names[i], o->m[i], n);
-        read_one(s, path, "v", o->names[i], o->v[i], n);
-        if (o->ema) read_one(s, path, "ema", o->names[i], o->ema[i], n);
-    }
+    for (int k = 0; k < kinds_of(o); k++)
+        for (int i = 0; i < o->count; i++)
+            read_one(s, path, kinds[k], o->names[i], memory_of(o, k, i), tensor_count(o->tensors[i]));
     store_close(s);
-    if (r->step < r->total)
-        note("resuming %s at step %ld of %ld", r->dir, r->step, r->total);
-    else
-        note("%s is at step %ld already: nothing is left of %ld", r->dir, r->step, r->total);
+    note(r->step < r->total ? "resuming %s at step %ld of %ld"
+                            : "%s is at step %ld already: nothing is left of %ld",
+         r->dir, r->step, r->total);
 }
 
-// ---- the log ------------------------------------------------------------------------------------------------
+// ---- the log ----------------------------------------------------------------------------------------------
 
-// A run that was killed may have logged steps after its last checkpoint, and half a line: they are cut off, since
-// they will be made again.
+// A run that was killed may have logged steps after its last checkpoint, and half a line: they are cut off.
 static void log_open(Run *r) {
     char *path = in_dir(r, "log.jsonl");
     if (r->step > 0 && file_exists(path)) {
@@ -174,7 +162,7 @@ static void log_open(Run *r) {
     free(path);
 }
 
-// ---- the run ------------------------------------------------------------------------------------------------
+// ---- the run ----------------------------------------------------------------------------------------------
 
 void run_begin(Run *r, uint64_t seed, bool fresh) {
     make_directories(r->dir);
@@ -182,16 +170,16 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     random_seed(&r->random, seed);
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
-    char *checkpoint = in_dir(r, "checkpoint.safetensors"), *config = in_dir(r, "config.json");
+    char *checkpoint = in_dir(r, "checkpoint.safetensors");
     // Begun anew: the old checkpoint goes at once, or a kill would leave it beside the new log.
     if (fresh && file_exists(checkpoint) && unlink(checkpoint))
         die("cannot remove %s: %s", checkpoint, strerror(errno));
     if (file_exists(checkpoint)) resume(r, checkpoint);
-    Output *o = output_open(config);
-    output_printf(o, "%s\n", r->config);
-    output_commit(o);
+    char *line = format("%s\n", r->config);
+    write_text_file(r->dir, "config.json", line);
+    free(line);
     log_open(r);
-    free(checkpoint), free(config);
+    free(checkpoint);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
     interrupt_catch();
@@ -199,10 +187,10 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
 
 double run_seconds(const Run *r) { return r->earlier + seconds() - r->started; }
 
-// The last words of a run whose numbers are not finite: where that began, with what, and what is left.
+// Ends a run whose loss or gradient is not finite, and says where that began.
 static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *batch_name) {
     const Optimiser *o = r->optimiser;
-    Culprit c = tape_culprit(loss);
+    FirstNan c = tape_first_nan(loss);
     const char *parameter = NULL;
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < o->count && !parameter; j++)

@@ -1,16 +1,16 @@
-// train.h: what every training run has in common, whatever it trains: a folder with its configuration, a log and a
-// checkpoint; a progress bar; the step of the optimiser; an end that loses nothing.
+// train.h: what every training run has in common: a folder with its configuration, a log and a checkpoint; a
+// progress bar; the optimiser's step; an end that loses nothing.
 //
 //   run_begin(&run, ...);            resumes where the folder's checkpoint stands
 //   while (run_continues(&run)) {
 //       tape_begin();  ... loss ...  backward(loss);
-//       run_step(&run, loss, batch); optimiser, log, checkpoint now and then
+//       run_step(&run, loss, NULL, names);   optimiser, log, now and then a checkpoint
 //       tape_end();
 //   }
 //   run_end(&run);
 //
-// A resumed run gives the same bits as one that was never stopped: weights, moments, moving averages, counters and
-// the random numbers all stand in checkpoint.safetensors, which is replaced whole.
+// A resumed run gives the same bits as one that was never stopped: weights, moments, moving averages,
+// counters and the random generator's state are all in checkpoint.safetensors, which is replaced as a whole.
 #ifndef TRAIN_H
 #define TRAIN_H
 
@@ -32,13 +32,13 @@ typedef struct {
     Progress bar;
 } Run;
 
-// Fill in dir, what, config, optimiser, total, batch; the rest is set here. fresh: begin anew even if there is a
-// checkpoint; else resume from it.
+// Fill in dir, what, config, optimiser, total, batch; the rest is set here. fresh: begin anew even if there
+// is a checkpoint; else resume from it.
 void run_begin(Run *r, uint64_t seed, bool fresh);
 bool run_continues(const Run *r); // false at the end, and after Ctrl-C
-// Clips, steps and clears the gradients, then reads loss and norm (the one time in a step), writes the log and, when
-// due, the checkpoint. parts: more numbers for the log line, as JSON members (", \"kl\": 0.1"), or NULL. batch_name:
-// what was in the batch, said when the loss or gradient is not finite, or explodes; then the run stops.
+// Clips the gradients, steps, clears them; then writes the log and, when due, the checkpoint. parts: more
+// values for the log line, as JSON members (", \"kl\": 0.1"), or NULL. Dies where the loss or a gradient is
+// not finite or explodes; the message tells batch_name, what was in the batch.
 void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name);
 void run_checkpoint(Run *r);
 // The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.

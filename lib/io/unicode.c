@@ -1,8 +1,8 @@
 // unicode.c: classes of characters, NFC and lower case, for the tokenizer. See unicode.h.
 //
-// The tables come from test/python/make_unicode.py and follow the library that CLIPTokenizer uses, also where that
-// library is behind the newest Unicode. The algorithms: Unicode Standard, section 3.11 (normalisation forms)
-// and 3.12 (Hangul syllables, which are composed by arithmetic).
+// The tables come from test/python/make_unicode.py and follow the library that CLIPTokenizer uses, also where
+// that library is behind the newest Unicode. The algorithms: Unicode Standard, section 3.11 (normalisation
+// forms) and 3.12 (Hangul syllables, which are composed by arithmetic).
 #include "unicode.h"
 
 #include <stdlib.h>
@@ -12,15 +12,15 @@
 
 #define ROWS(table) (sizeof(table) / sizeof *(table))
 
-// Index of the row whose range [first, last] holds the point, or -1. Rows are `width` numbers long, sorted.
-static long find_range(const uint32_t *table, size_t rows, size_t width, uint32_t point) {
+// Index of the row whose range row[0] ... row[last] holds the point, or -1. Rows of `width` entries, sorted.
+static long find_range(const uint32_t *table, size_t rows, size_t width, size_t last, uint32_t point) {
     size_t low = 0, high = rows;
     while (low < high) {
         size_t middle = (low + high) / 2;
         const uint32_t *row = table + middle * width;
         if (point < row[0])
             high = middle;
-        else if (point > row[1])
+        else if (point > row[last])
             low = middle + 1;
         else
             return (long)middle;
@@ -28,27 +28,20 @@ static long find_range(const uint32_t *table, size_t rows, size_t width, uint32_
     return -1;
 }
 
-bool unicode_is_letter(uint32_t point) { return find_range(letters[0], ROWS(letters), 2, point) >= 0; }
-bool unicode_is_number(uint32_t point) { return find_range(numbers[0], ROWS(numbers), 2, point) >= 0; }
-bool unicode_is_blank(uint32_t point) { return find_range(blanks[0], ROWS(blanks), 2, point) >= 0; }
+bool unicode_is_letter(uint32_t point) { return find_range(letters[0], ROWS(letters), 2, 1, point) >= 0; }
+bool unicode_is_number(uint32_t point) { return find_range(numbers[0], ROWS(numbers), 2, 1, point) >= 0; }
+bool unicode_is_blank(uint32_t point) { return find_range(blanks[0], ROWS(blanks), 2, 1, point) >= 0; }
 
 // ---- canonical decomposition and composition -----------------------------------------------------------
 
 // Hangul: a syllable is leading consonant x vowel x trailing consonant (or none).
-enum {
-    SYLLABLE = 0xAC00,
-    LEAD = 0x1100,
-    VOWEL = 0x1161,
-    TRAIL = 0x11A7,
-    LEADS = 19,
-    VOWELS = 21,
-    TRAILS = 28
-};
+enum { SYLLABLE = 0xAC00, LEAD = 0x1100, VOWEL = 0x1161, TRAIL = 0x11A7 };
+enum { LEADS = 19, VOWELS = 21, TRAILS = 28 };
 
 // Canonical combining class: 0 for a character that others attach to, else where a mark attaches.
 static unsigned combining_class(uint32_t point) {
     if (point < marks[0][0]) return 0;
-    long row = find_range(marks[0], ROWS(marks), 3, point);
+    long row = find_range(marks[0], ROWS(marks), 3, 1, point);
     return row < 0 ? 0 : marks[row][2];
 }
 
@@ -61,18 +54,11 @@ static size_t decompose(uint32_t point, Point *out, size_t at) {
         if (trail) out[2] = (Point){TRAIL + trail, at};
         return trail ? 3 : 2;
     }
-    size_t low = 0, high = point < pairs[0][0] ? 0 : ROWS(pairs);
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (pairs[middle][0] == point) {
-            size_t n = decompose(pairs[middle][1], out, at);
-            out[n] = (Point){pairs[middle][2], at};
-            return n + 1;
-        }
-        if (pairs[middle][0] < point)
-            low = middle + 1;
-        else
-            high = middle;
+    long pair = point < pairs[0][0] ? -1 : find_range(pairs[0], ROWS(pairs), 3, 0, point);
+    if (pair >= 0) {
+        size_t n = decompose(pairs[pair][1], out, at);
+        out[n] = (Point){pairs[pair][2], at};
+        return n + 1;
     }
     uint32_t to = point;
     for (size_t i = 0, before = 0; i < ROWS(singles) && point >= singles[i][0]; i++) {
@@ -148,20 +134,12 @@ static size_t compose(Point *p, size_t n) {
 
 // ---- lower case ----------------------------------------------------------------------------------------
 
-// Character by character, as Rust's char::to_lowercase: a final sigma is not told from another one.
+// Character by character, as Rust's char::to_lowercase: a final sigma is lowered like any other. A row of the
+// table is first, last, step, distance: every step-th character of the range has a lower case, so far away.
 static uint32_t lower_case(uint32_t point) {
-    size_t low = 0, high = ROWS(lowers);
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        const int32_t *row = lowers[middle], c = (int32_t)point;
-        if (c < row[0])
-            high = middle;
-        else if (c > row[1])
-            low = middle + 1;
-        else
-            return (c - row[0]) % row[2] ? point : (uint32_t)(c + row[3]);
-    }
-    return point;
+    long row = find_range((const uint32_t *)lowers[0], ROWS(lowers), 4, 1, point);
+    if (row < 0 || ((int32_t)point - lowers[row][0]) % lowers[row][2]) return point;
+    return (uint32_t)((int32_t)point + lowers[row][3]);
 }
 
 Point *unicode_normalize(const char *text, size_t bytes, size_t start, size_t *count) {

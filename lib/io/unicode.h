@@ -15,9 +15,8 @@ bool unicode_is_letter(uint32_t point); // \p{L}
 bool unicode_is_number(uint32_t point); // \p{N}
 bool unicode_is_blank(uint32_t point);  // \s
 
-// Brings valid UTF-8 to composed form (NFC), each run of white space to one blank, letters to lower case, in
-// this order, as CLIP's tokenizer does. Returns *count characters, which the caller frees; `at` counts from
-// `start`.
+// Brings valid UTF-8 to composed form (NFC), then each run of white space to one blank, then letters to lower
+// case. Returns *count characters, which the caller frees; `at` counts from `start`.
 Point *unicode_normalize(const char *text, size_t bytes, size_t start, size_t *count);
 
 #endif

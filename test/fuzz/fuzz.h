@@ -1,8 +1,6 @@
-// fuzz.h: what the fuzzers share. Each is built by clang from the file under test itself:
-//   clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Ilib \
-//         -isystem /usr/include/stb test/fuzz_X.c lib/base.c ... -lm
-//   ASAN_OPTIONS=detect_leaks=0 ./fuzz_X -max_total_time=60 CORPUS   (a folder; a copy of test/fixtures/io is a good one)
-// die() is a fine answer to nonsense; memory that was held at that moment is lost, so leaks are not counted.
+// fuzz.h: what the fuzzers share. `make fuzz-json` builds one with clang and runs it, `make fuzz` all of
+// them; the corpus begins as a copy of test/fixtures/io. die() is a correct answer to invalid input. It frees
+// nothing, so leaks are not counted.
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -18,7 +16,7 @@ static void fuzz_die(const char *message) {
     longjmp(fuzz_death, 1);
 }
 
-// Exactly these bytes on the heap, so that the sanitizer sees a read of one byte more.
+// A heap copy of exactly these bytes: the sanitizer then finds a read past the end.
 static inline unsigned char *fuzz_copy(const uint8_t *data, size_t size) {
     unsigned char *copy = malloc(size ? size : 1);
     if (size) memcpy(copy, data, size);

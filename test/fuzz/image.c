@@ -1,13 +1,13 @@
-// image.c: any bytes as a JPEG or PNG. With lib/base.c lib/io/json.c lib/io/npz.c lib/io/safetensors.c, and with
-// -fno-sanitize=shift,signed-integer-overflow: given nonsense, stb's JPEG decoder shifts too far and overflows
-// on its way to a wrong pixel or to an error, and never leaves its memory; what is looked for here is the latter.
+// image.c: any bytes as a JPEG or PNG. Built with -fno-sanitize=shift,signed-integer-overflow: on invalid
+// data stb's JPEG decoder shifts too far and overflows, which gives a wrong pixel or an error. It must not
+// leave its memory.
 #include "lib/io/image.c"
 #include "fuzz.h"
 #include "png.h"
 
 static void fuzz_one(unsigned char *data, size_t size) {
     mend_png(data, size);
-    // Large claims only cost time: the checks before the decoder are the same for them.
+    // Large sizes only cost time: the checks before the decoder are the same.
     Claims claims = {0};
     if (is_png(data, size))
         check_png(data, size, &claims);

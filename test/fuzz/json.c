@@ -1,5 +1,4 @@
-// json.c: any bytes as JSON; each ends in a document or a message, never in a crash.
-//   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ilib test/fuzz/json.c lib/io/json.c lib/base.c
+// json.c: any bytes as JSON; the result is a document or a message, never a crash.
 #include "lib/io/io.h"
 
 #include <setjmp.h>
@@ -12,7 +11,7 @@ static void leave(const char *message) {
     longjmp(on_die, 1);
 }
 
-// Touches every value, so that a pointer into nowhere shows.
+// Reads every value, so that an invalid pointer is found.
 static size_t walk(const Json *value) {
     size_t sum = (size_t)value->kind + (value->key ? strlen(value->key) : 0);
     if (value->kind == JSON_STRING) return sum + (size_t)value->string[value->length];

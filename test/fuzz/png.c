@@ -1,4 +1,4 @@
-// png.c: any bytes as a PNG with parameters. With lib/base.c lib/io/json.c lib/io/npz.c lib/io/safetensors.c.
+// png.c: any bytes as a PNG with parameters.
 #include "lib/io/image.c"
 #include "fuzz.h"
 #include "png.h"

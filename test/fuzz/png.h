@@ -2,7 +2,7 @@
 #ifndef FUZZ_PNG_H
 #define FUZZ_PNG_H
 
-// Puts the right checksum on every chunk: a fuzzer cannot guess it, and the code behind it wants to be seen.
+// Puts the correct checksum on every chunk: a fuzzer cannot guess it, and would not get past it.
 static void mend_png(unsigned char *data, size_t size) {
     if (!is_png(data, size)) return;
     for (size_t at = 8; size - at >= 12;) {

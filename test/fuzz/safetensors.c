@@ -1,4 +1,4 @@
-// safetensors.c: any bytes as a safetensors file. With lib/base.c lib/io/json.c.
+// safetensors.c: any bytes as a safetensors file.
 #include "lib/io/safetensors.c"
 #include "fuzz.h"
 
@@ -17,8 +17,8 @@ static void read_everything(const unsigned char *bytes, size_t size) {
     store_free(s, false);
 }
 
-// Half of the inputs are a file; of the others the length prefix is made from the last brace, since a fuzzer
-// would hardly ever keep the two in step.
+// Half of the inputs are whole files. For the others the header's length is taken from the last brace: a
+// fuzzer would hardly ever keep the two consistent.
 static void fuzz_one(unsigned char *data, size_t size) {
     if (size < 9 || data[0] % 2) {
         read_everything(data, size);

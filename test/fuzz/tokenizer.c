@@ -1,8 +1,6 @@
-// tokenizer.c: any text through the tokenizer, and any files as its vocabulary; each ends in ids or a
-// message. The first byte decides: even, the rest is a prompt for the small vocabulary of the fixtures; odd,
-// the rest is vocab.json, merges.txt, tokenizer_config.json and a prompt with a byte 0xff between them.
-//   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ilib test/fuzz/tokenizer.c lib/io/tokenizer.c lib/io/unicode.c
-//         lib/io/json.c lib/io/npz.c lib/io/safetensors.c lib/base.c -lm
+// tokenizer.c: any text through the tokenizer, and any files as its vocabulary; the result is ids or a
+// message. The first byte decides. Even: the rest is a prompt for the small vocabulary of the fixtures. Odd:
+// the rest is vocab.json, merges.txt, tokenizer_config.json and a prompt, separated by bytes 0xff.
 #define _POSIX_C_SOURCE 200809L
 #include "lib/io/io.h"
 
@@ -12,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// die() gives nothing back, as the program ends there: leaks are no finding here.
+// die() frees nothing, because the program ends there: leaks are no finding here.
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }
 

@@ -1,15 +1,15 @@
-// dataset.c (test): every layout in a tiny folder, what is wrong with files in the wild, and 600 photos of
-// Flickr8k where they are at hand.
+// dataset.c (test): a tiny data set in every layout, mistakes that real files have, and 600 photos of
+// Flickr8k where they are available.
 #define _POSIX_C_SOURCE 200809L
 #include "files.h"
 
 #include <sys/stat.h>
 
-// A data set of its own: a captions file, and pictures (empty files: nobody opens them) in a folder of it.
+// Makes a data set: a captions file and a folder of pictures, empty files that are never opened.
 static const char *make_set(const char *name, const char *file, const char *text, const char *pictures,
                             const char *const *names) {
     char path[900];
-    const char *dir = format("%s", in_folder(name)); // in_folder's own does not last
+    const char *dir = format("%s", in_folder(name)); // a copy: in_folder() reuses its memory
     mkdir(dir, 0777);
     snprintf(path, sizeof path, "%s/%s", name, file);
     write_text(path, text);
@@ -41,8 +41,8 @@ static void check_sample(const char *what, const Dataset *d, size_t i, const cha
 }
 
 static void test_layouts(void) {
-    // Kaggle's CSV. The order is the file's; quoted fields hold commas, quotes, line ends; a mark of byte order,
-    // CRLF and an empty line at the end are all seen in the wild.
+    // Kaggle's CSV, in the order of the file. Quoted fields hold commas, quotes and line ends. Real files
+    // have byte order marks, CRLF and empty lines at the end.
     Dataset *d = dataset_open(make_set(
         "csv", "captions.txt",
         "\xef\xbb\xbfimage,caption\r\nb.jpg,A dog .\r\na.jpg,\"A cat, a \"\"tabby\"\" , sleeps .\"\r\n"
@@ -177,7 +177,7 @@ static void test_absent(void) {
     Dataset *d = dataset_open(make_set("many", "captions.txt", text, "Images", names));
     verbosity = 0;
     check(d->count == 199, "an absent picture is left out");
-    check_sample("and the others move up", d, 0, "001.png", "/001.png", 2, "Again 1 .");
+    check_sample("the others follow", d, 0, "001.png", "/001.png", 2, "Again 1 .");
     check_sample("to the last", d, 198, "199.png", "/199.png", 2, "Again 199 .");
     dataset_close(d);
     names[197] = NULL;

@@ -1,5 +1,5 @@
-// files.h: what the tests of the file formats share: a folder of their own, made bytes, hashes of results,
-// and die() as something to expect.
+// files.h: what the tests of file formats share: a temporary folder, pseudo-random bytes, hashes of results,
+// and CHECK_DIES, which expects die().
 #ifndef IO_FILES_H
 #define IO_FILES_H
 
@@ -15,7 +15,7 @@
 
 static char folder[200];
 
-// SD_TEST_KEEP=DIR keeps the files there, for make_io_fixtures.py --check; else they go at the end.
+// SD_TEST_KEEP=DIR keeps the files there, for make_io_fixtures.py --check; else they are removed at the end.
 static inline void folder_begin(void) {
     const char *keep = getenv("SD_TEST_KEEP"), *tmp = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%s%s%s",
@@ -36,7 +36,7 @@ static inline void folder_end(void) {
     if (system(command)) printf("could not remove %s\n", folder);
 }
 
-// A path in it; good until the 8th next call.
+// A path in that folder; valid for the next seven calls.
 static inline const char *in_folder(const char *name) {
     static char paths[8][1200];
     static int at;
@@ -96,13 +96,13 @@ static inline void on_death(const char *message) {
     longjmp(death, 1);
 }
 
-// The statement must end in die(), with a message that holds `words`.
+// The statement must die with a message that contains `words`.
 #define CHECK_DIES(what, words, statement)                                                                   \
     do {                                                                                                     \
         die_hook = on_death;                                                                                 \
         if (!setjmp(death)) {                                                                                \
             statement;                                                                                       \
-            printf("it went on instead of saying '%s'\n", words);                                            \
+            printf("it did not die with '%s'\n", words);                                                     \
             check(0, what);                                                                                  \
         } else {                                                                                             \
             if (!strstr(last_words, words)) printf("it said '%s', expected '%s'\n", last_words, words);      \

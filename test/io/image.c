@@ -1,4 +1,5 @@
-// image.c (test): pictures as PIL reads them, Pillow's resize to the bit, PNGs that we write, damage.
+// image.c (test): pictures read as PIL reads them, Pillow's resize bit for bit, PNGs that we write, damaged
+// files.
 #define _GNU_SOURCE // memmem
 #include "files.h"
 
@@ -19,11 +20,11 @@ static void test_reading(void) {
         double sum = 0;
         for (size_t k = 0; ok && k < want->count; k++) {
             int d = abs((int)image->rgb[k] - ((const unsigned char *)want->data)[k]);
-            if (d > worst) worst = d;
+            if (d > worst) worst = d; // whole numbers
             sum += d;
         }
-        // JPEG decoders may round differently: IDCT, upsampling of the chroma, conversion, about one level each. CMYK
-        // takes another product of two such values. PNG leaves no freedom.
+        // JPEG decoders may round differently, by about one level each in the IDCT, the chroma upsampling and
+        // the colour conversion; CMYK multiplies two such values. PNG is exact.
         bool jpeg = strstr(want->name, ".jpg") != NULL;
         int tolerance = jpeg ? 4 : 0;
         if (jpeg && ok)
@@ -76,7 +77,7 @@ static void test_damage(void) {
         }
         free(good);
     }
-    // A PNG header that claims 20,000 x 20,000 pixels, with a right checksum.
+    // A PNG header that claims 20,000 x 20,000 pixels, with a correct checksum.
     size_t n, m;
     unsigned char *png = (unsigned char *)read_file(FIXTURES "rgb.png", &n);
     put_big_endian(png + 16, 20000), put_big_endian(png + 20, 20000);
@@ -93,15 +94,15 @@ static void test_damage(void) {
     put_big_endian(png + 16, 0);
     put_big_endian(png + 29, crc32_update(0, png + 12, 17));
     check_reason("a picture without pixels", write_bytes("none", png, n), "0 x 20000");
-    // One pixel, and data that inflates to 30 MB: the decoder's memory is bounded, so it gives up.
+    // A decompression bomb: one pixel, but data that inflates to 30 MB. The decoder's memory is bounded.
     static unsigned char bomb[8 + 25 + 12 + 30000 + 12];
     memcpy(bomb, png, 8 + 25);
     put_big_endian(bomb + 16, 1), put_big_endian(bomb + 20, 1);
     put_big_endian(bomb + 29, crc32_update(0, bomb + 12, 17));
     unsigned char *p = bomb + 33;
     put_big_endian(p, 30000), memcpy(p + 4, "IDAT\x78\x9c\x63", 7);
-    // A fixed block: the literal 0 (00110000), then copies of 258 bytes from 1 back (11000101, 00000), as bits
-    // written one after another until the space is full.
+    // A fixed block: the literal 0 (00110000), then copies of 258 bytes from 1 back (11000101, 00000), as
+    // bits written one after another until the space is full.
     size_t bit = 3;
     p[10] = 3; // the last block, fixed codes
     static const char first[] = "00110000", copy[] = "1100010100000";
@@ -110,7 +111,7 @@ static void test_damage(void) {
         for (const char *c = copy; *c; c++, bit++) p[10 + bit / 8] |= (unsigned char)((*c - '0') << bit % 8);
     put_big_endian(p + 8 + 30000, crc32_update(0, p + 4, 4 + 30000));
     memcpy(p + 12 + 30000, "\0\0\0\0IEND\xae\x42\x60\x82", 12);
-    check_reason("a bomb", write_bytes("bomb.png", bomb, sizeof bomb), "decoder says");
+    check_reason("a decompression bomb", write_bytes("bomb.png", bomb, sizeof bomb), "decoder says");
     free(png);
 }
 

@@ -1,6 +1,6 @@
-// json.c: what the JSON reader accepts, what it refuses and with which words. The texts are RFC 8259's corner
-// cases; what is right was decided by that document and checked against Python's json, which agrees but for
-// four things that it allows: NaN and Infinity, half surrogate pairs, numbers beyond a double, and any depth.
+// json.c (test): what the JSON reader accepts, what it refuses and with which words. The texts are corner
+// cases of RFC 8259, which decides what is valid. Python's json agrees, except that it allows NaN and
+// Infinity, half surrogate pairs, numbers beyond a double, and any depth.
 #include "lib/io/io.h"
 #include "test/test.h"
 
@@ -14,8 +14,8 @@ static void keep_message(const char *text) {
     longjmp(on_die, 1);
 }
 
-// The document, or NULL where it is refused; then `message` holds the reason. The text is copied without a
-// byte behind it, so that a sanitiser sees a read past the end.
+// The document, or NULL where it is refused; then `message` holds the reason. The copy of the text ends with
+// its allocation, so that a sanitizer finds a read past the end.
 static Json *parse(const char *text, size_t length) {
     char *copy = xmalloc(length);
     memcpy(copy, text, length);
@@ -154,13 +154,15 @@ static void test_structure(void) {
     check_refused(deep, 130, "more than 64 arrays and objects within one another");
 }
 
-// What is written reads back the same, whatever the bytes.
+// Any bytes that are written as a string read back the same.
 static void test_writing(void) {
     char all[256], *path = format("/tmp/sd-test-json-%d.json", rand());
     for (int i = 1; i < 128; i++) all[i - 1] = (char)i;
     memcpy(all + 127, "\xc3\xa9\xf0\x9f\x98\x80", 7);
     Output *o = output_open(path);
-    json_write_string(o, all);
+    char *quoted = json_quote(all);
+    output_printf(o, "%s", quoted);
+    free(quoted);
     output_commit(o);
     Json *root = json_load(path);
     check(root->kind == JSON_STRING && !strcmp(root->string, all), "a string that was written reads back");
@@ -169,7 +171,7 @@ static void test_writing(void) {
     free(path);
 }
 
-// The three functions of base.h against one another, over all code points.
+// The three UTF-8 functions of base.h against one another, over all code points.
 static void test_utf8(void) {
     size_t wrong = 0, bad_at;
     for (uint32_t c = 0; c < 0x110000; c++) {

@@ -1,12 +1,12 @@
-// safetensors.c (test): half precision exactly, files of the safetensors library, what we write, and every way
-// in which a header can lie.
+// safetensors.c (test): exact conversions of half precision, files of the safetensors library, files that we
+// write, and headers that are wrong in every way.
 #define _POSIX_C_SOURCE 200809L
 #include "files.h"
 
 // ---- half precision --------------------------------------------------------------------------------------
 
 static void test_halves(void) {
-    // The definition, by arithmetic instead of bits.
+    // The definition, by arithmetic.
     int wrong = 0, nan = 0;
     uint64_t hash = FNV_START;
     for (int h = 0; h < 65536; h++) {
@@ -171,7 +171,7 @@ static void test_writing(void) {
     check(!file_exists(path), "a failed write leaves nothing under the name");
 }
 
-// Pages that were given back hold the same when touched again.
+// Pages that were released have the same contents when they are read again.
 static void test_done_with(void) {
     const char *path = in_folder("pages.safetensors");
     enum { N = 40000 };
@@ -194,7 +194,7 @@ static void test_done_with(void) {
 
 // ---- lies ------------------------------------------------------------------------------------------------
 
-// A file of this header and so many bytes of data.
+// A file with this header and a number of bytes of data.
 static const char *fake(const char *header, size_t data) {
     size_t n = strlen(header);
     unsigned char *bytes = xcalloc(8 + n + data, 1);
@@ -205,7 +205,7 @@ static const char *fake(const char *header, size_t data) {
     return path;
 }
 
-// Out of line, so that no variable of the caller's loop lives across the jump.
+// Not inlined, so that no variable of the caller's loop is live across longjmp().
 __attribute__((noinline)) static void check_refused(const char *what, const char *words, const char *path) {
     CHECK_DIES(what, words, store_open(path));
 }

@@ -1,7 +1,6 @@
-// tokenizer.c, unicode.c: CLIP's tokenizer against transformers' CLIPTokenizer. The expected ids are fixtures
-// made by test/python/make_tokenizer.py: hard strings with a small vocabulary, always, and with CLIP's own, where
-// the data folder has it. That the tables of unicode.c agree with the library for every code point is checked
-// by that library itself: they are read from it (test/python/make_unicode.py).
+// tokenizer.c (test): CLIP's tokenizer against transformers' CLIPTokenizer, on hard strings: with a small
+// vocabulary always, with CLIP's own where it is available. test/python/make_tokenizer.py made the expected
+// ids. The Unicode tables need no test: test/python/make_unicode.py reads them from the library itself.
 #define _POSIX_C_SOURCE 200809L
 #include "lib/io/io.h"
 #include "lib/io/unicode.h"
@@ -122,8 +121,8 @@ static void test_clip(void) {
         }
         tokenizer_close(t);
 
-        // The same merges with the released model's configuration, where the start token is found in any
-        // spelling.
+        // The same merges with the released model's configuration, which finds the start token in upper and
+        // lower case.
         size_t bytes, count;
         char *gz = read_file(zipped, &bytes),
              *list = (char *)inflate_gzip((unsigned char *)gz, bytes, &count);
@@ -156,7 +155,7 @@ static bool same_file(const char *name) {
     return same;
 }
 
-// The trained merges against those of a plain trainer in Python; and a vocabulary of bytes alone.
+// Trained merges against those of a simple trainer in Python; and a vocabulary of bytes alone.
 static void test_train(void) {
     size_t bytes, count = 0;
     char *text = read_file(TEXT, &bytes), *lines[64];
@@ -251,7 +250,7 @@ static void test_bad_files(void) {
     remove_files();
 }
 
-// A long word without blanks, and a long text of marks in the wrong order, take about linear time.
+// A long word without blanks, and a long text of combining marks out of order, take about linear time.
 static void test_long(void) {
     enum { N = 400000 };
     Tokenizer *t = tokenizer_open(SMALL);
@@ -277,7 +276,7 @@ int main(void) {
     die_hook = keep_message;
     snprintf(folder, sizeof folder, "/tmp/sd-test-tokenizer-%ld", (long)getpid());
     if (setjmp(on_die)) {
-        check(false, message); // a message that no test expected
+        check(false, message); // a message that no test expects
         return test_report();
     }
     make_directories(folder);

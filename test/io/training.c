@@ -1,6 +1,6 @@
-// Tests of what every training run shares (lib/io/train.h, lib/nn/tensor.c): a loss or gradient that is not finite ends the
-// run with the operation and the parameter where it began, an exploding loss ends it, and the last checkpoint stays.
-// A run is a child process, because it ends with die().
+// training.c: what all training runs share (lib/io/train.h, lib/nn/tensor.c). A loss or gradient that is not
+// finite ends the run and names the operation and the parameter where it began. An exploding loss ends it.
+// The last checkpoint stays. Each run is a child process, because it ends with die().
 #define _GNU_SOURCE
 #include "sd.h"
 #include "test/test.h"
@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// A layer of three numbers whose weights are ones; every step hands its output to `f`, which makes the loss of it.
+// A linear layer, 3 to 3, whose weights are ones; `f` computes the loss of each step from its output.
 typedef Tensor *Loss_of(Tensor *y, long step);
 
 static Tensor *through_linear(const void *layer, Tensor *const *in) { return linear(in[0], layer); }
@@ -52,20 +52,20 @@ static Tensor *healthy(Tensor *y, long step) {
     (void)step;
     return to_zero(y, LOSS_MSE, 0);
 }
-// The third step takes the logarithm of -y: the loss is not a number.
+// The third step takes the logarithm of -y: the loss is NaN.
 static Tensor *bad_forward(Tensor *y, long step) {
     return to_zero(step == 3 ? activation(combine(-1, y, 0, NULL), LOG) : y, LOSS_MSE, 0);
 }
-// The third step takes the logarithm of numbers around 1e-38: it is about -87, but its derivative overflows.
+// The third step takes the logarithm of values around 1e-38: it is about -87, but its derivative overflows.
 static Tensor *bad_backward(Tensor *y, long step) {
     return to_zero(step == 3 ? activation(combine(2.5e-39f, y, 0, NULL), LOG) : y, LOSS_MSE, 0);
 }
-// Through a layer's product: a weight of the loss that overflows on its way through the sum.
+// The loss itself overflows in the third step: the square of 1e20 y.
 static Tensor *overflow(Tensor *y, long step) {
     return to_zero(step == 3 ? combine(1e20f, y, 0, NULL) : y, LOSS_MSE, 0);
 }
-// The third step takes the outputs, 6 and 15, to nearly nothing and 3e38 times that: the loss is finite, and so is what
-// arrives at the layer, but not its weights' gradient.
+// The third step subtracts the outputs, 6 and 15, from themselves and multiplies by 3e38. The loss is finite,
+// and so is the gradient that arrives at the layer, but not the gradient of its weights.
 static Tensor *bad_layer(Tensor *y, long step) {
     const float near[6] = {6, 6, 6, 15, 15, 15};
     if (step == 3) y = combine(3e38f, combine(1, y, -1, tensor_from(SHAPE(2, 3), near)), 0, NULL);
@@ -77,7 +77,8 @@ static Tensor *explosion(Tensor *y, long step) {
 
 static const char *folder;
 
-// Runs it in a child; whether it ended with status 1, a last line that holds all of `said`, and a checkpoint of step `kept`.
+// Trains in a child process. It must end with status 1, a message with all words of `said`, and the
+// checkpoint of step `kept`.
 static void dies(const char *what, Loss_of *f, long steps, bool by_block, const char *const *said,
                  const char *kept) {
     char *dir = format("%s/%s", folder, what), *err = format("%s.err", dir);
