@@ -1,26 +1,29 @@
-// lora.c: Phase 3, low-rank adaptation (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
-// A layer's weight W stays frozen; what is learnt is an update of low rank r beside it:
+// lora.c: Phase 3, low-rank adaptation (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
+// Models"). The weight W of a layer stays frozen. What is trained is an update of low rank r beside it:
 //
-//   y = W x + (alpha / r) B A x,   A (r, in) called down, B (out, r) called up
+//   y = W x + s B A x,   s = alpha / r,   A (r, in) is called down, B (out, r) is called up
 //
-// For Stable Diffusion v1.5 and r = 64 that is a file of 135 MB where the model has 3.4 GB, and a model can wear several.
-// The file is in reading order: the adapters; plain fine-tuning (the baseline of the paper); the two ways to distill
-// a model that needs few steps. Layers apply adapters themselves (linear and conv_layer in lib/nn/ops.c); model code
-// knows nothing of them. File formats are in lib/io/lora_names.c, the command line in cli/lora.c.
-// `[P1]` ... mark the stops of doc/READING.md, the way of a LoRA step.
+// For Stable Diffusion v1.5 and r = 64 the update is a file of 135 MB, beside a model of 3.4 GB. Several
+// updates can be attached to one model.
+//
+// The layers compute y += s B A x themselves: see `adapt` in lib/nn/ops.c. The networks in sd.c know nothing
+// of it. This file is in reading order: the adapters, plain fine-tuning (the baseline of the paper),
+// distillation, files. The options are in cli/train.c. `[P1]`, `[P2]`, ... are the stops of doc/READING.md on
+// the way of a LoRA step.
+#define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-// ============================================================================================================
+// ===========================================================================================================
 // Adapters
-// ============================================================================================================
+// ===========================================================================================================
 
-// Names that stand for several layers: each list is of ends of layer names.
+// Groups of layers that --targets can name: the layers of a network whose names have one of these ends.
 static const struct {
-    const char *group, *what, *ends[8];
+    const char *group, *network, *ends[8];
 } groups[] = {
     {"attention", "unet.", {"to_q", "to_k", "to_v", "to_out.0"}},
     {"ff", "unet.", {"ff.net.0.proj", "ff.net.2"}},
@@ -33,16 +36,11 @@ static const struct {
 // The layers of lcm-lora-sdv1-5.
 static const char lcm_targets[] = "attention,ff,resnet,proj,samplers,ends";
 
-static bool ends_with(const char *name, const char *end) {
-    size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcmp(name + n - m, end);
-}
-
-// Does `target` (a group, or a part of layer names) mean this layer?
-static bool target_means(const char *target, const char *layer) {
+// Does `target`, a group or a part of layer names, include this layer?
+static bool target_includes(const char *target, const char *layer) {
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         if (strcmp(target, groups[g].group)) continue;
-        if (strncmp(layer, groups[g].what, strlen(groups[g].what))) return false;
+        if (strncmp(layer, groups[g].network, strlen(groups[g].network))) return false;
         for (int i = 0; i < 8 && groups[g].ends[i]; i++)
             if (ends_with(layer, groups[g].ends[i])) return true;
         return false;
@@ -57,7 +55,7 @@ Layer **lora_layers(const Params *model, int *count) {
         const Parameter *p = &model->list[i];
         if (p->tensor->dims < 2 || !ends_with(p->name, ".weight") || !strncmp(p->name, "vae.", 4)) continue;
         char *name = format("%.*s", (int)strlen(p->name) - 7, p->name);
-        Layer *l = params_layer(model, name); // embeddings are no layers
+        Layer *l = params_layer(model, name); // NULL for an embedding, which is not a layer
         if (l) layers[(*count)++] = l;
         free(name);
     }
@@ -78,8 +76,8 @@ LoraPart *lora_add(Lora *l, Layer *layer, int rank, float alpha) {
     return p;
 }
 
-// [P1] New adapters: down uniform in +-1 / sqrt(inputs), which is PyTorch's start for linear layers and convolutions
-// and PEFT's for A; up zero. So B A = 0, and training begins at the model as it is.
+// [P1] New adapters. A is uniform in +-1 / sqrt(inputs), as PyTorch initialises linear layers and
+// convolutions, and PEFT initialises A. B is zero. So B A = 0, and training begins with the model as it is.
 Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, Random *r) {
     if (!strcmp(targets, "lcm")) targets = lcm_targets;
     int count, wanted = 0;
@@ -89,7 +87,7 @@ Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, 
     for (char *item = strtok(list, ","); item; item = strtok(NULL, ",")) {
         int matches = 0;
         for (int i = 0; i < count; i++)
-            if (target_means(item, layers[i]->name)) wanted += !chosen[i], chosen[i] = true, matches++;
+            if (target_includes(item, layers[i]->name)) wanted += !chosen[i], chosen[i] = true, matches++;
         if (!matches)
             die("the target \"%s\" matches no layer; groups are attention, ff, resnet, proj, samplers, ends, "
                 "text and lcm, or give a part of layer names",
@@ -116,8 +114,8 @@ Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, 
     return l;
 }
 
-// [P2] From here on the layers see the adapters: a list hangs on each layer, so several sets may hang at once.
-void lora_hang(Lora *l, float strength) {
+// [P2] From here on the layers use the adapters. A layer has a list, so several LoRAs can be attached.
+void lora_attach(Lora *l, float strength) {
     for (int i = 0; i < l->count; i++) {
         LoraPart *p = &l->parts[i];
         p->adapter.scale = strength * p->alpha / (float)p->adapter.down->shape[0];
@@ -126,7 +124,7 @@ void lora_hang(Lora *l, float strength) {
     }
 }
 
-void lora_take_off(Lora *l) {
+void lora_detach(Lora *l) {
     for (int i = 0; i < l->count; i++)
         for (Adapter **at = &l->parts[i].layer->adapters; *at; at = &(*at)->next)
             if (*at == &l->parts[i].adapter) {
@@ -135,7 +133,7 @@ void lora_take_off(Lora *l) {
             }
 }
 
-// W += scale B A, for good.
+// W += s B A, permanently. Weights that are not fp32 are added to in fp32 and rounded.
 void lora_merge(const Lora *l, float strength) {
     for (int i = 0; i < l->count; i++) {
         const LoraPart *p = &l->parts[i];
@@ -155,66 +153,34 @@ void lora_merge(const Lora *l, float strength) {
 }
 
 void lora_free(Lora *l) {
-    lora_take_off(l);
+    lora_detach(l);
     params_free(&l->params);
     free(l->parts), free(l->mode), free(l);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // Plain fine-tuning: the paper's baseline
-// ============================================================================================================
+// ===========================================================================================================
 
-// Noise prediction (Ho et al. 2020) with only the adapters learning:
-//   z_t = sqrt(a_t) z + sqrt(1 - a_t) eps;   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
-// weight(t) = min(SNR, gamma) / SNR with SNR = a_t / (1 - a_t) (Hang et al. 2023, "Efficient Diffusion Training via
-// Min-SNR Weighting"): the nearly clean pictures, whose noise nobody can see, count less.
+// Noise prediction (Ho et al. 2020), where only the adapters learn:
+//   z_t = alpha z + sigma eps,   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
+// The weighting is an option (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting"):
+//   weight(t) = min(SNR, gamma) / SNR,   SNR = alpha^2 / sigma^2
+// With it a nearly clean picture, in which the noise is hardly visible, counts less.
 Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text,
                            const int *t, float min_snr) {
-    int n = z->shape[0];
-    float *room = xmalloc(4 * (size_t)n * sizeof(float));
-    float *time = room, *signal = room + n, *sigma = room + 2 * n, *weight = room + 3 * n;
-    for (int i = 0; i < n; i++) {
+    Times at = times_at(s, t, z->shape[0]);
+    float *weight = scope_floats(at.n);
+    for (int i = 0; i < at.n; i++) {
         float a = s->alphas_cumprod[t[i]], snr = a / (1 - a);
-        time[i] = (float)t[i], signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a);
         weight[i] = min_snr > 0 ? fminf(snr, min_snr) / snr : 1;
     }
-    Tensor *z_t = combine_each(signal, z, sigma, noise);
-    Tensor *loss = loss_between(unet(net, z_t, time, text, NULL), noise, weight, LOSS_MSE, 0);
-    free(room);
-    return loss;
+    Tensor *prediction = unet(net, noised(at, z, noise), at.t, text, NULL);
+    return loss_between(prediction, noise, weight, LOSS_MSE, 0);
 }
 
-// What a step draws on the host: pictures with captions, noise, timesteps, guidance scales.
-typedef struct {
-    PairsBatch pairs;
-    float *noise, *w; // (n, side, side, channels), (n)
-    int *t;           // (n)
-} Draw;
-
-static Draw draw_new(const Pairs *p, int n) {
-    size_t count = (size_t)n, each = (size_t)p->side * (size_t)p->side * (size_t)p->channels;
-    return (Draw){pairs_batch(p, n), xmalloc(count * each * sizeof(float)), xmalloc(count * sizeof(float)),
-                  xmalloc(count * sizeof(int))};
-}
-
-static void draw_free(Draw *d) {
-    pairs_batch_free(&d->pairs);
-    free(d->noise), free(d->w), free(d->t);
-}
-
-// `times`: how many timesteps there are to draw from.
-static void draw(Draw *d, const Pairs *p, Random *r, int times) {
-    pairs_draw(&d->pairs, p, r);
-    for (int i = 0; i < d->pairs.n; i++) d->t[i] = random_below(r, times);
-    random_normal(r, d->noise, (size_t)d->pairs.n * (size_t)p->side * (size_t)p->side * (size_t)p->channels);
-}
-
-static Tensor *drawn(const Draw *d, const float *x) { // latents or noise
-    return tensor_from(SHAPE(d->pairs.n, d->pairs.side, d->pairs.side, d->pairs.channels), x);
-}
-
-// A few pictures come without their caption, so that guidance (Ho and Salimans 2022) keeps its other half. The text
-// encoder stands inside the tape: it may wear adapters too.
+// Some pictures come without their caption, so that the model keeps the unconditional prediction that
+// guidance needs (Ho and Salimans 2022). A text encoder with adapters runs while the tape records.
 void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *pairs, FinetuneConfig c) {
     Scheduler s;
     scheduler_init(&s, scheduler_config(model->scheduler_json, -1));
@@ -223,175 +189,145 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     bool learns_text = false;
     for (int i = 0; i < lora->count; i++)
         learns_text |= !strncmp(lora->parts[i].layer->name, "text_encoder.", 13);
-    int tokens = pairs->tokens, *nothing = xmalloc((size_t)tokens * sizeof(int));
+    int n = run->batch, shape[] = {n, pairs->side, pairs->side, pairs->channels}, tokens = pairs->tokens;
+    Random *r = &run->random;
+    PairsBatch batch = pairs_batch(pairs, n);
+    Scope whole = scope_begin();
+    int *t = scope_ints(n), *nothing = scope_ints(tokens);
     int used = tokenizer_encode(model->tokenizer, "", nothing, tokens, NULL);
     while (used < tokens) nothing[used++] = tokenizer_pad(model->tokenizer);
-    Draw d = draw_new(pairs, run->batch);
+
     while (run_continues(run)) {
         // [P3] (z, c) ~ data, t ~ U, eps ~ N(0, I); sometimes no caption
-        draw(&d, pairs, &run->random, s.config.num_train_timesteps);
-        for (int i = 0; i < d.pairs.n; i++)
-            if (random_uniform(&run->random) < c.dropout)
-                memcpy(d.pairs.ids + i * tokens, nothing, (size_t)tokens * sizeof(int));
         Scope step = scope_begin();
-        Tensor *text =
-            learns_text ? NULL : text_encode(model->text_encoder, d.pairs.ids, d.pairs.n); // a constant
+        pairs_draw(&batch, pairs, r);
+        for (int i = 0; i < n; i++) t[i] = random_below(r, s.config.num_train_timesteps);
+        Tensor *z = tensor_from(4, shape, batch.z), *noise = random_tensor(r, 4, shape), *text = NULL;
+        for (int i = 0; i < n; i++)
+            if (random_uniform(r) < c.dropout)
+                memcpy(batch.ids + i * tokens, nothing, (size_t)tokens * sizeof(int));
+        if (!learns_text) text = text_encode(model->text_encoder, batch.ids, n); // a constant
         tape_begin();
-        if (learns_text) text = text_encode(model->text_encoder, d.pairs.ids, d.pairs.n);
-        Tensor *loss = lora_finetune_loss(&s, model->unet, drawn(&d, d.pairs.z), drawn(&d, d.noise), text,
-                                          d.t, c.min_snr);
-        // [P4] gradients of the adapters alone: the frozen weights want none, and none is computed
+        if (learns_text) text = text_encode(model->text_encoder, batch.ids, n);
+        Tensor *loss = lora_finetune_loss(&s, model->unet, z, noise, text, t, c.min_snr);
+        // [P4] Only adapters want gradients. None is computed for the frozen weights.
         backward(loss);
-        run_step(run, loss, NULL, d.pairs.names);
+        run_step(run, loss, NULL, batch.names);
         tape_end();
         scope_end(step, NULL);
     }
-    draw_free(&d), free(nothing);
+    scope_end(whole, NULL);
+    pairs_batch_free(&batch);
     scheduler_free(&s);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // Distillation by imitation: the paper's Phase 3
-// ============================================================================================================
+// ===========================================================================================================
 
-// The KL divergence compares distributions, and a latent is none: something must make it one. The paper writes
-// KL(z_LCM || z_LoRA) and no more. Three readings, P made of the teacher's latent and Q of the student's; all are
-// means over the n samples.
+// A KL divergence compares two distributions, but a latent is not one. The paper writes KL(z_LCM || z_LoRA)
+// and does not say how it makes distributions of the latents. Here are three ways. P is made of the teacher's
+// latent, Q of the student's, and the result is the mean over the pictures.
 
-static Tensor *constant(float value, int rows, int cols) {
-    Tensor *t = tensor_new(SHAPE(rows, cols));
-    backend.fill(mem(t), value, tensor_count(t));
-    return t;
-}
-
-// The tape knows no sum, but the mean over rows of the negative of a picked column, in fp32 (loss_pick):
-//   -factor / rows  sum over rows  sum over columns of x
-static Tensor *negative_mean_of_sums(Tensor *x, float factor) {
-    int rows = tensor_rows(x), cols = tensor_cols(x), *first = xcalloc((size_t)rows, sizeof *first);
-    Tensor *mean = loss_pick(matmul(x, constant(1, 1, cols), true, factor), first);
-    free(first);
-    return mean;
-}
-
-// Each row of cols numbers, divided by the temperature and put through a softmax, is a distribution:
-//   KL = 1 / rows  sum over rows  sum over j  P_j (log P_j - log Q_j),   P = softmax(teacher / T), Q = softmax(student / T)
-// (F.kl_div(log Q, P, reduction="batchmean") in PyTorch.) Its gradient at the student's latent is (Q - P) / (T rows).
+// Softmax makes a distribution of each row of `cols` elements. T is the temperature:
+//   P = softmax(teacher / T),   Q = softmax(student / T)
+//   KL = 1 / rows  sum over rows  sum over j  P_j (log P_j - log Q_j)
+// In PyTorch this is F.kl_div(log Q, P, reduction="batchmean"). Its gradient is (Q - P) / (T rows).
 static Tensor *kl_of_softmax(Tensor *teacher, Tensor *student, int rows, int cols, float temperature) {
-    Tensor *log_p = log_softmax(combine(1 / temperature, reshape(teacher, SHAPE(rows, cols)), 0, NULL));
-    Tensor *log_q = log_softmax(combine(1 / temperature, reshape(student, SHAPE(rows, cols)), 0, NULL));
-    return negative_mean_of_sums(multiply(activation(log_p, EXP), combine(1, log_q, -1, log_p)), 1);
+    Tensor *log_p = log_softmax(scale(reshape(teacher, SHAPE(rows, cols)), 1 / temperature));
+    Tensor *log_q = log_softmax(scale(reshape(student, SHAPE(rows, cols)), 1 / temperature));
+    return mean(sum(multiply(exponential(log_p), sub(log_p, log_q))));
 }
 
-// Each channel of a sample is taken for draws from a Gaussian; for Gaussians the divergence has a closed form:
-//   KL = 1 / n  sum over samples  sum over channels  1/2 (log v_s - log v_t + (v_t + (m_t - m_s)^2) / v_s - 1)
-// with m, v the mean and variance over the positions of the teacher's (t) and the student's (s) latent. It sees brightness and contrast
-// of each channel, and nothing of where things are.
-static void gaussians(Tensor *x, Tensor **mean, Tensor **log_variance) { // (n, side, side, c) -> twice (n, c)
-    int n = x->shape[0], side = x->shape[1], c = x->shape[3];
-    if (x->shape[2] != side) die("the latents are %d x %d; squares are expected", side, x->shape[2]);
-    const float least = 1e-6f; // so that an even channel has a logarithm
-    *mean = reshape(pool(x, POOL_AVERAGE, side, 1, 0), SHAPE(n, c));
-    Tensor *squares = activation(add_vector(x, combine(-1, *mean, 0, NULL)), SQUARE);
-    Tensor *variance = reshape(pool(squares, POOL_AVERAGE, side, 1, 0), SHAPE(n, c));
-    *log_variance = activation(combine(1, variance, least, constant(1, n, c)), LOG);
+// x (n, h, w, c) -> mean m (n, c) of each channel of a picture, and the logarithm of its variance v (n, c).
+static void gaussians(Tensor *x, Tensor **m, Tensor **log_v) {
+    *m = spatial_mean(x);
+    Tensor *v = spatial_mean(square(add_vector(x, scale(*m, -1))));
+    *log_v = logarithm(add_scalar(v, 1e-6f)); // a constant channel has a logarithm too
 }
 
+// The elements of a channel are taken as draws from a Gaussian, the teacher's N(m_t, v_t) and the student's
+// N(m_s, v_s). The divergence of two Gaussians has a closed form:
+//   KL = 1 / n  sum over pictures, channels of  1/2 (v_t / v_s - log(v_t / v_s) + (m_t - m_s)^2 / v_s - 1)
+// It compares brightness and contrast of each channel. It does not see where in the picture something is.
 static Tensor *kl_of_gaussians(Tensor *teacher, Tensor *student) {
-    Tensor *mean_t, *log_t, *mean_s, *log_s;
-    gaussians(teacher, &mean_t, &log_t), gaussians(student, &mean_s, &log_s);
-    Tensor *ratio = combine(1, log_t, -1, log_s); // log (v_t / v_s)
-    Tensor *distance = multiply(activation(combine(1, mean_t, -1, mean_s), SQUARE),
-                                activation(combine(-1, log_s, 0, NULL), EXP));
-    Tensor *terms = combine(1, combine(-1, ratio, 1, activation(ratio, EXP)), 1, distance);
-    return negative_mean_of_sums(combine(1, terms, -1, constant(1, tensor_rows(terms), tensor_cols(terms))),
-                                 -0.5f);
+    Tensor *m_t, *log_t, *m_s, *log_s;
+    gaussians(teacher, &m_t, &log_t), gaussians(student, &m_s, &log_s);
+    Tensor *log_ratio = sub(log_t, log_s); // log(v_t / v_s)
+    Tensor *distance = multiply(square(sub(m_t, m_s)), exponential(scale(log_s, -1)));
+    Tensor *terms = add(sub(exponential(log_ratio), log_ratio), distance);
+    return scale(mean(sum(add_scalar(terms, -1))), 0.5f);
 }
 
-// [P7] KL(teacher || student) by one of the readings.
+// [P7] KL(teacher || student), in one of the three ways.
 Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float temperature) {
     int n = student->shape[0], all = (int)(tensor_count(student) / (size_t)n), c = tensor_cols(student);
     switch (reading) {
-    // (a) A sample's latent as one distribution over all its elements: where it is large, relative to itself. A shift of
-    //     the whole latent does not count.
+    // (a) A latent is one distribution over all its elements: it says where the latent is large, compared
+    // with the rest of it. A shift of the whole latent makes no difference.
     case KL_ELEMENTS: return kl_of_softmax(teacher, student, n, all, temperature);
-    // (b) At each position a distribution over the channels, as a classifier's over classes: local, and blind to a shift of
-    //     all channels of a position.
+    // (b) Each position has a distribution over the channels, like a classifier's over classes. A shift of
+    // all channels of a position makes no difference.
     case KL_CHANNELS: return kl_of_softmax(teacher, student, n * (all / c), c, temperature);
-    // (c) Statistics of the channels: the default, since it keeps the contrast that MSE gives away (weights/README.md).
+    // (c) Each channel has a Gaussian. This is the default, because it keeps the contrast that MSE alone
+    // loses (see weights/README.md).
     case KL_GAUSSIANS: return kl_of_gaussians(teacher, student);
     }
     return NULL;
 }
 
-// [P5] One step: both networks stand at the same noised latent and answer with the picture that they expect.
-//   f_teacher = c_skip z_t + c_out x0(LCM(z_t, t, c, w));   f_student = c_skip z_t + c_out x0(base + adapters (z_t, t, c))
-// The student learns the answer for all w at once: it has no input for w, and 4 steps later nobody will tell it one.
+// [P5] Both networks get the same noised latent and predict the end of its path (see lcm.c):
+//   f_teacher = c_skip z_t + c_out x0,   x0 predicted by LCM(z_t, t, c, w)
+//   f_student = c_skip z_t + c_out x0,   x0 predicted by the base with adapters, (z_t, t, c)
+// The base has no input for w. So the student learns one prediction for the whole range of w.
 void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **mse, Tensor **kl) {
     Tensor *z_t = lcm_noised(l, b->z, b->noise, b->index);
     bool recording = tape_pause();
-    Scope passing = scope_begin();
-    Tensor *teacher = scope_end(passing, lcm_answer(l, l->teacher, z_t, b->index, b->text, b->w));
+    Scope unrecorded = scope_begin();
+    Tensor *teacher = scope_end(unrecorded, lcm_consistency(l, l->teacher, z_t, b->index, b->text, b->w));
     tape_resume(recording);
-    Tensor *student = lcm_answer(l, l->student, z_t, b->index, b->text, NULL);
+    Tensor *student = lcm_consistency(l, l->student, z_t, b->index, b->text, NULL);
     *mse = loss_between(student, teacher, NULL, LOSS_MSE, 0);
     *kl = kl_divergence(teacher, student, c.reading, c.temperature);
 }
 
-UNet *lora_student(const Model *model, Params *params) {
-    UNet *student = unet_new(model->unet_config, params);
-    for (int i = 0; i < params->count; i++) {
-        const Tensor *from = params_find(&model->params, params->list[i].name);
-        params->list[i].tensor->type = from->type, params->list[i].tensor->data = from->data;
-    }
-    return student;
-}
-
-// The norm over all adapters' gradients, which are then cleared.
-static double take_gradient_norm(const Lora *l) {
-    OptimiserState *state = backend.alloc(sizeof *state), host = {0};
-    backend.upload(state, &host, sizeof host);
-    for (int i = 0; i < l->params.count; i++) {
-        Tensor *t = l->params.list[i].tensor;
-        backend.sum_square(state, t->gradient, tensor_count(t));
-        backend.fill((Mem){t->gradient, F32}, 0, tensor_count(t));
-    }
-    backend.download(&host, state, sizeof host);
-    backend.free(state);
-    return sqrt((double)host.sum_square);
-}
-
-// [P8] How much the KL term has to say: the length of its gradient at the adapters, over the sum of both lengths.
-static double kl_share(const Lcm *l, const LcmBatch *b, const Lora *lora, MimicConfig c) {
+// [P8] How much of the gradient is the KL term's: its norm over the sum of both norms.
+static double kl_fraction(const Lcm *l, const LcmBatch *b, const Lora *lora, MimicConfig c) {
     double norm[2];
     for (int which = 0; which < 2; which++) {
         Tensor *mse, *kl;
         tape_begin();
         lora_mimic_losses(l, b, c, &mse, &kl);
-        backward(which ? combine(c.kl_weight, kl, 0, NULL) : combine(c.mse_weight, mse, 0, NULL));
+        backward(which ? scale(kl, c.kl_weight) : scale(mse, c.mse_weight));
         tape_end();
-        norm[which] = take_gradient_norm(lora);
+        norm[which] = gradient_norm(&lora->params);
     }
     return norm[0] + norm[1] > 0 ? norm[1] / (norm[0] + norm[1]) : 0;
 }
 
-enum { SHARE_EVERY = 50 }; // steps between two looks at that share: two passes more
+enum { FRACTION_EVERY = 50 }; // steps between two measurements of that fraction, which cost two passes each
 
 void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, const Pairs *pairs,
                 MimicConfig c) {
-    Draw d = draw_new(pairs, run->batch);
+    int n = run->batch, shape[] = {n, pairs->side, pairs->side, pairs->channels};
+    Random *r = &run->random;
+    PairsBatch batch = pairs_batch(pairs, n);
     while (run_continues(run)) {
-        draw(&d, pairs, &run->random, l->solver_steps);
-        for (int i = 0; i < d.pairs.n; i++)
-            d.w[i] = l->c.w_min + (l->c.w_max - l->c.w_min) * random_uniform(&run->random);
         Scope step = scope_begin();
-        LcmBatch b = {.n = d.pairs.n,
-                      .z = drawn(&d, d.pairs.z),
-                      .noise = drawn(&d, d.noise),
-                      .text = text_encode(model->text_encoder, d.pairs.ids, d.pairs.n),
-                      .index = d.t,
-                      .w = d.w};
-        bool look = run->step % SHARE_EVERY == 0;
-        double share = look ? kl_share(l, &b, lora, c) : 0;
+        int *index = scope_ints(n);
+        float *w = scope_floats(n);
+        pairs_draw(&batch, pairs, r);
+        for (int i = 0; i < n; i++) index[i] = random_below(r, l->solver_steps);
+        Tensor *noise = random_tensor(r, 4, shape);
+        for (int i = 0; i < n; i++) w[i] = l->c.w_min + (l->c.w_max - l->c.w_min) * random_uniform(r);
+        LcmBatch b = {.n = n,
+                      .z = tensor_from(4, shape, batch.z),
+                      .noise = noise,
+                      .text = text_encode(model->text_encoder, batch.ids, n),
+                      .index = index,
+                      .w = w};
+        bool measure = run->step % FRACTION_EVERY == 0;
+        double fraction = measure ? kl_fraction(l, &b, lora, c) : 0;
         Tensor *mse, *kl;
         tape_begin();
         lora_mimic_losses(l, &b, c, &mse, &kl);
@@ -400,10 +336,349 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
         char parts[128];
         int at = snprintf(parts, sizeof parts, ", \"mse\": %.6g, \"kl\": %.6g", (double)tensor_item(mse),
                           (double)tensor_item(kl));
-        if (look) snprintf(parts + at, sizeof parts - (size_t)at, ", \"kl_share\": %.4f", share);
-        run_step(run, loss, parts, d.pairs.names); // [P9] only the adapters move
+        if (measure) snprintf(parts + at, sizeof parts - (size_t)at, ", \"kl_share\": %.4f", fraction);
+        run_step(run, loss, parts, batch.names); // [P9] only the adapters move
         tape_end();
         scope_end(step, NULL);
     }
-    draw_free(&d);
+    pairs_batch_free(&batch);
+}
+
+// ===========================================================================================================
+// Files
+// ===========================================================================================================
+
+// What is not understood is refused by name. A LoRA that is applied in part draws a picture that looks right
+// and is not, and nobody would notice. The spellings of keys are in lib/io/lora_names.c.
+
+// What a file has for one layer.
+typedef struct {
+    const Stored *down, *up, *alpha;
+} Found;
+
+// What the width of a cross-attention tells about the model that a file was made for.
+static const char *made_for(const Store *s) {
+    for (size_t i = 0; i < store_count(s); i++) {
+        const Stored *t = store_at(s, i);
+        size_t n;
+        if (t->ndim < 2 || lora_role(t->name, &n) != LORA_DOWN || !strstr(t->name, "attn2") ||
+            !strstr(t->name, "to_k"))
+            continue;
+        if (t->shape[1] == 768) return "; it was made for Stable Diffusion 1";
+        if (t->shape[1] == 1024) return "; it was made for Stable Diffusion 2";
+        if (t->shape[1] == 2048) return "; it was made for SDXL";
+    }
+    return "";
+}
+
+// A linear layer's tensor may come as a 1x1 convolution and the other way round.
+static bool has_shape(const Stored *t, int64_t rows, int64_t cols, int64_t kh, int64_t kw) {
+    if (t->ndim != 2 && t->ndim != 4) return false;
+    return t->shape[0] == rows && t->shape[1] == cols && (t->ndim == 2 ? 1 : t->shape[2]) == kh &&
+           (t->ndim == 2 ? 1 : t->shape[3]) == kw;
+}
+
+// NULL, or what is wrong with the tensors of a layer.
+static char *check_part(const Found *f, const Layer *l, const Store *s) {
+    int64_t w[4] = {0, 0, 1, 1}; // (out, in, kh, kw)
+    param_file_shape(l->weight, w);
+    const Stored *any = f->down ? f->down : f->up ? f->up : f->alpha;
+    if (!f->down || !f->up)
+        return format("%s: %s has no %s beside it", any->file, any->name,
+                      f->down ? "up (lora_B)"
+                      : f->up ? "down (lora_A)"
+                              : "weights");
+    const Stored *pair[] = {f->down, f->up};
+    for (int i = 0; i < 2; i++)
+        if (pair[i]->type != F32 && pair[i]->type != F16 && pair[i]->type != BF16)
+            return format("%s: tensor %s is neither F32, F16 nor BF16", any->file, pair[i]->name);
+    char have[200];
+    int64_t rank = f->down->ndim ? f->down->shape[0] : 0;
+    if (rank < 1 || rank > 65536 || !has_shape(f->down, rank, w[1], w[2], w[3]))
+        return format(
+            "%s: tensor %s has the shape %s; (rank, %lld, %lld, %lld) is expected for the layer %s%s",
+            any->file, f->down->name, shape_text(have, f->down->shape, f->down->ndim), (long long)w[1],
+            (long long)w[2], (long long)w[3], l->name, made_for(s));
+    if (!has_shape(f->up, w[0], rank, 1, 1))
+        return format("%s: tensor %s has the shape %s; (%lld, %lld) is expected: the layer's outputs and the "
+                      "rank of %s%s",
+                      any->file, f->up->name, shape_text(have, f->up->shape, f->up->ndim), (long long)w[0],
+                      (long long)rank, f->down->name, made_for(s));
+    if (f->alpha && f->alpha->count != 1)
+        return format("%s: %s holds %zu numbers; one is expected", any->file, f->alpha->name,
+                      f->alpha->count);
+    return NULL;
+}
+
+// Finds the layer of each of a file's tensors. Returns NULL, or why the file does not fit this model.
+static char *sort_keys(Found *found, const Store *s, const char *path, Layer *const *layers, int count) {
+    if (!store_count(s)) return format("%s holds no tensors", path);
+    char **flats = xcalloc((size_t)count, sizeof *flats), *problem = NULL;
+    for (int i = 0; i < count; i++) flats[i] = lora_flat_name(layers[i]->name);
+    int alphas = 0, parts = 0;
+    for (size_t i = 0; i < store_count(s) && !problem; i++) {
+        const Stored *t = store_at(s, i);
+        size_t n = 0;
+        const char *foreign = lora_foreign(t->name);
+        LoraRole role = foreign ? LORA_NO_ROLE : lora_role(t->name, &n);
+        int at = role ? lora_find_layer(t->name, n, flats, count) : -1;
+        const Stored **slot = at < 0              ? NULL
+                              : role == LORA_DOWN ? &found[at].down
+                              : role == LORA_UP   ? &found[at].up
+                                                  : &found[at].alpha;
+        if (foreign)
+            problem = format("%s: the key %s belongs to %s, which cannot be applied", path, t->name, foreign);
+        else if (!role)
+            problem = format("%s: the key %s is none of a LoRA", path, t->name);
+        else if (!slot)
+            problem =
+                format("%s: the key %s belongs to no layer of this model%s", path, t->name, made_for(s));
+        else if (*slot)
+            problem = format("%s: the keys %s and %s mean the same tensor", path, (*slot)->name, t->name);
+        else
+            *slot = t;
+        alphas += role == LORA_ALPHA;
+    }
+    const Layer *without = NULL;
+    for (int i = 0; i < count && !problem; i++) {
+        const Found *f = &found[i];
+        if (!f->down && !f->up && !f->alpha) continue;
+        problem = check_part(f, layers[i], s);
+        parts++;
+        if (!f->alpha) without = layers[i];
+    }
+    if (!problem && alphas && without)
+        problem = format("%s: alpha is missing for the layer %s; %d of %d layers have one", path,
+                         without->name, alphas, parts);
+    for (int i = 0; i < count; i++) free(flats[i]);
+    free(flats);
+    return problem;
+}
+
+bool lora_fits(const Params *model, const char *path) {
+    int count;
+    Layer **layers = lora_layers(model, &count);
+    Found *found = xcalloc((size_t)count, sizeof *found);
+    Store *s = store_open(path);
+    char *problem = sort_keys(found, s, path, layers, count);
+    bool fits = !problem;
+    store_close(s);
+    free(problem), free(found), free(layers);
+    return fits;
+}
+
+// PEFT's LoraConfig: in the header under "lora_adapter_metadata", where a network's name is in front of each
+// key; or, of PEFT's own files, beside them in adapter_config.json. NULL where there is none.
+static Json *read_config(const Store *s, const char *path, bool *prefixed) {
+    const char *text = store_metadata(s, "lora_adapter_metadata");
+    *prefixed = text != NULL;
+    if (text) return json_parse(text, strlen(text), path);
+    if (!starts_with(store_at(s, 0)->name, "base_model.")) return NULL;
+    const char *slash = strrchr(path, '/');
+    char *beside = format("%.*sadapter_config.json", slash ? (int)(slash + 1 - path) : 0, path);
+    if (!file_exists(beside)) die("%s: its adapter_config.json, which says alpha, is missing", path);
+    Json *j = json_load(beside);
+    free(beside);
+    return j;
+}
+
+// "unet.lora_alpha" for a layer of the UNet, or, where keys have no prefix, "lora_alpha".
+static const Json *setting(const Json *config, bool prefixed, const char *layer, const char *key) {
+    int prefix = prefixed ? (int)(strchr(layer, '.') - layer) + 1 : 0;
+    char *full = format("%.*s%s", prefix, layer, key);
+    const Json *value = json_get(config, full);
+    free(full);
+    return value;
+}
+
+static bool is_true(const Json *value) { return value && value->kind == JSON_BOOL && value->number != 0; }
+
+// A layer's alpha by that configuration, whose "alpha_pattern" lists ends of layer names. With "use_rslora"
+// the scale is alpha / sqrt(rank): as if alpha were sqrt(rank) times as large.
+static float config_alpha(const Json *config, bool prefixed, const char *layer, int rank, const char *path) {
+    if (is_true(setting(config, prefixed, layer, "use_dora")))
+        die("%s: its configuration says use_dora: a DoRA (magnitudes), which cannot be applied", path);
+    const Json *all = setting(config, prefixed, layer, "lora_alpha"),
+               *pattern = setting(config, prefixed, layer, "alpha_pattern");
+    if (all && all->kind != JSON_NUMBER) die("%s: lora_alpha of its configuration is no number", path);
+    double alpha = all ? all->number : rank;
+    const char *name = strchr(layer, '.') + 1;
+    for (size_t i = 0; pattern && pattern->kind == JSON_OBJECT && i < pattern->length; i++) {
+        const Json *p = &pattern->items[i];
+        if (p->kind != JSON_NUMBER || !ends_with(name, p->key)) continue;
+        size_t before = strlen(name) - strlen(p->key);
+        if (before == 0 || name[before - 1] == '.') alpha = p->number; // whole members of the name
+    }
+    if (is_true(setting(config, prefixed, layer, "use_rslora"))) alpha *= sqrt(rank);
+    return (float)alpha;
+}
+
+static void read_tensor(Tensor *t, const Stored *s) {
+    float *x = store_floats(s, s->file);
+    param_write(t, x);
+    backend.sync();
+    store_done_with(s);
+    free(x);
+}
+
+Lora *lora_load(const Params *model, const char *path) {
+    int count;
+    Layer **layers = lora_layers(model, &count);
+    Found *found = xcalloc((size_t)count, sizeof *found);
+    Store *s = store_open(path);
+    char *problem = sort_keys(found, s, path, layers, count);
+    if (problem) die("%s", problem);
+    bool prefixed, kohya = starts_with(store_at(s, 0)->name, "lora_"), guessed = false;
+    Json *config = read_config(s, path, &prefixed);
+    Lora *l = xcalloc(1, sizeof *l);
+    const char *mode = store_metadata(s, "sd_mode");
+    if (mode) l->mode = xstrdup(mode);
+    for (int i = 0; i < count; i++) {
+        const Found *f = &found[i];
+        if (!f->down) continue;
+        int rank = (int)f->down->shape[0];
+        float alpha = (float)rank; // the convention where nothing says otherwise: a scale of 1
+        if (f->alpha)
+            store_read_f32(f->alpha, &alpha);
+        else if (config)
+            alpha = config_alpha(config, prefixed, layers[i]->name, rank, path);
+        else
+            guessed = true;
+        if (!isfinite(alpha)) die("%s: alpha of the layer %s is not finite", path, layers[i]->name);
+        LoraPart *part = lora_add(l, layers[i], rank, alpha);
+        read_tensor(part->adapter.down, f->down), read_tensor(part->adapter.up, f->up);
+    }
+    if (guessed && kohya) note("%s: alpha is missing; the rank is taken, a scale of 1", path);
+    if (config) json_free(config);
+    store_close(s);
+    free(found), free(layers);
+    return l;
+}
+
+// PEFT's LoraConfig of each network, in one object as diffusers writes it: {"unet.r": 8, "unet.lora_alpha":
+// 8, ...}. The first layer's rank and alpha stand for all; layers that differ are listed by name. PEFT
+// compares the ends of names, so "text_model.", which transformers 5 has no more, is left out.
+static char *config_text(const Lora *l) {
+    static const char *const networks[] = {"unet", "text_encoder"};
+    char *text = NULL;
+    size_t length = 0;
+    FILE *f = open_memstream(&text, &length);
+    if (!f) die("out of memory: the configuration of a LoRA");
+    putc('{', f);
+    for (int k = 0; k < 2; k++) {
+        const char **names = xcalloc((size_t)l->count, sizeof *names), *comma = "";
+        const LoraPart *first = NULL;
+        for (int i = 0; i < l->count; i++) {
+            const char *layer = l->parts[i].layer->name;
+            if (!starts_with(layer, networks[k])) continue;
+            if (!first) first = &l->parts[i];
+            names[i] = strchr(layer, '.') + 1;
+            if (starts_with(names[i], "text_model.")) names[i] += strlen("text_model.");
+        }
+        if (first) {
+            int rank = first->adapter.down->shape[0];
+            fprintf(f, "%s\"%s.r\": %d, \"%s.lora_alpha\": %.9g, \"%s.rank_pattern\": {",
+                    ftell(f) > 1 ? ", " : "", networks[k], rank, networks[k], (double)first->alpha,
+                    networks[k]);
+            for (int i = 0; i < l->count; i++)
+                if (names[i] && l->parts[i].adapter.down->shape[0] != rank)
+                    fprintf(f, "%s\"%s\": %d", comma, names[i], l->parts[i].adapter.down->shape[0]),
+                        comma = ", ";
+            fprintf(f, "}, \"%s.alpha_pattern\": {", networks[k]);
+            comma = "";
+            for (int i = 0; i < l->count; i++)
+                if (names[i] && l->parts[i].alpha != first->alpha)
+                    fprintf(f, "%s\"%s\": %.9g", comma, names[i], (double)l->parts[i].alpha), comma = ", ";
+            fprintf(f, "}, \"%s.target_modules\": [", networks[k]);
+            comma = "";
+            for (int i = 0; i < l->count; i++)
+                if (names[i]) fprintf(f, "%s\"%s\"", comma, names[i]), comma = ", ";
+            putc(']', f);
+        }
+        free(names);
+    }
+    putc('}', f);
+    fclose(f);
+    return text;
+}
+
+static void declare(StoreWriter *w, const LoraPart *p, LoraRole role, LoraFormat f, Type type, int dims,
+                    const int64_t *shape) {
+    char *key = lora_key(p->layer->name, role, f);
+    store_declare(w, key, type, dims, shape);
+    free(key);
+}
+
+void lora_save(const Lora *l, const char *path, LoraFormat f, Type type) {
+    StoreWriter *w = store_create(path);
+    store_metadata_add(w, "format", "pt");
+    if (l->mode) store_metadata_add(w, "sd_mode", l->mode);
+    if (f == LORA_PEFT) {
+        char *config = config_text(l);
+        store_metadata_add(w, "lora_adapter_metadata", config);
+        free(config);
+    } else {
+        store_metadata_add(w, "ss_network_module", "networks.lora"); // by which kohya's tools know their own
+    }
+    for (int i = 0; i < l->count; i++) {
+        const LoraPart *p = &l->parts[i];
+        const Tensor *up = p->adapter.up;
+        int64_t down_shape[4], up_shape[] = {up->shape[0], up->shape[1], 1, 1};
+        int dims = param_file_shape(p->adapter.down, down_shape);
+        declare(w, p, LORA_DOWN, f, type, dims, down_shape);
+        declare(w, p, LORA_UP, f, type, dims, up_shape);
+        if (f == LORA_KOHYA) declare(w, p, LORA_ALPHA, f, F32, 0, NULL);
+    }
+    for (int i = 0; i < l->count; i++) {
+        const LoraPart *p = &l->parts[i];
+        float *down = param_read(p->adapter.down), *up = tensor_read(p->adapter.up);
+        store_data_f32(w, down, tensor_count(p->adapter.down));
+        store_data_f32(w, up, tensor_count(p->adapter.up));
+        if (f == LORA_KOHYA) store_data_f32(w, &p->alpha, 1);
+        free(down), free(up);
+    }
+    store_commit(w);
+}
+
+// For `sd info`.
+bool lora_describe(const char *path) {
+    Store *s = store_open(path);
+    int downs = 0, convolutions = 0, text = 0, alphas = 0;
+    int64_t least = INT64_MAX, most = 0;
+    float low = INFINITY, high = -INFINITY;
+    const char *kind = NULL;
+    for (size_t i = 0; i < store_count(s); i++) {
+        const Stored *t = store_at(s, i);
+        size_t n;
+        bool relative = strstr(t->name, "lora") || strstr(t->name, "hada_") || strstr(t->name, "lokr_");
+        if (!kind && relative) kind = lora_foreign(t->name);
+        LoraRole role = lora_role(t->name, &n);
+        if (role == LORA_ALPHA && t->count == 1) {
+            float alpha;
+            store_read_f32(t, &alpha);
+            low = fminf(low, alpha), high = fmaxf(high, alpha), alphas++;
+        }
+        if (role != LORA_DOWN || t->ndim < 2) continue;
+        downs++;
+        convolutions += t->ndim == 4 && t->shape[2] * t->shape[3] > 1;
+        text += starts_with(t->name, "text_encoder.") || starts_with(t->name, "lora_te_");
+        if (t->shape[0] < least) least = t->shape[0];
+        if (t->shape[0] > most) most = t->shape[0];
+    }
+    if (downs) {
+        bool kohya = starts_with(store_at(s, 0)->name, "lora_");
+        const char *mode = store_metadata(s, "sd_mode"), *config = store_metadata(s, "lora_adapter_metadata");
+        printf("LoRA          %s keys; %d layers: %d 3x3 convolutions, %d in the text encoder; rank %lld",
+               kohya ? "kohya" : "diffusers/PEFT", downs, convolutions, text, (long long)least);
+        if (most != least) printf(" to %lld", (long long)most);
+        if (alphas)
+            printf(low == high ? ", alpha %g\n" : ", alpha %g to %g\n", (double)low, (double)high);
+        else
+            puts(config ? ", alpha in the header" : ", alpha not said: the rank");
+        if (mode)
+            printf("trained by    sd lora %s%s\n", strcmp(mode, "finetune") ? "distill --mode " : "", mode);
+    }
+    if (kind) printf("cannot be applied: it is %s\n", kind);
+    store_close(s);
+    return downs > 0 || kind;
 }

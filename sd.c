@@ -1,25 +1,29 @@
 // sd.c: Phase 1, Stable Diffusion v1.5 (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
-// Diffusion Models"). A caption becomes a picture:
+// Diffusion Models"). It turns a caption into a picture:
 //
 //   prompt -> tokens -> text states -> loop over timesteps (UNet, guidance, scheduler step) -> VAE -> picture
 //
-// The file is in reading order: first the pipeline, which is this line as a function; then the three networks and
-// the schedulers it calls; last, where a model comes from. There is no arithmetic here: the operations are in
-// lib/nn/ops.c, their kernels in cpu/ and cuda/. No training either: see lcm.c and lora.c.
+// The file is in reading order. First comes the pipeline, which is the line above as one function. Then come
+// the three networks and the schedulers that it calls, and last the loading of a model. There is no
+// arithmetic here: the operations are in lib/nn/ops.c, their kernels in cpu/ and cuda/. There is no training
+// either: see lcm.c and lora.c.
 //
-// Names are diffusers' and the papers'. Shapes: n pictures, h x w pixels, c channels; everything is NHWC.
-// Three words of lib/nn/nn.h recur: scope_begin() ... scope_end(s, t) gives back the memory of all tensors made between,
-// but t; run_block(f, layer, in, n) is f(layer, in) in such a scope; trace(t, name) is t, shown to whoever listens.
-// `[T1]` ... mark the stops of doc/READING.md, the way of a picture.
+// Names are those of diffusers and the papers. Shapes: n pictures, h x w pixels, c channels, stored NHWC.
+// Three functions of lib/nn/nn.h recur:
+//   scope_begin() ... scope_end(s, t)   frees every tensor made in between, except t
+//   run_block(f, layer, in, n)          is f(layer, in) in such a scope
+//   trace(t, name)                      returns t, and shows it to `sd sample --dump` and `sd verify`
+// `[T1]`, `[T2]`, ... are the stops of doc/READING.md on the way of a picture.
 #include "sd.h"
+#include "lib/io/architectures.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-// ============================================================================================================
+// ===========================================================================================================
 // The pipeline
-// ============================================================================================================
+// ===========================================================================================================
 
 static Tensor *guide(Tensor *both, float w);
 static Tensor *random_latents(Random *r, int c, int h, int w);
@@ -27,23 +31,23 @@ static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *
 static double median(double *x, int n);
 static void die_of_nan(const Model *m, SampleOptions o);
 
-// [T2] Text to image. The steps are numbered as the paper's reader would: (1) the caption conditions, (2) noise is
-// drawn, (3) the network and the scheduler take it away step by step, (4) the decoder turns latents into pixels.
+// [T2] Text to image in four steps: (1) the caption becomes text states, (2) noise is drawn, (3) the network
+// and the scheduler remove it step by step, (4) the decoder turns latents into pixels.
 Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
-    // The guidance scale: a full LCM takes it as an input; other models run twice, without and with the caption.
+    // A full LCM takes the guidance scale as an input. Other models run without and with the caption.
     bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0, guided = o.cfg > 1 && !embeds_guidance;
     float guidance = o.cfg - 1; // diffusers embeds guidance_scale - 1
     Scope everything = scope_begin();
 
-    // 1. Condition: [negative, prompt] -> tokens -> text states (2, 77, 768); only the prompt without guidance.
+    // 1. [negative, prompt] -> tokens -> text states (2, 77, 768). Without guidance it is only the prompt.
     double started = seconds();
     const char *captions[2] = {o.negative ? o.negative : "", o.prompt};
     Tensor *context =
         trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
     double text_s = seconds() - started;
 
-    // 2. Timesteps, and z_T ~ N(0, I); image-to-image begins with a noised picture instead, and later.
+    // 2. Timesteps, and z_T ~ N(0, I). Image-to-image begins at a later timestep, with a noised picture.
     Scheduler s;
     scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
     scheduler_set_timesteps(&s, o.steps);
@@ -52,16 +56,15 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         random_seed_philox(&rng, o.seed);
     else
         random_seed(&rng, o.seed);
-    Tensor *z = first_latents(m, &o, &s, &rng, h, w);
-    trace(z, "inputs.latents");
+    Scope loop = scope_begin();
+    Tensor *z = trace(first_latents(m, &o, &s, &rng, h, w), "inputs.latents");
 
-    // 3. For each timestep t: eps = UNet(z_t, t, text), guided; z_t -> z_{t-1}.
+    // 3. At each timestep t the UNet predicts the noise in z_t, and the scheduler goes on to z_{t-1}.
     Progress bar;
     int steps = s.count - s.at;
     double *step_s = xmalloc((size_t)(steps > 0 ? steps : 1) * sizeof(double));
     progress_begin(&bar, "sampling", steps);
     for (int i = 0; i < steps; i++) {
-        Scope step = scope_begin();
         double begun = seconds();
         float t = (float)s.timesteps[s.at];
         Tensor *eps;
@@ -73,17 +76,16 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         step_s[i] = seconds() - begun;
         Tensor *noise =
             scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
-        scheduler_step(&s, z, eps, noise);
-        scope_end(step, NULL);
+        z = scope_end(loop, scheduler_step(&s, z, eps, noise)); // frees all else of the step, the old z too
         if (o.progress) progress_step(&bar, i + 1, NULL);
     }
     if (o.progress) progress_end(&bar);
 
-    // 4. Decode: pixels = VAE(z_0 / 0.18215). The VAE's own latents spread by about 5.5 = 1 / 0.18215; the UNet
-    // was trained on them scaled to unit spread, the spread of the noise.
+    // 4. Decode: pixels = VAE(z_0 / 0.18215). The VAE's own latents have a standard deviation of about 5.5,
+    // that is 1 / 0.18215. For the UNet they were scaled to a standard deviation of 1, like the noise.
     started = seconds();
     trace(z, "latents");
-    Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
+    Tensor *pixels = vae_decode(m->vae, scale(z, 1 / m->vae_config.scaling_factor));
     if (!tensor_finite(z) || !tensor_finite(pixels)) die_of_nan(m, o);
     Image *image = tensor_to_image(pixels, 0);
     if (times) *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started, steps};
@@ -93,9 +95,9 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     return image;
 }
 
-// [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is filled up to the full
-// number of tokens with the tokenizer's padding token (CLIP's is its end token), and the network reads the padding
-// too: Stable Diffusion was trained so, and looks at all 77 states.
+// [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is padded to the full
+// number of tokens; CLIP's padding token is its end token. The network reads the padding too: Stable
+// Diffusion was trained that way and attends to all 77 states.
 Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     int tokens = m->text_config.max_position_embeddings;
     int *ids = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
@@ -111,11 +113,12 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     return states;
 }
 
-// [T9] Classifier-free guidance (Ho and Salimans 2022): away from what the network predicts without the caption.
-//   eps = eps_uncond + w (eps_cond - eps_uncond);   both come as one batch, unconditional first.
+// [T9] Classifier-free guidance (Ho and Salimans 2022): away from the prediction without the caption.
+//   eps = eps_uncond + w (eps_cond - eps_uncond)
+// `both` is one batch, with the unconditional prediction first.
 static Tensor *guide(Tensor *both, float w) { return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1)); }
 
-// A fresh normal tensor in PyTorch's order: the numbers are drawn as NCHW and laid out as NHWC.
+// Normal noise in PyTorch's order: its elements are drawn as NCHW and stored as NHWC.
 static Tensor *random_latents(Random *r, int c, int h, int w) {
     float *x = xmalloc((size_t)c * (size_t)h * (size_t)w * sizeof(float));
     random_normal(r, x, (size_t)c * (size_t)h * (size_t)w);
@@ -125,21 +128,22 @@ static Tensor *random_latents(Random *r, int c, int h, int w) {
     return t;
 }
 
-// Image-to-image: a draw from the encoder's posterior N(mean, exp(log variance)), scaled as latents are.
+// The latents of a picture, drawn from the encoder's N(mu, sigma^2) and scaled for the UNet.
 static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
     Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
     Tensor *pixels = trace(image_to_tensor((const Image *const[]){fitted}, 1), "inputs.image");
     Tensor *moments = vae_encode(m->vae, pixels);
     image_free(fitted);
     int c = m->vae_config.latent_channels, h = moments->shape[1], w = moments->shape[2];
-    Tensor *mean = slice(moments, 0, c),
-           *spread = activation(combine(0.5f, slice(moments, c, c), 0, NULL), EXP);
-    Tensor *latents = add(mean, multiply(spread, random_latents(r, c, h, w)));
-    return combine(m->vae_config.scaling_factor, latents, 0, NULL);
+    Tensor *mu = slice(moments, 0, c), *log_variance = slice(moments, c, c);
+    Tensor *sigma = exponential(scale(log_variance, 0.5f));
+    Tensor *latents = add(mu, multiply(sigma, random_latents(r, c, h, w)));
+    return scale(latents, m->vae_config.scaling_factor);
 }
 
-// z_T. Image-to-image (Meng et al. 2022, SDEdit) skips the first steps, which only decide what there is, and begins
-// with the picture's own latents, noised as far as the timestep then says: --strength is the share of steps that run.
+// z_T, where sampling begins. Image-to-image (Meng et al. 2022, SDEdit) skips the first steps, which decide
+// on the composition. It begins with the latents of a picture, noised for the first timestep that remains.
+// --strength is the fraction of steps that run.
 static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *s, Random *r, int h, int w) {
     int c = m->unet_config.in_channels;
     if (o->init) {
@@ -170,7 +174,7 @@ static void find_bad_block(const char *name, const Tensor *t) {
     if (!tensor_finite(t)) die("a NaN or an infinity arose in the block %s", name);
 }
 
-// A step reads nothing back while it runs, so nobody knows where a NaN began: draw once more, looking at every block.
+// Sampling reads nothing back until its end, so nobody knows where a NaN arose: draw again and look.
 static void die_of_nan(const Model *m, SampleOptions o) {
     if (trace_sink == find_bad_block) die("a NaN or an infinity arose, but in no block");
     trace_sink = find_bad_block;
@@ -179,9 +183,10 @@ static void die_of_nan(const Model *m, SampleOptions o) {
 }
 
 SampleOptions sample_defaults(const Model *m) {
-    const Json *own = json_get(m->index_json, "sd_defaults");
+    const Json *own = json_get(m->index_json, "_sd_defaults");
+    if (!own) own = json_get(m->index_json, "sd_defaults"); // its name before diffusers began to warn of it
     int size = 8 * m->unet_config.sample_size;
-    // A full LCM: 4 steps; its guidance default is 1 + the middle of the range it was trained on.
+    // A full LCM needs 4 steps. Its guidance scale is 1 + w, with w in the middle of the paper's range.
     bool lcm = m->unet_config.time_cond_proj_dim > 0;
     return (SampleOptions){
         .prompt = "",
@@ -195,9 +200,9 @@ SampleOptions sample_defaults(const Model *m) {
     };
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // The text encoder: the text half of CLIP ViT-L/14 (Radford et al. 2021)
-// ============================================================================================================
+// ===========================================================================================================
 
 typedef struct {
     int heads;
@@ -247,19 +252,20 @@ void text_encoder_free(TextEncoder *e) {
     free(e);
 }
 
-// A pre-norm transformer layer, (n, tokens, c) -> the same. A token sees itself and those before it (causal).
+// A pre-norm transformer layer, (n, tokens, c) -> the same shape. Its attention is causal: a token sees
+// itself and the tokens before it.
 static Tensor *text_layer(const void *layer, Tensor *const *in) {
     const TextLayer *l = layer;
     Tensor *x = in[0], *h = layer_norm(x, l->layer_norm1, l->eps);
     h = attention(linear(h, l->q_proj), linear(h, l->k_proj), linear(h, l->v_proj), l->heads, true);
     x = linear_add(h, l->out_proj, x);
     h = linear(layer_norm(x, l->layer_norm2, l->eps), l->fc1);
-    h = activation(h, l->act); // OpenAI's CLIP: "quick GELU", x sigmoid(1.702 x), not the GELU of the papers
+    h = activation(h, l->act); // OpenAI's CLIP has "quick GELU", x sigmoid(1.702 x), instead of GELU
     return linear_add(h, l->fc2, x);
 }
 
-// [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. The token's
-// embedding and its position's are added; nothing else tells the network about order.
+// [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. A
+// token enters as the sum of its embedding and its position's. Nothing else tells the order of the words.
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
     return text_encode_first(e, ids, n, e->c.max_position_embeddings);
 }
@@ -277,9 +283,9 @@ Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int token
     return trace(x, "text_encoder.text_model.final_layer_norm");
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // Blocks that the UNet and the VAE share
-// ============================================================================================================
+// ===========================================================================================================
 
 typedef struct {
     int groups;
@@ -300,6 +306,7 @@ static ResNet resnet_new(Params *p, int in, int out, int temb, int groups, float
 
 // [T6] ResNet block, x (n, h, w, in), temb (n, temb) or absent -> (n, h, w, out):
 //   h = conv1(silu(norm1(x))) + time_emb_proj(silu(temb));   out = x + conv2(silu(norm2(h)))
+// If the channel counts differ, a 1x1 convolution brings x to `out` channels (conv_shortcut).
 static Tensor *resnet(const void *layer, Tensor *const *in) {
     const ResNet *r = layer;
     Tensor *x = in[0], *h = conv2d(group_norm_silu(x, r->norm1, r->groups, r->eps), r->conv1, 1, 1);
@@ -308,8 +315,8 @@ static Tensor *resnet(const void *layer, Tensor *const *in) {
     return conv2d_add(h, r->conv2, r->conv_shortcut ? conv2d(x, r->conv_shortcut, 1, 0) : x);
 }
 
-// Twice the size by repeating pixels, then a convolution. Where the picture below had an odd size, the doubled
-// one is a row or column too large: it is cropped to the size that the skip connection has.
+// Nearest-neighbour upsampling to twice the size, then a convolution. If the skip connection in[1] has an odd
+// height or width, the upsampled picture is a row or a column too large and is cropped.
 static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
     Tensor *x = upsample(in[0]);
     if (in[1] && (x->shape[1] != in[1]->shape[1] || x->shape[2] != in[1]->shape[2]))
@@ -317,17 +324,17 @@ static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
     return conv2d(x, layer, 1, 1);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // The UNet
-// ============================================================================================================
+// ===========================================================================================================
 
-// [T7] A transformer over the pixels of a picture: self-attention, cross-attention to the caption, feed-forward.
+// [T7] A transformer over pixels: self-attention, cross-attention to the caption, feed-forward.
 typedef struct {
     int heads, groups;
     float eps; // of `norm`
     Layer *norm, *proj_in, *proj_out;
-    Layer *norm1, *to_q1, *to_k1, *to_v1, *to_out1; // transformer_blocks.0.attn1: pixels among themselves
-    Layer *norm2, *to_q2, *to_k2, *to_v2, *to_out2; // transformer_blocks.0.attn2: pixels ask, caption answers
+    Layer *norm1, *to_q1, *to_k1, *to_v1, *to_out1; // transformer_blocks.0.attn1: self-attention
+    Layer *norm2, *to_q2, *to_k2, *to_v2, *to_out2; // transformer_blocks.0.attn2: cross-attention
     Layer *norm3, *ff_in, *ff_out;                  // transformer_blocks.0.ff.net.0.proj and net.2
 } Transformer;
 
@@ -348,7 +355,7 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
     t.to_v2 = layer_linear(p, x, d, false, "%s.transformer_blocks.0.attn2.to_v", at);
     t.to_out2 = layer_linear(p, d, d, true, "%s.transformer_blocks.0.attn2.to_out.0", at);
     t.norm3 = layer_norm_params(p, d, "%s.transformer_blocks.0.norm3", at);
-    // value and gate, 4 d each
+    // 8 d: the value and the gate of GEGLU, 4 d each
     t.ff_in = layer_linear(p, d, 8 * d, true, "%s.transformer_blocks.0.ff.net.0.proj", at);
     t.ff_out = layer_linear(p, 4 * d, d, true, "%s.transformer_blocks.0.ff.net.2", at);
     t.proj_out = c.use_linear_projection ? layer_linear(p, d, d, true, "%s.proj_out", at)
@@ -356,8 +363,9 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
     return t;
 }
 
-// in: x (n, h, w, c), context (n, tokens, cross_attention_dim). A 1x1 convolution over pixels and a linear layer
-// over tokens are the same product, so proj_in needs no reshaping: a pixel is a token.
+// in: x (n, h, w, c), context (n, tokens, cross_attention_dim). In NHWC the pixels are a sequence of h w
+// tokens already, so nothing is reshaped. For the same reason proj_in may be a 1x1 convolution or a linear
+// layer, as the checkpoint has it: both are the same matrix product.
 static Tensor *transformer(const void *layer, Tensor *const *in) {
     const Transformer *t = layer;
     Tensor *context = in[1];
@@ -378,10 +386,10 @@ static Tensor *transformer(const void *layer, Tensor *const *in) {
 
 typedef struct {
     int layers;
-    bool attends;
+    bool attends; // a transformer follows each ResNet
     ResNet resnets[MAX_LAYERS];
     Transformer attentions[MAX_LAYERS];
-    Layer *sampler; // downsamplers.0.conv or upsamplers.0.conv; NULL at the end
+    Layer *sampler; // downsamplers.0.conv or upsamplers.0.conv; NULL in the last block
 } UNetLevel;
 
 struct UNet {
@@ -426,8 +434,8 @@ UNet *unet_new(UNetConfig c, Params *p) {
     u->mid_resnets[1] =
         resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
 
-    // Up block i undoes down block `level`. Each of its ResNets takes what comes from below and one skip: those of
-    // the level's own ResNets, then, last, what the level was given (the finer level's downsampled output).
+    // Up block i mirrors down block `level`. Each of its ResNets gets the current h and one skip connection.
+    // The skips are the outputs of the down block's layers, from last to first, and then its input.
     for (int i = 0; i <= top; i++) {
         int level = top - i, from_below = ch[i ? level + 1 : top], from_above = ch[level ? level - 1 : 0];
         UNetLevel *l = &u->up[i];
@@ -448,9 +456,28 @@ UNet *unet_new(UNetConfig c, Params *p) {
     return u;
 }
 
-// What a full LCM is told of the guidance scale, (n, dim): sines, then cosines, of 1000 w / 10000^(i / (half - 1)).
-// The angles reach 14,000 rad, so that the last bit of a frequency shows in the third digit of its sine: they are
-// rounded where diffusers' guidance_scale_embedding rounds, which is not where its timestep embedding does.
+UNet *unet_view(UNetConfig c, const Params *owner, Params *params) {
+    UNet *u = unet_new(c, params);
+    for (int i = 0; i < params->count; i++) {
+        Tensor *t = params->list[i].tensor;
+        const Tensor *own = params_find(owner, params->list[i].name);
+        if (!own || tensor_count(own) != tensor_count(t))
+            die("%s: the network whose weights are to be shared has no such parameter", params->list[i].name);
+        t->type = own->type, t->data = own->data;
+    }
+    return u;
+}
+
+void unet_view_free(UNet *u, Params *params) {
+    for (int i = 0; i < params->count; i++) params->list[i].tensor->data = NULL; // the owner's
+    params_free(params);
+    free(u);
+}
+
+// The embedding of a full LCM's guidance scale, (n, dim): sines, then cosines, of the angles
+//   1000 w / 10000^(i / (half - 1))
+// They reach 14,000 rad, so the last bit of a frequency shows in the third digit of its sine. Therefore every
+// step is rounded as in diffusers' guidance_scale_embedding, whose timestep embedding rounds elsewhere.
 Tensor *guidance_embedding(const float *guidance, int n, int dim) {
     int half = dim / 2;
     float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)),
@@ -468,8 +495,8 @@ Tensor *guidance_embedding(const float *guidance, int n, int dim) {
     return e;
 }
 
-// timesteps (n) -> (n, 4 * block_out_channels[0]): sinusoids, cosine before sine (flip_sin_to_cos), and two layers.
-// A full LCM adds those of its guidance scale before the first layer.
+// timesteps (n) -> (n, 4 * block_out_channels[0]): sinusoids, cosines before sines (flip_sin_to_cos), and two
+// linear layers. A full LCM adds the embedding of its guidance scale before the first of them.
 static Tensor *time_embedding(const UNet *u, const float *timesteps, const float *guidance, int n) {
     Tensor *e = sinusoid(timesteps, n, u->c.block_out_channels[0], u->c.flip_sin_to_cos, u->c.freq_shift);
     if (u->time_cond_proj)
@@ -479,9 +506,26 @@ static Tensor *time_embedding(const UNet *u, const float *timesteps, const float
 
 static Tensor *downsample(const void *layer, Tensor *const *in) { return conv2d(in[0], layer, 2, 1); }
 
-// [T5] The noise that the network sees in x at timestep t, given the caption's states. Down through the levels,
-// keeping every output; through the middle; and up again, where each ResNet also reads the kept output of its
-// mirror image.
+// [T5] The noise that the network predicts in x at timestep t, given the caption's states. The way leads down
+// through the levels, through the middle, and up again. On the way down every output is kept as a skip
+// connection. On the way up each ResNet reads the skip connection of its mirror image as well.
+//
+// This is Stable Diffusion v1.5 for pictures of 512 x 512 pixels, that is, latents of 64 x 64. Where a block
+// has cross-attention, a transformer follows each ResNet. Down blocks end with downsampling, up blocks with
+// upsampling, except the last of each.
+//
+//   block            channels into its ResNets     side      heads   cross-attention
+//   conv_in             4 -> 320                   64
+//   down_blocks.0     320,  320         ->  320    64 -> 32      8   yes
+//   down_blocks.1     320,  640         ->  640    32 -> 16      8   yes
+//   down_blocks.2     640, 1280         -> 1280    16 -> 8       8   yes
+//   down_blocks.3    1280, 1280         -> 1280     8            -   no
+//   mid_block        1280, 1280         -> 1280     8            8   yes, one transformer
+//   up_blocks.0      2560, 2560, 2560   -> 1280     8 -> 16      -   no
+//   up_blocks.1      2560, 2560, 1920   -> 1280    16 -> 32      8   yes
+//   up_blocks.2      1920, 1280,  960   ->  640    32 -> 64      8   yes
+//   up_blocks.3       960,  640,  640   ->  320    64            8   yes
+//   conv_out          320 -> 4                     64
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
     Scope whole = scope_begin();
     Tensor *temb = trace(time_embedding(u, timesteps, guidance, x->shape[0]), "unet.time_embedding");
@@ -533,9 +577,9 @@ Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, 
     return scope_end(whole, trace(conv2d(h, u->conv_out, 1, 1), "unet.conv_out"));
 }
 
-// ============================================================================================================
-// The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, 8 times smaller each way
-// ============================================================================================================
+// ===========================================================================================================
+// The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, an eighth as high and wide
+// ===========================================================================================================
 
 typedef struct {
     int groups;
@@ -619,7 +663,7 @@ Vae *vae_new(VaeConfig c, Params *p) {
     return v;
 }
 
-// One head as wide as all channels: every pixel looks at every other.
+// A single head as wide as all channels: every pixel attends to every other.
 static Tensor *vae_attention(const void *layer, Tensor *const *in) {
     const VaeAttention *a = layer;
     Tensor *h = group_norm(in[0], a->group_norm, a->groups, vae_eps);
@@ -633,8 +677,8 @@ static Tensor *vae_mid(const VaeHalf *v, Tensor *h, const char *half) {
     return trace(run_block(resnet, &v->mid_resnets[1], &h, 1), "vae.%s.mid_block.resnets.1", half);
 }
 
-// The VAE's downsampling pads one row below and one column on the right only (the original's F.pad(0, 1, 0, 1));
-// symmetric padding would shift the picture by half a latent.
+// The VAE's downsampling pads only below and on the right, one row and one column (F.pad(0, 1, 0, 1) in the
+// original). Symmetric padding would shift the picture.
 static Tensor *vae_downsample(const void *layer, Tensor *const *in) {
     return conv2d_padded(in[0], layer, 2, 0, 0, in[0]->shape[1] / 2, in[0]->shape[2] / 2);
 }
@@ -657,7 +701,8 @@ Tensor *vae_encode(const Vae *v, Tensor *pixels) {
     return scope_end(whole, trace(linear(h, v->quant_conv), "vae.quant_conv"));
 }
 
-// [T11] Latents (n, h, w, 4) -> pixels (n, 8 h, 8 w, 3): the middle at full depth, then three doublings.
+// [T11] Latents (n, h, w, 4) -> pixels (n, 8 h, 8 w, 3): first the middle, at the size of the latents, then
+// four levels. After each of the first three the picture is upsampled.
 Tensor *vae_decode(const Vae *v, Tensor *latents) {
     const VaeHalf *d = &v->decoder;
     Scope whole = scope_begin();
@@ -676,12 +721,14 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
     return scope_end(whole, trace(conv2d(h, d->conv_out, 1, 1), "vae.decoder.conv_out"));
 }
 
-// ============================================================================================================
-// Schedulers: how much noise there is at timestep t, and the way from t to the next
-// ============================================================================================================
+// ===========================================================================================================
+// Schedulers: how much noise there is at timestep t, and the step from t to the next timestep
+// ===========================================================================================================
 
-// alphas_cumprod[t] = product of (1 - beta) up to t: a noisy latent is sqrt(a) z_0 + sqrt(1 - a) eps. Rounded
-// to fp32 where PyTorch rounds, whose product runs in double: the last digits are part of "the same picture".
+// alphas_cumprod[t] is the product of (1 - beta) up to timestep t. It says how noisy a latent is there:
+//   z_t = sqrt(a) z_0 + sqrt(1 - a) eps,   a = alphas_cumprod[t]
+// PyTorch rounds some values to fp32 on the way and multiplies in double. So does this function, because "the
+// same picture" depends on the last digits.
 static float *alphas_cumprod(SchedulerConfig c) {
     int n = c.num_train_timesteps;
     float *a = xmalloc((size_t)n * sizeof(float));
@@ -690,7 +737,7 @@ static float *alphas_cumprod(SchedulerConfig c) {
     float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
     for (int i = 0; i < n; i++) {
-        // torch.linspace counts from both ends towards the middle, with fused products
+        // torch.linspace counts from both ends towards the middle, with fused multiply-adds.
         float beta =
             (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
         if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
@@ -705,28 +752,14 @@ void scheduler_init(Scheduler *s, SchedulerConfig c) {
     s->final_alpha_cumprod = c.set_alpha_to_one ? 1 : s->alphas_cumprod[0];
 }
 
-// A tensor that outlives the scope of a step.
-static Tensor *lasting_like(const Tensor *t) {
-    Tensor *own = xmalloc(sizeof *own);
-    *own = (Tensor){.dims = t->dims};
-    memcpy(own->shape, t->shape, sizeof own->shape);
-    param_allocate(own, backend.storage);
-    return own;
-}
-
-static void lasting_free(Tensor *t) {
-    if (t) backend.free(t->data);
-    free(t);
-}
-
 void scheduler_free(Scheduler *s) {
-    for (int i = 0; i < 4; i++) lasting_free(s->history[i]);
-    lasting_free(s->held);
+    for (int i = 0; i < 4; i++) tensor_discard(s->history[i]);
+    tensor_discard(s->held);
     free(s->alphas_cumprod), free(s->timesteps);
     *s = (Scheduler){0};
 }
 
-// The times at which the network is asked, from noisy to clean.
+// The timesteps at which the network is evaluated, from noisy to clean.
 void scheduler_set_timesteps(Scheduler *s, int steps) {
     const SchedulerConfig *c = &s->config;
     int train = c->num_train_timesteps;
@@ -735,8 +768,8 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof(int));
     s->count = steps, s->at = 0, s->steps_taken = 0, s->history_count = 0;
     if (c->kind == LCM) {
-        // The model was distilled to jump between `original` of the timesteps only: k - 1, 2k - 1, ... Take `steps`
-        // of those, evenly, beginning with the noisiest.
+        // The model was distilled at `original` timesteps only: k - 1, 2k - 1, ... Take `steps` of them,
+        // evenly spaced, beginning with the noisiest.
         int original = c->original_inference_steps, k = train / original;
         if (steps > original)
             die("--steps is %d; LCM's schedule has %d timesteps to choose from", steps, original);
@@ -757,7 +790,7 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
         if (t >= train) die("--steps %d asks for timestep %d; the schedule ends at %d", steps, t, train - 1);
         s->timesteps[i] = t;
     }
-    if (c->kind == PNDM && steps > 1) { // the second evaluation is made twice: see pndm_step
+    if (c->kind == PNDM && steps > 1) { // the second timestep comes twice: see pndm_step
         memmove(s->timesteps + 2, s->timesteps + 1, (size_t)(steps - 1) * sizeof(int));
         s->count = steps + 1;
     }
@@ -768,116 +801,142 @@ void scheduler_skip(Scheduler *s, int count) {
     if (s->at >= s->count) die("--strength is too small: no step is left to run");
 }
 
-static float alpha_at(const Scheduler *s, int t) {
+// t < 0 is the end, after the last timestep.
+static float cumprod_at(const Scheduler *s, int t) {
     return t >= 0 ? s->alphas_cumprod[t] : s->final_alpha_cumprod;
 }
 
-// z_t = sqrt(a) x0 + sqrt(1 - a) eps, solved for x0 and eps whichever the network predicts.
-// v-prediction (Salimans and Ho 2022): v = sqrt(a) eps - sqrt(1 - a) x0.
-static Tensor *predicted_x0(const Scheduler *s, float a, Tensor *z, Tensor *out) {
-    float alpha = sqrtf(a), sigma = sqrtf(1 - a);
-    Tensor *x0 = s->config.prediction_type == EPSILON        ? combine(1 / alpha, z, -sigma / alpha, out)
-                 : s->config.prediction_type == V_PREDICTION ? combine(alpha, z, -sigma, out)
-                                                             : combine(1, out, 0, NULL);
+Times times_at(const Scheduler *s, const int *t, int n) {
+    float *t_alpha_sigma = scope_floats(3 * n);
+    Times at = {n, t_alpha_sigma, t_alpha_sigma + n, t_alpha_sigma + 2 * n};
+    for (int i = 0; i < n; i++) {
+        float a = s->alphas_cumprod[t[i]];
+        at.t[i] = (float)t[i], at.alpha[i] = sqrtf(a), at.sigma[i] = sqrtf(1 - a);
+    }
+    return at;
+}
+
+Tensor *noised(Times at, Tensor *z, Tensor *noise) { return combine_each(at.alpha, z, at.sigma, noise); }
+
+// A network's output `out` is eps, or v = alpha eps - sigma x0 (Salimans and Ho 2022), or x0 ("sample").
+// Together with z = alpha x0 + sigma eps each of them gives both x0 and eps:
+//
+//   out is   x0                                  eps
+//   eps      (1 / alpha) z - (sigma / alpha) out   out
+//   v        alpha z - sigma out                   alpha out + sigma z
+//   x0       out                                   (1 / sigma) z - (alpha / sigma) out
+Tensor *predicted_x0(const Scheduler *s, Times at, Tensor *z, Tensor *out) {
+    if (s->config.prediction_type == SAMPLE) return out;
+    bool v = s->config.prediction_type == V_PREDICTION;
+    float *a = scope_floats(2 * at.n), *b = a + at.n;
+    for (int i = 0; i < at.n; i++) {
+        a[i] = v ? at.alpha[i] : 1 / at.alpha[i];
+        b[i] = v ? -at.sigma[i] : -at.sigma[i] / at.alpha[i];
+    }
+    return combine_each(a, z, b, out);
+}
+
+Tensor *predicted_eps(const Scheduler *s, Times at, Tensor *z, Tensor *out) {
+    if (s->config.prediction_type == EPSILON) return out;
+    if (s->config.prediction_type == V_PREDICTION) return combine_each(at.alpha, out, at.sigma, z);
+    float *a = scope_floats(2 * at.n), *b = a + at.n;
+    for (int i = 0; i < at.n; i++) a[i] = 1 / at.sigma[i], b[i] = -at.alpha[i] / at.sigma[i];
+    return combine_each(a, z, b, out);
+}
+
+// In sampling all pictures of a batch are at the same timestep.
+static Times times_all_at(const Scheduler *s, int t, int n) {
+    int *same = scope_ints(n);
+    for (int i = 0; i < n; i++) same[i] = t;
+    return times_at(s, same, n);
+}
+
+static Tensor *clipped_x0(const Scheduler *s, Times at, Tensor *z, Tensor *out) {
+    Tensor *x0 = predicted_x0(s, at, z, out);
     return s->config.clip_sample ? clamp(x0, s->config.clip_sample_range) : x0;
 }
 
-static Tensor *predicted_eps(const Scheduler *s, float a, Tensor *z, Tensor *out) {
-    float alpha = sqrtf(a), sigma = sqrtf(1 - a);
-    return s->config.prediction_type == EPSILON        ? out
-           : s->config.prediction_type == V_PREDICTION ? combine(alpha, out, sigma, z)
-                                                       : combine(1 / sigma, z, -alpha / sigma, out);
-}
-
-// DDIM (Song et al. 2020, equation 12 with sigma = 0): towards the predicted x0, keeping the predicted direction.
-// As in all steps, z is changed in place.
-static void ddim_step(Scheduler *s, Tensor *z, Tensor *out) {
+// DDIM (Song et al. 2020, equation 12 with sigma = 0): the predicted x0 and eps, mixed for the next timestep.
+static Tensor *ddim_step(const Scheduler *s, Tensor *z, Tensor *out) {
     int t = s->timesteps[s->at];
-    float a = alpha_at(s, t), previous = alpha_at(s, t - s->step_ratio);
-    Tensor *x0 = predicted_x0(s, a, z, out), *eps = predicted_eps(s, a, z, out);
-    backend.combine(mem(z), sqrtf(previous), mem(x0), sqrtf(1 - previous), mem(eps), 0, tensor_count(z));
+    float a_prev = cumprod_at(s, t - s->step_ratio);
+    Times now = times_all_at(s, t, z->shape[0]);
+    Tensor *x0 = clipped_x0(s, now, z, out), *eps = predicted_eps(s, now, z, out);
+    return combine(sqrtf(a_prev), x0, sqrtf(1 - a_prev), eps);
 }
 
-// LCM (Luo et al. 2023, algorithm 3): a jump to the end, f(z, t) = c_skip z + c_out x0, then fresh noise for the
-// next timestep. c_skip and c_out make f(z, 0) = z: the boundary condition of a consistency model.
-static void lcm_step(Scheduler *s, Tensor *z, Tensor *out, const Tensor *noise) {
+void boundary_scalings(double sigma_data, double timestep_scaling, int t, float *c_skip, float *c_out) {
+    double scaled = t * timestep_scaling;
+    *c_skip = (float)(sigma_data * sigma_data / (scaled * scaled + sigma_data * sigma_data));
+    *c_out = (float)(scaled / sqrt(scaled * scaled + sigma_data * sigma_data));
+}
+
+// LCM (Luo et al. 2023, algorithm 3). The consistency function f(z, t) = c_skip z + c_out x0 jumps to the
+// end. Then it is noised again for the next timestep, unless this was the last step.
+static Tensor *lcm_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     int t = s->timesteps[s->at];
-    bool last = s->at == s->count - 1;
-    float a = alpha_at(s, t), previous = last ? 1 : alpha_at(s, s->timesteps[s->at + 1]);
-    const double sigma_data = 0.5, scaled = (double)t * s->config.timestep_scaling;
-    double c_skip = sigma_data * sigma_data / (scaled * scaled + sigma_data * sigma_data);
-    double c_out = scaled / sqrt(scaled * scaled + sigma_data * sigma_data);
-    Tensor *denoised = combine((float)c_out, predicted_x0(s, a, z, out), (float)c_skip, z);
-    if (last)
-        backend.copy(mem(z), mem(denoised), tensor_count(z));
-    else
-        backend.combine(mem(z), sqrtf(previous), mem(denoised), sqrtf(1 - previous), mem(noise), 0,
-                  tensor_count(z));
+    float c_skip, c_out;
+    boundary_scalings(0.5, (double)s->config.timestep_scaling, t, &c_skip, &c_out);
+    Tensor *end = combine(c_out, clipped_x0(s, times_all_at(s, t, z->shape[0]), z, out), c_skip, z);
+    if (s->at == s->count - 1) return end;
+    float a_next = cumprod_at(s, s->timesteps[s->at + 1]);
+    return combine(sqrtf(a_next), end, sqrtf(1 - a_next), noise);
 }
 
-// The transfer of PNDM (Liu et al. 2022, equation 9), written as diffusers does.
-static void pndm_transfer(Scheduler *s, Tensor *to, Tensor *z, int t, int next, Tensor *out) {
-    double a = alpha_at(s, t), b = alpha_at(s, next);
-    if (s->config.prediction_type == V_PREDICTION) out = predicted_eps(s, (float)a, z, out);
-    double scale = sqrt(b / a), denominator = a * sqrt(1 - b) + sqrt(a * (1 - a) * b);
-    backend.combine(mem(to), (float)scale, mem(z), (float)(-(b - a) / denominator), mem(out), 0, tensor_count(z));
+// PNDM's transfer of z from timestep t to `next`, given eps (Liu et al. 2022, equation 9, as in diffusers).
+static Tensor *pndm_transfer(const Scheduler *s, Tensor *z, int t, int next, Tensor *eps) {
+    double a = cumprod_at(s, t), b = cumprod_at(s, next);
+    if (s->config.prediction_type == V_PREDICTION)
+        eps = predicted_eps(s, times_all_at(s, t, z->shape[0]), z, eps);
+    double denominator = a * sqrt(1 - b) + sqrt(a * (1 - a) * b);
+    return combine((float)sqrt(b / a), z, (float)(-(b - a) / denominator), eps);
 }
 
-// PNDM without Runge-Kutta start ("skip_prk_steps"), a linear multistep method of order 4 (Adams-Bashforth). The
-// first step is taken twice, the second time with the mean of the slopes at both ends (Heun's method): that is why
-// 50 steps ask the network 51 times.
-static void pndm_step(Scheduler *s, Tensor *z, Tensor *out, int counter) {
-    int t = s->timesteps[s->at], next = t - s->step_ratio;
-    size_t n = tensor_count(z);
-    if (!s->held) {
-        s->held = lasting_like(z);
-        for (int i = 0; i < 4; i++) s->history[i] = lasting_like(z);
-    }
-    if (counter == 1)
-        next = t, t += s->step_ratio;
-    else { // remember this slope as the newest
-        Tensor *oldest = s->history[3];
-        memmove(s->history + 1, s->history, 3 * sizeof s->history[0]);
-        s->history[0] = oldest;
-        backend.copy(mem(oldest), mem(out), n);
-        s->history_count += s->history_count < 4;
-    }
-    Tensor **e = s->history, *slope = out;
-    if (counter == 0)
-        backend.copy(mem(s->held), mem(z), n);
-    else if (counter == 1) {
-        slope = combine(0.5f, out, 0.5f, e[0]);
-        pndm_transfer(s, z, s->held, t, next, slope);
-        return;
-    } else if (s->history_count == 2)
-        slope = combine(3 / 2.0f, e[0], -1 / 2.0f, e[1]);
+// Keeps the prediction as the newest of four.
+static void remember(Scheduler *s, const Tensor *prediction) {
+    Tensor *oldest = s->history[3];
+    memmove(s->history + 1, s->history, 3 * sizeof s->history[0]);
+    s->history[0] = oldest;
+    tensor_keep(&s->history[0], prediction);
+    s->history_count += s->history_count < 4;
+}
+
+// PNDM without its Runge-Kutta start ("skip_prk_steps") is a linear multistep method (Adams-Bashforth): it
+// extrapolates from the last four predictions. The first step is taken twice, the second time with the mean
+// of the predictions at both its ends (Heun's method). That is why 50 steps evaluate the network 51 times.
+static Tensor *pndm_step(Scheduler *s, Tensor *z, Tensor *out) {
+    int t = s->timesteps[s->at];
+    Tensor **e = s->history; // newest first
+    if (s->steps_taken == 1)
+        return pndm_transfer(s, s->held, t + s->step_ratio, t, combine(0.5f, out, 0.5f, e[0]));
+    if (s->steps_taken == 0) tensor_keep(&s->held, z);
+    remember(s, out);
+    Tensor *eps = e[0];
+    if (s->history_count == 2)
+        eps = combine(3 / 2.0f, e[0], -1 / 2.0f, e[1]);
     else if (s->history_count == 3)
-        slope = combine(1, combine(23 / 12.0f, e[0], -16 / 12.0f, e[1]), 5 / 12.0f, e[2]);
+        eps = combine(1, combine(23 / 12.0f, e[0], -16 / 12.0f, e[1]), 5 / 12.0f, e[2]);
     else if (s->history_count == 4)
-        slope =
-            add(combine(55 / 24.0f, e[0], -59 / 24.0f, e[1]), combine(37 / 24.0f, e[2], -9 / 24.0f, e[3]));
-    pndm_transfer(s, z, z, t, next, slope);
+        eps = add(combine(55 / 24.0f, e[0], -59 / 24.0f, e[1]), combine(37 / 24.0f, e[2], -9 / 24.0f, e[3]));
+    return pndm_transfer(s, z, t, t - s->step_ratio, eps);
 }
 
 bool scheduler_wants_noise(const Scheduler *s) { return s->config.kind == LCM && s->at < s->count - 1; }
 
-// [T10] One step of the sampler: what the network saw as noise is taken away, as far as the next timestep says.
-void scheduler_step(Scheduler *s, Tensor *z, Tensor *prediction, const Tensor *noise) {
+// [T10] One step of the sampler: from z at this timestep to z at the next one, which has less noise.
+Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     if (s->at >= s->count) die("the scheduler has no step left");
     Scope scope = scope_begin();
-    if (s->config.kind == DDIM)
-        ddim_step(s, z, prediction);
-    else if (s->config.kind == LCM)
-        lcm_step(s, z, prediction, noise);
-    else
-        pndm_step(s, z, prediction, s->steps_taken);
-    scope_end(scope, NULL);
+    Tensor *next = s->config.kind == DDIM  ? ddim_step(s, z, out)
+                   : s->config.kind == LCM ? lcm_step(s, z, out, noise)
+                                           : pndm_step(s, z, out);
     s->at++, s->steps_taken++;
+    return scope_end(scope, next);
 }
 
-// ============================================================================================================
+// ===========================================================================================================
 // Where a model comes from: configurations, pictures, files
-// ============================================================================================================
+// ===========================================================================================================
 
 static int whole(const Json *config, const char *key, double fallback) {
     double x = json_get_number(config, key, fallback);
@@ -951,8 +1010,8 @@ UNetConfig unet_config(const Json *j) {
     refuse_unless(j, "dual_cross_attention", NULL);
     refuse_unless(j, "only_cross_attention", NULL);
 
-    // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that every
-    // published config.json carries. "num_attention_heads", where present, says the same openly.
+    // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that
+    // every published config.json carries. "num_attention_heads", where present, says the same openly.
     const Json *heads = json_get(j, "num_attention_heads"), *types = json_get(j, "down_block_types");
     if (!heads || heads->kind == JSON_NULL) heads = json_get(j, "attention_head_dim");
     if (types && (types->kind != JSON_ARRAY || types->length != (size_t)c.levels))
@@ -1088,6 +1147,15 @@ Image *tensor_to_image(const Tensor *pixels, int i) {
     return image;
 }
 
+// ---- a model from its files -------------------------------------------------------------------------------
+
+static Json *part_config(const char *model, const char *part, const char *file) {
+    char *path = format("%s/%s/%s", model, part, file);
+    Json *j = json_load(path);
+    free(path);
+    return j;
+}
+
 // The .safetensors of one part: the plain name, its fp16 variant, or the index of its shards.
 static Store *open_part(const char *dir, const char *base) {
     static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json",
@@ -1105,25 +1173,18 @@ static Store *open_part(const char *dir, const char *base) {
     die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
 }
 
-static Json *part_config(const char *model, const char *part, const char *file) {
-    char *path = format("%s/%s/%s", model, part, file);
-    Json *j = json_load(path);
-    free(path);
-    return j;
-}
-
-// A stored tensor under the name of ours, which carries the part's name in front ("unet.conv_in.weight").
+// The stored tensor of a parameter, whose name has the part in front ("unet.conv_in.weight") here only.
 static const Stored *find_in_part(void *store, const char *name) {
     const Stored *t = store_find(store, strchr(name, '.') + 1);
     if (t) return t;
-    if (!strncmp(name, "text_encoder.text_model.", 24))
-        return store_find(store, name + 24); // as transformers 5 saves
+    if (starts_with(name, "text_encoder.text_model."))
+        return store_find(store, name + strlen("text_encoder.text_model.")); // as transformers 5 saves
     char other[256]; // checkpoints before diffusers 0.18 call the VAE's attention by other names
     static const char *const old[][2] = {
         {".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
     for (int i = 0; i < 4; i++) {
         const char *at = strstr(name, old[i][0]);
-        if (!at || strncmp(name, "vae.", 4)) continue;
+        if (!at || !starts_with(name, "vae.")) continue;
         snprintf(other, sizeof other, "%.*s%s%s", (int)(at - strchr(name, '.') - 1), strchr(name, '.') + 1,
                  old[i][1], at + strlen(old[i][0]));
         return store_find(store, other);
@@ -1131,66 +1192,114 @@ static const Stored *find_in_part(void *store, const char *name) {
     return NULL;
 }
 
-static void load_part(Model *m, int from, const char *part, const char *base) {
-    char *dir = format("%s/%s", m->path, part);
-    Store *s = open_part(dir, base);
-    Params own = {m->params.list + from, m->params.count - from};
-    const char *file = store_count(s) ? store_at(s, 0)->file : dir;
-    params_load(&own, find_in_part, s, file);
-    params_note_extra(&own, find_in_part, s, s, file);
-    store_close(s);
-    free(dir);
+// The networks of a model: folders of diffusers' layout, and the files in them.
+static const struct {
+    ModelParts part;
+    const char *folder, *file;
+} networks[] = {{NEED_TEXT, "text_encoder", "model"},
+                {NEED_UNET, "unet", "diffusion_pytorch_model"},
+                {NEED_VAE, "vae", "diffusion_pytorch_model"}};
+
+static void declare_network(Model *m, ModelParts part, const Json *config) {
+    if (part == NEED_TEXT)
+        m->text_encoder = text_encoder_new(m->text_config = text_config(config), &m->params);
+    else if (part == NEED_UNET)
+        m->unet = unet_new(m->unet_config = unet_config(config), &m->params);
+    else
+        m->vae = vae_new(m->vae_config = vae_config(config), &m->params);
 }
 
-void check_vocabulary(const Model *m) {
-    if (!m->tokenizer || !m->text_encoder) return;
-    int last = tokenizer_end(m->tokenizer); // special tokens come last
-    if (last >= m->text_config.vocab_size)
-        die("%s: the tokenizer has %d tokens, the text encoder knows %d", m->path, last + 1,
-            m->text_config.vocab_size);
+static void load_folder(Model *m, ModelParts parts) {
+    char *index = format("%s/model_index.json", m->path);
+    m->index_json = file_exists(index) ? json_load(index) : NULL;
+    free(index);
+    m->scheduler_json = part_config(m->path, "scheduler", "scheduler_config.json");
+    for (int i = 0; i < 3; i++) {
+        if (!(parts & networks[i].part)) continue;
+        Json *config = part_config(m->path, networks[i].folder, "config.json");
+        int before = m->params.count;
+        declare_network(m, networks[i].part, config);
+        Params own = {m->params.list + before, m->params.count - before};
+        char *folder = format("%s/%s", m->path, networks[i].folder);
+        Store *s = open_part(folder, networks[i].file);
+        const char *file = store_count(s) ? store_at(s, 0)->file : folder;
+        params_load(&own, find_in_part, s, file);
+        params_note_extra(&own, find_in_part, s, s, file);
+        store_close(s);
+        free(folder), json_free(config);
+    }
+}
+
+// The stored tensor of a parameter in a file that has the original code's names.
+static const Stored *find_ldm(void *store, const char *name) {
+    char original[512];
+    if (!ldm_name(name, original, sizeof original)) return NULL;
+    const Stored *t = store_find(store, original);
+    if (!t) die("%s: tensor %s is missing (%s of diffusers)", store_at(store, 0)->file, original, name);
+    return t;
+}
+
+static Json *known_config(const char *text) {
+    return json_parse(text, strlen(text), "the configuration of Stable Diffusion v1.5");
+}
+
+// One file with all networks, as the original code (CompVis/stable-diffusion) saves them and most of the
+// web's checkpoints are. It has no configuration: v1.5's is assumed, and the shapes must fit it.
+static void load_ldm(Model *m, ModelParts parts) {
+    const char *path = m->path;
+    if (ends_with(path, ".ckpt") || ends_with(path, ".bin") || ends_with(path, ".pt") ||
+        ends_with(path, ".pth"))
+        die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
+    Store *s = store_open(path);
+    if (!store_find(s, "model.diffusion_model.input_blocks.0.0.weight"))
+        die("%s is no Stable Diffusion checkpoint: tensor model.diffusion_model.input_blocks.0.0.weight is "
+            "missing",
+            path);
+    const Stored *context =
+        store_find(s, "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight");
+    if (context && context->ndim == 2 && context->shape[1] != 768)
+        die("%s is of another version of Stable Diffusion: its text states have %lld channels, version 1's "
+            "768",
+            path, (long long)context->shape[1]);
+    bool guidance = store_find(s, "model.diffusion_model.time_embed.cond_proj.weight");
+    const Architecture *a = architecture(guidance ? "sd15-lcm" : "sd15");
+    const char *const configs[] = {a->text_encoder, a->unet, a->vae};
+    m->scheduler_json = known_config(a->scheduler);
+    for (int i = 0; i < 3; i++) {
+        if (!(parts & networks[i].part)) continue;
+        Json *config = known_config(configs[i]);
+        declare_network(m, networks[i].part, config);
+        json_free(config);
+    }
+    params_load(&m->params, find_ldm, s, path);
+    if (parts == NEED_ALL) params_note_extra(&m->params, find_ldm, s, s, path);
+    store_close(s);
 }
 
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
-    if (!is_directory(path)) return model_load_ldm(path, tokenizer, parts);
+    bool folder = is_directory(path);
     Model *m = xcalloc(1, sizeof *m);
     m->path = xstrdup(path);
-    char *index = format("%s/model_index.json", path);
-    m->index_json = file_exists(index) ? json_load(index) : NULL;
-    free(index);
-    m->scheduler_json = part_config(path, "scheduler", "scheduler_config.json");
-    if (parts & NEED_TEXT) {
-        Json *j = part_config(path, "text_encoder", "config.json");
-        m->text_config = text_config(j);
-        json_free(j);
-        int from = m->params.count;
-        m->text_encoder = text_encoder_new(m->text_config, &m->params);
-        load_part(m, from, "text_encoder", "model");
-    }
-    if (parts & NEED_UNET) {
-        Json *j = part_config(path, "unet", "config.json");
-        m->unet_config = unet_config(j);
-        json_free(j);
-        int from = m->params.count;
-        m->unet = unet_new(m->unet_config, &m->params);
-        load_part(m, from, "unet", "diffusion_pytorch_model");
-    }
-    if (parts & NEED_VAE) {
-        Json *j = part_config(path, "vae", "config.json");
-        m->vae_config = vae_config(j);
-        json_free(j);
-        int from = m->params.count;
-        m->vae = vae_new(m->vae_config, &m->params);
-        load_part(m, from, "vae", "diffusion_pytorch_model");
-    }
+    if (folder)
+        load_folder(m, parts);
+    else
+        load_ldm(m, parts);
     if (parts & NEED_TOKENIZER) {
-        char *dir = tokenizer ? xstrdup(tokenizer) : format("%s/tokenizer", path);
-        m->tokenizer = tokenizer_open(dir);
-        free(dir);
+        if (!tokenizer && !folder)
+            die("%s holds no tokenizer; name a folder with vocab.json and merges.txt by --tokenizer DIR",
+                path);
+        char *own = format("%s/tokenizer", path);
+        m->tokenizer = tokenizer_open(tokenizer ? tokenizer : own);
+        free(own);
     }
-    check_vocabulary(m);
-    if ((parts & NEED_TEXT) && (parts & NEED_UNET) &&
-        m->text_config.hidden_size != m->unet_config.cross_attention_dim)
-        die("%s: the text encoder gives %d numbers a token, the UNet expects %d", path,
+    if (m->tokenizer && m->text_encoder) {
+        int last = tokenizer_end(m->tokenizer); // special tokens come last
+        if (last >= m->text_config.vocab_size)
+            die("%s: the tokenizer has %d tokens, the text encoder knows %d", path, last + 1,
+                m->text_config.vocab_size);
+    }
+    if (m->text_encoder && m->unet && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
+        die("%s: the text encoder gives %d channels a token, the UNet expects %d", path,
             m->text_config.hidden_size, m->unet_config.cross_attention_dim);
     return m;
 }
@@ -1203,4 +1312,28 @@ void model_free(Model *m) {
     if (m->index_json) json_free(m->index_json);
     json_free(m->scheduler_json);
     free(m->path), free(m);
+}
+
+// ---- a captioned data set as the model sees it ------------------------------------------------------------
+
+static float *encode_moments(void *vae, const Image *const *images, int n) {
+    Scope s = scope_begin();
+    float *moments = tensor_read(vae_encode(vae, image_to_tensor(images, n)));
+    scope_end(s, NULL);
+    return moments;
+}
+
+Pairs *model_pairs(const Model *m, const char *data, const char *cache) {
+    Params vae = params_part(&m->params, "vae.");
+    int side = m->unet_config.sample_size;
+    PairsModel how = {.tokenizer = m->tokenizer,
+                      .tokens = m->text_config.max_position_embeddings,
+                      .size = 8 * side,
+                      .side = side,
+                      .channels = m->vae_config.latent_channels,
+                      .scale = m->vae_config.scaling_factor,
+                      .encoder = params_key(&vae),
+                      .context = m->vae,
+                      .encode = encode_moments};
+    return pairs_open(data, cache, &how);
 }

@@ -1,2 +1,2 @@
 # sd.c: the step of a sampler
-/^static void ddim_step/,/^}/ s/sqrtf(1 - previous), mem(eps)/sqrtf(1 - a), mem(eps)/
+/^static Tensor \*ddim_step/,/^}/ s/sqrtf(1 - a_prev), eps/sqrtf(1 - cumprod_at(s, t)), eps/

@@ -1,2 +1,2 @@
 # lora.c: the KL divergence of two latents
-/^static Tensor \*kl_of_softmax/,/^}/ s/activation(log_p, EXP), combine(1, log_q, -1, log_p)/activation(log_q, EXP), combine(1, log_p, -1, log_q)/
+/^static Tensor \*kl_of_softmax/,/^}/ s/exponential(log_p), sub(log_p, log_q)/exponential(log_q), sub(log_q, log_p)/

@@ -1,12 +1,9 @@
-// check.c: the checks of the exercises of doc/COURSE.md, each from a definition and not from the code that it checks.
-// `make exercise N=1` links it with a copy of one source file that has a mistake; see run.sh.
+// check.c: the checks of the exercises of doc/COURSE.md, each from a definition and not from the code that it
+// checks. `make exercise N=1` links it with a copy of one source file that has a mistake; see run.sh.
 #include "sd.h"
 #include "lib/io/architectures.h"
 #include "weights/toy/made.h"
-
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include "test/test.h" // keep_largest
 
 static bool right = true;
 
@@ -38,10 +35,11 @@ static Json *noise_schedule(void) {
     return json_parse(text, sizeof text - 1, "the noise schedule");
 }
 
-// ---- 1: a sampler ---------------------------------------------------------------------------------------------------
+// ---- 1: a sampler -----------------------------------------------------------------------------------------
 
-// A network that knows the answer: it is asked at z_t = sqrt(a) x0 + sqrt(1 - a) eps and says eps. Then DDIM never leaves
-// the line from eps to x0: after each step z is sqrt(a') x0 + sqrt(1 - a') eps, with the a' of the next timestep.
+// A network that is always right: at z_t = sqrt(a) x0 + sqrt(1 - a) eps it predicts eps. Then DDIM never
+// leaves the line from eps to x0: after each step z is sqrt(a') x0 + sqrt(1 - a') eps, with the a' of the
+// next timestep.
 static void sampler(void) {
     Json *j = noise_schedule();
     Scheduler s;
@@ -52,12 +50,11 @@ static void sampler(void) {
     Tensor *z = combine(sqrtf(a), x0, sqrtf(1 - a), eps);
     heading("DDIM with a network that is always right: how far z is from where it should be");
     for (int i = 0; i < 10; i++) {
-        scheduler_step(&s, z, eps, NULL);
+        z = scheduler_step(&s, z, eps, NULL);
         a = i < 9 ? s.alphas_cumprod[s.timesteps[i + 1]] : s.final_alpha_cumprod;
         float *want = tensor_read(combine(sqrtf(a), x0, sqrtf(1 - a), eps)), *got = tensor_read(z);
         double far = 0;
-        for (int k = 0; k < 256; k++)
-            far = fmax(far, isnan(got[k]) ? INFINITY : fabs((double)(got[k] - want[k])));
+        for (int k = 0; k < 256; k++) keep_largest(&far, fabs((double)(got[k] - want[k])));
         char *what = format("after step %d, timestep %d", i + 1, i < 9 ? s.timesteps[i + 1] : 0);
         expect(what, 0, far < 1e-4 ? 0 : far, 0);
         free(want), free(got), free(what);
@@ -65,7 +62,7 @@ static void sampler(void) {
     scheduler_free(&s), json_free(j);
 }
 
-// ---- 2: a step of latent consistency distillation -------------------------------------------------------------------
+// ---- 2: a step of latent consistency distillation ---------------------------------------------------------
 
 static UNet *made_unet(const char *name, Params *p) {
     const char *text = architecture(name)->unet;
@@ -76,8 +73,9 @@ static UNet *made_unet(const char *name, Params *p) {
     return u;
 }
 
-// At the solver's first timestep the nearer point of the path is its end, t = 0, and there the boundary condition says
-// f(z, 0) = z whatever the network says. So the target is the solver's own result, and the loss can be told without it:
+// At the solver's first timestep the nearer point of the path is its end, t = 0, and there the boundary
+// condition says f(z, 0) = z whatever the network predicts. So the target is the solver's own result, and the
+// loss can be told without it:
 //   d(f_student(z_far), z_near),   z_near = one step of DDIM from z_far with out_c + w (out_c - out_0)
 static void consistency_step(void) {
     Params teacher_p = {0}, student_p = {0};
@@ -88,7 +86,7 @@ static void consistency_step(void) {
     heading("One step at the solver's first timestep, where the target is the solver's own result");
     for (int i = 0; i < 2; i++) {
         Lcm l;
-        lcm_init(&l, c, j, teacher, student, student);
+        lcm_init(&l, c, scheduler_config(j, LCM), teacher, student, student);
         float w = i ? 8 : 0, t = (float)(c.k - 1);
         int index = 0;
         Scope s = scope_begin();
@@ -104,9 +102,9 @@ static void consistency_step(void) {
         Tensor *with = unet(teacher, far, &t, b.text, NULL),
                *without = unet(teacher, far, &t, b.no_text, NULL);
         Tensor *near = lcm_solve(&l, far, combine(1 + w, with, -w, without), &index);
-        Tensor *answer = lcm_answer(&l, student, far, &index, b.text, &w);
+        Tensor *prediction = lcm_consistency(&l, student, far, &index, b.text, &w);
         char *what = format("loss (mean squared) with guidance w = %g", (double)w);
-        expect(what, (double)tensor_item(loss_between(answer, near, NULL, LOSS_MSE, 0)), got, 1e-4);
+        expect(what, (double)tensor_item(loss_between(prediction, near, NULL, LOSS_MSE, 0)), got, 1e-4);
         free(what);
         scope_end(s, NULL);
         lcm_free(&l);
@@ -115,7 +113,7 @@ static void consistency_step(void) {
     free(teacher), free(student);
 }
 
-// ---- 3: the KL divergence -------------------------------------------------------------------------------------------
+// ---- 3: the KL divergence ---------------------------------------------------------------------------------
 
 enum { N = 2, SIDE = 4, CHANNELS = 4, ALL = SIDE * SIDE * CHANNELS };
 
@@ -125,8 +123,8 @@ static void softmax(double *p, const float *x, double temperature) {
     for (int k = 0; k < ALL; k++) p[k] /= sum;
 }
 
-// KL(P || Q) = sum P log(P / Q), the mean over samples; P of the teacher's latent, Q of the student's, both softmax of
-// x / T. Its gradient at the student's latent is (Q - P) / (T n).
+// KL(P || Q) = sum P log(P / Q), the mean over samples; P of the teacher's latent, Q of the student's, both
+// softmax of x / T. Its gradient at the student's latent is (Q - P) / (T n).
 static void divergence(void) {
     const double temperature = 2;
     tape_begin();
@@ -147,8 +145,7 @@ static void divergence(void) {
         softmax(P, x + i * ALL, temperature), softmax(Q, y + i * ALL, temperature);
         for (int k = 0; k < ALL; k++) {
             want += P[k] * log(P[k] / Q[k]) / N;
-            double d = fabs((double)gradient[i * ALL + k] - (Q[k] - P[k]) / (temperature * N));
-            if (!(d <= most)) most = isnan(d) ? INFINITY : d;
+            keep_largest(&most, fabs((double)gradient[i * ALL + k] - (Q[k] - P[k]) / (temperature * N)));
         }
     }
     heading("The divergence of two latents as distributions, KL(teacher || student)");
@@ -158,15 +155,15 @@ static void divergence(void) {
     free(x), free(y), params_free(&p);
 }
 
-// ---- 4: the Frechet distance ----------------------------------------------------------------------------------------
+// ---- 4: the Frechet distance ------------------------------------------------------------------------------
 
-// Of Gaussians whose covariances are diagonal, d^2 = sum (m1 - m2)^2 + (s1 - s2)^2, with s the standard deviations: two
-// bell curves side by side differ in where they stand and in how wide they are.
+// Of Gaussians whose covariances are diagonal, d^2 = sum (m1 - m2)^2 + (s1 - s2)^2, with s the standard
+// deviations: two bell curves side by side differ in where they stand and in how wide they are.
 static void frechet(void) {
     enum { D = 3 };
     static const struct {
         const char *what;
-        double mean[2][D], spread[2][D];
+        double mean[2][D], deviation[2][D];
     } cases[] = {
         {"the same Gaussian twice", {{1, 2, 3}, {1, 2, 3}}, {{1, 1, 2}, {1, 1, 2}}},
         {"twice as wide in one direction", {{0}, {0}}, {{1, 1, 1}, {2, 1, 1}}},
@@ -176,16 +173,16 @@ static void frechet(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         double c[2][D * D] = {{0}}, want = 0;
         for (int k = 0; k < D; k++) {
-            for (int g = 0; g < 2; g++) c[g][k * D + k] = cases[i].spread[g][k] * cases[i].spread[g][k];
+            for (int g = 0; g < 2; g++) c[g][k * D + k] = cases[i].deviation[g][k] * cases[i].deviation[g][k];
             want += pow(cases[i].mean[0][k] - cases[i].mean[1][k], 2) +
-                    pow(cases[i].spread[0][k] - cases[i].spread[1][k], 2);
+                    pow(cases[i].deviation[0][k] - cases[i].deviation[1][k], 2);
         }
         double got = frechet_distance(cases[i].mean[0], c[0], cases[i].mean[1], c[1], D);
         expect(cases[i].what, want, fabs(got) < 1e-9 ? 0 : got, 1e-6);
     }
 }
 
-// ---- 5: gradients by finite differences -------------------------------------------------------------------------------
+// ---- 5: gradients by finite differences -------------------------------------------------------------------
 
 typedef Tensor *Operation(Tensor **in);
 static Tensor *do_linear(Tensor **in) {
@@ -247,7 +244,7 @@ static double loss_of(const Case *c, Tensor **in, bool differentiate) {
 // Slopes (L(x + h) - L(x - h)) / 2h beside what backward() says. In fp32 the two agree to some thousandths.
 static void gradients(void) {
     const float h = 1e-2f;
-    heading("Gradients, as a share of the largest: how far backward() is from the slope of the loss");
+    heading("Gradients, relative to the largest: how far backward() is from the slope of the loss");
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
         const Case *c = &operations[i];
         Params p = {0};
@@ -276,9 +273,8 @@ static void gradients(void) {
                 }
                 x[e] = before;
                 tensor_write(in[k], x);
-                double slope = (at[1] - at[0]) / (2 * (double)h), d = fabs(slope - (double)says[e]);
-                most = fmax(most, fabs(slope));
-                if (!(d <= far)) far = isnan(d) ? INFINITY : d;
+                double slope = (at[1] - at[0]) / (2 * (double)h);
+                keep_largest(&most, fabs(slope)), keep_largest(&far, fabs(slope - (double)says[e]));
             }
             char *what = format("%s, %s", c->name, c->inputs[k]);
             expect(what, 0, far / most < 0.02 ? 0 : far / most, 0);

@@ -1,16 +1,16 @@
-// kernels.h: the one list of kernels, a table that cpu/ and cuda/ fill in. Which of them is linked, nothing above
-// this line knows.
+// kernels.h: the one list of kernels, a table that cpu/ and cuda/ fill in.
 //
 // The terms, set by what a GPU wants:
-//   - An operand is a `Mem`: where the elements lie and of what type they are. Only the backend may dereference it;
-//     the host reads elements with download() and writes them with upload().
-//   - Activations and their gradients have the backend's storage type (F32 on processors). Weights may be F32, F16 or
-//     BF16. Gradients of weights, the optimiser's state, statistics, losses and per-row coefficients are fp32: plain
-//     `float *`, in backend memory all the same. Arithmetic is fp32.
+//   - An operand is a `Mem`: where the elements lie and their type. Only the backend may dereference it; the
+//     host reads elements with download() and writes them with upload().
+//   - Activations and their gradients have the backend's storage type (F32 on processors). Weights may be
+//   F32,
+//     F16 or BF16. Gradients of weights, the optimiser's state, statistics, losses and per-row coefficients
+//     are plain `float *`, in backend memory all the same. Arithmetic is fp32.
 //   - Calls are ordered as on one stream and return nothing.
 //   - Same inputs, same bits: every sum has a fixed order, whatever the number of threads.
-//   - A gradient is always added to (`dx += ...`): a tensor used twice gets the sum of both. Fresh ones are zero.
-//     A gradient argument whose `at` is NULL is not wanted and is not computed.
+//   - A gradient is always added to (`dx += ...`): a tensor used twice gets the sum of both. Fresh ones are
+//     zero. A gradient argument whose `at` is NULL is not wanted and is not computed.
 //   - Outputs never overlap inputs, unless a comment says so ("may be x").
 //
 // Names: n pictures of a batch, h x w pixels, c channels, stored NHWC; `rows` x `cols` a matrix, row-major.
@@ -28,7 +28,8 @@ extern "C" {
 
 // ---- operands and shapes ---------------------------------------------------------------------------------
 
-typedef enum { F32, F16, BF16, F64, I8, U8, I16, U16, I32, I64, BOOL8 } Type; // the kernels know the first three
+// The kernels know the first three.
+typedef enum { F32, F16, BF16, F64, I8, U8, I16, U16, I32, I64, BOOL8 } Type;
 
 typedef struct {
     void *at; // NULL: absent (an optional operand)
@@ -45,9 +46,9 @@ typedef struct {
     float alpha;
 } Gemm;
 
-// A convolution, or a pooling. x (n, h, w, c), weight (oc, kh, kw, c), y (n, oh, ow, oc). Output pixel (i, j) sees the
-// input rows i * stride - pad_top ... + kh - 1; what lies outside is zero. The padding below and on the right is
-// whatever oh and ow need. 1x1 without stride or padding is a matrix product, and backends treat it so.
+// A convolution, or a pooling. x (n, h, w, c), weight (oc, kh, kw, c), y (n, oh, ow, oc). Output pixel (i, j)
+// sees the input rows i * stride - pad_top ... + kh - 1; what lies outside is zero. The padding below and on
+// the right is whatever oh and ow need. 1x1 without stride or padding is computed as a matrix product.
 typedef struct {
     int n, h, w, c;
     int oh, ow, oc;
@@ -79,7 +80,7 @@ typedef enum {
 } Activation;
 
 // The average divides by the pixels inside the picture (PyTorch's count_include_pad=False).
-typedef enum { POOL_MAX, POOL_AVERAGE, POOL_AVERAGE_PADDED } Pool;
+typedef enum { POOL_MAX, POOL_AVERAGE } Pool;
 
 typedef enum {
     LOSS_MSE,   // d^2
@@ -90,17 +91,17 @@ typedef enum {
 // What a training step decides without asking the host. Lives in backend memory.
 typedef struct {
     float step;       // steps begun so far
-    float sum_square; // of the gradients, gathered by k_sum_square, cleared by k_optimiser_begin
+    float sum_square; // of the gradients, gathered by sum_square(), cleared by optimiser_begin()
     float norm;       // of the gradients of the last step begun
     float clip;       // factor on the gradients: min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_
     float rate;       // learning rate of this step
-    float bad; // becomes the step's number when its gradient norm is NaN or infinite; then nothing is updated
+    float bad;        // the step's number where its gradient norm is NaN or infinite: nothing is updated
 } OptimiserState;
 typedef struct {
     float rate, beta1, beta2, eps, weight_decay, max_norm; // max_norm 0: no clipping
-    float warmup,
-        total;   // rate rises linearly over `warmup` steps, then falls as a cosine to rate * floor at `total`
-    float floor; // total 0: stays constant. Steps count from 1: rate * step / warmup, whole at step `warmup`
+    // The rate rises over `warmup` steps (rate * step / warmup, steps count from 1), then falls as a cosine
+    // to rate * floor at `total`. total 0: it stays constant.
+    float warmup, total, floor;
 } OptimiserConfig;
 
 // ---- the table -------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ typedef struct {
     void *(*temp)(size_t bytes);
     size_t (*mark)(void);
     void (*release)(size_t mark);
-    // The same, but the `bytes` at `at`, taken after the mark, stay: they move down to it. Returns where they are now.
+    // The same, but the `bytes` at `at`, taken after the mark, move down to it. Returns where they are now.
     void *(*release_but)(size_t mark, void *at, size_t bytes);
     size_t (*peak)(void); // largest sum of persistent and scratch memory so far, in bytes
 
@@ -129,12 +130,12 @@ typedef struct {
     void (*copy)(Mem y, Mem x, size_t count);
 
     // -- products
-    void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g); // residual may be c
-    void (*conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p); // residual (n, oh, ow, oc), may be y
+    void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);        // residual may be c
+    void (*conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p); // residual may be y
     void (*conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p);
     void (*conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p);
-    // y (groups, cols) += the sum over the middle of x (groups, rows, cols): the gradient of a bias (groups 1) and
-    // of a vector that was added to every pixel of a picture.
+    // y (groups, cols) += the sum over the middle of x (groups, rows, cols): the gradient of a bias (groups
+    // 1) and of a vector that was added to every pixel of a picture.
     void (*sum_rows)(Mem y, Mem x, int groups, int rows, int cols);
     // Attention without storing the matrix of scores. lse (n, heads, tq): the logarithm of each row's sum of
     // exponentials of scaled scores, kept for the backward; may be NULL.
@@ -143,16 +144,16 @@ typedef struct {
                                Attention p);
 
     // -- norms
-    // y = gamma (x - mean) / sqrt(var + eps) + beta. stats (n, groups, 2): mean and 1 / sqrt(var + eps), kept for the
-    // backward; may be NULL. Mean and variance are exact to fp32 even where the mean is large against the standard
-    // deviation.
+    // y = gamma (x - mean) / sqrt(var + eps) + beta. stats (n, groups, 2): mean and 1 / sqrt(var + eps), kept
+    // for the backward; may be NULL. Mean and variance are exact to fp32 even where the mean is large against
+    // the standard deviation.
     void (*group_norm)(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p);
     void (*group_norm_backward)(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta,
                                 const float *stats, GroupNorm p);
     // Layer norm of each row. stats (rows, 2) as above.
     void (*layer_norm)(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps);
-    void (*layer_norm_backward)(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats,
-                                int rows, int cols);
+    void (*layer_norm_backward)(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma,
+                                const float *stats, int rows, int cols);
 
     // -- elementwise
     void (*activation)(Mem y, Mem x, size_t count, Activation f); // y may be x
@@ -160,40 +161,41 @@ typedef struct {
     // GEGLU: x (rows, 2 inner) is [value | gate]; y (rows, inner) = value gelu(gate).
     void (*geglu)(Mem y, Mem x, int rows, int inner);
     void (*geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner);
-    // y = a x + b z + c y, with scalars a, b, c. x or z may be absent; y may be x or z. c = 0 does not read y.
+    // y = a x + b z + c y. x or z may be absent; y may be x or z. c = 0 does not read y.
     void (*combine)(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
-    // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y where add). b, z may be absent.
+    // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y). b, z may be absent.
     void (*combine_rows)(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
     void (*clamp)(Mem y, Mem x, float low, float high, size_t count); // y may be x
     void (*multiply)(Mem y, Mem a, Mem b, size_t count, bool add);    // y = a b (+ y)
-    // y (groups, rows, cols) = x + v (groups, cols) on every row: the time embedding joins a picture. y may be x.
+    // y (groups, rows, cols) = x + v (groups, cols) on every row: a time embedding. y may be x.
     void (*add_vector)(Mem y, Mem x, Mem v, int groups, int rows, int cols);
 
     // -- data movement
-    // y[r, 0..cols) = x[r, 0..cols) (+ y where add), with row strides: concatenation along channels, and its reverse.
+    // y[r, 0..cols) = x[r, 0..cols) (+ y), with row strides: concatenation of channels, and its reverse.
     void (*copy_columns)(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add);
     // Nearest-neighbour upsampling by 2. x (n, h, w, c), y (n, 2h, 2w, c).
     void (*upsample)(Mem y, Mem x, int n, int h, int w, int c);
     void (*upsample_backward)(Mem dx, Mem dy, int n, int h, int w, int c);
-    // Pooling; p.oc = p.c. The maximum ignores what lies outside; its gradient goes to the first largest in row order.
+    // The maximum ignores what lies outside; its gradient goes to the first largest in row order. p.oc = p.c.
     void (*pool)(Mem y, Mem x, Conv p, Pool kind);
     void (*pool_backward)(Mem dx, Mem dy, Mem x, Conv p, Pool kind);
-    // y[r, :] = table[ids[r], :] (ids in backend memory). Backward: dtable[ids[r], :] += dy[r, :], r ascending.
+    // y[r, :] = table[ids[r], :], ids in backend memory. dtable[ids[r], :] += dy[r, :], r ascending.
     void (*embed)(Mem y, Mem table, const int32_t *ids, int rows, int cols);
     void (*embed_backward)(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
-    // y[r, i] = cos(t[r] f_i), y[r, i + half] = sin(t[r] f_i), f_i = exp(-i ln(10000) / (half - shift)), half = dim / 2;
-    // sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
+    // y[r, i] = cos(t[r] f_i), y[r, i + half] = sin(t[r] f_i), f_i = exp(-i ln(10000) / (half - shift)), half
+    // = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
     void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
 
     // -- losses
     // *loss = mean over rows of weight[r] * mean over cols of f(prediction - target); weight NULL: 1.
-    void (*loss)(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
+    void (*loss)(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
+                 float c);
     // dprediction += *dloss * its derivative.
-    void (*loss_backward)(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
-                          int rows, int cols, Loss f, float c);
+    void (*loss_backward)(Mem dprediction, const float *dloss, Mem prediction, Mem target,
+                          const float *weight, int rows, int cols, Loss f, float c);
     void (*log_softmax)(Mem y, Mem x, int rows, int cols);
     void (*log_softmax_backward)(Mem dx, Mem dy, Mem y, int rows, int cols); // dx += dy - exp(y) sum(dy)
-    // *loss = - mean over rows of x[r, ids[r]]; rows with a negative id are left out of the sum, not of the count.
+    // *loss = - mean over rows of x[r, ids[r]]; a row with a negative id adds nothing but is counted.
     void (*pick)(float *loss, Mem x, const int32_t *ids, int rows, int cols);
     void (*pick_backward)(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols);
 
@@ -201,68 +203,30 @@ typedef struct {
     void (*sum_square)(OptimiserState *s, const float *g, size_t count); // s->sum_square += sum g^2
     void (*optimiser_begin)(OptimiserState *s, OptimiserConfig c);       // step, norm, clip, rate
     // One AdamW step (Loshchilov and Hutter 2019, as torch.optim.AdamW) on one parameter tensor; clears g.
-    void (*adamw)(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count);
+    void (*adamw)(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
+                  size_t count);
     // e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
     void (*ema)(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
 } Backend;
 
+// The initialisers of a table whose functions bear the names of its members.
+#define KERNELS_BY_NAME                                                                                      \
+    .fill = fill, .copy = copy, .gemm = gemm, .conv2d = conv2d,                                              \
+    .conv2d_backward_input = conv2d_backward_input, .conv2d_backward_weight = conv2d_backward_weight,        \
+    .sum_rows = sum_rows, .attention = attention, .attention_backward = attention_backward,                  \
+    .group_norm = group_norm, .group_norm_backward = group_norm_backward, .layer_norm = layer_norm,          \
+    .layer_norm_backward = layer_norm_backward, .activation = activation,                                    \
+    .activation_backward = activation_backward, .geglu = geglu, .geglu_backward = geglu_backward,            \
+    .combine = combine, .combine_rows = combine_rows, .clamp = clamp, .multiply = multiply,                  \
+    .add_vector = add_vector, .copy_columns = copy_columns, .upsample = upsample,                            \
+    .upsample_backward = upsample_backward, .pool = pool, .pool_backward = pool_backward, .embed = embed,    \
+    .embed_backward = embed_backward, .sinusoid = sinusoid, .loss = loss, .loss_backward = loss_backward,    \
+    .log_softmax = log_softmax, .log_softmax_backward = log_softmax_backward, .pick = pick,                  \
+    .pick_backward = pick_backward, .sum_square = sum_square, .optimiser_begin = optimiser_begin,            \
+    .adamw = adamw, .ema = ema
+
 extern Backend backend;         // the one that runs the kernels
 void backend_init(int threads); // once, first. 0: OMP_NUM_THREADS, or as many as there are cores
-
-// FOR NOW: what cpu/ and cuda/ still define one by one; lib/nn/backend.c fills the table.
-void k_init(int threads);
-const char *k_name(void);
-Type k_storage(void);
-void *k_alloc(size_t bytes);
-void k_free(void *at);
-void *k_temp(size_t bytes);
-size_t k_mark(void);
-void k_release(size_t mark);
-void *k_release_but(size_t mark, void *at, size_t bytes);
-size_t k_peak(void);
-void k_upload(void *to, const void *host, size_t bytes);
-void k_download(void *host, const void *from, size_t bytes);
-void k_sync(void);
-void k_fill(Mem y, float value, size_t count);
-void k_copy(Mem y, Mem x, size_t count);
-void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);
-void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p);
-void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p);
-void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p);
-void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols);
-void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p);
-void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse, Attention p);
-void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p);
-void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta, const float *stats, GroupNorm p);
-void k_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps);
-void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats, int rows, int cols);
-void k_activation(Mem y, Mem x, size_t count, Activation f);
-void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f);
-void k_geglu(Mem y, Mem x, int rows, int inner);
-void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner);
-void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
-void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add);
-void k_clamp(Mem y, Mem x, float low, float high, size_t count);
-void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add);
-void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols);
-void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add);
-void k_upsample(Mem y, Mem x, int n, int h, int w, int c);
-void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c);
-void k_pool(Mem y, Mem x, Conv p, Pool kind);
-void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind);
-void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols);
-void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
-void k_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
-void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
-void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c);
-void k_log_softmax(Mem y, Mem x, int rows, int cols);
-void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols);
-void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols);
-void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols);
-void k_sum_square(OptimiserState *s, const float *g, size_t count);
-void k_optimiser_begin(OptimiserState *s, OptimiserConfig c);
-void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count);
-void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
 
 #ifdef __cplusplus
 }

@@ -7,10 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef double Vec __attribute__((vector_size(64), aligned(8), may_alias));
-enum { TILE_ROWS = 6, TILE_COLS = 8, BLOCK_ROWS = 48, BLOCK_K = 256 };
+enum { TILE_ROWS = 6, TILE_COLS = 8, BLOCK_ROWS = 48, BLOCK_K = 256, LANES = 8 };
 
-// One source, compiled for three generations of x86 processors, chosen at start-up; elsewhere compiled once.
+// A FAST function is compiled for three generations of x86 processors, and the program chooses when it
+// starts. Its loops over LANES elements become vector instructions; a sum has always LANES parts, however
+// wide the vectors are.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -19,16 +20,15 @@ enum { TILE_ROWS = 6, TILE_COLS = 8, BLOCK_ROWS = 48, BLOCK_K = 256 };
 
 // out (6, 8) = sum over k of a[k] (6) times b[k] (8), both packed so that k is the outer axis
 FAST static void tile(double *out, const double *a, const double *b, int k) {
-    Vec c0 = {0}, c1 = {0}, c2 = {0}, c3 = {0}, c4 = {0}, c5 = {0};
-    for (int i = 0; i < k; i++, a += TILE_ROWS, b += TILE_COLS) {
-        Vec v = *(const Vec *)b;
-        c0 += a[0] * v, c1 += a[1] * v, c2 += a[2] * v, c3 += a[3] * v, c4 += a[4] * v, c5 += a[5] * v;
-    }
-    Vec *o = (Vec *)out;
-    o[0] = c0, o[1] = c1, o[2] = c2, o[3] = c3, o[4] = c4, o[5] = c5;
+    double sum[TILE_ROWS][TILE_COLS] = {0};
+    for (int i = 0; i < k; i++, a += TILE_ROWS, b += TILE_COLS)
+        for (int r = 0; r < TILE_ROWS; r++)
+#pragma omp simd
+            for (int c = 0; c < TILE_COLS; c++) sum[r][c] += a[r] * b[c];
+    memcpy(out, sum, sizeof sum);
 }
 
-// Rows from .. from + count of x (rows, ld), columns k0 .. k0 + k, laid out k-major; rows beyond are zero.
+// to (k, count) = rows from.. and columns k0.. of x (rows, ld), transposed; rows beyond are zero
 static void pack(double *to, const double *x, size_t ld, int rows, int from, int count, int k0, int k) {
     for (int r = 0; r < count; r++)
         for (int i = 0; i < k; i++)
@@ -72,29 +72,34 @@ void product_f64(double *c, size_t ldc, const double *a, size_t lda, const doubl
 }
 
 FAST static double dot(const double *a, const double *b, int n) {
-    Vec sum = {0};
+    double sum[LANES] = {0};
     int i = 0;
-    for (; i + 8 <= n; i += 8) sum += *(const Vec *)(a + i) * *(const Vec *)(b + i);
+    for (; i + LANES <= n; i += LANES)
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) sum[j] += a[i + j] * b[i + j];
     double s = ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
     for (; i < n; i++) s += a[i] * b[i];
     return s;
 }
 
-// Four neighbouring rows a of the lower triangle, n numbers each, meet the vectors x and y twice, for the sake of
-// the triangle that is not stored: s[r] = a[r] . x, and y += sum over r of t[r] a[r]. Each a is loaded once.
+// Four neighbouring rows a (4, n) of the lower triangle, each element loaded once and used twice, the second
+// time for the triangle that is not stored: s[r] = a[r] . x, and y += sum over r of t[r] a[r].
 FAST static void both_ways(double s[4], double *y, const double *a, size_t ld, const double *x,
                            const double t[4], int n) {
     const double *a1 = a + ld, *a2 = a1 + ld, *a3 = a2 + ld;
-    Vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    double sum[4][LANES] = {0};
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        Vec v = *(const Vec *)(x + i), r0 = *(const Vec *)(a + i), r1 = *(const Vec *)(a1 + i);
-        Vec r2 = *(const Vec *)(a2 + i), r3 = *(const Vec *)(a3 + i);
-        s0 += r0 * v, s1 += r1 * v, s2 += r2 * v, s3 += r3 * v;
-        *(Vec *)(y + i) += (t[0] * r0 + t[1] * r1) + (t[2] * r2 + t[3] * r3);
+    for (; i + LANES <= n; i += LANES)
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) {
+            double r0 = a[i + j], r1 = a1[i + j], r2 = a2[i + j], r3 = a3[i + j], v = x[i + j];
+            sum[0][j] += r0 * v, sum[1][j] += r1 * v, sum[2][j] += r2 * v, sum[3][j] += r3 * v;
+            y[i + j] += (t[0] * r0 + t[1] * r1) + (t[2] * r2 + t[3] * r3);
+        }
+    for (int r = 0; r < 4; r++) {
+        s[r] = 0;
+        for (int j = 0; j < LANES; j++) s[r] += sum[r][j];
     }
-    s[0] = s[1] = s[2] = s[3] = 0;
-    for (int j = 0; j < 8; j++) s[0] += s0[j], s[1] += s1[j], s[2] += s2[j], s[3] += s3[j];
     for (; i < n; i++) {
         s[0] += a[i] * x[i], s[1] += a1[i] * x[i], s[2] += a2[i] * x[i], s[3] += a3[i] * x[i];
         y[i] += (t[0] * a[i] + t[1] * a1[i]) + (t[2] * a2[i] + t[3] * a3[i]);
@@ -110,17 +115,17 @@ static void swap(double *a, double *b) {
     *a = *b, *b = t;
 }
 
-// Rows and columns s and p > s of a symmetric C (n, n) change places, of which the upper triangle from row s on is
-// there. The diagonal stays.
+// Swaps rows and columns s and p > s of a symmetric C (n, n), of which only the upper triangle from row s on
+// is valid. The diagonal is left as it is.
 static void swap_symmetric(double *c, int n, int s, int p) {
     size_t N = (size_t)n, S = (size_t)s, P = (size_t)p;
     for (size_t i = S + 1; i < P; i++) swap(&c[S * N + i], &c[i * N + P]);
     for (size_t i = P + 1; i < N; i++) swap(&c[S * N + i], &c[P * N + i]);
 }
 
-// Each step takes the largest variance that is left (its pivot), brings it to the front and subtracts what that
-// coordinate explains: from the panel's later rows at once, from the rest in one product a panel. It stops where
-// what is left is rounding: n eps of the largest variance.
+// Each step takes the largest variance that is left as its pivot, brings it to the front and subtracts what
+// that coordinate explains: from the later rows of the panel at once, from the rest in one product a panel.
+// It stops where only rounding is left: n eps of the largest variance.
 int pivoted_cholesky(double *lt, int *order, double *c, int n) {
     enum { PANEL = 48 };
     size_t N = (size_t)n;
@@ -152,7 +157,7 @@ int pivoted_cholesky(double *lt, int *order, double *c, int n) {
             row[0] = root;
             for (int i = 1; i < rest; i++) row[i] /= root, left[rank + i] -= row[i] * row[i];
         }
-        // The columns of what is done have the old order until the new one is known.
+        // Columns go back to the order of C: that of the coordinates which are still to come may change.
         for (int k = from; k < rank; k++)
             for (int i = 0; i < n; i++)
                 lt[(size_t)k * N + (size_t)order[i]] = i < k ? 0 : rows[(size_t)(k - from) * N + (size_t)i];
@@ -171,8 +176,8 @@ int pivoted_cholesky(double *lt, int *order, double *c, int n) {
     return rank;
 }
 
-// y = A x for a symmetric A (n, n) of which the lower triangle is given. Rows are dealt out to SLABS partial sums
-// -- always as many, so that the result does not depend on the number of threads.
+// y = A x for a symmetric A (n, n) of which the lower triangle is given. Rows are dealt out to SLABS partial
+// sums, a fixed number, so that the result does not depend on the number of threads.
 enum { SLABS = 16 };
 static void symmetric_times_vector(double *y, const double *a, size_t ld, const double *x, int n,
                                    double *partial) {
@@ -188,9 +193,9 @@ static void symmetric_times_vector(double *y, const double *a, size_t ld, const 
             }
             for (int r = 0; r < rows; r++)
                 for (int k = rows == 4 ? i : 0; k <= i + r; k++) {
-                    double number = a[(size_t)(i + r) * ld + (size_t)k];
-                    sum[i + r] += number * x[k];
-                    if (k < i + r) sum[k] += number * x[i + r];
+                    double element = a[(size_t)(i + r) * ld + (size_t)k];
+                    sum[i + r] += element * x[k];
+                    if (k < i + r) sum[k] += element * x[i + r];
                 }
         }
     }
@@ -198,21 +203,20 @@ static void symmetric_times_vector(double *y, const double *a, size_t ld, const 
     for (int slab = 0; slab < SLABS; slab++) axpy(y, 1, partial + (size_t)slab * (size_t)n, n);
 }
 
-// Householder's reduction: A (n, n), symmetric, its lower triangle given and destroyed, becomes similar to the
-// tridiagonal matrix with diagonal d (n) and off-diagonal e (n - 1). Step j reflects what lies below the
-// diagonal of column j onto its first entry: A <- H A H = A - v w^T - w v^T. The reflections of a panel are
-// gathered and applied to the rest in one product, so that of each step only A v walks through memory
-// (Dongarra, Hammarling and Sorensen 1989). The largest variances stand first, thanks to the pivots; reducing
-// from that end keeps the small eigenvalues accurate.
+// Householder's reduction. Step j reflects what lies below the diagonal of column j onto its first entry:
+//   A <- H A H = A - v w^T - w v^T
+// The reflections of a panel are gathered and applied to the rest in one product, so that each step by itself
+// only has to read A once, for A v (Dongarra, Hammarling and Sorensen 1989). The pivots of the Cholesky
+// factor have brought the largest variances to the front; from there small eigenvalues stay exact.
 void tridiagonalise(double *d, double *e, double *a, int n) {
     enum { PANEL = 32, PAIR = 2 * PANEL };
     size_t N = (size_t)n;
-    double *vw = xcalloc(N * PAIR, sizeof(double)),
-           *wv = xcalloc(N * PAIR, sizeof(double)); // rows v w v w ..., w v w v ...
+    double *vw = xcalloc(N * PAIR, sizeof(double)); // (n, PAIR): each row v w v w ... of the panel's steps
+    double *wv = xcalloc(N * PAIR, sizeof(double)); // the same as w v w v ...
     double *v = xmalloc(N * sizeof(double)), *w = xmalloc(N * sizeof(double));
     double *partial = xmalloc(N * SLABS * sizeof(double));
     for (int from = 0; from < n; from += PANEL) {
-        int m = 0; // numbers in each row of vw and wv
+        int m = 0; // columns of vw and wv that are filled
         for (int j = from; j < n && j < from + PANEL; j++, m += 2) {
             int below = n - j - 1;
             for (int i = j; i < n; i++)
@@ -224,7 +228,7 @@ void tridiagonalise(double *d, double *e, double *a, int n) {
             double scale = norm * (norm + fabs(x[0])); // H = 1 - x x^T / scale, with x as it is after
             x[0] -= e[j];
             double inverse = scale > 0 ? 1 / scale : 0;
-            // w = A x, where A still lacks the panel's earlier reflections
+            // w = A x; A is still without the panel's earlier reflections, which the next lines add
             symmetric_times_vector(w + j + 1, a + (size_t)(j + 1) * (N + 1), N, x, below, partial);
             double between[PAIR] = {0};
             for (int i = j + 1; i < n; i++) axpy(between, v[i], wv + (size_t)i * PAIR, m);
@@ -244,13 +248,12 @@ void tridiagonalise(double *d, double *e, double *a, int n) {
     free(vw), free(wv), free(v), free(w), free(partial);
 }
 
-// Eigenvalues of the tridiagonal matrix, in place of its diagonal d (n), by QL steps with Wilkinson's shift; e (n),
-// of which n - 1 are given, is destroyed. A step rotates every neighbouring pair from the bottom of an unreduced
-// block to its top, after which the off-diagonal at the top has shrunk cubically. Without eigenvectors to turn,
-// only the squares of sines, cosines and off-diagonals occur (Pal, Walker and Kahan; Parlett, "The Symmetric
-// Eigenvalue Problem", section 8.15); the shift enters every rotation, so that it is not lost where the numbers
-// differ by twenty orders. QL keeps small eigenvalues accurate where the large numbers stand last: what
-// tridiagonalise gives is turned round first.
+// QL steps with Wilkinson's shift. A step rotates every neighbouring pair from the bottom of an unreduced
+// block to its top, after which the off-diagonal at the top has shrunk cubically. Without eigenvectors only
+// the squares of sines, cosines and off-diagonals occur (Pal, Walker and Kahan; Parlett, "The Symmetric
+// Eigenvalue Problem", section 8.15). The shift enters every rotation, so that it is not lost where elements
+// differ by twenty orders of magnitude. QL keeps small eigenvalues accurate where the large elements stand
+// last, so the result of tridiagonalise() is reversed first.
 void tridiagonal_eigenvalues(double *d, double *e, int n) {
     const double eps2 = DBL_EPSILON * DBL_EPSILON;
     double largest = 0;

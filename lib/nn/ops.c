@@ -1,9 +1,10 @@
-// ops.c: the operations of nn.h. Each is a pair: the forward computes and notes a record; above it stands its
-// backward, with the derivative in one line. In that line y is the output, x the input, d the derivative of the
-// loss; gradients are added to (`+=`), because a tensor may be used more than once.
+// ops.c: the operations of nn.h. Each is a pair of functions. The forward computes and notes a record on the
+// tape. Its backward stands above it, under the derivative in one line: y is the output, x an input, dy and
+// dx are the derivatives of the loss by y and by x. They are summed up (`dx +=`), because a tensor may be
+// used more than once.
 //
-// No arithmetic happens here: shapes are checked and the kernels of kernels.h called.
-//   products  convolution  norms  attention  one number at a time  moving  losses
+// No arithmetic happens here. An operation checks shapes and calls the kernels of kernels.h.
+//   products  convolution  norms  attention  elementwise  sums  data movement  losses
 #include "tape.h"
 
 #include <math.h>
@@ -14,7 +15,7 @@
 
 static Tensor *like(const Tensor *x) { return tensor_new(x->dims, x->shape); }
 
-// A tensor of x's shape but for the last axis.
+// A new tensor of x's shape, except for the last axis.
 static Tensor *like_with_cols(const Tensor *x, int cols) {
     int shape[4];
     memcpy(shape, x->shape, sizeof shape);
@@ -28,7 +29,7 @@ static void same_shape(const char *operation, const Tensor *a, const Tensor *b) 
             tensor_rows(b), tensor_cols(b));
 }
 
-// Host numbers into backend memory that lives as long as the scope (or the tape).
+// Copies a host array to backend memory that goes with the scope, as tensors do.
 static float *upload_floats(const float *host, int count) {
     float *at = backend.temp((size_t)count * sizeof(float));
     backend.upload(at, host, (size_t)count * sizeof(float));
@@ -51,13 +52,13 @@ static void gemm_backward(Record *r) {
     Mem dy = grad(r->out);
     if (a->wants_grad)
         backend.gemm(grad(a), dy, mem(b), (Mem){0}, (Mem){0},
-               (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = true, .alpha = f.alpha});
+                     (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = true, .alpha = f.alpha});
     if (b->wants_grad && f.b_transposed) // dB^T (n, k) += dY^T A
         backend.gemm(grad(b), dy, mem(a), (Mem){0}, (Mem){0},
-               (Gemm){f.n, f.k, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
+                     (Gemm){f.n, f.k, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
     if (b->wants_grad && !f.b_transposed)
         backend.gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
-               (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
+                     (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
     if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
     if (r->in[3] && r->in[3]->wants_grad)
         backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
@@ -76,7 +77,8 @@ Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha) {
     return gemm(like_with_cols(a, f.n), a, b, NULL, NULL, f);
 }
 
-// A low-rank update lands in y itself: y += scale (x down^T) up^T. Its record passes y's gradient on untouched.
+// LoRA: y += s B A x, with A = down, B = up and low = A x. The sum is made in y itself. The y of before has
+// the same gradient as the y of after, so there is nothing to add for it in the backward.
 static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
     Gemm f = {tensor_rows(low),     tensor_cols(y), tensor_cols(low),
               .b_transposed = true, .add = true,    .alpha = a->scale};
@@ -88,13 +90,13 @@ int layer_inputs(const Layer *l) { return (int)(tensor_count(l->weight) / (size_
 void adapter_add(Tensor *w, const Adapter *a, float scale) {
     int out = w->shape[0], rank = a->down->shape[0], in = (int)(tensor_count(a->down) / (size_t)rank);
     backend.gemm(mem(w), mem(a->up), mem(a->down), (Mem){0}, (Mem){0},
-           (Gemm){out, in, rank, .add = true, .alpha = scale});
+                 (Gemm){out, in, rank, .add = true, .alpha = scale});
 }
 
-// The weights that a layer multiplies `rows` rows with: its own, or, where its adapters come cheaper that way and
-// nothing is recorded, W + scale up down in passing memory. That sum takes in x out multiply-adds a rank, the update of
-// every row rows x (in + out): a 320 x 320 layer over 64 x 64 latents finds the sum 26 times cheaper, a 1280 x 1280 one
-// over 8 x 8 ten times dearer.
+// The weights W that a layer multiplies its `rows` rows by. If it has adapters and nothing is recorded, there
+// are two ways to apply them. To add s B A to a copy of W takes in x out multiply-adds a rank. To update
+// every row of the output takes rows x (in + out). The cheaper one is taken: the copy in a layer of 320
+// channels over 64 x 64 latents (26 times cheaper), the rows in one of 1280 over 8 x 8 (10 times).
 static Tensor *weights_for(const Layer *l, int rows) {
     Tensor *w = l->weight;
     double out = w->shape[0], in = layer_inputs(l);
@@ -105,8 +107,8 @@ static Tensor *weights_for(const Layer *l, int rows) {
     return sum;
 }
 
-// [T12] A linear layer, x (..., in) -> (..., out): every operation of this file has this form. Check the shapes, call
-// the kernel, note what backward needs.
+// [T12] A linear layer, x (..., in) -> (..., out). Every operation of this file has this form: check the
+// shapes, call the kernel, note what the backward needs.
 Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
     int out = l->weight->shape[0], in = layer_inputs(l);
     if (tensor_cols(x) != in) die("%s takes %d channels, not %d", l->name, in, tensor_cols(x));
@@ -123,8 +125,8 @@ Tensor *linear(Tensor *x, const Layer *l) { return linear_add(x, l, NULL); }
 
 // ---- convolution ------------------------------------------------------------------------------------------
 
-// y[o] = sum over window and c of w[o, window, c] x[window, c] (+ bias + residual)
-//   dx: every output pixel gives its gradient back through w;   dw[o, window, c] += sum of dy[o] x[window, c]
+// y[i, o] = sum over k, c of w[o, k, c] x[i + k, c] (+ bias + residual), i a pixel, k a place in the kernel
+//   dx[i + k, c] += sum over o of w[o, k, c] dy[i, o]     dw[o, k, c] += sum over i of dy[i, o] x[i + k, c]
 static void conv_backward(Record *r) {
     Tensor *x = r->in[0], *w = r->in[1];
     Mem dy = grad(r->out);
@@ -154,7 +156,7 @@ static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, int strid
     w = weights_for(l, p.n * oh * ow);
     Tensor *y = conv(x, w, l->bias, residual, p);
     if (w != l->weight) return scope_end(s, y);
-    for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's window, up is 1x1
+    for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's kernel size, up is 1x1
         p.oc = a->down->shape[0];
         adapt(y, conv(x, a->down, NULL, NULL, p), a);
     }
@@ -172,19 +174,18 @@ Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding) {
 }
 
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
-    same_shape(l->name, residual, residual);
     return conv_layer(x, l, residual, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, x->shape[1],
                       x->shape[2]);
 }
 
 // ---- norms ------------------------------------------------------------------------------------------------
 
-// xhat = (x - mean) rstd over a group of m numbers;  y = gamma xhat + beta, then SiLU where fused
+// xhat = (x - mean) rstd, over the elements of a group;  y = gamma xhat + beta, then SiLU where it is fused
 //   dgamma += dy xhat;  dbeta += dy;  dx += rstd (g - mean(g) - xhat mean(g xhat)),  g = gamma dy
 static void group_norm_backward(Record *r) {
     Tensor *gamma = r->in[1], *beta = r->in[2];
     backend.group_norm_backward(grad(r->in[0]), grad(gamma).at, grad(beta).at, grad(r->out), mem(r->in[0]),
-                          mem(gamma), mem(beta), r->kept, r->p.norm);
+                                mem(gamma), mem(beta), r->kept, r->p.norm);
 }
 
 static Tensor *norm(Tensor *x, const Layer *l, GroupNorm p) {
@@ -213,16 +214,16 @@ Tensor *group_norm_silu(Tensor *x, const Layer *l, int groups, float eps) {
     return norm(x, l, group_norm_shape(x, l, groups, eps, true));
 }
 
-// Batch norm in training is a group norm of the batch laid end to end, one channel a group.
+// Batch norm in training is a group norm of the whole batch as if it were one picture, one channel a group.
 Tensor *batch_norm_batch(Tensor *x, const Layer *l, float eps) {
     return norm(x, l, (GroupNorm){1, tensor_rows(x), tensor_cols(x), tensor_cols(x), eps, false});
 }
 
-// As the group norm, over the last axis.
+// As the group norm, over the last axis of each row.
 static void layer_norm_backward(Record *r) {
     Tensor *x = r->in[0], *gamma = r->in[1], *beta = r->in[2];
-    backend.layer_norm_backward(grad(x), grad(gamma).at, grad(beta).at, grad(r->out), mem(x), mem(gamma), r->kept,
-                          tensor_rows(x), tensor_cols(x));
+    backend.layer_norm_backward(grad(x), grad(gamma).at, grad(beta).at, grad(r->out), mem(x), mem(gamma),
+                                r->kept, tensor_rows(x), tensor_cols(x));
 }
 
 Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
@@ -239,11 +240,12 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
 
 // P = softmax(S), S = scale q k^T, o = P v
 //   dv += P^T do;  dP = do v^T;  dS = P (dP - rowsum(do o));  dq += scale dS k;  dk += scale dS^T q
-// P is made again from lse, the logarithm of each row's sum of exponentials (Dao et al. 2022, "FlashAttention").
+// P is not stored. The backward makes it again, from S and the logarithm of each row's sum of exponentials,
+// `lse` (Dao et al. 2022, "FlashAttention").
 static void attention_backward(Record *r) {
     Tensor *q = r->in[0], *k = r->in[1], *v = r->in[2];
     backend.attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out),
-                         r->kept, r->p.attention);
+                               r->kept, r->p.attention);
 }
 
 Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
@@ -253,17 +255,19 @@ Tensor *attention(Tensor *q, Tensor *k, Tensor *v, int heads, bool causal) {
             tensor_cols(v));
     Attention p = {n, heads, tensor_rows(q) / n, tensor_rows(k) / n, d, 1 / sqrtf((float)d), causal};
     Tensor *o = like(q);
-    float *lse = is_recording() ? backend.temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
+    float *lse =
+        is_recording() ? backend.temp((size_t)n * (size_t)heads * (size_t)p.tq * sizeof(float)) : NULL;
     backend.attention(mem(o), lse, mem(q), mem(k), mem(v), p);
     return record(
         (Record){.backward = attention_backward, .out = o, .in = {q, k, v}, .kept = lse, .p.attention = p});
 }
 
-// ---- one number at a time ---------------------------------------------------------------------------------
+// ---- elementwise ------------------------------------------------------------------------------------------
 
 // y = f(x);  dx += f'(x) dy
 static void activation_backward(Record *r) {
-    backend.activation_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_count(r->out), r->p.activation);
+    backend.activation_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_count(r->out),
+                                r->p.activation);
 }
 
 Tensor *activation(Tensor *x, Activation f) {
@@ -272,16 +276,21 @@ Tensor *activation(Tensor *x, Activation f) {
     return record((Record){.backward = activation_backward, .out = y, .in = {x}, .p.activation = f});
 }
 
-// For results that nobody else reads, such as a convolution's: one pass less over memory and no second tensor.
+// For an x that nobody else reads, such as a convolution's result: this saves a tensor.
 Tensor *activation_in_place(Tensor *x, Activation f) {
     if (is_recording()) return activation(x, f);
     backend.activation(mem(x), mem(x), tensor_count(x), f);
     return x;
 }
 
+Tensor *exponential(Tensor *x) { return activation(x, EXP); }
+Tensor *logarithm(Tensor *x) { return activation(x, LOG); }
+Tensor *square(Tensor *x) { return activation(x, SQUARE); }
+
 // y = v gelu(g), x = [v | g];  dv += gelu(g) dy;  dg += v gelu'(g) dy
 static void geglu_backward(Record *r) {
-    backend.geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out), tensor_cols(r->out));
+    backend.geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out),
+                           tensor_cols(r->out));
 }
 
 Tensor *geglu(Tensor *x) {
@@ -306,6 +315,16 @@ Tensor *combine(float a, Tensor *x, float b, Tensor *z) {
 }
 
 Tensor *add(Tensor *a, Tensor *b) { return combine(1, a, 1, b); }
+Tensor *sub(Tensor *a, Tensor *b) { return combine(1, a, -1, b); }
+Tensor *scale(Tensor *x, float a) { return combine(a, x, 0, NULL); }
+
+// y = x + a;  dx += dy
+Tensor *add_scalar(Tensor *x, float a) {
+    Tensor *y = tensor_new_type(x->dims, x->shape, x->type);
+    backend.fill(mem(y), a, tensor_count(y));
+    backend.combine(mem(y), 1, mem(x), 0, (Mem){0}, 1, tensor_count(y));
+    return record((Record){.backward = combine_backward, .out = y, .in = {x}, .a = 1});
+}
 
 Tensor *clamp(Tensor *x, float range) {
     Tensor *y = like(x);
@@ -313,11 +332,12 @@ Tensor *clamp(Tensor *x, float range) {
     return y;
 }
 
-// y[i] = a[i] x[i] + b[i] z[i];  dx[i] += a[i] dy[i];  dz[i] += b[i] dy[i]
+// y[i] = a[i] x[i] + b[i] z[i], for picture i;  dx[i] += a[i] dy[i];  dz[i] += b[i] dy[i]
 static void combine_each_backward(Record *r) {
     int n = r->out->shape[0], cols = (int)(tensor_count(r->out) / (size_t)n);
     Mem dy = grad(r->out);
-    if (r->in[0]->wants_grad) backend.combine_rows(grad(r->in[0]), r->kept, dy, NULL, (Mem){0}, n, cols, true);
+    if (r->in[0]->wants_grad)
+        backend.combine_rows(grad(r->in[0]), r->kept, dy, NULL, (Mem){0}, n, cols, true);
     if (r->in[1] && r->in[1]->wants_grad)
         backend.combine_rows(grad(r->in[1]), r->kept + n, dy, NULL, (Mem){0}, n, cols, true);
 }
@@ -366,19 +386,65 @@ Tensor *add_vector(Tensor *x, Tensor *v) {
     return record((Record){.backward = add_vector_backward, .out = y, .in = {x, v}});
 }
 
-// ---- moving -----------------------------------------------------------------------------------------------
+// ---- sums -------------------------------------------------------------------------------------------------
 
-static Mem offset(Mem m, size_t numbers) {
-    if (!m.at) return m;
-    return (Mem){(char *)m.at + numbers * (m.type == F32 ? 4 : 2), m.type};
+// y[g, c] = sum over r of x[g, r, c];  dx[g, r, c] += dy[g, c]
+static void sum_backward(Record *r) {
+    Mem dx = grad(r->in[0]);
+    backend.add_vector(dx, dx, grad(r->out), r->p.sum.groups, r->p.sum.rows, r->p.sum.cols);
 }
 
-// A part's columns lie at p.columns.from of the whole. Concatenation copies them there, slicing from there.
-static void concat_backward(Record *r) { // one record a part: dpart += its columns of dy
+// In fp32: the sum of many elements may be too large for fp16.
+static Tensor *sum_middle(Tensor *x, int groups, int rows, int cols, int dims, const int *shape) {
+    Tensor *y = tensor_new_type(dims, shape, F32);
+    backend.fill(mem(y), 0, tensor_count(y));
+    backend.sum_rows(mem(y), mem(x), groups, rows, cols);
+    return record((Record){.backward = sum_backward, .out = y, .in = {x}, .p.sum = {groups, rows, cols}});
+}
+
+Tensor *sum(Tensor *x) {
+    if (x->dims == 1) return sum_middle(x, 1, x->shape[0], 1, SHAPE(1));
+    return sum_middle(x, tensor_rows(x), tensor_cols(x), 1, x->dims - 1, x->shape);
+}
+
+Tensor *mean(Tensor *x) {
+    int count = (int)tensor_count(x);
+    return scale(sum_middle(x, 1, count, 1, SHAPE(1)), 1 / (float)count);
+}
+
+Tensor *spatial_mean(Tensor *x) {
+    int n = x->shape[0], c = tensor_cols(x), pixels = tensor_rows(x) / n;
+    return scale(sum_middle(x, n, pixels, c, SHAPE(n, c)), 1 / (float)pixels);
+}
+
+// average: dx += dy / pixels under the kernel, for each pixel under it;  max: dx of the largest += dy
+static void pool_backward(Record *r) {
+    backend.pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
+}
+
+Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
+    int n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3];
+    int oh = (h + 2 * padding - size) / stride + 1, ow = (w + 2 * padding - size) / stride + 1;
+    Conv p = {n, h, w, c, oh, ow, c, size, size, stride, padding, padding};
+    Tensor *y = tensor_new(SHAPE(n, oh, ow, c));
+    backend.pool(mem(y), mem(x), p, kind);
+    return record((Record){.backward = pool_backward, .out = y, .in = {x}, .pool_shape = p, .p.pool = kind});
+}
+
+// ---- data movement ----------------------------------------------------------------------------------------
+
+// m from its element number `elements` on.
+static Mem offset(Mem m, size_t elements) {
+    if (!m.at) return m;
+    return (Mem){(char *)m.at + elements * (m.type == F32 ? 4 : 2), m.type};
+}
+
+// y = [part | part | ...];  dpart += its columns of dy. Each part has its own record.
+static void concat_backward(Record *r) {
     Tensor *part = r->in[0];
     int rows = tensor_rows(part), cols = tensor_cols(part);
-    backend.copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.columns.from), tensor_cols(r->out),
-                   rows, cols, true);
+    backend.copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.from), tensor_cols(r->out), rows,
+                         cols, true);
 }
 
 Tensor *concat_many(Tensor **parts, int count) {
@@ -389,33 +455,34 @@ Tensor *concat_many(Tensor **parts, int count) {
         int rows = tensor_rows(parts[i]), width = tensor_cols(parts[i]);
         if (rows != tensor_rows(y)) die("concat: %d and %d rows differ", rows, tensor_rows(y));
         backend.copy_columns(offset(mem(y), (size_t)from), cols, mem(parts[i]), width, rows, width, false);
-        record((Record){.backward = concat_backward, .out = y, .in = {parts[i]}, .p.columns = {from, width}});
+        record((Record){.backward = concat_backward, .out = y, .in = {parts[i]}, .p.from = from});
     }
     return y;
 }
 
 Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2); }
 
+// y = columns of x;  those columns of dx += dy
 static void slice_backward(Record *r) {
     Tensor *x = r->in[0];
     int rows = tensor_rows(x), cols = tensor_cols(r->out);
-    backend.copy_columns(offset(grad(x), (size_t)r->p.columns.from), tensor_cols(x), grad(r->out), cols, rows, cols,
-                   true);
+    backend.copy_columns(offset(grad(x), (size_t)r->p.from), tensor_cols(x), grad(r->out), cols, rows, cols,
+                         true);
 }
 
 Tensor *slice(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > tensor_cols(x))
         die("slice: %d..%d of %d columns", from, from + count, tensor_cols(x));
     Tensor *y = like_with_cols(x, count);
-    backend.copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count, false);
-    return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.columns = {from, count}});
+    backend.copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count,
+                         false);
+    return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.from = from});
 }
 
-// The batch's part lies at number p.columns.from * (numbers a picture): one long row.
+// y = pictures of x;  those pictures of dx += dy. They lie side by side, like one long row.
 static void take_backward(Record *r) {
     Tensor *x = r->in[0];
-    size_t n = tensor_count(r->out),
-           from = (size_t)r->p.columns.from * (tensor_count(x) / (size_t)x->shape[0]);
+    size_t n = tensor_count(r->out), from = (size_t)r->p.from * (tensor_count(x) / (size_t)x->shape[0]);
     backend.combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
 }
 
@@ -426,13 +493,15 @@ Tensor *take(Tensor *x, int from, int count) {
     memcpy(shape, x->shape, sizeof shape);
     shape[0] = count;
     Tensor *y = tensor_new(x->dims, shape);
-    backend.copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])), tensor_count(y));
-    return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.columns = {from, count}});
+    backend.copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])),
+                 tensor_count(y));
+    return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.from = from});
 }
 
+// y = a's pictures, then b's;  da += its pictures of dy, db += its own
 static void stack_backward(Record *r) {
     Tensor *part = r->in[0];
-    size_t from = (size_t)r->p.columns.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);
+    size_t from = (size_t)r->p.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);
     backend.combine(grad(part), 1, offset(grad(r->out), from), 0, (Mem){0}, 1, tensor_count(part));
 }
 
@@ -443,8 +512,8 @@ Tensor *stack(Tensor *a, Tensor *b) {
     Tensor *y = tensor_new(a->dims, shape);
     backend.copy(mem(y), mem(a), tensor_count(a));
     backend.copy(offset(mem(y), tensor_count(a)), mem(b), tensor_count(b));
-    record((Record){.backward = stack_backward, .out = y, .in = {a}, .p.columns = {0, 0}});
-    return record((Record){.backward = stack_backward, .out = y, .in = {b}, .p.columns = {a->shape[0], 0}});
+    record((Record){.backward = stack_backward, .out = y, .in = {a}, .p.from = 0});
+    return record((Record){.backward = stack_backward, .out = y, .in = {b}, .p.from = a->shape[0]});
 }
 
 // y[2i + a, 2j + b] = x[i, j];  dx[i, j] += the sum of its four dy
@@ -459,13 +528,13 @@ Tensor *upsample(Tensor *x) {
     return record((Record){.backward = upsample_backward, .out = y, .in = {x}});
 }
 
-// Rows of a picture lie end to end, so cutting columns and cutting rows is the same copy at two scales.
+// y = the upper left pixels of x;  those pixels of dx += dy. A picture's row is one row of w c elements here.
 static void crop_backward(Record *r) {
     Tensor *x = r->in[0], *y = r->out;
     int n = x->shape[0], H = x->shape[1], W = x->shape[2], h = y->shape[1], w = y->shape[2], c = x->shape[3];
     for (int i = 0; i < n; i++)
         backend.copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c,
-                       offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
+                             offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
 }
 
 Tensor *crop(Tensor *x, int h, int w) {
@@ -474,39 +543,15 @@ Tensor *crop(Tensor *x, int h, int w) {
     Tensor *y = tensor_new(SHAPE(n, h, w, c));
     for (int i = 0; i < n; i++)
         backend.copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c,
-                       offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
+                             offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
     return record((Record){.backward = crop_backward, .out = y, .in = {x}});
 }
 
-// average: dx += dy / pixels of the window, for each window;  max: dx of the largest += dy
-static void pool_backward(Record *r) {
-    backend.pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
-}
-
-Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
-    int n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3];
-    Conv p = {n,
-              h,
-              w,
-              c,
-              (h + 2 * padding - size) / stride + 1,
-              (w + 2 * padding - size) / stride + 1,
-              c,
-              size,
-              size,
-              stride,
-              padding,
-              padding};
-    Tensor *y = tensor_new(SHAPE(n, p.oh, p.ow, c));
-    backend.pool(mem(y), mem(x), p, kind);
-    return record((Record){.backward = pool_backward, .out = y, .in = {x}, .pool_shape = p, .p.pool = kind});
-}
-
-// The same memory under another shape, the gradient's too: so there is nothing to note.
+// The data and the gradient are x's own memory, so there is nothing to note.
 Tensor *reshape(Tensor *x, int dims, const int *shape) {
     Tensor *y = tensor_struct(dims, shape, x->type);
     if (tensor_count(y) != tensor_count(x))
-        die("reshape: %zu numbers are not %zu", tensor_count(x), tensor_count(y));
+        die("reshape: %zu elements are not %zu", tensor_count(x), tensor_count(y));
     y->data = x->data;
     y->wants_grad = is_recording() && x->wants_grad;
     if (y->wants_grad) y->gradient = grad(x).at;
@@ -537,26 +582,15 @@ Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift
     return y;
 }
 
-// y = x - log sum exp x;  dx += dy - exp(y) sum(dy)
-static void log_softmax_backward(Record *r) {
-    backend.log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out),
-                           tensor_cols(r->out));
-}
-
-Tensor *log_softmax(Tensor *x) {
-    Tensor *y = like(x);
-    backend.log_softmax(mem(y), mem(x), tensor_rows(x), tensor_cols(x));
-    return record((Record){.backward = log_softmax_backward, .out = y, .in = {x}});
-}
-
 // ---- losses -----------------------------------------------------------------------------------------------
 
-// loss = mean over pictures of weight * mean of f(prediction - target);  dprediction += dloss weight f' / count
+// loss = mean over pictures of weight * mean of f(prediction - target)
+//   dprediction += dloss weight f'(prediction - target) / count, with count the elements of all pictures
 static void loss_backward(Record *r) {
     Tensor *x = r->in[0];
     int n = x->shape[0], cols = (int)(tensor_count(x) / (size_t)n);
     backend.loss_backward(grad(x), grad(r->out).at, mem(x), mem(r->in[1]), r->kept, n, cols, r->p.loss.f,
-                    r->p.loss.c);
+                          r->p.loss.c);
 }
 
 Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Loss f, float c) {
@@ -569,6 +603,18 @@ Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Lo
         die("loss: the target is a constant; it may not want a gradient");
     return record((Record){
         .backward = loss_backward, .out = y, .in = {prediction, target}, .kept = w, .p.loss = {f, c}});
+}
+
+// y = x - log sum exp x;  dx += dy - exp(y) sum(dy)
+static void log_softmax_backward(Record *r) {
+    backend.log_softmax_backward(grad(r->in[0]), grad(r->out), mem(r->out), tensor_rows(r->out),
+                                 tensor_cols(r->out));
+}
+
+Tensor *log_softmax(Tensor *x) {
+    Tensor *y = like(x);
+    backend.log_softmax(mem(y), mem(x), tensor_rows(x), tensor_cols(x));
+    return record((Record){.backward = log_softmax_backward, .out = y, .in = {x}});
 }
 
 // loss = - mean over rows of x[r, ids[r]];  dx[r, ids[r]] -= dloss / rows

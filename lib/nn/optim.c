@@ -1,7 +1,8 @@
-// optim.c: AdamW with clipping, warm-up and cosine, and the moving average of the weights, over every trainable
-// parameter. The arithmetic is in the kernels; nothing is read back within a step. See nn.h.
+// optim.c: AdamW over every trainable parameter, with gradient clipping, warm-up, cosine decay and a moving
+// average of the weights. The arithmetic is in the kernels, and a step reads nothing back. See nn.h.
 #include "nn.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,7 +41,7 @@ Optimiser *optimiser_new(OptimiserConfig c, float ema_decay, const Params *const
     return o;
 }
 
-// [G7] From gradients to weights: the norm of all gradients, then clip factor and rate, then AdamW on each tensor.
+// [G7] From gradients to weights: norm of all gradients, clip factor and learning rate, AdamW on each tensor.
 void optimiser_step(Optimiser *o) {
     for (int i = 0; i < o->count; i++)
         backend.sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
@@ -52,6 +53,19 @@ void optimiser_step(Optimiser *o) {
         backend.adamw(t->data, o->m[i], o->v[i], t->gradient, o->state, o->config, tensor_count(t));
         if (o->ema) backend.ema(o->ema[i], t->data, o->state, decay, tensor_count(t));
     }
+}
+
+double gradient_norm(const Params *p) {
+    OptimiserState *state = backend.alloc(sizeof *state), host = {0};
+    backend.upload(state, &host, sizeof host);
+    for (int i = 0; i < p->count; i++) {
+        Tensor *t = p->list[i].tensor;
+        backend.sum_square(state, t->gradient, tensor_count(t));
+        backend.fill((Mem){t->gradient, F32}, 0, tensor_count(t));
+    }
+    backend.download(&host, state, sizeof host);
+    backend.free(state);
+    return sqrt((double)host.sum_square);
 }
 
 OptimiserState optimiser_read(const Optimiser *o) {
@@ -67,6 +81,16 @@ void optimiser_swap_ema(Optimiser *o) {
         o->tensors[i]->data = o->ema[i];
         o->ema[i] = weights;
     }
+}
+
+Params optimiser_averages(const Optimiser *o) {
+    Params p = {scope_memory((size_t)o->count * sizeof *p.list), o->count};
+    for (int i = 0; i < o->count; i++) {
+        Tensor *t = scope_memory(sizeof *t);
+        *t = *o->tensors[i], t->data = o->ema[i], t->wants_grad = false;
+        p.list[i] = (Parameter){o->names[i], t};
+    }
+    return p;
 }
 
 void optimiser_free(Optimiser *o) {

@@ -14,13 +14,13 @@ static Tensor *declare(Params *p, char *name, int dims, const int *shape) {
     Tensor *t = xcalloc(1, sizeof *t);
     t->dims = dims;
     memcpy(t->shape, shape, (size_t)dims * sizeof(int));
-    if ((p->count & (p->count - 1)) == 0) // room doubles at each power of two
+    if ((p->count & (p->count - 1)) == 0) // at each power of two the room doubles
         p->list = xrealloc(p->list, (size_t)(p->count ? 2 * p->count : 1) * sizeof(Parameter));
     p->list[p->count++] = (Parameter){name, t};
     return t;
 }
 
-// The layers of all models, found again by the name of their weight.
+// The layers of all models. params_layer() finds one by its weight.
 static struct {
     const Tensor *weight;
     Layer *layer;

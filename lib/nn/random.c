@@ -1,11 +1,12 @@
 // random.c: PyTorch's random numbers, so that the same seed draws the same picture. See nn.h.
 //
-// The CPU generator is MT19937. Normal numbers come by Box-Muller in two ways, as in PyTorch's
-// aten/src/ATen/native/cpu/DistributionTemplates.h: 16 or more at once from fp32 uniforms, fewer one by one from
-// double uniforms, with the second value of each pair kept for the next draw.
+// The CPU generator is MT19937. The Box-Muller transform makes normal values of its uniform ones, in two
+// ways, as in PyTorch's aten/src/ATen/native/cpu/DistributionTemplates.h. 16 or more values are made at once,
+// in fp32. Fewer are made one by one, in double, and the second value of each pair is kept for the next draw.
 #include "nn.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const double two_pi = 6.283185307179586;
@@ -57,7 +58,7 @@ static float normal_single(Random *r) {
     return (float)(radius * cos(angle));
 }
 
-// 16 uniforms in place become 16 normal numbers: value i and i + 8 are a pair.
+// 16 uniform values become 16 normal ones, in place. Values i and i + 8 are a pair.
 static void box_muller_16(float *x) {
     for (int i = 0; i < 8; i++) {
         float radius = sqrtf(-2 * logf(1 - x[i])), angle = (float)two_pi * x[i + 8];
@@ -77,10 +78,11 @@ void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-// torch.randn on a GPU. Every element of the tensor up to the grid's size has a thread, element i of the first
-// round being subsequence i of the stream; a thread's four words make four normal numbers, each `threads` apart.
+// torch.randn on a GPU. Thread t draws four words from subsequence t of the stream and makes four normal
+// values of them. They are elements t, t + threads, t + 2 threads and t + 3 threads of the tensor, then of
+// the next round.
 static void normal_philox(Random *r, float *out, size_t count) {
-    // A grid of 256 threads a block, blocks as on a device of 108 multiprocessors with 8 blocks each (A100).
+    // Blocks of 256 threads, at most as many as an A100 runs at once: 8 on each of 108 multiprocessors.
     const size_t block = 256, most = 108 * 8;
     size_t blocks = (count + block - 1) / block, threads = (blocks < most ? blocks : most) * block;
     uint32_t key[2] = {(uint32_t)r->seed, (uint32_t)(r->seed >> 32)};
@@ -122,8 +124,17 @@ void random_normal(Random *r, float *out, size_t count) {
     }
     for (size_t i = 0; i < count; i++) out[i] = random_uniform(r);
     for (size_t i = 0; i + 16 <= count; i += 16) box_muller_16(out + i);
-    if (count % 16) { // the last 16 are drawn again, so that no value is left over
+    if (count % 16) { // the last 16 are drawn again, so that all are made in groups of 16
         for (size_t i = count - 16; i < count; i++) out[i] = random_uniform(r);
         box_muller_16(out + count - 16);
     }
+}
+
+Tensor *random_tensor(Random *r, int dims, const int *shape) {
+    Tensor *t = tensor_new(dims, shape);
+    float *x = xmalloc(tensor_count(t) * sizeof(float));
+    random_normal(r, x, tensor_count(t));
+    tensor_write(t, x);
+    free(x);
+    return t;
 }

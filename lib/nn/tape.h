@@ -1,4 +1,4 @@
-// tape.h: what an operation notes for its backward. Only tensor.c and ops.c look in here.
+// tape.h: what an operation notes for its backward. Only tensor.c and ops.c include this file.
 #ifndef TAPE_H
 #define TAPE_H
 
@@ -11,7 +11,7 @@ struct Record {
     void (*backward)(Record *r); // adds to the gradients of `in`, given that of `out`
     const char *operation;       // "conv2d", for messages
     Tensor *out, *in[RECORD_INPUTS];
-    float *kept;        // statistics of the forward pass, or coefficients, in backend memory
+    float *kept;        // statistics of the forward pass or coefficients, in backend memory
     const int32_t *ids; // in backend memory
     float a, b;
     union {
@@ -20,13 +20,14 @@ struct Record {
         GroupNorm norm;
         Attention attention;
         Activation activation;
-        struct {
-            int from, cols;
-        } columns;
+        int from; // the first column, or picture
         struct {
             Loss f;
             float c;
         } loss;
+        struct {
+            int groups, rows, cols;
+        } sum;
         Pool pool;
     } p;
     Conv pool_shape;
@@ -34,11 +35,10 @@ struct Record {
     const void *layer;
 };
 
-// Notes r if the tape records and an input wants a gradient. Returns r.out, which then wants one too.
+// Notes r if the tape records and an input wants a gradient; then r.out wants one too. Returns r.out.
 Tensor *record_as(const char *operation, Record r);
 #define record(...) record_as(__func__, __VA_ARGS__)
 bool is_recording(void);
 Tensor *tensor_struct(int dims, const int *shape, Type type); // without data
-void *record_memory(size_t bytes);                            // host memory that lives as long as the record
 
 #endif

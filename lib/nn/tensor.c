@@ -6,19 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ---- the structs of tensors: a stack of host memory, cut back together with backend.release ---------------------
+// ---- host memory of a scope -------------------------------------------------------------------------------
 
+// A stack, as the backend's scratch memory is one: the Tensor structs and small arrays of the host lie here.
+// It grows by chunks, which never move. `used` counts over all chunks.
 enum { CHUNK = 1 << 20 };
 static struct {
     char **chunks;
     int count;
     size_t used;
-} structs; // used: over all chunks
+} structs;
 
-static void *struct_new(size_t bytes) {
+void *scope_memory(size_t bytes) {
     bytes = (bytes + 15) / 16 * 16;
+    if (bytes > CHUNK) die("scope_memory: %zu bytes are more than %d", bytes, CHUNK);
     size_t in_chunk = structs.used % CHUNK;
-    if (in_chunk + bytes > CHUNK) structs.used += CHUNK - in_chunk; // start a new one
+    if (in_chunk + bytes > CHUNK) structs.used += CHUNK - in_chunk; // start a new chunk
     int chunk = (int)(structs.used / CHUNK);
     if (chunk == structs.count) {
         structs.chunks = xrealloc(structs.chunks, (size_t)(chunk + 1) * sizeof(char *));
@@ -43,7 +46,7 @@ int tensor_cols(const Tensor *t) { return t->shape[t->dims - 1]; }
 int tensor_rows(const Tensor *t) { return (int)(tensor_count(t) / (size_t)tensor_cols(t)); }
 
 Tensor *tensor_struct(int dims, const int *shape, Type type) {
-    Tensor *t = struct_new(sizeof *t);
+    Tensor *t = scope_memory(sizeof *t);
     t->dims = dims, t->type = type;
     memcpy(t->shape, shape, (size_t)dims * sizeof(int));
     return t;
@@ -105,7 +108,7 @@ float tensor_item(const Tensor *t) {
 
 Mem grad(Tensor *t) {
     if (!t || !t->wants_grad) return (Mem){0};
-    if (!t->gradient) { // parameters have theirs from the start, in fp32; this is an activation
+    if (!t->gradient) { // an activation; a parameter has had its own since it became trainable
         size_t n = tensor_count(t);
         t->gradient = backend.temp(n * type_size(t->type));
         backend.fill((Mem){t->gradient, t->type}, 0, n);
@@ -125,11 +128,26 @@ Tensor *scope_end(Scope s, Tensor *result) {
         backend.release(s.data), structs.used = s.structs;
         return NULL;
     }
-    Tensor old = *result; // lies above the mark: take it out before the memory is given again
+    Tensor old = *result; // a copy, because the struct lies above the mark and its memory is used again below
     structs.used = s.structs;
     Tensor *up = tensor_struct(old.dims, old.shape, old.type);
     up->data = backend.release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
     return up;
+}
+
+void tensor_keep(Tensor **slot, const Tensor *t) {
+    if (!*slot) {
+        *slot = xcalloc(1, sizeof **slot);
+        (*slot)->dims = t->dims;
+        memcpy((*slot)->shape, t->shape, sizeof t->shape);
+        param_allocate(*slot, t->type);
+    }
+    backend.copy(mem(*slot), mem(t), tensor_count(t));
+}
+
+void tensor_discard(Tensor *kept) {
+    if (kept) backend.free(kept->data);
+    free(kept);
 }
 
 // ---- the tape ---------------------------------------------------------------------------------------------
@@ -137,7 +155,7 @@ Tensor *scope_end(Scope s, Tensor *result) {
 static struct {
     Record *list;
     int count, room;
-    Record *played; // what backward() began with, for tape_culprit()
+    Record *played; // what backward() began with, for tape_first_nan()
     int played_count;
 } tape;
 static Scope tape_scope;
@@ -164,8 +182,8 @@ bool tape_pause(void) {
 
 void tape_resume(bool state) { recording = state; }
 
-// [G2] What an operation did, noted while the tape records. Without a tape, or where no input wants a gradient, nothing
-// is kept and the operation costs its forward alone.
+// [G2] An operation's record is noted while the tape records. If no tape records or no input wants a
+// gradient, nothing is kept, and the operation costs no more than its forward.
 Tensor *record_as(const char *operation, Record r) {
     bool wanted = false;
     for (int i = 0; i < RECORD_INPUTS; i++) wanted |= r.in[i] && r.in[i]->wants_grad;
@@ -181,40 +199,35 @@ Tensor *record_as(const char *operation, Record r) {
 }
 
 bool is_recording(void) { return recording; }
-void *record_memory(size_t bytes) { return struct_new(bytes); }
 
-// The search for what is not finite: see tape_culprit().
-static bool watching;
-static Culprit culprit;
+// See tape_first_nan().
+static bool looking_for_nan;
+static FirstNan first_nan;
 
-static bool gradient_finite(const Tensor *t) {
-    Tensor gradient = *t;
-    gradient.data = t->gradient;
-    return tensor_finite(&gradient);
+static void found_nan(const Record *r, bool in_backward) {
+    if (first_nan.operation) return;
+    first_nan = (FirstNan){.operation = r->operation, .backward = in_backward};
+    for (int i = 1; i < RECORD_INPUTS; i++) first_nan.inputs[i - 1] = r->in[i];
 }
 
-// Parameters come in at the second place and later: weight, bias.
-static void accuse(const Record *r, bool backward) {
-    if (culprit.operation) return; // the first one
-    culprit = (Culprit){.operation = r->operation, .backward = backward};
-    for (int i = 1; i < RECORD_INPUTS; i++) culprit.inputs[i - 1] = r->in[i];
-}
-
-static void watch(const Record *r) {
+static void check_gradients(const Record *r) {
     for (int i = 0; i < RECORD_INPUTS; i++) {
         const Tensor *t = r->in[i];
-        if (t && t->gradient && t->gradient != t->data && !gradient_finite(t)) accuse(r, true);
+        if (!t || !t->gradient || t->gradient == t->data) continue;
+        Tensor gradient = *t;
+        gradient.data = t->gradient;
+        if (!tensor_finite(&gradient)) found_nan(r, true);
     }
 }
 
-// [G4] Plays the records above `from` in reverse. A record is taken off before it is played, because a checkpoint
-// puts new ones in its place.
+// [G4] Plays the records above `from` in reverse. Each is taken off before it is played, because the backward
+// of a checkpointed block puts new ones in its place.
 static void play_back(int from) {
     while (tape.count > from) {
         Record r = tape.list[--tape.count];
-        if (!r.out->gradient) continue; // no gradient arrived: nothing depends on it
+        if (!r.out->gradient) continue; // no gradient arrived: the loss does not depend on it
         r.backward(&r);
-        if (watching) watch(&r);
+        if (looking_for_nan) check_gradients(&r);
     }
 }
 
@@ -229,29 +242,29 @@ void backward(Tensor *loss) {
     tape_resume(was);
 }
 
-Culprit tape_culprit(Tensor *loss) {
+FirstNan tape_first_nan(Tensor *loss) {
     bool was = tape_pause();
-    culprit = (Culprit){0};
+    first_nan = (FirstNan){0};
     for (int i = 0; i < tape.played_count; i++)
-        if (!tensor_finite(tape.played[i].out)) accuse(&tape.played[i], false);
-    if (!culprit.operation) { // then it is a gradient: everything once more, with a look after each operation
+        if (!tensor_finite(tape.played[i].out)) found_nan(&tape.played[i], false);
+    if (!first_nan.operation) { // it is in a gradient: play everything again and check after each operation
         for (int i = 0; i < tape.played_count; i++) tape.played[i].out->gradient = NULL;
         memcpy(tape.list, tape.played, (size_t)tape.played_count * sizeof(Record));
         tape.count = tape.played_count;
         backend.fill(grad(loss), 1, 1);
-        watching = true;
+        looking_for_nan = true;
         play_back(0);
-        watching = false;
+        looking_for_nan = false;
     }
     tape_resume(was);
-    return culprit;
+    return first_nan;
 }
 
 // ---- blocks and gradient checkpointing --------------------------------------------------------------------
 
-// [G6] A block that kept only its result runs again, recording this time, and its own records are played at once.
+// [G6] A block that kept only its result runs again and records. Then its records are played at once.
 static void block_backward(Record *r) {
-    for (int i = 0; i < RECORD_INPUTS; i++) grad(r->in[i]); // theirs outlive the scope below
+    for (int i = 0; i < RECORD_INPUTS; i++) grad(r->in[i]); // made here, because they outlive the scope below
     Scope s = scope_begin();
     int from = tape.count;
     recording = true;
@@ -262,7 +275,7 @@ static void block_backward(Record *r) {
     scope_end(s, NULL);
 }
 
-// Its parameters may want gradients though none of its inputs does, so this one is always recorded.
+// A checkpointed block is always recorded: its parameters may want gradients even if none of its inputs does.
 Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) {
     bool was = recording, keep_only_result = recording && checkpointing;
     if (keep_only_result) recording = false;

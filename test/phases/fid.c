@@ -1,5 +1,5 @@
 // fid.c (test): statistics, distances, resizes and a small Inception against SciPy, NumPy, Pillow and PyTorch
-// (fixtures by make_fid_fixtures.py), and the input that has to be refused. Full size: compare_fid.py.
+// (fixtures by make_fid_fixtures.py), and input that must be refused. compare_fid.py tests the full size.
 #define _POSIX_C_SOURCE 200809L
 #include "sd.h"
 #include "lib/nn/linalg.h"
@@ -53,8 +53,7 @@ static FidSet set_of(const float *features, long count, int dim, int portion) {
     moments_begin(&m, dim);
     for (long i = 0; i < count; i += portion)
         moments_add(&m, features + (size_t)i * D, (int)(count - i < portion ? count - i : portion));
-    s.mu = xmalloc(D * sizeof(double)), s.sigma = xmalloc(D * D * sizeof(double));
-    moments_end(&m, s.mu, s.sigma);
+    moments_end(&m, &s);
     s.features = memcpy(xmalloc(n * sizeof(float)), features, n * sizeof(float));
     return s;
 }
@@ -69,8 +68,7 @@ static FidSet fixture_set(const char *name, const char *part, int portion) {
 
 static double largest_difference(const double *a, const double *b, size_t n) {
     double worst = 0;
-    for (size_t i = 0; i < n; i++)
-        if (!(fabs(a[i] - b[i]) <= worst)) worst = fabs(a[i] - b[i]);
+    for (size_t i = 0; i < n; i++) keep_largest(&worst, fabs(a[i] - b[i]));
     return worst;
 }
 
@@ -84,7 +82,7 @@ static void test_moments(void) {
     FidSet whole = fixture_set("full", "a", 60);
     size_t D = (size_t)whole.dim;
     double *mu = doubles(fixture("full", "mu")), *sigma = doubles(fixture("full", "sigma"));
-    // float64 sums of 60 numbers of unit size: a few of the last digits may differ
+    // float64 sums of 60 values near 1: the last digits may differ
     check(largest_difference(whole.mu, mu, D) < 1e-14, "the mean is NumPy's");
     check(largest_difference(whole.sigma, sigma, D * D) < 1e-14, "the covariance is NumPy's");
     for (int portion = 1; portion < 60; portion = 2 * portion + 3) {
@@ -94,14 +92,14 @@ static void test_moments(void) {
               "statistics do not depend on the portions");
         fid_set_free(&parts);
     }
-    // Far from the origin: sums of squares would keep no digit of a variance of 1 beside 1e14.
+    // Values near 1e7 with variance 1: a sum of squares, 1e14 each, would lose the variance to rounding.
     enum { N = 1000 };
     float x[2 * N];
     double want = 0;
     for (int i = 0; i < N; i++) x[2 * i] = 10000000.0f + (float)(i % 2), x[2 * i + 1] = (float)(i % 2);
     for (int i = 0; i < N; i++) want += (i % 2 - 0.5) * (i % 2 - 0.5) / (N - 1);
     FidSet far = set_of(x, N, 2, 7);
-    // 1e7 itself keeps 2e-9 of a spread of 1
+    // rounding of 1e7 in float64 limits a standard deviation of 1 to 2e-9
     check_number("a variance far from the origin", far.sigma[0], want, 2e-9);
     check_number("its covariance", far.sigma[1], want, 2e-9);
     fid_set_free(&far), fid_set_free(&whole), free(mu), free(sigma);
@@ -112,9 +110,9 @@ static void test_frechet(void) {
         const char *name;
         double tolerance;
     } cases[] = {
-        {"full", 1e-10},    // SciPy's root is exact to 1e-13 here; the bar is 1e-6
-        {"steep", 1e-6},    // variances from 1 to 1e-6: the root itself errs by about 1e-7
-        {"singular", 1e-7}, // zero eigenvalues come out as 1e-17, their roots as 3e-9
+        {"full", 1e-10},    // SciPy's square root is accurate to 1e-13 here; 1e-6 is required
+        {"steep", 1e-6},    // variances from 1 to 1e-6: the square root's own error is about 1e-7
+        {"singular", 1e-7}, // zero eigenvalues come out as 1e-17, their square roots as 3e-9
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         FidSet a = fixture_set(cases[i].name, "a", 16), b = fixture_set(cases[i].name, "b", 16);
@@ -122,18 +120,19 @@ static void test_frechet(void) {
         check_number(cases[i].name, fid_distance(&a, &b), *want, cases[i].tolerance);
         check_number("  the other way round", fid_distance(&b, &a), *want, cases[i].tolerance);
         check(fabs(self) <= 1e-10 * total_variance(&a),
-              "a set's distance from itself is nothing"); // the bar is 1e-6
+              "a set's distance from itself is zero"); // 1e-6 is required
         fid_set_free(&a), fid_set_free(&b), free(want);
     }
     double zero[4] = {0}, one[4] = {1, 0, 0, 1}, mu[2] = {3, 4};
-    check(frechet_distance(zero, zero, zero, zero, 2) == 0, "constant pictures are at no distance");
+    check(frechet_distance(zero, zero, zero, zero, 2) == 0, "the distance of constant pictures is zero");
     check(frechet_distance(zero, zero, mu, one, 2) == 27, "a point from a Gaussian: |mu|^2 + the trace");
 }
 
-// A second way to the same trace: Newton-Schulz (Higham 2008, section 5.3) for the square root of
-// L^T C2 L / s, a symmetric matrix; it needs products only.
+// The same trace computed in a second way: the Newton-Schulz iteration (Higham 2008, section 5.3) for the
+// square root of the symmetric matrix L^T C2 L / s, by matrix products alone.
 //   Y <- Y (3 I - Z Y) / 2,   Z <- (3 I - Z Y) Z / 2,   Y -> root, Z -> its inverse
-// All are polynomials of one symmetric matrix; kept exactly symmetric, so that rounding does not grow.
+// All of them are polynomials of one symmetric matrix. They are kept exactly symmetric, so that rounding
+// errors do not grow.
 static void symmetric(double *x, size_t n) {
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < i; j++) x[i * n + j] = x[j * n + i] = (x[i * n + j] + x[j * n + i]) / 2;
@@ -231,7 +230,7 @@ static void test_resize(void) {
         fid_resize(got, image, size, RESIZE_CLEAN);
         for (size_t k = 0; k < c->count; k++) got[k] = got[k] * 128 + 128;
         check_close(format("%s, resized as Pillow does", names[i]), got, clean, c->count,
-                    1e-6); // the bar is 1 / 255
+                    1e-6); // 1 / 255 is required
         free(got), free(want), free(clean);
         image_free(image);
     }
@@ -243,16 +242,20 @@ static const struct {
     const char *name, *config;
     int size;
 } nets[] = { // so large that the last blocks see 2x2 pixels
-    {"small",
-     "{\"size\": 111, \"width\": 1, \"a\": 2, \"c\": 1, \"e\": 2, \"heads\": {\"colour\": [\"red\", "
-     "\"blue\"], "
-     "\"place\": [\"park\", \"sea\", \"street\"]}}",
-     111},
-    {"smaller", "{\"size\": 123, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1, \"classes\": 5}", 123}};
+    {"small", "{\"size\": 111, \"width\": 1, \"a\": 2, \"c\": 1, \"e\": 2}", 111},
+    {"smaller", "{\"size\": 123, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1}", 123}};
 
 static Inception *made_net(const char *config, MadeRegime regime) {
     Inception *net = inception_new(config);
     made_params(inception_params(net), "", regime, F32);
+    return net;
+}
+
+// The same with a classifier behind it, as the fixtures have it.
+static Inception *made_classifier(const char *config, Layer **fc) {
+    Inception *net = inception_new(config);
+    *fc = layer_linear(inception_params(net), inception_dim(net), 5, true, "fc");
+    made_params(inception_params(net), "", MADE_SOFT, F32);
     return net;
 }
 
@@ -278,16 +281,17 @@ static void test_inception(void) {
     for (int i = 0; i < 2; i++) {
         Scope s = scope_begin();
         const char *name = nets[i].name;
-        Inception *net = made_net(nets[i].config, MADE_SOFT);
+        Layer *fc;
+        Inception *net = made_classifier(nets[i].config, &fc);
         Params *p = inception_params(net);
         Tensor *x = made_pictures(3, nets[i].size);
-        // Trained with the statistics of the batch: forward and backward.
+        // Training mode: batch norm uses the statistics of the batch. Forward and backward.
         static const char *const learnt[] = {"Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight",
                                              "Mixed_6a.branch3x3dbl_1.bn.weight", "fc.bias"};
         for (int k = 0; k < 4; k++) param_trainable(params_find(p, learnt[k]));
         tape_begin();
         Tensor *f = inception_features(net, x);
-        Tensor *loss = loss_pick(log_softmax(inception_logits(net, f)), (int[]){0, 3, 2});
+        Tensor *loss = loss_pick(log_softmax(linear(f, fc)), (int[]){0, 3, 2});
         check_tensor(name, "train.features", f, 1e-4); // batch statistics of 12 numbers amplify rounding
         check_tensor(name, "train.loss", loss, 1e-4);
         backward(loss);
@@ -302,47 +306,29 @@ static void test_inception(void) {
         tape_end();
         inception_free(net);
         // Inference with the stored statistics, folded into the convolutions.
-        net = made_net(nets[i].config, MADE_SOFT);
+        net = made_classifier(nets[i].config, &fc);
         inception_fold(net);
         f = inception_features(net, x);
         check_tensor(name, "features", f, 1e-5); // 20 layers of fp32 sums in another order
-        check_tensor(name, "logits", inception_logits(net, f), 1e-5);
+        check_tensor(name, "logits", linear(f, fc), 1e-5);
         // A picture's features do not depend on its neighbours in the batch.
         float *whole = tensor_read(f), *one = tensor_read(inception_features(net, take(x, 1, 1)));
         check_close("a picture alone", one, whole + inception_dim(net), (size_t)inception_dim(net), 1e-6);
         free(whole), free(one);
         inception_free(net);
-        // Statistics gathered over one batch make inference repeat what training computed on it.
-        net = made_net(nets[i].config, MADE_SOFT);
-        inception_gather(net, true);
-        float *train = tensor_read(inception_features(net, x));
-        inception_gather(net, false);
-        inception_fold(net);
-        float *infer = tensor_read(inception_features(net, x));
-        // again amplified; a variance divided by 11 instead of 12 would be off by 4 %
-        check_close("gathered statistics", infer, train, 3 * (size_t)inception_dim(net), 1e-3);
-        free(train), free(infer);
-        inception_free(net);
         scope_end(s, NULL);
     }
-    Inception *net = inception_new(nets[0].config);
-    const char *head, *classes[8];
-    check(inception_classes(net) == 5 && inception_head(net, 1, &head, classes, 8) == 3 &&
-              !strcmp(head, "place") && !strcmp(classes[2], "street") &&
-              !inception_head(net, 2, &head, classes, 8),
-          "the heads are what the configuration says");
-    inception_free(net);
-    net = inception_new(NULL);
+    Inception *net = inception_new(NULL);
     check(inception_dim(net) == 2048 && inception_size(net) == 299 &&
-              params_count(inception_params(net)) == 23885392,
+              params_count(inception_params(net)) == 23885392 - 2049 * 1008, // without the classifier
           "without a configuration it is Inception-v3");
-    printf("        Inception-v3: %zu numbers in %d tensors\n", params_count(inception_params(net)),
+    printf("        Inception-v3: %zu parameters in %d tensors\n", params_count(inception_params(net)),
            inception_params(net)->count);
     inception_free(net);
 }
 
-// The whole Inception-v3, two pictures of 13 x 13 patches. Hard weights: loud channels, weights near fp16's limits;
-// there the truth is a float64 run, and an error counts in multiples of the error of PyTorch's own fp32.
+// The whole Inception-v3 on two pictures of 13 x 13 patches. Hard weights have large channels and values near
+// fp16's limits: they are compared with a float64 run, in multiples of the error of PyTorch's own fp32.
 static void test_whole_inception(void) {
     enum { PATCHES = 13, PIXELS = 23, SIZE = PATCHES * PIXELS };
     float patch[2][3][PATCHES][PATCHES];
@@ -361,16 +347,13 @@ static void test_whole_inception(void) {
         size_t n = 2 * (size_t)inception_dim(net);
         if (regime == MADE_SOFT) {
             float *want = floats(fixture("inception", "soft"));
-            check_close("Inception-v3, soft weights", got, want, n, 1e-5); // the bar is 1e-4
+            check_close("Inception-v3, soft weights", got, want, n, 1e-5); // 1e-4 is required
             free(want);
         } else {
             double *want = doubles(fixture("inception", "hard")), largest = 0, error = 0,
                    *peer = doubles(fixture("inception", "hard_fp32_error"));
-            for (size_t k = 0; k < n; k++) largest = fmax(largest, fabs(want[k]));
-            for (size_t k = 0; k < n; k++) {
-                double d = fabs(got[k] - want[k]) / largest;
-                if (!(d <= error)) error = isnan(d) ? INFINITY : d;
-            }
+            for (size_t k = 0; k < n; k++) keep_largest(&largest, fabs(want[k]));
+            for (size_t k = 0; k < n; k++) keep_largest(&error, fabs(got[k] - want[k]) / largest);
             double bar = fmax(3 * *peer, 1e-6);
             printf("%-7s Inception-v3, hard weights: error %.2g of at most %.2g, PyTorch's fp32 %.2g\n",
                    error <= bar ? "ok" : "FAILED", error, bar, *peer);
@@ -413,7 +396,7 @@ static void write_text(const char *path, const char *text) {
     output_commit(o);
 }
 
-// A folder with `good` pictures of many sizes and `bad` files that are none.
+// A folder with `good` pictures of many sizes and `bad` files that are no pictures.
 static char *pictures(const char *name, int good, int bad) {
     char *dir = in_folder(name);
     make_directories(dir);
@@ -438,7 +421,7 @@ static void save_npz(const char *path, const char *mu, int64_t n, const char *si
     free(x);
 }
 
-// Weights of the small network, as a file, one tensor of it filled with `value` (NAN: left alone).
+// A file with the small network's weights; the tensor `spoilt` is filled with `value`.
 static char *save_weights(const char *name, const char *spoilt, float value, const char *config) {
     Inception *net = made_net(nets[0].config, MADE_SOFT);
     Params *p = inception_params(net);
@@ -467,7 +450,7 @@ static char *save_weights(const char *name, const char *spoilt, float value, con
 
 static void test_refusals(void) {
     verbosity = -1;
-    FidOptions o = {.batch = 7, .readers = 2, .statistics = true, .keep_features = true};
+    FidOptions o = {.batch = 7, .statistics = true, .keep_features = true};
     char *weights = save_weights("good.safetensors", "", 0, nets[0].config);
     Inception *net = inception_load(weights);
 
@@ -477,9 +460,10 @@ static void test_refusals(void) {
     REFUSED("could not be read", fid_scan(net, pictures("none", 0, 3), o));
     REFUSED("cannot read the folder", fid_scan(net, in_folder("absent"), o));
 
-    // Gray, CMYK, 16-bit, palette with transparency, progressive, one pixel, turned on its side: all in one folder.
+    // Gray, CMYK, 16-bit, palette with transparency, progressive, one pixel, rotated by EXIF: all in one
+    // folder.
     FidSet kinds = fid_scan(net, "test/fixtures/io", o);
-    check(kinds.count == 22, "pictures of every kind go through");
+    check(kinds.count == 22, "pictures of every kind are read");
     fid_set_free(&kinds);
     mkfifo(in_folder("spoilt/pipe.png"), 0600);
     mkdir(in_folder("spoilt/folder.png"), 0700);
@@ -495,7 +479,7 @@ static void test_refusals(void) {
     FidSet s = fid_scan(net, dir, o);
     check(s.count == 120 && strstr(s.names[119], "good119.png"),
           "pictures of all sizes, one unreadable, left out");
-    o.batch = 50, o.readers = 0;
+    o.batch = 50;
     FidSet again = fid_scan(net, dir, o);
     check(again.count == 120 && !memcmp(s.features, again.features, 120 * (size_t)s.dim * sizeof(float)),
           "features do not depend on the batch");
@@ -509,7 +493,7 @@ static void test_refusals(void) {
     check(read.dim == s.dim && !memcmp(read.mu, s.mu, (size_t)s.dim * 8) &&
               !memcmp(read.sigma, s.sigma, (size_t)s.dim * (size_t)s.dim * 8),
           "statistics come back as they were written");
-    check(fabs(fid_distance(&s, &read)) < 1e-6 * total_variance(&s), "and are at no distance");
+    check(fabs(fid_distance(&s, &read)) < 1e-6 * total_variance(&s), "and their distance is zero");
     REFUSED("a KID needs the features", kid_distance(&s, &read, 0, NULL));
     fid_set_free(&s), fid_set_free(&again);
 
@@ -525,7 +509,7 @@ static void test_refusals(void) {
     REFUSED("is no covariance", fid_read_statistics(npz));
     save_npz(npz, "mu", 4, "sigma", 4, 4, NAN);
     REFUSED("is nan", fid_read_statistics(npz));
-    // Symmetric, and yet no covariance: 1 on the diagonal, 3 beside it. As either of the two.
+    // Symmetric, but no covariance: 1 on the diagonal, 3 off it. As the first and as the second.
     double odd[4] = {1, 3, 3, 1}, one[4] = {1, 0, 0, 1}, nowhere[2] = {0};
     REFUSED("has negative eigenvalues", frechet_distance(nowhere, odd, nowhere, one, 2));
     REFUSED("has negative eigenvalues", frechet_distance(nowhere, one, nowhere, odd, 2));
@@ -549,9 +533,8 @@ static void test_refusals(void) {
     REFUSED("good000.png hold a NaN or an infinity", fid_scan(large, dir, o));
     inception_free(large);
     REFUSED("width is 0", inception_new("{\"width\": 0}"));
-    REFUSED("head colour", inception_new("{\"heads\": {\"colour\": []}}"));
 
-    // torchvision's network under the same names is told apart by its 1000 classes.
+    // torchvision's network has the same names; its 1000 classes tell it apart.
     char *other = in_folder("torchvision.safetensors");
     StoreWriter *w = store_create(other);
     store_declare(w, "fc.weight", F32, 2, (int64_t[]){1000, 1});
@@ -559,19 +542,6 @@ static void test_refusals(void) {
     store_commit(w);
     REFUSED("torchvision's Inception-v3", inception_load(other));
 
-    // The judge.
-    dir = pictures("judged", 3, 0);
-    double share[16];
-    int heads;
-    long n;
-    REFUSED("prompts.jsonl", fid_fidelity(net, dir, o, share, &heads, &n));
-    write_text(format("%s/prompts.jsonl", dir),
-               "{\"colour\": \"red\", \"place\": \"sea\"}\n{\"colour\": \"blue\"}\n");
-    REFUSED("00000.png is missing", fid_fidelity(net, dir, o, share, &heads, &n));
-    for (int i = 0; i < 2; i++) rename(format("%s/good%03d.png", dir, i + 1), format("%s/%05d.png", dir, i));
-    double fidelity = fid_fidelity(net, dir, o, share, &heads, &n);
-    check(heads == 2 && n == 2 && fidelity == (share[0] + share[1]) / 2 && share[1] * (1 - share[1]) == 0,
-          "the judge asks only for what was said");
     inception_free(net);
     verbosity = 0;
 }

@@ -1,7 +1,8 @@
-// Gradients of whole networks beside PyTorch's autograd, ten steps of training, a hundred of the optimiser alone.
-// Expected numbers: make_gradient_fixtures.py. A gradient's error is the largest difference over the sampled entries,
-// divided by the tensor's largest value, or by 1e-3 of the largest of the network where that is more: some true gradients
-// are zero (a key's bias) and what stands there is rounding.
+// gradients.c: gradients of whole networks against PyTorch's autograd, ten training steps, a hundred steps of
+// the optimiser alone. Expected values: make_gradient_fixtures.py. The error of a gradient is the largest
+// difference over the sampled entries, divided by the tensor's largest value, or by 1e-3 of the network's
+// largest where that is more: some true gradients are zero (that of a key's bias), and their values are
+// rounding errors.
 #include "sd.h"
 #include "weights/toy/made.h"
 #include "test/test.h"
@@ -10,7 +11,7 @@ static Store *fixture;
 
 static float *expected(const char *name, size_t count) {
     const Stored *t = store_find(fixture, name);
-    if (!t || t->count != count) die("the fixture has no %s of %zu numbers", name, count);
+    if (!t || t->count != count) die("the fixture has no %s of %zu values", name, count);
     float *x = xmalloc(count * sizeof(float));
     store_read_f32(t, x);
     return x;
@@ -21,7 +22,7 @@ static void fill_made(const Params *p) {
     for (int i = 0; i < p->count; i++) param_trainable(p->list[i].tensor);
 }
 
-// A made input, (n, c, h, w) in the fixture's layout, as a tensor.
+// A made input, (n, c, h, w) in the fixture's layout, as an NHWC tensor.
 static Tensor *input(int n, int c, int h, int w, const char *name, ...) PRINTF_LIKE(5, 6);
 static Tensor *input(int n, int c, int h, int w, const char *name, ...) {
     char full[128] = "input.";
@@ -39,7 +40,8 @@ static Tensor *input(int n, int c, int h, int w, const char *name, ...) {
 
 enum { SAMPLES = 6 };
 
-// Every parameter's gradient against the fixture's. prefix: what stands before its name there.
+// Every parameter's gradient against the fixture's, which stands under `prefix` and the name without `strip`
+// letters.
 static void check_gradients(const char *what, const Params *p, const char *prefix, size_t strip,
                             double tolerance) {
     double network = 0, worst = 0;
@@ -48,7 +50,7 @@ static void check_gradients(const char *what, const Params *p, const char *prefi
     for (int i = 0; i < p->count; i++) {
         char *name = format("%s%s", prefix, p->list[i].name + strip);
         want[i] = expected(name, SAMPLES + 1);
-        network = fmax(network, (double)want[i][SAMPLES]);
+        keep_largest(&network, (double)want[i][SAMPLES]);
         free(name);
     }
     for (int i = 0; i < p->count; i++) {
@@ -59,7 +61,7 @@ static void check_gradients(const char *what, const Params *p, const char *prefi
         double scale = fmax((double)want[i][SAMPLES], 1e-3 * network);
         for (uint64_t k = 0; k < SAMPLES; k++) {
             double e = fabs((double)x[(k * 2654435761u + 12345) % n] - want[i][k]) / scale;
-            if (!(e <= worst)) worst = isnan(e) ? INFINITY : e, where = p->list[i].name;
+            if (keep_largest(&worst, e)) where = p->list[i].name;
         }
         free(x), free(want[i]);
     }
@@ -104,7 +106,7 @@ static void unet_and_text(void) {
         backward(loss);
         check_loss("loss.unet", (double)tensor_item(loss), 1e-5);
         tape_end();
-        // 1e-4 is the bar; what fp32 leaves in both implementations together is some 1e-5.
+        // Rounding errors of fp32 in both implementations together are some 1e-5.
         check_gradients(checkpointing ? "UNet, checkpointed" : "UNet", &net, "", 0, 1e-4);
         check_gradients(checkpointing ? "text encoder, checkpointed" : "text encoder", &text, "", 0, 1e-4);
         clear_gradients(&net), clear_gradients(&text);
@@ -140,9 +142,9 @@ static void vae(void) {
     fill_made(&p);
     tape_begin();
     Tensor *x = input(2, 3, 64, 64, "gradients.pixels"), *moments = vae_encode(v, x);
-    Tensor *spread = activation(combine(0.5f, slice(moments, 4, 4), 0, NULL), EXP);
-    Tensor *z =
-        add(slice(moments, 0, 4), multiply(spread, combine(0.1f, input(2, 4, 8, 8, "gradients.z"), 0, NULL)));
+    Tensor *deviation = activation(combine(0.5f, slice(moments, 4, 4), 0, NULL), EXP);
+    Tensor *z = add(slice(moments, 0, 4),
+                    multiply(deviation, combine(0.1f, input(2, 4, 8, 8, "gradients.z"), 0, NULL)));
     Tensor *y = vae_decode(v, z);
     Tensor *loss = add(loss_between(y, x, NULL, LOSS_MSE, 0), loss_between(y, x, NULL, LOSS_L1, 0));
     backward(loss);
@@ -154,7 +156,8 @@ static void vae(void) {
     json_free(j);
 }
 
-// The optimiser on given gradients, against torch.optim.AdamW, clip_grad_norm_, a LambdaLR and a moving average.
+// The optimiser on given gradients, against torch.optim.AdamW, clip_grad_norm_, a LambdaLR and a moving
+// average.
 static void optimiser_alone(void) {
     Params p = {0};
     Tensor *w[2] = {param_tensor(&p, SHAPE(37), "a"), param_tensor(&p, SHAPE(5, 3), "b")};
@@ -201,7 +204,7 @@ static void optimiser_alone(void) {
     params_free(&p);
 }
 
-// Stable Diffusion v1.5's UNet, every gradient, by checkpointing.
+// Every gradient of Stable Diffusion v1.5's UNet, with gradient checkpointing.
 static void full(void) {
     store_close(fixture);
     fixture = store_open("test/fixtures/gradients-sd15.safetensors");

@@ -1,9 +1,9 @@
-// lcm.c (test): Phase 2 against PyTorch's double-precision run of the published script, see make_lcm_fixtures.py.
-// Weights and batches come from PyTorch's generator on both sides, seeded by a hash of their names. At full size: made
-// weights.
+// lcm.c (test): Phase 2 against a float64 run of the published script in PyTorch, see make_lcm_fixtures.py.
+// Both sides draw weights and batches from PyTorch's generator, seeded by a hash of their names; at full size
+// weights are made.
 #include "sd.h"
 #include "weights/toy/made.h"
-#include "cli/plan.h"
+#include "lib/nn/dry.h"
 #include "test/test.h"
 
 #include <string.h>
@@ -19,7 +19,7 @@ static float *fixture(const char *name, size_t *count) {
     return x;
 }
 
-// ---- numbers that belong to a name -------------------------------------------------------------------------------
+// ---- random values by name --------------------------------------------------------------------------------
 
 static float *draw(const char *name, size_t count) {
     uint32_t h = 2166136261u;
@@ -45,10 +45,10 @@ static void fill(const Params *p, const char *role) {
         size_t n = tensor_count(t), length = strlen(name);
         float *x = draw_of("base", name, n), *own = draw_of(role, name, n);
         bool bias = length > 5 && !strcmp(name + length - 5, ".bias");
-        double spread = (strstr(name, "cond_proj") ? 0.3 : 0.8) / sqrt((double)n / t->shape[0]);
+        double deviation = (strstr(name, "cond_proj") ? 0.3 : 0.8) / sqrt((double)n / t->shape[0]);
         for (size_t j = 0; j < n; j++) {
             x[j] += 0.1f * own[j];
-            x[j] = bias ? 0.1f * x[j] : t->dims == 1 ? 1 + 0.1f * x[j] : (float)(spread * (double)x[j]);
+            x[j] = bias ? 0.1f * x[j] : t->dims == 1 ? 1 + 0.1f * x[j] : (float)(deviation * (double)x[j]);
         }
         if (!t->data) param_allocate(t, F32);
         param_write(t, x);
@@ -101,12 +101,12 @@ static Json *noise_schedule(const char *prediction) {
     return j;
 }
 
-// ---- tables --------------------------------------------------------------------------------------------------------
+// ---- tables -----------------------------------------------------------------------------------------------
 
 static void test_tables(void) {
     Json *j = noise_schedule("epsilon");
     Lcm l;
-    lcm_init(&l, lcm_defaults, j, NULL, NULL, NULL);
+    lcm_init(&l, lcm_defaults, scheduler_config(j, LCM), NULL, NULL, NULL);
     float *want = fixture("alphas_cumprod", NULL), got[2000];
     check(!memcmp(want, l.schedule.alphas_cumprod, 1000 * sizeof(float)),
           "the noise schedule is PyTorch's, bit for bit");
@@ -115,7 +115,7 @@ static void test_tables(void) {
     for (int t = 0; t < 1000; t++) lcm_scalings(&l, t, &got[2 * t], &got[2 * t + 1]);
     double worst = 0;
     for (int i = 0; i < 2000; i++)
-        worst = fmax(worst, fabs((double)got[i] - (double)want[i]) / fmax(fabs((double)want[i]), 1e-30));
+        keep_largest(&worst, fabs((double)got[i] - (double)want[i]) / fmax(fabs((double)want[i]), 1e-30));
     printf("scalings: largest relative difference %.2g\n", worst);
     check(worst <= 1e-6,
           "c_skip and c_out of all 1,000 timesteps agree with diffusers' to 1e-6, each relative to itself");
@@ -126,7 +126,7 @@ static void test_tables(void) {
     static const char *const kinds[] = {"epsilon", "v_prediction", "sample"};
     for (int k = 0; k < 3; k++) {
         j = noise_schedule(kinds[k]);
-        lcm_init(&l, lcm_defaults, j, NULL, NULL, NULL);
+        lcm_init(&l, lcm_defaults, scheduler_config(j, LCM), NULL, NULL, NULL);
         int index[50];
         for (int i = 0; i < 50; i++) index[i] = i;
         char *name = format("solver.%s", kinds[k]);
@@ -140,8 +140,8 @@ static void test_tables(void) {
         json_free(j), lcm_free(&l);
     }
 
-    // exp() of fp32 differs between libraries in its last bit, which the sine of 14,000 rad shows as 1e-3; where both
-    // sides have the same angle only the sine's own rounding is left.
+    // Libraries differ in the last bit of expf(). At an angle of 14,000 rad that changes the sine by 1e-3.
+    // Where both sides have the same angle, only the rounding of the sine is left.
     size_t n;
     float *w = fixture("w", &n), *embedding = fixture("w.embedding", NULL),
           *angles = fixture("w.angles", NULL);
@@ -155,23 +155,22 @@ static void test_tables(void) {
             for (int half = 0; half < 2; half++) {
                 size_t at = r * 256 + (size_t)(half * 128 + i);
                 double d = fabs((double)mine[at] - (double)embedding[at]);
-                if (d > all) all = d;
+                keep_largest(&all, d);
                 if (angle == angles[r * 128 + (size_t)i]) {
                     equal++;
-                    if (d > same) same = d;
+                    keep_largest(&same, d);
                 }
             }
         }
-    printf("embedding of w: %.2g at most; %.2g over the %d of %zu whose angle is the same number\n", all,
-           same, equal, n * 256);
+    printf("embedding of w: %.2g at most; %.2g over the %d of %zu whose angle is the same\n", all, same,
+           equal, n * 256);
     check(all <= 2e-3, "the embedding of w agrees with the script's within 2e-3");
-    check(same <= 1e-6 && equal > (int)n * 200,
-          "and within 1e-6 where both take the sine of the same number");
+    check(same <= 1e-6 && equal > (int)n * 200, "and within 1e-6 where both take the sine of the same angle");
     scope_end(s, NULL);
     free(w), free(embedding), free(angles), free(mine);
 }
 
-// ---- one step ------------------------------------------------------------------------------------------------------
+// ---- one step ---------------------------------------------------------------------------------------------
 
 static Params teacher_p, student_p, target_p;
 static UNet *teacher, *student, *target;
@@ -179,7 +178,7 @@ static UNet *teacher, *student, *target;
 static float loss_with(const char *prediction, LcmConfig c, const LcmBatch *b) {
     Json *j = noise_schedule(prediction);
     Lcm l;
-    lcm_init(&l, c, j, teacher, student, target);
+    lcm_init(&l, c, scheduler_config(j, LCM), teacher, student, target);
     Scope s = scope_begin();
     float loss = tensor_item(lcm_loss(&l, b));
     scope_end(s, NULL);
@@ -193,7 +192,7 @@ static void test_step(void) {
     LcmBatch b = batch("one", index, w, 3);
     Json *j = noise_schedule("epsilon");
     Lcm l;
-    lcm_init(&l, lcm_defaults, j, teacher, student, target);
+    lcm_init(&l, lcm_defaults, scheduler_config(j, LCM), teacher, student, target);
     tape_begin();
     Tensor *loss = lcm_loss(&l, &b);
     backward(loss);
@@ -212,11 +211,12 @@ static void test_step(void) {
                                         "loss.sample", "loss.no_boundary", "loss.snr"};
     for (int i = 0; i < 6; i++) {
         float *want = fixture(names[i], NULL);
-        check_close(names[i], &got[i], want, 1, 1e-5); // the bar: fp32 against the script
+        check_close(names[i], &got[i], want, 1, 1e-5); // fp32 against float64
         free(want);
     }
 
-    // Gradients: the difference over the tensor's largest value, or over 1e-3 of the network's where that is more.
+    // A gradient's error is relative to the tensor's largest value, or to 1e-3 of the network's where that is
+    // more.
     double largest = 0, worst = 0;
     const char *worst_name = "";
     for (int round = 0; round < 2; round++)
@@ -226,22 +226,20 @@ static void test_step(void) {
             float *want = fixture(name, NULL);
             free(name);
             if (round == 0) {
-                largest = fmax(largest, (double)want[0]);
+                keep_largest(&largest, (double)want[0]);
             } else {
                 Tensor as_weight = *t;
                 as_weight.data = t->gradient;
                 float *g = param_read(&as_weight), some[24];
                 size_t n = tensor_count(t);
-                double square = 0, scale = fmax((double)want[0], 1e-3 * largest);
+                double square = 0, floor = 1e-3 * largest, error = 0;
                 for (size_t k = 0; k < n; k++) square += (double)g[k] * (double)g[k];
+                keep_largest(&error, fabs(sqrt(square) - (double)want[1]) / fmax((double)want[1], floor));
                 sampled(g, n, some, 24);
-                double e = max_error(some, want + 2, 24, scale) * fmax(scale, 1e-30);
-                double own =
-                    0; // max_error divides by the larger of scale and the samples' largest, which is no more
-                for (int k = 0; k < 24; k++) own = fmax(own, fabs((double)want[2 + k]));
-                e = e / scale * fmax(own / scale, 1);
-                e = fmax(e, fabs(sqrt(square) - (double)want[1]) / fmax((double)want[1], 1e-3 * largest));
-                if (!(e <= worst)) worst = e, worst_name = student_p.list[i].name;
+                for (int k = 0; k < 24; k++)
+                    keep_largest(&error,
+                                 fabs((double)some[k] - (double)want[2 + k]) / fmax((double)want[0], floor));
+                if (keep_largest(&worst, error)) worst_name = student_p.list[i].name;
                 free(g);
             }
             free(want);
@@ -251,12 +249,12 @@ static void test_step(void) {
     bool quiet = true;
     for (int i = 0; i < teacher_p.count; i++) quiet &= !teacher_p.list[i].tensor->gradient;
     for (int i = 0; i < target_p.count; i++) quiet &= !target_p.list[i].tensor->gradient;
-    check(quiet, "teacher and target have no gradients");
+    check(quiet, "teacher and target get no gradients");
     json_free(j), lcm_free(&l);
     free(w);
 }
 
-// ---- the optimiser and the moving average --------------------------------------------------------------------------
+// ---- the optimiser and the moving average -----------------------------------------------------------------
 
 static OptimiserConfig adamw(float rate) {
     return (OptimiserConfig){
@@ -273,7 +271,7 @@ static void test_average(void) {
         for (size_t k = 0; k < n; k++) g[k] *= 0.01f;
         as_weight.data = t->gradient;
         param_write(&as_weight, g);
-        backend.copy((Mem){o->ema[i], F32}, mem(&average), n); // the target's weights are where the average begins
+        backend.copy((Mem){o->ema[i], F32}, mem(&average), n); // the average begins with the target's weights
         free(g);
     }
     optimiser_step(o);
@@ -284,8 +282,7 @@ static void test_average(void) {
         average.data = o->ema[i];
         float *x = param_read(&average);
         sampled(x, tensor_count(&average), some, 8);
-        double e = max_error(some, want, 8, 1e-3);
-        if (!(e <= worst)) worst = e;
+        keep_largest(&worst, max_error(some, want, 8, 1e-3));
         free(name), free(want), free(x);
     }
     printf("moving average after a step: largest relative difference %.2g\n", worst);
@@ -300,7 +297,7 @@ static void test_ten_steps(void) {
     UNet *average = lcm_target(tiny(true), o, &average_p);
     Json *j = noise_schedule("epsilon");
     Lcm l;
-    lcm_init(&l, lcm_defaults, j, teacher, student, average);
+    lcm_init(&l, lcm_defaults, scheduler_config(j, LCM), teacher, student, average);
     float *want = fixture("losses", NULL), got[10];
     for (int i = 0; i < 10; i++) {
         char *name = format("step %d", i), *w_name = format("w.%d", i);
@@ -319,17 +316,17 @@ static void test_ten_steps(void) {
     }
     double worst = 0;
     for (int i = 0; i < 10; i++)
-        worst = fmax(worst, fabs((double)got[i] - (double)want[i]) / (double)want[i]);
+        keep_largest(&worst, fabs((double)got[i] - (double)want[i]) / (double)want[i]);
     printf("ten steps: losses %.5f ... %.5f, largest relative difference %.2g\n", (double)got[0],
            (double)got[9], worst);
     check(worst <= 1e-3, "the losses of ten end-to-end steps agree within 1e-3");
     free(want);
     json_free(j), lcm_free(&l);
-    lcm_target_free(average, &average_p);
+    unet_view_free(average, &average_p);
     optimiser_free(o);
 }
 
-// ---- Stable Diffusion v1.5 -----------------------------------------------------------------------------------------
+// ---- Stable Diffusion v1.5 --------------------------------------------------------------------------------
 
 static UNetConfig full_config(const char *path) {
     Json *j = json_load(path);
@@ -371,28 +368,29 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const Parameter *)a)->name, ((const Parameter *)b)->name);
 }
 
-// Every gradient, in the order of names, against the fixture's largest, norm and 6 entries; the scale as above.
+// Every gradient, in the order of names, against the fixture's largest value, norm and 6 entries, relative as
+// above.
 static void check_full_gradients(const float *want) {
     Parameter *list = memcpy(xmalloc((size_t)student_p.count * sizeof *list), student_p.list,
                              (size_t)student_p.count * sizeof *list);
     qsort(list, (size_t)student_p.count, sizeof *list, by_name);
     double largest = 0, worst = 0;
     const char *where = "";
-    for (int i = 0; i < student_p.count; i++) largest = fmax(largest, (double)want[8 * i]);
+    for (int i = 0; i < student_p.count; i++) keep_largest(&largest, (double)want[8 * i]);
     for (int i = 0; i < student_p.count; i++) {
         Tensor g = *list[i].tensor;
         g.data = g.gradient;
         float *x = param_read(&g), some[6];
         size_t n = tensor_count(&g);
-        double square = 0, floor = 1e-3 * largest, error;
+        double square = 0, floor = 1e-3 * largest, error = 0;
         for (size_t k = 0; k < n; k++) square += (double)x[k] * (double)x[k];
-        error = fabs(sqrt(square) - (double)want[8 * i + 1]) / fmax((double)want[8 * i + 1], floor);
+        keep_largest(&error,
+                     fabs(sqrt(square) - (double)want[8 * i + 1]) / fmax((double)want[8 * i + 1], floor));
         sampled(x, n, some, 6);
-        for (int k = 0; k < 6; k++) {
-            double d = fabs((double)some[k] - (double)want[8 * i + 2 + k]) / fmax((double)want[8 * i], floor);
-            if (!(d <= error)) error = isnan(d) ? INFINITY : d;
-        }
-        if (!(error <= worst)) worst = error, where = list[i].name;
+        for (int k = 0; k < 6; k++)
+            keep_largest(&error, fabs((double)some[k] - (double)want[8 * i + 2 + k]) /
+                                     fmax((double)want[8 * i], floor));
+        if (keep_largest(&worst, error)) where = list[i].name;
         free(x);
     }
     free(list);
@@ -400,7 +398,8 @@ static void check_full_gradients(const float *want) {
     check(worst <= 1e-3, "every gradient of a full-size step agrees with PyTorch's within 1e-3");
 }
 
-// How long the network takes for 50 guided steps, by 4 without guidance: the best of three on one processor, in turn.
+// The network's time for 50 guided steps, divided by that for 4 steps without guidance: best of three,
+// interleaved, one thread.
 static double measure_gain(void) {
     backend_init(1);
     Scope s = scope_begin();
@@ -425,26 +424,37 @@ static double measure_gain(void) {
     return 50 * guided / (4 * plain);
 }
 
-// Forward and backward of a step, without moving average and optimiser. The teacher has the student's weights, as at the
-// start of a run, and here even their memory.
+// What the step takes beside what is there already, by a dry run.
+static size_t dry_step(const Lcm *l, const LcmBatch *b) {
+    dry_begin(false);
+    Scope s = scope_begin();
+    tape_begin();
+    backward(lcm_loss(l, b));
+    tape_end();
+    scope_end(s, NULL);
+    return dry_end().scratch;
+}
+
+// Forward and backward of one step, without the moving average and the optimiser. The teacher has the
+// student's weights, as at the start of a run; here it shares their memory.
 static void test_full_step(void) {
     UNetConfig c = full_config("test/configs/sd15-lcm/unet.json");
     teacher = unet_new(full_config("test/configs/sd15/unet.json"), &teacher_p);
     student = unet_new(c, &student_p);
-    double lasting = 0;
+    double persistent = 0;
     for (int i = 0; i < student_p.count; i++) {
         Tensor *t = student_p.list[i].tensor, *same = params_find(&teacher_p, student_p.list[i].name);
         fill_made(t, student_p.list[i].name);
         param_trainable(t);
         if (same) same->type = F32, same->data = t->data;
-        lasting += 2.0 * (double)tensor_count(t) * sizeof(float);
+        persistent += 2.0 * (double)tensor_count(t) * sizeof(float);
     }
     Store *full = store_open("test/fixtures/lcm-sd15.safetensors");
     Store *tables = fixtures;
     fixtures = full;
     Json *j = json_load("test/configs/sd15/scheduler.json");
     Lcm l;
-    lcm_init(&l, lcm_defaults, j, teacher, student, student);
+    lcm_init(&l, lcm_defaults, scheduler_config(j, LCM), teacher, student, student);
     LcmBatch b = {1,
                   made_latents("input.lcm.full.z"),
                   made_latents("input.lcm.full.noise"),
@@ -453,7 +463,7 @@ static void test_full_step(void) {
                   (const int[]){24},
                   (const float[]){7.5f}};
     checkpointing = true;
-    double started = seconds();
+    double planned = persistent + (double)dry_step(&l, &b), started = seconds();
     tape_begin();
     Tensor *loss = lcm_loss(&l, &b);
     backward(loss);
@@ -463,9 +473,8 @@ static void test_full_step(void) {
     printf("a step at full size, with gradient checkpointing: %.1f s\n", seconds() - started);
     check_close("its loss", &got, want, 1, 1e-4);
     check_full_gradients(rows);
-    double planned = lasting + (double)plan_activations(&c, NULL, 1, 64, 64, 77, true),
-           used = (double)backend.peak();
-    printf("memory: weights and gradients %.2f GB; %.2f GB planned in all, %.2f GB used\n", lasting / 1e9,
+    double used = (double)backend.peak();
+    printf("memory: weights and gradients %.2f GB; %.2f GB planned in all, %.2f GB used\n", persistent / 1e9,
            planned / 1e9, used / 1e9);
     check(fabs(used / planned - 1) <= 0.1, "the plan of its memory holds within 10 %");
     check(measure_gain() >= 20, "4 plain steps take at most a twentieth of 50 guided ones");

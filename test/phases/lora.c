@@ -1,5 +1,5 @@
-// lora.c (test): Phase 3 against PEFT and PyTorch at the tiny architecture with made weights, see
-// make_lora_fixtures.py; LoRA files of diffusers, PEFT and kohya; and what must be refused.
+// lora.c (test): Phase 3 against PEFT and PyTorch on the tiny architecture with made weights
+// (make_lora_fixtures.py), LoRA files of diffusers, PEFT and kohya, and files that must be refused.
 #define _POSIX_C_SOURCE 200809L
 #include "sd.h"
 #include "lib/io/architectures.h"
@@ -14,7 +14,7 @@ static const float alpha = 1;
 static Store *fixtures;
 static char scratch[] = "/tmp/sd-lora-test-XXXXXX";
 
-// ---- models and inputs ------------------------------------------------------------------------------------------
+// ---- models and inputs ------------------------------------------------------------------------------------
 
 static float *fixture(const char *name, size_t *count) {
     const Stored *t = store_find(fixtures, name);
@@ -83,9 +83,9 @@ static void check_picture(const char *what, const Tensor *got, const char *want,
     free(x), free(y), free(z);
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------
+// ---- forward ----------------------------------------------------------------------------------------------
 
-// 1e-5 of the largest value: a hundred roundings of fp32 through a whole network of 60 layers.
+// 1e-5 of the largest value is a hundred roundings of fp32, through a network of 60 layers.
 static void test_forward(void) {
     Params p = {0};
     UNet *net = unet_new(tiny_unet("tiny"), &p);
@@ -96,22 +96,22 @@ static void test_forward(void) {
     Tensor *z = latents("input.lora.z"), *text = states("input.lora.text");
     check_picture("UNet without adapters", unet(net, z, t, text, NULL), "unet.without", 1e-5);
     Lora *l = made_lora(&p, "lcm"), *te = made_lora(&p, "text");
-    lora_hang(l, 1), lora_hang(te, 1);
+    lora_attach(l, 1), lora_attach(te, 1);
     check_picture("UNet with adapters on all kinds of layers", unet(net, z, t, text, NULL), "unet", 1e-5);
     int *ids = token_ids();
     float *x = tensor_read(text_encode(e, ids, N)), *want = fixture("text", NULL);
     check_close("text encoder with adapters", x, want, N * TOKENS * WIDTH, 1e-5);
     free(x);
-    lora_take_off(l), lora_take_off(te);
+    lora_detach(l), lora_detach(te);
     check_picture("UNet after taking them off", unet(net, z, t, text, NULL), "unet.without", 1e-5);
-    lora_hang(l, 0.25f), lora_hang(te, 0), lora_take_off(te);
+    lora_attach(l, 0.25f), lora_attach(te, 0), lora_detach(te);
     Random r;
     random_seed(&r, 0);
     Lora *more = lora_new(&p, "lcm", RANK, 3 * alpha, &r); // a second set: 1/4 + 3/4
     made_params(&more->params, "lora.", MADE_SOFT, F32);
-    lora_hang(more, 0.25f);
+    lora_attach(more, 0.25f);
     check_picture("UNet with two sets, weighted", unet(net, z, t, text, NULL), "unet", 1e-5);
-    lora_take_off(l), lora_take_off(more);
+    lora_detach(l), lora_detach(more);
     lora_merge(l, 1), lora_merge(te, 1);
     check_picture("UNet, merged", unet(net, z, t, text, NULL), "unet", 1e-5);
     x = tensor_read(text_encode(e, ids, N));
@@ -125,13 +125,14 @@ static void test_forward(void) {
     params_free(&p);
 }
 
-// ---- losses and gradients ---------------------------------------------------------------------------------------
+// ---- losses and gradients ---------------------------------------------------------------------------------
 
 static int compare_names(const void *a, const void *b) {
     return strcmp((*(Parameter *const *)a)->name, (*(Parameter *const *)b)->name);
 }
 
-// Gradients of all adapters, in the order of names, against the fixture's rows: largest, norm, 16 entries.
+// Gradients of all adapters, in the order of names, against the fixture's rows: largest value, norm, 16
+// entries.
 static void check_case_within(const char *name, Tensor *loss, Lora *const *loras, int count, double of_loss,
                               double of_gradients) {
     char *key = format("%s.loss", name);
@@ -145,12 +146,12 @@ static void check_case_within(const char *name, Tensor *loss, Lora *const *loras
         for (int k = 0; k < loras[i]->params.count; k++) list[rows++] = &loras[i]->params.list[k];
     qsort(list, (size_t)rows, sizeof *list, compare_names);
     key = format("%s.gradients", name);
-    size_t numbers;
-    float *facts = fixture(key, &numbers);
-    check(numbers == (size_t)rows * 18, key);
+    size_t count_facts;
+    float *facts = fixture(key, &count_facts);
+    check(count_facts == (size_t)rows * 18, key);
     double worst = 0;
     const char *worst_name = "";
-    for (int i = 0; i < rows && numbers == (size_t)rows * 18; i++) {
+    for (int i = 0; i < rows && count_facts == (size_t)rows * 18; i++) {
         Tensor *t = list[i]->tensor;
         Tensor gradient = *t;
         gradient.data = t->gradient, gradient.type = F32;
@@ -158,17 +159,14 @@ static void check_case_within(const char *name, Tensor *loss, Lora *const *loras
         size_t n = tensor_count(t);
         double square = 0, error = 0;
         for (size_t k = 0; k < n; k++) square += (double)g[k] * g[k];
-        error = fabs(sqrt(square) - f[1]) / f[1];
-        for (size_t k = 0; k < 16; k++) {
-            double d = fabs((double)g[k * n / 16] - f[2 + k]) / f[0];
-            if (!(d <= error)) error = isnan(d) ? INFINITY : d;
-        }
-        if (!(error <= worst)) worst = error, worst_name = list[i]->name;
+        keep_largest(&error, fabs(sqrt(square) - f[1]) / f[1]);
+        for (size_t k = 0; k < 16; k++) keep_largest(&error, fabs((double)g[k * n / 16] - f[2 + k]) / f[0]);
+        if (keep_largest(&worst, error)) worst_name = list[i]->name;
         backend.fill((Mem){t->gradient, F32}, 0, n);
         free(g);
     }
     if (other_rounding()) {
-        skip(name, "a gradient's last digits are for the plain build");
+        skip(name, "the tolerance is for the usual build");
     } else {
         int ok = worst <= of_gradients;
         printf("%-7s %s: %d gradients, worst %.2g of %.0e at %s\n", ok ? "ok" : "FAILED", name, rows, worst,
@@ -198,13 +196,13 @@ static void test_finetune(void) {
     Lora *both[] = {made_lora(&p, "lcm"), made_lora(&p, "text")};
     const int t[] = {999, 259};
     int *ids = token_ids();
-    trainable(both[0]), lora_hang(both[0], 1);
+    trainable(both[0]), lora_attach(both[0], 1);
     tape_begin();
     Tensor *loss = lora_finetune_loss(&s, net, latents("input.lora.z"), latents("input.lora.noise"),
                                       states("input.lora.text"), t, 0);
     check_case("finetune", loss, both, 1);
     tape_end();
-    trainable(both[1]), lora_hang(both[1], 1);
+    trainable(both[1]), lora_attach(both[1], 1);
     for (checkpointing = false;; checkpointing = true) {
         tape_begin();
         loss = lora_finetune_loss(&s, net, latents("input.lora.z"), latents("input.lora.noise"),
@@ -227,9 +225,9 @@ static void test_distill(void) {
     made_params(&m.params, "", MADE_SOFT, F32);
     UNet *lcm = unet_new(tiny_unet("tiny-lcm"), &lcm_params);
     made_params(&lcm_params, "", MADE_SOFT, F32);
-    UNet *student = lora_student(&m, &student_params);
+    UNet *student = unet_view(m.unet_config, &m.params, &student_params);
     Lora *l = made_lora(&student_params, "lcm");
-    trainable(l), lora_hang(l, 1);
+    trainable(l), lora_attach(l, 1);
     Json *j = parsed(architecture("tiny")->scheduler);
     const int index[] = {49, 12};
     const float w[] = {5.5f, 13};
@@ -242,7 +240,7 @@ static void test_distill(void) {
                   index,
                   w};
     Lcm way;
-    lcm_init(&way, lcm_defaults, j, m.unet, student, student);
+    lcm_init(&way, lcm_defaults, scheduler_config(j, LCM), m.unet, student, student);
     tape_begin();
     check_case("consistency", lcm_loss(&way, &b), &l, 1);
     tape_end();
@@ -269,12 +267,12 @@ static void test_distill(void) {
     lcm_free(&way);
     json_free(j);
     lora_free(l);
-    lcm_target_free(student, &student_params);
+    unet_view_free(student, &student_params);
     free(lcm), free(m.unet);
     params_free(&lcm_params), params_free(&m.params);
 }
 
-// ---- Stable Diffusion v1.5, rank 64 ------------------------------------------------------------------------------
+// ---- Stable Diffusion v1.5, rank 64 -----------------------------------------------------------------------
 
 static UNetConfig full_unet(void) {
     Json *j = json_load("test/configs/sd15/unet.json");
@@ -283,16 +281,16 @@ static UNetConfig full_unet(void) {
     return c;
 }
 
-// Without a number of the network in memory: how much of it would learn.
-static void test_share(void) {
+// The fraction of parameters that would be trained; the network itself is only declared.
+static void test_fraction(void) {
     Params p = {0};
     free(unet_new(full_unet(), &p));
     Random r;
     random_seed(&r, 0);
     Lora *l = lora_new(&p, "attention", 8, 8, &r);
-    double share = (double)params_count(&l->params) / (double)params_count(&p);
-    printf("rank 8 on the attention of Stable Diffusion v1.5's UNet learns %.3f %% of it\n", 100 * share);
-    check(share > 0 && share < 0.002, "rank 8, attention only, learns under 0.2 % of the full UNet");
+    double fraction = (double)params_count(&l->params) / (double)params_count(&p);
+    printf("rank 8 on the attention of Stable Diffusion v1.5's UNet trains %.3f %% of it\n", 100 * fraction);
+    check(fraction > 0 && fraction < 0.002, "rank 8, attention only, trains under 0.2 % of the full UNet");
     lora_free(l);
     params_free(&p);
 }
@@ -310,7 +308,8 @@ static void check_full_output(const char *what, const UNet *net, Tensor *z, Tens
     free(x), free(y), free(want);
 }
 
-// A pass with the set that hangs on `student`, by one without: the best of three each on one processor, in turn.
+// The time of a pass with the adapters of `student` over that of one without: best of three, interleaved, one
+// thread.
 static double cost(const char *what, const UNet *student, const UNet *base, Tensor *z, Tensor *text) {
     backend_init(1);
     double best[2] = {INFINITY, INFINITY};
@@ -334,12 +333,12 @@ static void test_full(void) {
     m.unet = unet_new(m.unet_config, &m.params);
     made_params(&m.params, "", MADE_SOFT, F32);
     Params student_params = {0};
-    UNet *student = lora_student(&m, &student_params);
+    UNet *student = unet_view(m.unet_config, &m.params, &student_params);
     Lora *l = made_lora_of(&student_params, "lcm", 64, 8);
-    trainable(l), lora_hang(l, 1);
+    trainable(l), lora_attach(l, 1);
     Optimiser *o =
         optimiser_new((OptimiserConfig){.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f}, 0,
-                      (const Params *[]){&l->params}, 1); // here for the memory that it takes
+                      (const Params *[]){&l->params}, 1); // for its memory
     Scope s = scope_begin();
     LcmBatch b = {1,
                   made_latents("input.lora.full.z", 1, 64),
@@ -351,7 +350,7 @@ static void test_full(void) {
     check_full_output("the full UNet with adapters", student, b.z, b.text);
     Json *j = json_load("test/configs/sd15/scheduler.json");
     Lcm way;
-    lcm_init(&way, lcm_defaults, j, m.unet, student, student);
+    lcm_init(&way, lcm_defaults, scheduler_config(j, LCM), m.unet, student, student);
     static const double most[] = {9e9, 7e9}; // bytes, the bars
     for (int saving = 1; saving >= 0; saving--) {
         checkpointing = saving;
@@ -368,9 +367,9 @@ static void test_full(void) {
     optimiser_free(o);
     check(cost("the layers of lcm-lora-sdv1-5", student, m.unet, b.z, b.text) < 0.18,
           "unmerged adapters on all those layers cost under 18 %");
-    lora_take_off(l);
+    lora_detach(l);
     Lora *few = made_lora_of(&student_params, "attention", 64, 8);
-    lora_hang(few, 1);
+    lora_attach(few, 1);
     check(cost("the attention", student, m.unet, b.z, b.text) < 0.05,
           "unmerged adapters on the attention cost under 5 %");
     lora_free(few);
@@ -380,16 +379,16 @@ static void test_full(void) {
     lcm_free(&way);
     json_free(j);
     lora_free(l);
-    lcm_target_free(student, &student_params);
+    unet_view_free(student, &student_params);
     free(m.unet);
     params_free(&m.params);
     store_close(fixtures);
     fixtures = tiny;
 }
 
-// ---- files ------------------------------------------------------------------------------------------------------
+// ---- files ------------------------------------------------------------------------------------------------
 
-// What a set changes in each layer, against what PEFT says: the largest value and 64 entries of scale B A.
+// The change of each layer's weight, scale B A, against PEFT's: the largest value and 64 entries.
 static void check_deltas(const char *what, const Lora *l, double tolerance) {
     Store *s = store_open("test/fixtures/lora/deltas.safetensors");
     check((size_t)l->count == store_count(s), what);
@@ -410,8 +409,7 @@ static void check_deltas(const char *what, const Lora *l, double tolerance) {
             double sum = 0;
             for (int r = 0; r < rank; r++)
                 sum += (double)up[at / in * (size_t)rank + (size_t)r] * down[(size_t)r * in + at % in];
-            double d = fabs(sum * p->alpha / rank - facts[1 + k]) / facts[0];
-            if (!(d <= worst)) worst = d;
+            keep_largest(&worst, fabs(sum * p->alpha / rank - facts[1 + k]) / facts[0]);
         }
         free(down), free(up);
     }
@@ -423,7 +421,7 @@ static void check_deltas(const char *what, const Lora *l, double tolerance) {
 static char *in_scratch(const char *name) { return format("%s/%s", scratch, name); }
 
 static void test_files(const Params *p) {
-    // fp32: roundings of the product alone. bf16 keeps 8 bits of each factor, fp16 11.
+    // fp32: rounding errors of the product alone. bf16 keeps 8 bits of each factor, fp16 11.
     static const struct {
         const char *path;
         double tolerance;
@@ -449,7 +447,7 @@ static void test_files(const Params *p) {
             lora_free(again);
             free(path);
         }
-    // Ranks and alphas that differ from layer to layer survive both formats.
+    // Both formats keep ranks and alphas that differ from layer to layer.
     Lora *mixed = xcalloc(1, sizeof *mixed);
     int count;
     Layer **layers = lora_layers(p, &count);
@@ -464,7 +462,7 @@ static void test_files(const Params *p) {
             same = again->parts[i].layer == mixed->parts[i].layer &&
                    again->parts[i].alpha == mixed->parts[i].alpha &&
                    again->parts[i].adapter.down->shape[0] == mixed->parts[i].adapter.down->shape[0];
-        check(same, "ranks and alphas that differ survive a file");
+        check(same, "a file keeps ranks and alphas that differ from layer to layer");
         lora_free(again);
         free(path);
     }
@@ -472,7 +470,7 @@ static void test_files(const Params *p) {
     lora_free(mixed), lora_free(l);
 }
 
-// ---- refusals ---------------------------------------------------------------------------------------------------
+// ---- refusals ---------------------------------------------------------------------------------------------
 
 static jmp_buf back;
 static char message[1024];
@@ -481,7 +479,7 @@ static void caught(const char *text) {
     longjmp(back, 1);
 }
 
-// lora_load of a file must end in one line that holds `part`.
+// lora_load() must die with a message that contains `part`.
 static void refused(const Params *p, const char *path, const char *part) {
     die_hook = caught;
     bool ended = setjmp(back) != 0;
@@ -578,8 +576,8 @@ static void test_refusals(const Params *p) {
     }
     Output *o = output_open(path);
     output_commit(o);
-    refused(p, path, path); // an empty file: named
-    // The good part alone is read; alpha by the header, its patterns, rslora, and PEFT's own file beside its own folder.
+    refused(p, path, path); // an empty file is named
+    // The good part alone is read. Where alpha comes from: nothing said, the header, its patterns, rslora.
     static const struct {
         const char *config;
         float alpha;
@@ -616,28 +614,28 @@ static void test_refusals(const Params *p) {
     }
 }
 
-// New adapters: down within 1 / sqrt(inputs) and not small, up zero.
+// New adapters: down uniform within 1 / sqrt(inputs), up zero.
 static void test_begin(const Params *p) {
     Random r;
     random_seed(&r, 1);
     Lora *l = lora_new(p, "conv_in", 4, 4, &r);
-    float *down = tensor_read(l->parts[0].adapter.down), *up = tensor_read(l->parts[0].adapter.up), most = 0,
-          any = 0;
-    for (int i = 0; i < 4 * 36; i++) most = fmaxf(most, fabsf(down[i]));
-    for (int i = 0; i < 48 * 4; i++) any += fabsf(up[i]);
+    float *down = tensor_read(l->parts[0].adapter.down), *up = tensor_read(l->parts[0].adapter.up);
+    double most = 0, any = 0;
+    for (int i = 0; i < 4 * 36; i++) keep_largest(&most, fabs(down[i]));
+    for (int i = 0; i < 48 * 4; i++) keep_largest(&any, fabs(up[i]));
     check(most <= 1.0f / 6 && most > 0.9f / 6 && any == 0, "new adapters: down uniform, up zero");
     free(down), free(up);
     lora_free(l);
 }
 
-// LOG and its slope, in the backend and by the library.
+// The operation LOG and its derivative against the C library's logf().
 static void test_log(void) {
     Params p = {0};
     Tensor *x = param_tensor(&p, SHAPE(1, 37), "x");
     param_allocate(x, F32);
-    float host[37], want[37], slope[37], one = 1;
+    float host[37], want[37], derivative[37], one = 1;
     for (int i = 0; i < 37; i++)
-        host[i] = 1e-6f * powf(2, (float)i), want[i] = logf(host[i]), slope[i] = 1 / host[i] / 37;
+        host[i] = 1e-6f * powf(2, (float)i), want[i] = logf(host[i]), derivative[i] = 1 / host[i] / 37;
     tensor_write(x, host);
     param_trainable(x);
     tape_begin();
@@ -651,8 +649,8 @@ static void test_log(void) {
     Tensor g = *x;
     g.data = x->gradient;
     free(got), got = tensor_read(&g);
-    for (int i = 0; i < 37; i++) got[i] /= slope[i], slope[i] = 1;
-    check_close("its slope", got, slope, 37, 1e-6);
+    for (int i = 0; i < 37; i++) got[i] /= derivative[i], derivative[i] = 1;
+    check_close("its derivative", got, derivative, 37, 1e-6);
     free(got);
     tape_end();
     params_free(&p);
@@ -674,7 +672,7 @@ int main(void) {
     test_forward();
     test_finetune();
     test_distill();
-    test_share();
+    test_fraction();
     if (full_size("LCM-LoRA of Stable Diffusion v1.5")) test_full();
     store_close(fixtures);
     char *command = format("rm -rf %s", scratch);
