@@ -1,12 +1,12 @@
-// made.c (test): weights/toy/made.c makes the bits that test/python/made.py made. test/fixtures/made.txt, written by
-// `reference.py checksums`, has one tensor a line: name, shape, and a checksum for either regime.
+// made.c (test): weights/toy/made.c makes the bits that test/python/made.py made. test/fixtures/made.txt,
+// written by `reference.py checksums`, has one tensor a line: name, shape, and a checksum for either regime.
 #include "weights/toy/made.h"
 #include "test/test.h"
 
 #include <inttypes.h>
 #include <stdint.h>
 
-// The sum over i of (2i + 1) * (bits of element i), modulo 2^64: it sees values and their order.
+// The sum over i of (2i + 1) * (bits of element i), modulo 2^64: it depends on values and their order.
 static uint64_t checksum(const float *values, int64_t count) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {

@@ -1,5 +1,5 @@
-// Tests of the toy world (weights/toy/scenes.c): the same bytes every time, captions that say what the picture shows,
-// figures of the promised size, a held-out set that training never sees, files that read back.
+// scenes.c (test): the toy world always draws the same bytes, captions describe their picture, figures have
+// the promised size, training never sees a held-out combination, files read back.
 #define _POSIX_C_SOURCE 200809L // mkdtemp
 #include "test/test.h"
 
@@ -17,8 +17,8 @@ static uint64_t fnv(uint64_t h, const unsigned char *p, size_t n) { // 64-bit FN
     return h;
 }
 
-// The scene that a caption describes, by a search for words that knows nothing of how captions are made. Words of
-// a value not in this list leave it at -1. `time` starts as day, which may go unsaid.
+// For reading a scene from its caption: which word means which value of which attribute. It is independent of
+// how captions are made.
 // clang-format off
 static const struct { const char *word; int attribute, value; } dictionary[] = {
     {"boy", 0, BOY}, {"girl", 0, GIRL}, {"man", 0, MAN}, {"woman", 0, WOMAN}, {"lady", 0, WOMAN}, {"dog", 0, DOG}, {"puppy", 0, DOG},
@@ -38,7 +38,8 @@ static const struct { const char *word; int attribute, value; } dictionary[] = {
 };
 // clang-format on
 
-// The combination, or -1 where the caption leaves something open or says two things. Counts words.
+// The combination that a caption describes; -1 where it leaves an attribute open or names two values. Counts
+// words.
 static int read_caption(const char *caption, int *words) {
     int found[6] = {-1, -1, -1, -1, -1, -1};
     bool child = false, clash = false;
@@ -75,7 +76,7 @@ static void test_same_bytes(void) {
     for (long i = 0; i < 200; i++) {
         World w = i % 2 ? WORLD_FLICKR : WORLD_BROAD;
         scene_draw(w, SPLIT_TRAIN, 3, i, a, &s, captions);
-        scene_draw(w, SPLIT_TEST, 4, i, b, NULL, NULL); // another scene in between leaves nothing behind
+        scene_draw(w, SPLIT_TEST, 4, i, b, NULL, NULL); // another scene in between has no influence
         scene_draw(w, SPLIT_TRAIN, 3, i, b, &t, again);
         same = same && !memcmp(a, b, PIXELS) && !memcmp(&s, &t, sizeof s);
         for (int k = 0; k < 5; k++) same = same && !strcmp(captions[k], again[k]);
@@ -83,8 +84,8 @@ static void test_same_bytes(void) {
         for (int k = 0; k < 5; k++) h = fnv(h, (const unsigned char *)captions[k], strlen(captions[k]));
     }
     check(same, "a scene is the same each time");
-    // Recorded with gcc 12 -O3 on x86-64; the arithmetic is on integers, so every build must find it again.
-    // Whoever changes what scenes look like records it anew, and the tiny model has to be trained again.
+    // Recorded with gcc 12 -O3 on x86-64. Drawing uses integers only, so every build must give the same. A
+    // change of how scenes look needs a new record here, and a newly trained tiny model.
     const uint64_t recorded = 0xf9d87b08953c9234;
     printf("        200 scenes: %016llx\n", (unsigned long long)h);
     check(h == recorded, "200 scenes have the bytes that were recorded");
@@ -105,7 +106,7 @@ static void test_captions(World world, Split split, const char *name) {
         int words;
         for (int k = 0; k < 5; k++) {
             int got = read_caption(captions[k], &words);
-            if (words > longest) longest = words;
+            if (words > longest) longest = words; // whole numbers
             if (k == 0 && got != scene_combination(&s)) {
                 if (!undetermined++) printf("        %s\n", captions[k]);
             }
@@ -118,7 +119,7 @@ static void test_captions(World world, Split split, const char *name) {
     printf("%s: the longest caption has %d words\n", name, longest);
     check(longest <= 24, "captions have at most 24 words");
     check(undetermined == 0, "the first caption determines all attributes");
-    // Later captions may leave the subject open, or the hour; night is then read as day.
+    // Later captions may leave the subject or the time open; an open time reads as day.
     check(wrong == 0, "no caption says something else than the scene");
     check(alike == 0, "the five captions of a scene differ");
     check(mixed == 0, "the split holds its own combinations only");
@@ -150,7 +151,8 @@ static void test_combinations(void) {
     }
     check(right, "combinations are numbered");
     printf("        %d combinations, %.2f %% of them held out\n", possible, 100.0 * held / possible);
-    // A hash keeps 8 of 100 at random: over some 10,000 combinations 8 % within 4 standard errors of 0.27 %.
+    // A hash holds out 8 of 100 at random: of some 10,000 combinations 8 %, within 4 standard errors of 0.27
+    // %.
     check(held >= 0.069 * possible && held <= 0.091 * possible, "about 8 % of the combinations are held out");
     const Scene paper = {GIRL, DRESS, PINK, CLIMB, ENTRYWAY, DAY};
     int words;
@@ -170,8 +172,7 @@ static void test_combinations(void) {
     check(distinct > at_8000 * 3 / 2, "31,783 scenes hold clearly more combinations than 8,000");
 }
 
-// The box that the drawing reports is checked against the pixels: the same scene drawn without a figure is not to
-// be had, so what is checked is its size and that it lies in the picture.
+// The bounding box that drawing reports: its size, and that it lies within the picture.
 static void test_figures(World world, const char *name) {
     int low = 1000, high = 0, outside = 0;
     static unsigned char rgb[PIXELS];
@@ -182,8 +183,8 @@ static void test_figures(World world, const char *name) {
         scene_describe(world, split, 5, i, &s, NULL);
         scene_draw_as(world, scene_seed(world, split, 5, i), &s, rgb, box);
         int h = box[3] - box[1];
-        if (h < low) low = h;
-        if (h > high) high = h;
+        if (h < low) low = h;   // whole numbers
+        if (h > high) high = h; // whole numbers
         outside += box[0] < 1 || box[1] < 1 || box[2] > 127 || box[3] > 127 || box[2] - box[0] < 15;
     }
     printf("%s: figures are %d to %d pixels high\n", name, low, high);
@@ -192,8 +193,8 @@ static void test_figures(World world, const char *name) {
 }
 
 static void test_colours(void) {
-    // In the middle of the figure there is garment or fur, at any hour nearest to its own colour: two scenes that
-    // differ in nothing but the colour differ there.
+    // The middle of the figure shows the garment. Two scenes that differ in its colour alone differ there, at
+    // any time of day.
     static unsigned char a[PIXELS], b[PIXELS];
     int changed = 0, other = 0;
     for (int i = 0; i < 30; i++) {

@@ -1,11 +1,11 @@
 // made.c: made weights, the same bits as test/python/made.py. Not a way to initialise a training run.
 //
-// Every tensor has a key, the 64-bit FNV-1a hash of its name. Elements 4j .. 4j+3 are made from the four words
-// of Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") at counter j. A word w
-// gives k = (w mod 2^16) + (w div 2^16) - 65535, the sum of two uniform numbers, and
-//     value = mean + k * spread                     (one rounding, to fp32)
+// Every tensor has a key, the 64-bit FNV-1a hash of its name. Elements 4j .. 4j+3 are made from the four
+// words of Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") at counter j. A
+// word w gives k = (w mod 2^16) + (w div 2^16) - 65535, the sum of two uniform numbers, and
+//     value = mean + k * scale                      (one rounding, to fp32)
 // after which some rows and columns are multiplied by a power of two (exact) or get an addend (one more
-// rounding). k * spread has 17 + 24 bits, so it is exact in double and it makes no difference whether the
+// rounding). k * scale has 17 + 24 bits, so it is exact in double and it makes no difference whether the
 // compiler fuses the addition. No logarithm and no sine: C libraries disagree about their last bits.
 #include "made.h"
 #include "lib/io/io.h" // param_write
@@ -26,34 +26,14 @@ static uint64_t fnv1a(const char *s) {
     return h;
 }
 
-static void philox(uint64_t key, uint64_t counter, uint32_t out[4]) {
-    uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32), c2 = 0, c3 = 0;
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t)p1;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
-
 static bool has(const char *name, const char *part) { return strstr(name, part) != NULL; }
-static bool begins(const char *name, const char *start) { return strncmp(name, start, strlen(start)) == 0; }
-static bool ends(const char *name, const char *end) {
-    size_t n = strlen(name), m = strlen(end);
-    return n >= m && strcmp(name + n - m, end) == 0;
-}
 
 // ---- how large ------------------------------------------------------------------------------------------
 
 // Standard deviation of a weight times the square root of its fan-in, by the first row whose start and part
-// fit the name. Chosen so that activations stay near unit size and every branch counts: what goes through SiLU
-// is made larger before it, what is added to the stream is about half of it, attention logits spread by 1.5 to
-// 3, and what averages over many values is scaled up again.
+// fit the name. Chosen so that activations stay near unit size and every branch counts: what goes through
+// SiLU is made larger before it, what is added to the stream is about half of it, attention logits spread
+// by 1.5 to 3, and what averages over many values is scaled up again.
 static const struct {
     const char *start, *part;
     double gain;
@@ -100,27 +80,27 @@ static const double hard_logits = 3.0; // hard: the gain of query and key
 
 static void mean_and_deviation(const char *name, int64_t fan_in, MadeRegime regime, double *mean,
                                double *deviation) {
-    bool weight = ends(name, ".weight");
-    bool decoder = begins(name, "vae.decoder."); // what is the same for every picture stays small there
+    bool weight = ends_with(name, ".weight");
+    bool decoder = starts_with(name, "vae.decoder."); // what is the same for every picture stays small there
     *mean = 0;
-    if (begins(name, "input."))
+    if (starts_with(name, "input."))
         *deviation = 1;
-    else if (ends(name, "running_var"))
+    else if (ends_with(name, "running_var"))
         *mean = 1, *deviation = 0.2;
-    else if (ends(name, "running_mean"))
+    else if (ends_with(name, "running_mean"))
         *deviation = 0.3;
     else if (has(name, "norm") || has(name, ".bn.")) {
         *mean = weight ? 1 : 0;
         *deviation = weight ? 0.2 : decoder ? 0.06 : 0.3;
-    } else if (ends(name, ".bias"))
+    } else if (ends_with(name, ".bias"))
         *deviation = decoder ? 0.04 : 0.2;
-    else if (ends(name, "token_embedding.weight"))
+    else if (ends_with(name, "token_embedding.weight"))
         *deviation = 1;
-    else if (ends(name, "position_embedding.weight"))
+    else if (ends_with(name, "position_embedding.weight"))
         *deviation = 1.5;
     else {
         int i = 0;
-        while (!begins(name, gains[i].start) || !has(name, gains[i].part)) i++; // the last row fits all
+        while (!starts_with(name, gains[i].start) || !has(name, gains[i].part)) i++; // the last row fits all
         double gain = gains[i].gain;
         bool logits =
             has(name, "to_q.") || has(name, "to_k.") || has(name, "q_proj.") || has(name, "k_proj.");
@@ -129,7 +109,7 @@ static void mean_and_deviation(const char *name, int64_t fan_in, MadeRegime regi
     }
 }
 
-// ---- what is not random -------------------------------------------------------------------------------------
+// ---- what is not random -----------------------------------------------------------------------------------
 
 // A tensor as `rows` x `cols` x `area`: output channels, input channels, pixels of the kernel.
 typedef struct {
@@ -142,16 +122,16 @@ static float *middle(Weights w, int64_t row, int64_t col) {
 }
 
 // A way for the noisy latents through the UNet that no block bends: conv_in copies latent channel o mod 4 to
-// channel o, up_blocks.3 passes the skip connection on, conv_out averages the copies. So epsilon resembles the
-// latents, as a trained network's does, and sampling neither explodes nor freezes. Signs alternate so that the
-// even part of SiLU cancels.
+// channel o, up_blocks.3 passes the skip connection on, conv_out averages the copies. So epsilon resembles
+// the latents, as a trained network's does, and sampling neither explodes nor freezes. Signs alternate so
+// that the even part of SiLU cancels.
 static void add_straight_path(const char *name, Weights w) {
-    if (!ends(name, ".weight")) return;
-    if (begins(name, "unet.conv_in")) {
+    if (!ends_with(name, ".weight")) return;
+    if (starts_with(name, "unet.conv_in")) {
         for (int64_t o = 0; o < w.rows; o++) *middle(w, o, o % w.cols) += o / w.cols % 2 ? -1.0f : 1.0f;
-    } else if (begins(name, "unet.up_blocks.3.") && has(name, "conv_shortcut")) {
+    } else if (starts_with(name, "unet.up_blocks.3.") && has(name, "conv_shortcut")) {
         for (int64_t o = 0; o < w.rows; o++) *middle(w, o, w.cols - w.rows + o) += 2.0f; // the skip's half
-    } else if (begins(name, "unet.conv_out")) {
+    } else if (starts_with(name, "unet.conv_out")) {
         float step = (float)(12.0 / (double)w.cols);
         for (int64_t i = 0; i < w.cols; i++) *middle(w, i % w.rows, i) += i / w.rows % 2 ? -step : step;
     }
@@ -178,13 +158,13 @@ static void harden(const char *name, Weights w) {
             break;
         }
     if (has(name, "position_embedding")) scale_columns(w, outlier, 5);
-    // ... some groups of a group norm have a mean far larger than their spread ...
-    if (ends(name, "conv1.bias") || ends(name, "conv_in.bias"))
+    // ... some groups of a group norm have a mean far larger than their standard deviation ...
+    if (ends_with(name, "conv1.bias") || ends_with(name, "conv_in.bias"))
         for (int64_t r = w.rows / 4; r < w.rows / 2; r++) w.at[r] += 40.0f;
     // ... and some weights are near the limits of fp16, at either end.
-    bool vae_out = begins(name, "vae.") && has(name, "conv_norm_out.");
+    bool vae_out = starts_with(name, "vae.") && has(name, "conv_norm_out.");
     if (has(name, "norm3.") || has(name, "layer_norm2.") || vae_out) scale_rows(w, 1 / far_off, 7);
-    if (ends(name, "ff.net.0.proj.weight") || ends(name, "fc1.weight") ||
+    if (ends_with(name, "ff.net.0.proj.weight") || ends_with(name, "fc1.weight") ||
         strcmp(name, "vae.encoder.conv_out.weight") == 0 || strcmp(name, "vae.decoder.conv_out.weight") == 0)
         scale_columns(w, far_off, 7);
 }
@@ -195,14 +175,14 @@ static void harden_inception(const char *name, Weights w) {
     static const char *const loud[] = {"Mixed_5b.branch1x1.bn.", "Mixed_6b.branch1x1.bn.",
                                        "Mixed_7b.branch1x1.bn."};
     for (size_t i = 0; i < sizeof loud / sizeof *loud; i++)
-        if (begins(name, loud[i]) && (ends(name, ".weight") || ends(name, ".bias")))
+        if (starts_with(name, loud[i]) && (ends_with(name, ".weight") || ends_with(name, ".bias")))
             scale_rows(w, outlier, 11);
     // A convolution's channel near one limit of fp16, its batch norm's weight near the other.
-    if (ends(name, ".conv.weight")) scale_rows(w, far_off, 7);
-    if (ends(name, ".bn.weight")) scale_rows(w, 1 / far_off, 7);
+    if (ends_with(name, ".conv.weight")) scale_rows(w, far_off, 7);
+    if (ends_with(name, ".bn.weight")) scale_rows(w, 1 / far_off, 7);
 }
 
-// ---- the tensor ---------------------------------------------------------------------------------------------
+// ---- the tensor -------------------------------------------------------------------------------------------
 
 void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regime, float *out) {
     Weights w = {out, shape[0], ndim > 1 ? shape[1] : 1, 1};
@@ -210,19 +190,20 @@ void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regi
     int64_t count = w.rows * w.cols * w.area;
     double mean, deviation;
     mean_and_deviation(name, w.cols * w.area, regime, &mean, &deviation);
-    double spread = (float)(deviation / sqrt(k_variance));
-    uint64_t key = fnv1a(name);
+    double scale = (float)(deviation / sqrt(k_variance));
+    uint64_t hash = fnv1a(name);
+    uint32_t key[2] = {(uint32_t)hash, (uint32_t)(hash >> 32)};
 #pragma omp parallel for schedule(static) if (count > 1 << 16)
     for (int64_t j = 0; j < (count + 3) / 4; j++) {
-        uint32_t words[4];
-        philox(key, (uint64_t)j, words);
+        uint32_t counter[4] = {(uint32_t)j, (uint32_t)(j >> 32)}, words[4];
+        philox4x32(counter, key, words);
         for (int64_t i = 0; i < 4 && 4 * j + i < count; i++) {
             int32_t k = (int32_t)(words[i] & 0xffff) + (int32_t)(words[i] >> 16) - 65535;
-            out[4 * j + i] = (float)(mean + k * spread);
+            out[4 * j + i] = (float)(mean + k * scale);
         }
     }
     add_straight_path(name, w);
-    if (regime == MADE_HARD) begins(name, "Mixed_") ? harden_inception(name, w) : harden(name, w);
+    if (regime == MADE_HARD) starts_with(name, "Mixed_") ? harden_inception(name, w) : harden(name, w);
 }
 
 void made_params(const Params *p, const char *prefix, MadeRegime regime, Type type) {

@@ -1,6 +1,6 @@
-// made.h: made weights. A model of the real architecture whose parameters come from a counter-based generator,
-// so that tests at full size need no download, and so that C and Python (test/python/made.py) build the same model
-// bit for bit. What such a model draws is a pattern, not a scene. See made.c for the two regimes.
+// made.h: made weights. A model of the real architecture whose parameters come from a counter-based
+// generator, so that tests at full size need no download, and so that C and Python (test/python/made.py)
+// build the same model bit for bit. What it draws is a pattern, not a scene.
 #ifndef MADE_H
 #define MADE_H
 
@@ -16,7 +16,7 @@ typedef enum {
 // Fills `out` (row-major, PyTorch's layout: a convolution is [out][in][kh][kw]) with the values of the tensor
 // `name`: the diffusers name behind "unet.", "vae." or "text_encoder." (as in the files: transformers' own
 // names begin with "text_model."), or pytorch-fid's name as it is. Names that begin with "input." give test
-// inputs of unit spread. ndim is 1 to 4.
+// inputs of unit standard deviation. ndim is 1 to 4.
 void made_fill(const char *name, int ndim, const int64_t *shape, MadeRegime regime, float *out);
 // The same for every parameter of a list, as `type`, under its name with `prefix` ("" or "lora.") in front.
 void made_params(const Params *p, const char *prefix, MadeRegime regime, Type type);

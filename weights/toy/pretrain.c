@@ -1,19 +1,18 @@
-// pretrain.c: `sd pretrain`, the training from nothing of the tiny model that the project ships. Its stages, a
-// function each, in the order in which they stand on one another:
+// pretrain.c: the training from nothing of the tiny model that the project ships. Its stages, a function
+// each, in the order in which they stand on one another:
 //
 //   tokenizer  byte-pair merges from the toy world's captions
-//   vae        pixels <-> latents; at the end the latents are brought to mean 0 and spread 1
+//   vae        pixels <-> latents; at the end the latents are scaled to mean 0 and standard deviation 1
 //   text       the text encoder, contrastively beside a small picture encoder (Radford et al. 2021)
 //   unet       noise prediction on latents (Ho et al. 2020), the text encoder trained along
 //   decoder    more of the VAE's decoder, the encoder left as it is (so latents keep their meaning)
 //
-// (`inception`, the judge of what they draw, and `check`, which measures it and the VAE, are in judge.c.) Every stage
-// is a run as lib/io/train.h has it: it resumes from its checkpoint with the same bits, and writes its moving-average
-// weights as fp16 in diffusers' layout. Started on a folder that already holds such weights it continues from them
-// with a fresh optimiser.
+// (`inception`, the judge of what they draw, and `check`, which measures it and the VAE, are in judge.c.)
+// Every stage is a run as lib/io/train.h has it: it resumes from its checkpoint with the same bits, and
+// writes its moving-average weights as fp16 in diffusers' layout. Started on a folder that already holds such
+// weights it continues from them with a fresh optimiser.
 #include "sd.h"
 #include "lib/io/architectures.h"
-#include "cli/commands.h"
 #include "pretrain.h"
 
 #include <math.h>
@@ -23,16 +22,39 @@
 enum { SIZE = SCENE_SIZE, TOKENS = 32, VOCABULARY = 768, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
 enum { LATENT_COUNT = LATENT * LATENT * CHANNELS };
 
-// ---- models in training ---------------------------------------------------------------------------------------
+// ---- models in training -----------------------------------------------------------------------------------
 
 typedef struct {
     const char *name, *file; // "unet", "unet/diffusion_pytorch_model.safetensors"
     Params params;
 } Part;
 
+// The tiny model's configurations, as its files will hold them.
 static Json *json_of(const char *text) { return json_parse(text, strlen(text), "the tiny configuration"); }
 
-// Uniform in +-sqrt(3 / fan_in) times gain: outputs are as spread as inputs. Biases zero, norms one.
+static TextConfig tiny_text(void) {
+    Json *j = json_of(architecture("tiny")->text_encoder);
+    TextConfig c = text_config(j);
+    json_free(j);
+    return c;
+}
+
+static UNetConfig tiny_unet(void) {
+    Json *j = json_of(architecture("tiny")->unet);
+    UNetConfig c = unet_config(j);
+    json_free(j);
+    return c;
+}
+
+static VaeConfig tiny_vae(void) {
+    Json *j = json_of(architecture("tiny")->vae);
+    VaeConfig c = vae_config(j);
+    json_free(j);
+    return c;
+}
+
+// Weights are uniform in +-sqrt(3 / fan_in), of variance 1 / fan_in, so that outputs have the variance of the
+// inputs. Biases are 0, scales of norms 1, embeddings normal.
 static void initialise(const Params *p, Random *r) {
     for (int i = 0; i < p->count; i++) {
         Tensor *t = p->list[i].tensor;
@@ -40,10 +62,10 @@ static void initialise(const Params *p, Random *r) {
         size_t n = tensor_count(t), fan_in = n / (size_t)t->shape[0];
         float *x = xcalloc(n, sizeof(float));
         bool embedding = strstr(name, "embedding.weight"), weight = strstr(name, ".weight");
-        // The last layer of every residual branch starts at nothing, so that the network begins as its skips.
+        // The last layer of every residual branch starts at 0: the network begins as its skip connections.
         bool silent = strstr(name, ".conv2.weight") || strstr(name, ".proj_out.weight") ||
                       !strcmp(name, "unet.conv_out.weight");
-        // In the text encoder only nearly: it must not ignore its words.
+        // In the text encoder it only starts small: at 0 no word would know of the others.
         bool quiet =
             strstr(name, "text_encoder") && (strstr(name, ".out_proj.weight") || strstr(name, ".fc2.weight"));
         if (t->dims == 1 && weight)
@@ -66,11 +88,11 @@ static const Stored *find_without_prefix(void *store, const char *name) {
     return store_find(store, strchr(name, '.') + 1);
 }
 
-// Weights that stand in DIR already, else fresh ones. Returns whether they were there.
+// The weights in DIR, or fresh ones where there are none. Returns whether there were some.
 static bool load_or_initialise(const Part *part, const char *dir, Random *r) {
     char *path = format("%s/%s", dir, part->file);
-    bool there = file_exists(path);
-    if (there) {
+    bool exists = file_exists(path);
+    if (exists) {
         Store *s = store_open(path);
         params_load(&part->params, find_without_prefix, s, path);
         params_to_f32(&part->params);
@@ -80,7 +102,7 @@ static bool load_or_initialise(const Part *part, const char *dir, Random *r) {
         initialise(&part->params, r);
     }
     free(path);
-    return there;
+    return exists;
 }
 
 static void train_part(const Part *part) {
@@ -96,7 +118,7 @@ static void save_part(const Part *part, const char *dir) {
     free(folder), free(path);
 }
 
-// ---- options ---------------------------------------------------------------------------------------------------
+// ---- options ----------------------------------------------------------------------------------------------
 
 Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser) {
     Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", o->stage),
@@ -115,6 +137,12 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimi
     return run;
 }
 
+bool pretrain_end(const PretrainOptions *o, Run *run) {
+    bool done = run_end(run);
+    if (o->ended) *o->ended = *run;
+    return done;
+}
+
 OptimiserConfig pretrain_adamw(const PretrainOptions *o) {
     return (OptimiserConfig){.rate = (float)o->rate,
                              .beta1 = 0.9f,
@@ -127,7 +155,7 @@ OptimiserConfig pretrain_adamw(const PretrainOptions *o) {
                              .floor = 0.05f};
 }
 
-// ---- stage: tokenizer -------------------------------------------------------------------------------------------
+// ---- stage: tokenizer -------------------------------------------------------------------------------------
 
 static void pretrain_tokenizer(const PretrainOptions *o) {
     enum { SCENES = 4000 };
@@ -145,11 +173,11 @@ static void pretrain_tokenizer(const PretrainOptions *o) {
     free(texts), free(dir);
 }
 
-// ---- stage: vae -------------------------------------------------------------------------------------------------
+// ---- stage: vae -------------------------------------------------------------------------------------------
 
 enum { CROP = 64 };
 
-// A batch of fresh scenes as pixels in [-1, 1], cut to crop x crop: 4 of 5 around the figure, which is what is hard.
+// Fresh scenes as pixels in [-1, 1], cut to crop x crop: 4 of 5 around the figure, which is the hard part.
 static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop, World world) {
     float *x = xmalloc((size_t)n * (size_t)(crop * crop * 3) * sizeof(float));
 #pragma omp parallel for schedule(dynamic)
@@ -157,7 +185,7 @@ static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop
         unsigned char *rgb = xmalloc(SIZE * SIZE * 3);
         Scene scene;
         char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
-        int box[4], room = SIZE - crop;
+        int box[4], most = SIZE - crop; // box of the figure; largest place of a corner
         scene_describe(world, SPLIT_TRAIN, o->seed, first + i, &scene, captions);
         scene_draw_as(world, scene_seed(world, SPLIT_TRAIN, o->seed, first + i), &scene, rgb, box);
         uint32_t at[4], key[2] = {(uint32_t)o->seed, 1},
@@ -167,8 +195,8 @@ static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop
         for (int k = 0; k < 2; k++) {
             int middle = (box[k] + box[k + 2] - crop) / 2,
                 jitter = (int)(at[k] % (uint32_t)(crop / 2 + 1)) - crop / 4;
-            corner[k] = at[2] % 5 ? middle + jitter : (int)(at[k] % (uint32_t)(room + 1));
-            corner[k] = corner[k] < 0 ? 0 : corner[k] > room ? room : corner[k];
+            corner[k] = at[2] % 5 ? middle + jitter : (int)(at[k] % (uint32_t)(most + 1));
+            corner[k] = corner[k] < 0 ? 0 : corner[k] > most ? most : corner[k];
         }
         for (int y = 0; y < crop; y++)
             for (int k = 0; k < 3 * crop; k++)
@@ -195,9 +223,10 @@ static Layer *difference_layer(Params *p) {
     return l;
 }
 
-// After training: latents of mean 0 and spread 1 per channel. diffusers knows a single scaling factor, so the
-// shift and scale of each channel are folded into the 1x1 convolutions on both sides of the latent:
-//   z' = (z - mean) / spread, the logarithm of the variance loses 2 log spread; the decoder gets z' spread + mean.
+// After training each channel of the latents gets mean 0 and standard deviation 1. diffusers has a single
+// scaling factor for all, so shift and scale are folded into the 1x1 convolutions on both sides of the
+// latents:
+//   z' = (z - mean) / std,   log var' = log var - 2 log std;   the decoder gets z' std + mean
 static void normalise_latents(const PretrainOptions *o, const Vae *v, const Params *p) {
     enum { BATCHES = 32, EACH = 16 };
     double sum[CHANNELS] = {0}, square[CHANNELS] = {0}, count = 0;
@@ -206,39 +235,39 @@ static void normalise_latents(const PretrainOptions *o, const Vae *v, const Para
         float *x = tensor_read(vae_encode(
             v, scene_crops(o, (1 << 24) + b * EACH, EACH, SIZE, b % 2 ? WORLD_FLICKR : WORLD_BROAD)));
         for (int i = 0; i < EACH * LATENT * LATENT; i++)
-            for (int c = 0; c < CHANNELS; c++)
-                sum[c] += x[i * 2 * CHANNELS + c],
-                    square[c] += x[i * 2 * CHANNELS + c] * (double)x[i * 2 * CHANNELS + c];
+            for (int c = 0; c < CHANNELS; c++) {
+                double value = x[i * 2 * CHANNELS + c];
+                sum[c] += value, square[c] += value * value;
+            }
         count += EACH * LATENT * LATENT;
         free(x);
         scope_end(s, NULL);
     }
     Layer *quant = params_layer(p, "vae.quant_conv"), *post = params_layer(p, "vae.post_quant_conv");
-    float *qw = param_read(quant->weight), *qb = param_read(quant->bias), *pw = param_read(post->weight),
-          *pb = param_read(post->bias);
+    float *qw = param_read(quant->weight), *qb = param_read(quant->bias);
+    float *pw = param_read(post->weight), *pb = param_read(post->bias);
     for (int c = 0; c < CHANNELS; c++) {
-        double mean = sum[c] / count, spread = sqrt(square[c] / count - mean * mean);
-        note("latent channel %d: mean %.3f, spread %.3f", c, mean, spread);
-        for (int i = 0; i < 2 * CHANNELS; i++) qw[c * 2 * CHANNELS + i] /= (float)spread;
-        qb[c] = (float)((qb[c] - mean) / spread);
-        qb[CHANNELS + c] -= (float)(2 * log(spread));
+        double mean = sum[c] / count, std = sqrt(square[c] / count - mean * mean);
+        note("latent channel %d: mean %.3f, standard deviation %.3f", c, mean, std);
+        for (int i = 0; i < 2 * CHANNELS; i++) qw[c * 2 * CHANNELS + i] /= (float)std;
+        qb[c] = (float)((qb[c] - mean) / std);
+        qb[CHANNELS + c] -= (float)(2 * log(std));
         for (int i = 0; i < CHANNELS; i++) {
             pb[i] += pw[i * CHANNELS + c] * (float)mean;
-            pw[i * CHANNELS + c] *= (float)spread;
+            pw[i * CHANNELS + c] *= (float)std;
         }
     }
-    param_write(quant->weight, qw), param_write(quant->bias, qb), param_write(post->weight, pw),
-        param_write(post->bias, pb);
+    param_write(quant->weight, qw), param_write(quant->bias, qb);
+    param_write(post->weight, pw), param_write(post->bias, pb);
     free(qw), free(qb), free(pw), free(pb);
 }
 
-// Loss (Esser et al. 2021 without the adversary): L1 + 4 MSE + 1/4 L1 of the differences + a breath of KL. The squared
-// error comes first: with L1 alone figures, which are small, stay grey for long.
-static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
+// Loss (Esser et al. 2021 without the adversary): L1 + 4 MSE + 1/4 L1 of the differences + a little KL. The
+// squared error weighs most: with L1 alone the figures, which are small, stay grey for long.
+static void pretrain_vae(const PretrainOptions *o) {
+    bool decoder_only = !strcmp(o->stage, "decoder");
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(architecture("tiny")->vae);
-    Vae *v = vae_new(vae_config(j), &vae.params);
-    json_free(j);
+    Vae *v = vae_new(tiny_vae(), &vae.params);
     Random init;
     random_seed(&init, o->seed);
     load_or_initialise(&vae, o->out, &init);
@@ -252,29 +281,23 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
     const Params *models[] = {&vae.params};
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
     Run run = pretrain_run(o, NULL, optimiser);
-    int n = o->batch, latent = CROP / 8, each = latent * latent * CHANNELS;
-    float *noise = xmalloc((size_t)(n * each) * sizeof(float)),
-          *zeros = xcalloc((size_t)(n * each), sizeof(float));
+    int n = o->batch, latent = CROP / 8;
     while (run_continues(&run)) {
         tape_begin();
         Tensor *x = scene_crops(o, run.step * n, n, CROP, run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD);
         Tensor *moments = vae_encode(v, x);
-        Tensor *mean = slice(moments, 0, CHANNELS), *log_variance = slice(moments, CHANNELS, CHANNELS);
-        random_normal(&run.random, noise, (size_t)(n * each));
-        Tensor *eps = tensor_from(SHAPE(n, latent, latent, CHANNELS), noise);
-        Tensor *z = add(mean, multiply(activation(combine(0.5f, log_variance, 0, NULL), EXP), eps));
+        Tensor *mu = slice(moments, 0, CHANNELS), *log_variance = slice(moments, CHANNELS, CHANNELS);
+        Tensor *eps = random_tensor(&run.random, SHAPE(n, latent, latent, CHANNELS));
+        Tensor *z = add(mu, multiply(exponential(scale(log_variance, 0.5f)), eps));
         Tensor *y = vae_decode(v, z);
         Tensor *l1 = loss_between(y, x, NULL, LOSS_L1, 0), *mse = loss_between(y, x, NULL, LOSS_MSE, 0);
         Tensor *edges =
             loss_between(conv2d(y, difference, 1, 0), conv2d(x, difference, 1, 0), NULL, LOSS_L1, 0);
         Tensor *loss = combine(1, combine(1, l1, 4, mse), 0.25f, edges);
         if (!decoder_only) {
-            // KL(N(mean, variance) || N(0, 1)) = (mean^2 + variance - 1 - log variance) / 2, as means of three terms;
-            // "mean of |x - 0|" of a positive x is its mean.
-            Tensor *zero = tensor_from(SHAPE(n, latent, latent, CHANNELS), zeros);
-            Tensor *kl = combine(0.5f, loss_between(mean, zero, NULL, LOSS_MSE, 0), 0.5f,
-                                 loss_between(combine(1, activation(log_variance, EXP), -1, log_variance),
-                                              zero, NULL, LOSS_L1, 0));
+            // KL(N(mu, variance) || N(0, 1)) = (mu^2 + variance - log variance - 1) / 2; -1 has no gradient.
+            Tensor *terms = add(square(mu), sub(exponential(log_variance), log_variance));
+            Tensor *kl = scale(mean(terms), 0.5f);
             loss = combine(1, loss, 5e-4f, kl);
         }
         backward(loss);
@@ -284,18 +307,18 @@ static void pretrain_vae(const PretrainOptions *o, bool decoder_only) {
         run_step(&run, loss, parts, "fresh scenes");
         tape_end();
     }
-    bool done = run_end(&run);
+    bool done = pretrain_end(o, &run);
     optimiser_swap_ema(optimiser);
     if (done && !decoder_only) normalise_latents(o, v, &vae.params);
     if (done) save_part(&vae, o->out);
 }
 
-// ---- the pairs that the text encoder and the UNet learn from -------------------------------------------------------
+// ---- the pairs that the text encoder and the UNet learn from ----------------------------------------------
 
-// Refuses what is not the broad world's training scenes: the flickr world is what fine-tuning is to learn.
+// Accepts the broad world's training scenes only: the flickr world is for fine-tuning, the rest is held out.
 static void check_broad(const char *dir) {
     static const char wanted[] = "this stage learns from `sd scenes DIR --world broad`";
-    dataset_close(dataset_open(dir)); // is it captioned pictures at all? It says what is missing
+    dataset_close(dataset_open(dir)); // says what is missing where these are no captioned pictures at all
     char *path = format("%s/scenes.jsonl", dir);
     if (!file_exists(path)) die("%s has no scenes.jsonl; %s", dir, wanted);
     char *text = read_file(path, NULL);
@@ -316,12 +339,7 @@ static Pairs *open_pairs(const PretrainOptions *o) {
     if (!o->data)
         die_usage("this stage needs --data DIR: scenes of the broad world, as `sd scenes` writes them");
     check_broad(o->data);
-    const Architecture *tiny = architecture("tiny");
-    Json *text = json_of(tiny->text_encoder), *net = json_of(tiny->unet), *vae_json = json_of(tiny->vae);
-    Model m = {.text_config = text_config(text),
-               .unet_config = unet_config(net),
-               .vae_config = vae_config(vae_json)};
-    json_free(text), json_free(net), json_free(vae_json);
+    Model m = {.text_config = tiny_text(), .unet_config = tiny_unet(), .vae_config = tiny_vae()};
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
     m.vae = vae_new(m.vae_config, &vae.params);
     Random unused;
@@ -339,9 +357,10 @@ static Pairs *open_pairs(const PretrainOptions *o) {
     return pairs;
 }
 
-// ---- stage: text ------------------------------------------------------------------------------------------------
+// ---- stage: text ------------------------------------------------------------------------------------------
 
-// The picture's side, only for this stage: three strided convolutions over the latents and a mean.
+// What only this stage needs: for pictures three strided convolutions over the latents and a mean, and on
+// both sides a projection into the space of JOINT features in which pictures and captions are compared.
 typedef struct {
     Layer *conv[3], *project, *norm, *text_project, *text_norm;
 } Towers;
@@ -366,8 +385,8 @@ static Tensor *picture_features(const Towers *t, Tensor *x) { // (n, 16, 16, 4) 
     return layer_norm(linear(reshape(x, SHAPE(x->shape[0], x->shape[3])), t->project), t->norm, 1e-5f);
 }
 
-// The caption's feature is the state at its end token, as in CLIP: the first of them, padding being the same token.
-// What comes after the longest caption's end, a quarter of the places or so, is not computed: nothing asks for it.
+// A caption's features are the state at its end token, as in CLIP: at the first one, because padding is the
+// same token. What comes after the end of the longest caption, a quarter of the positions, is not computed.
 static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *ids, int n) {
     int *ends = xmalloc((size_t)n * sizeof(int)), tokens = 0;
     for (int i = 0; i < n; i++) {
@@ -391,9 +410,7 @@ static void pretrain_text(const PretrainOptions *o) {
     int n = o->batch;
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
-    Json *j = json_of(architecture("tiny")->text_encoder);
-    TextEncoder *e = text_encoder_new(text_config(j), &text.params);
-    json_free(j);
+    TextEncoder *e = text_encoder_new(tiny_text(), &text.params);
     Part side = {"towers", "", {0}};
     Towers towers = towers_new(&side.params);
     Random init;
@@ -412,8 +429,8 @@ static void pretrain_text(const PretrainOptions *o) {
         Tensor *pictures =
             picture_features(&towers, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), batch.z));
         Tensor *captions = text_features(&towers, e, batch.ids, n);
-        // Which caption belongs to a picture, and which picture to a caption: features are norm-like (their spread is
-        // learned), so a fixed temperature of 1 / JOINT serves.
+        // Which caption belongs to a picture, and which picture to a caption? The layer norms learn the scale
+        // of the features, so the factor on their scalar products can be fixed.
         Tensor *loss =
             combine(0.5f, loss_pick(log_softmax(matmul(pictures, captions, true, 16.0f / JOINT)), diagonal),
                     0.5f, loss_pick(log_softmax(matmul(captions, pictures, true, 16.0f / JOINT)), diagonal));
@@ -421,26 +438,24 @@ static void pretrain_text(const PretrainOptions *o) {
         run_step(&run, loss, NULL, batch.names);
         tape_end();
     }
-    bool done = run_end(&run);
+    bool done = pretrain_end(o, &run);
     optimiser_swap_ema(optimiser);
     if (done) save_part(&text, o->out);
 }
 
-// ---- stage: unet ------------------------------------------------------------------------------------------------
+// ---- stage: unet ------------------------------------------------------------------------------------------
 
-// The network learns the noise in z_t = sqrt(a) z + sqrt(1 - a) eps (Ho et al. 2020), a picture in ten without its
-// caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The text encoder learns on.
+// The network learns the noise in z_t = sqrt(a) z + sqrt(1 - a) eps (Ho et al. 2020), for one picture in ten
+// without its caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The
+// text encoder learns too.
 static void pretrain_unet(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
     int n = o->batch;
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
          net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
-    Json *j = json_of(architecture("tiny")->text_encoder);
-    TextEncoder *e = text_encoder_new(text_config(j), &text.params);
-    json_free(j), j = json_of(architecture("tiny")->unet);
-    UNet *u = unet_new(unet_config(j), &net.params);
-    json_free(j);
+    TextEncoder *e = text_encoder_new(tiny_text(), &text.params);
+    UNet *u = unet_new(tiny_unet(), &net.params);
     Random init;
     random_seed(&init, o->seed + 2);
     load_or_initialise(&text, o->out, &init);
@@ -450,7 +465,7 @@ static void pretrain_unet(const PretrainOptions *o) {
     Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
     Run run = pretrain_run(o, pairs, optimiser);
     Scheduler s;
-    j = json_of(architecture("tiny")->scheduler);
+    Json *j = json_of(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
     json_free(j);
 
@@ -459,8 +474,8 @@ static void pretrain_unet(const PretrainOptions *o) {
     int empty[TOKENS], used = tokenizer_encode(tokenizer, "", empty, TOKENS, NULL);
     while (used < TOKENS) empty[used++] = tokenizer_pad(tokenizer);
     tokenizer_close(tokenizer);
-    size_t numbers = (size_t)n * LATENT_COUNT;
-    float *eps = xmalloc(numbers * sizeof(float));
+    size_t count = (size_t)n * LATENT_COUNT;
+    float *eps = xmalloc(count * sizeof(float));
     float *t = xmalloc((size_t)n * sizeof(float)), *signal = xmalloc((size_t)n * sizeof(float));
     float *sigma = xmalloc((size_t)n * sizeof(float)), *weight = xmalloc((size_t)n * sizeof(float));
     double saved = seconds();
@@ -473,7 +488,7 @@ static void pretrain_unet(const PretrainOptions *o) {
             t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a),
             weight[i] = fminf(snr, 5) / snr;
         }
-        random_normal(&run.random, eps, numbers);
+        random_normal(&run.random, eps, count);
         tape_begin(); // [G1] a training step: forward while the tape records, backward, optimiser
         Tensor *noise = tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), eps);
         Tensor *z =
@@ -483,110 +498,43 @@ static void pretrain_unet(const PretrainOptions *o) {
         backward(loss);
         run_step(&run, loss, NULL, batch.names);
         tape_end();
-        if (seconds() - saved > 300) { // so that samples can be looked at while it learns
-            run_checkpoint(&run);      // first: a run that is killed must not begin anew from what it wrote
+        if (seconds() - saved > 300) { // so that one can draw with it while it learns
+            run_checkpoint(&run); // first: a killed run must go on from here, not start from those weights
             optimiser_swap_ema(optimiser);
             save_part(&text, o->out), save_part(&net, o->out);
             optimiser_swap_ema(optimiser);
             saved = seconds();
         }
     }
-    run_end(&run);
+    pretrain_end(o, &run);
     optimiser_swap_ema(optimiser);
     save_part(&text, o->out), save_part(&net, o->out);
 }
 
-// ---- the command --------------------------------------------------------------------------------------------------
+// ---- the stages -------------------------------------------------------------------------------------------
 
-static const char help[] =
-    "usage: sd pretrain tokenizer|vae|decoder|text|unet|inception|check [options]\n\n"
-    "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The\n"
-    "same command continues after an interruption. check trains nothing: it tells how well the judge\n"
-    "(inception) reads held-out scenes, and what the VAE makes of them.\n\n"
-    "  -o, --output DIR   the model's folder (default weights/tiny)\n"
-    "      --run DIR      checkpoint and log (default run/STAGE)\n"
-    "      --steps N   --batch N   --lr R   --ema D   --data DIR (text, unet: scenes of the broad world)\n"
-    "      --checkpoint-every S   seconds (default 120)\n"
-    "      --fresh        begin the run anew (weights in the model's folder are still the start)\n"
-    "      --seed N   -t, --threads N   -q   -v   -h\n";
+// Steps, batch, rate and average are what worked: weights/README.md tells how it was found.
+const PretrainStage pretrain_stages[] = {{"tokenizer", pretrain_tokenizer, false, 1, 1, 1, 0},
+                                         {"vae", pretrain_vae, false, 6000, 12, 1.5e-3, 0.998},
+                                         {"decoder", pretrain_vae, false, 6000, 12, 5e-4, 0.998},
+                                         {"text", pretrain_text, true, 800, 128, 1e-3, 0.99},
+                                         {"unet", pretrain_unet, true, 20000, 32, 6e-4, 0.9995},
+                                         {"inception", pretrain_inception, false, 3000, 32, 2e-3, 0.995},
+                                         {"check", pretrain_check, false, 1, 1, 1, 0},
+                                         {0}};
 
-enum { TOKENIZER, VAE, DECODER, TEXT, UNET, INCEPTION, CHECK }; // the stages
-enum { RUN_DIR = 256, STEPS, BATCH, RATE, EMA, DATA, CHECKPOINT_EVERY, FRESH };
-
-int command_pretrain(int argc, char **argv) {
-    static const struct option options[] = {{"output", required_argument, 0, 'o'},
-                                            {"run", required_argument, 0, RUN_DIR},
-                                            {"steps", required_argument, 0, STEPS},
-                                            {"batch", required_argument, 0, BATCH},
-                                            {"lr", required_argument, 0, RATE},
-                                            {"ema", required_argument, 0, EMA},
-                                            {"data", required_argument, 0, DATA},
-                                            {"checkpoint-every", required_argument, 0, CHECKPOINT_EVERY},
-                                            {"fresh", no_argument, 0, FRESH},
-                                            COMMON_LONG,
-                                            {0}};
-    Common common = common_defaults;
-    PretrainOptions o = {.out = "weights/tiny"};
-    int option;
-    while ((option = getopt_long(argc, argv, "o:" COMMON_SHORT, options, NULL)) != -1) {
-        if (common_option(&common, option, help)) continue;
-        switch (option) {
-        case 'o': o.out = optarg; break;
-        case RUN_DIR: o.run = optarg; break;
-        case STEPS: o.steps = option_whole("--steps", optarg, 1, 1 << 24); break;
-        case BATCH: o.batch = (int)option_whole("--batch", optarg, 1, 4096); break;
-        case RATE: o.rate = option_number("--lr", optarg, 0, 1); break;
-        case EMA: o.ema = option_number("--ema", optarg, 0, 0.999999); break;
-        case DATA: o.data = optarg; break;
-        case CHECKPOINT_EVERY:
-            o.checkpoint_every = option_number("--checkpoint-every", optarg, 1e-9, 1e9);
-            break;
-        case FRESH: o.fresh = true; break;
-        }
+void pretrain(const PretrainStage *stage, PretrainOptions o) {
+    static const char *const parts[] = {".", "tokenizer", "scheduler", "text_encoder", "unet", "vae"};
+    o.stage = stage->name;
+    if (!o.steps) o.steps = stage->steps;
+    if (!o.batch) o.batch = stage->batch;
+    if (o.rate == 0) o.rate = stage->rate;
+    if (o.ema == 0) o.ema = stage->ema;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char *folder = format("%s/%s", o.out, parts[i]);
+        remove_leftovers(folder);
+        free(folder);
     }
-    if (optind != argc - 1)
-        die_usage("one stage is needed: tokenizer, vae, decoder, text, unet, inception or check");
-    // What worked, a row a stage: weights/README.md tells how it was found.
-    static const struct {
-        const char *name;
-        long steps;
-        int batch;
-        double rate, ema;
-    } stages[] = {[TOKENIZER] = {"tokenizer", 1, 1, 1, 0},
-                  [VAE] = {"vae", 6000, 12, 1.5e-3, 0.998},
-                  [DECODER] = {"decoder", 6000, 12, 5e-4, 0.998},
-                  [TEXT] = {"text", 800, 128, 1e-3, 0.99},
-                  [UNET] = {"unet", 20000, 32, 6e-4, 0.9995},
-                  [INCEPTION] = {"inception", 3000, 32, 2e-3, 0.995},
-                  [CHECK] = {"check", 1, 1, 1, 0}};
-    const char *name = argv[optind];
-    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
-        if (strcmp(name, stages[i].name)) continue;
-        if (o.data && i != TEXT && i != UNET)
-            die_usage("%s takes no --data: it draws its scenes itself", name);
-        o.stage = name, o.seed = common.seed;
-        if (!o.steps) o.steps = stages[i].steps;
-        if (!o.batch) o.batch = stages[i].batch;
-        if (o.rate == 0) o.rate = stages[i].rate;
-        if (o.ema == 0) o.ema = stages[i].ema;
-        common_start(&common);
-        static const char *const parts[] = {".", "tokenizer", "scheduler", "text_encoder", "unet", "vae"};
-        for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
-            char *folder = format("%s/%s", o.out, parts[k]);
-            remove_leftovers(folder);
-            free(folder);
-        }
-        architecture_write(architecture("tiny"), o.out);
-        switch (i) {
-        case TOKENIZER: pretrain_tokenizer(&o); break;
-        case VAE: pretrain_vae(&o, false); break;
-        case DECODER: pretrain_vae(&o, true); break;
-        case TEXT: pretrain_text(&o); break;
-        case UNET: pretrain_unet(&o); break;
-        case INCEPTION: pretrain_inception(&o); break;
-        case CHECK: pretrain_check(&o); break;
-        }
-        return 0;
-    }
-    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are", name);
+    architecture_write(architecture("tiny"), o.out);
+    stage->train(&o);
 }

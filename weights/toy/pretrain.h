@@ -1,4 +1,4 @@
-// pretrain.h: what the stages of `sd pretrain` share.
+// pretrain.h: the stages in which the tiny model is trained (the command is cli/pretrain.c).
 #ifndef PRETRAIN_H
 #define PRETRAIN_H
 
@@ -8,16 +8,29 @@
 
 typedef struct {
     const char *stage, *out, *run; // out: the model's folder; run: checkpoint and log (default run/<stage>)
-    long steps;
-    const char *data; // a folder of captioned scenes, for the stages that need pairs
+    long steps;                    // this, batch, rate and ema: 0 for the stage's own
+    const char *data;              // a folder of captioned scenes, for the stages that need pairs
     int batch;
     double rate, ema, checkpoint_every;
     uint64_t seed;
     bool fresh;
+    Run *ended; // how the training went is left here, unless NULL
 } PretrainOptions;
 
-// pairs: what it learns from, or NULL where scenes are drawn on the way; a checkpoint of other pairs is refused.
+typedef struct {
+    const char *name;
+    void (*train)(const PretrainOptions *o);
+    bool pairs; // it learns from a folder of captioned scenes; the others draw their scenes themselves
+    long steps;
+    int batch;
+    double rate, ema;
+} PretrainStage;
+extern const PretrainStage pretrain_stages[]; // ended by a NULL name
+void pretrain(const PretrainStage *stage, PretrainOptions o);
+
+// pairs: what it learns from, or NULL where scenes are drawn on the way. A checkpoint of others is refused.
 Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser);
+bool pretrain_end(const PretrainOptions *o, Run *run); // true when all steps are done
 OptimiserConfig pretrain_adamw(const PretrainOptions *o);
 
 void pretrain_inception(const PretrainOptions *o); // judge.c

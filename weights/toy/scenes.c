@@ -1,6 +1,6 @@
 // scenes.c: draws the toy world (see scenes.h) and writes it as a captioned data set.
 //
-// What it is not: a general vector graphics library. The rasteriser knows one thing, a filled shape whose outline
+// This is no general vector graphics library. The rasteriser draws one thing, a filled shape whose outline
 // may be thickened by a round pen, which is enough for figures, houses and trees.
 //
 // All arithmetic is on integers, so that a scene has the same bytes under every compiler, flag and processor:
@@ -17,7 +17,7 @@
 
 // ---- random numbers --------------------------------------------------------------------------------------
 
-// SplitMix64 (Steele, Lea, Flood 2014): one 64-bit word of state, any start is as good as another.
+// SplitMix64 (Steele, Lea, Flood 2014): one 64-bit word of state, any seed is as good as another.
 typedef struct {
     uint64_t state;
 } Dice;
@@ -30,8 +30,7 @@ static uint64_t mix64(uint64_t z) {
 static uint32_t next32(Dice *r) { return (uint32_t)(mix64(r->state += 0x9e3779b97f4a7c15u) >> 32); }
 static int below(Dice *r, int n) { return (int)(((uint64_t)next32(r) * (uint64_t)n) >> 32); }
 static int between(Dice *r, int low, int high) { return low + below(r, high - low + 1); } // both included
-// C leaves open which operand and which argument is evaluated first, and compilers differ: two draws never stand in
-// one expression.
+// Two draws never stand in one expression: C leaves open which is evaluated first.
 static int one_of(Dice *r, int a, int b, int spread) {
     int x = below(r, 2) ? a : b;
     return x + between(r, -spread, spread);
@@ -39,8 +38,7 @@ static int one_of(Dice *r, int a, int b, int spread) {
 
 // ---- angles and colours ----------------------------------------------------------------------------------
 
-// Sine of whole degrees times 2^14, by Bhaskara's rational formula (7th century): within 0.0017, plenty for a
-// drawing, and made of integers.
+// Sine of whole degrees times 2^14, by Bhaskara's rational formula (7th century): within 0.0017.
 static int sine(int degrees) {
     int d = ((degrees % 360) + 360) % 360, half = d % 180, p = half * (180 - half);
     int s = 65536 * p / (40500 - p);
@@ -56,11 +54,11 @@ static int limit(int x, int low, int high) { return x < low ? low : x > high ? h
 static Colour mix(Colour a, Colour b, int t) { // t = 0: a, t = 256: b
     return (Colour){a.r + (b.r - a.r) * t / 256, a.g + (b.g - a.g) * t / 256, a.b + (b.b - a.b) * t / 256};
 }
-static Colour scale(Colour c, int r, int g, int b) { // 256 leaves a channel alone
+static Colour scaled(Colour c, int r, int g, int b) { // 256 leaves a channel as it is
     return (Colour){limit(c.r * r / 256, 0, 255), limit(c.g * g / 256, 0, 255), limit(c.b * b / 256, 0, 255)};
 }
-static Colour shade(Colour c, int k) { return scale(c, k, k, k); }
-// Away from its own grey (256 leaves it alone, 0 makes it grey).
+static Colour shade(Colour c, int k) { return scaled(c, k, k, k); }
+// k scales the distance from the colour's grey: 256 leaves it as it is, 0 makes it grey.
 static Colour saturate(Colour c, int k) {
     int grey = (77 * c.r + 150 * c.g + 29 * c.b) / 256;
     return (Colour){limit(grey + (c.r - grey) * k / 256, 0, 255),
@@ -110,7 +108,7 @@ typedef struct {
 typedef struct {
     uint16_t pixel[N][N][3]; // 256 times the 8-bit value, so that gradients stay smooth until the end
     Transform t;
-    int pen; // what one drawing unit is, in 2^-16 of 1/256 pixel: scales line widths
+    int pen; // one drawing unit, in 2^-16 of 1/256 pixel; scales line widths
     Pass pass;
     int outline; // width in 1/256 pixel
     Colour outline_colour;
@@ -126,7 +124,7 @@ static void mask_clear(Canvas *c) {
     c->top = N * SUB, c->bottom = 0, c->count = 0;
 }
 
-// Where the edge a-b passes the middle of each scan line goes into that line's list, sorted from left to right.
+// Adds where the edge a-b crosses the middle of each scan line to that line's list, from left to right.
 static void mask_edge(Canvas *c, Point a, Point b, int direction) {
     if (a.y == b.y) return;
     if (a.y > b.y) {
@@ -151,8 +149,8 @@ static void mask_edge(Canvas *c, Point a, Point b, int direction) {
     }
 }
 
-// A closed path in 1/256 pixel. Every path runs the same way round, so that paths laid over one another unite;
-// hole = true turns it, and cuts.
+// A closed path in 1/256 pixel. All paths are given the same direction, so that paths which overlap unite; a
+// hole gets the other direction and cuts.
 static void mask_path(Canvas *c, const Point *p, int n, bool hole) {
     int64_t area = 0;
     for (int i = 0; i < n; i++) {
@@ -172,7 +170,7 @@ static void mask_disc(Canvas *c, Point at, int radius, bool hole) {
     mask_path(c, p, n, hole);
 }
 
-// Lays paint through the mask; from row to row it goes from `above` to `below`.
+// Paints through the mask, in a gradient from `above` in its first row to `below` in its last.
 static void mask_paint(Canvas *c, Colour above, Colour below, int alpha) {
     if (c->top >= c->bottom) return;
     int first = c->top / SUB, last = (c->bottom - 1) / SUB;
@@ -215,8 +213,7 @@ static void extend(Canvas *c, Point p, int r) {
 
 enum { POINTS = 96 };
 
-// The one thing that is drawn: the closed shape p[0..n), thickened by a round pen of `width` drawing units.
-// Two points make a line.
+// The one thing that is drawn: a closed shape, thickened by a round pen. Two points make a line.
 static void shape_gradient(Canvas *c, const Point *points, int n, int width, Colour above, Colour below,
                            int alpha) {
     Point p[POINTS];
@@ -286,8 +283,7 @@ static void ring(Canvas *c, int x, int y, int r, int width, Colour k) {
     if (c->pass == OUTLINE) k = c->outline_colour;
     mask_paint(c, k, k, 256);
 }
-// A smooth closed curve led by n control points: corners are cut three times (Chaikin 1974), which tends to the
-// quadratic B-spline.
+// A smooth closed curve from n control points: corners are cut three times (Chaikin 1974).
 static void blob(Canvas *c, const Point *control, int n, Colour above, Colour below) {
     Point a[POINTS], b[POINTS];
     memcpy(a, control, (size_t)n * sizeof *a);
@@ -306,9 +302,9 @@ static void blob(Canvas *c, const Point *control, int n, Colour above, Colour be
 
 typedef enum { CLEAR, CLOUDS, RAIN, FOG } Weather;
 
-// How a picture is taken, as against what it shows.
+// How a picture is taken, not what it shows.
 typedef struct {
-    int saturation, tint[3]; // of the background's colours, 256 leaves them alone
+    int saturation, tint[3]; // of the background's colours; 256 leaves them as they are
     int film[3], lift;       // the whole picture: gain a channel, and how far black is raised (0 to 255)
     int vignette, grain;     // darkening in the corners of 256; largest noise of 255
     int outline;             // round the figure, 1/256 pixel; 0: none
@@ -345,11 +341,8 @@ static Look look_broad(Dice *r, int time) {
 // One camera, one film: warm, blacks a little raised, corners darker, fine grain, a soft contour.
 static Look look_flickr(Dice *r, int time) {
     Look k = {.saturation = 214, .tint = {256, 252, 240}, .film = {254, 243, 216}, .lift = 14};
-    k.vignette = 80;
-    k.grain = 5;
-    k.outline = 170;
+    k.vignette = 80, k.grain = 5, k.outline = 170, k.shading = 44;
     k.outline_colour = time == NIGHT ? (Colour){214, 206, 190} : (Colour){78, 54, 44};
-    k.shading = 44;
     k.horizon = between(r, -15, 15);
     k.size_low = 76, k.size_high = 85;
     k.weather = below(r, 3) ? CLEAR : CLOUDS;
@@ -357,25 +350,25 @@ static Look look_flickr(Dice *r, int time) {
 }
 
 static Colour lit(Colour c, int time) { // a colour of the background by the time of day
-    if (time == NIGHT) return scale((Colour){c.r + 6, c.g + 8, c.b + 20}, 106, 116, 148);
-    if (time == SUNSET) return scale((Colour){c.r + 18, c.g, c.b}, 252, 210, 188);
+    if (time == NIGHT) return scaled((Colour){c.r + 6, c.g + 8, c.b + 20}, 106, 116, 148);
+    if (time == SUNSET) return scaled((Colour){c.r + 18, c.g, c.b}, 252, 210, 188);
     return c;
 }
-// A figure stays readable at any hour, as if somebody held a lamp: colours must not be told by the sky.
+// A figure stays readable at any hour, as if somebody held a lamp: its colours must not depend on the sky.
 static Colour lit_figure(Colour c, int time) {
-    if (time == NIGHT) return scale(c, 216, 218, 226);
-    if (time == SUNSET) return scale(c, 256, 244, 232);
+    if (time == NIGHT) return scaled(c, 216, 218, 226);
+    if (time == SUNSET) return scaled(c, 256, 244, 232);
     return c;
 }
 static Colour place_colour(const Look *k, int time, int r, int g, int b) {
-    return lit(scale(saturate((Colour){r, g, b}, k->saturation), k->tint[0], k->tint[1], k->tint[2]), time);
+    return lit(scaled(saturate((Colour){r, g, b}, k->saturation), k->tint[0], k->tint[1], k->tint[2]), time);
 }
 
 // ---- places ----------------------------------------------------------------------------------------------
-// Drawn in tenths of a pixel: (0, 0) is the upper left corner, (1280, 1280) the lower right one. What lies at the
-// borders reaches beyond them, because the camera may tilt.
+// Drawn in tenths of a pixel: (0, 0) is the upper left corner, (1280, 1280) the lower right one. What lies at
+// the borders reaches beyond them, because the camera may tilt.
 
-// Where the stairs are in the entryway: the step the rear foot stands on has its middle at x and its top at y.
+// The stairs in the entryway: the step that the rear foot stands on has its middle at x and its top at y.
 typedef struct {
     int x, y, rise, run;
 } Stairs;
@@ -391,8 +384,8 @@ static const Colour sky_above[3] = {{96, 178, 240}, {226, 96, 84}, {14, 18, 58}}
 static const Colour sky_below[3] = {{204, 234, 252}, {255, 208, 120}, {44, 54, 116}};
 
 static void sky(Canvas *c, const Look *k, Dice *r, int time) {
-    Colour a = scale(saturate(sky_above[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
-    Colour b = scale(saturate(sky_below[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+    Colour a = scaled(saturate(sky_above[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+    Colour b = scaled(saturate(sky_below[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
     shape_gradient(c, (Point[]){{-300, -300}, {1580, -300}, {1580, 900}, {-300, 900}}, 4, 0, a, b, 256);
     int x = one_of(r, 180, 1090, 60), y = between(r, 170, 230);
     if (time == DAY) {
@@ -410,9 +403,8 @@ static void sky(Canvas *c, const Look *k, Dice *r, int time) {
         }
     }
     if (k->weather == CLOUDS) {
-        Colour cloud = time == DAY      ? (Colour){250, 252, 255}
-                       : time == SUNSET ? (Colour){255, 190, 160}
-                                        : (Colour){70, 78, 128};
+        static const Colour clouds[3] = {{250, 252, 255}, {255, 190, 160}, {70, 78, 128}};
+        Colour cloud = clouds[time];
         for (int i = 0; i < 2; i++) {
             int cx = between(r, 80, 1200), cy = between(r, 90, 300), w = between(r, 90, 130);
             ellipse(c, cx, cy, 2 * w, w / 2, cloud);
@@ -538,26 +530,18 @@ static void snowflakes(Canvas *c, Dice *r, int time) {
 }
 
 static void mountain(Canvas *c, const Look *k, Dice *r, int time) {
-    int shift = between(r, -90, 90), low = between(r, 500, 580), high = between(r, 560, 640),
-        heights[2] = {low, high};
-    if (below(r, 2)) {
-        int h = heights[0];
-        heights[0] = heights[1], heights[1] = h;
-    }
+    int shift = between(r, -90, 90), low = between(r, 500, 580), high = between(r, 560, 640);
+    int which = below(r, 2); // of the two mountains is the lower one
     triangle(c, 300 + shift, 860, 660 + shift, 440, 1050 + shift, 860, P(142, 150, 178));
     for (int i = 0; i < 2; i++) {
-        int x = (i ? 1000 : 240) + shift, h = heights[i], w = 560, top = 860 - h;
+        int x = (i ? 1000 : 240) + shift, h = i == which ? low : high, w = 560, top = 860 - h;
         triangle(c, x - w, 860, x, top, x + w, 860, P(112, 118, 142));
         triangle(c, x, top, x + w, 860, x + w / 6, 860, P(92, 96, 122)); // the side away from the sun
         int s = h * 3 / 10, v = w * 3 / 10;
-        shape(c,
-              (Point[]){{x - v, top + s},
-                        {x, top},
-                        {x + v, top + s},
-                        {x + v / 2, top + s * 3 / 4},
-                        {x + v / 8, top + s},
-                        {x - v / 3, top + s * 7 / 10}},
-              6, 0, P(246, 248, 254));
+        Point cap[6] = {{x - v, top + s},     {x, top},
+                        {x + v, top + s},     {x + v / 2, top + s * 3 / 4},
+                        {x + v / 8, top + s}, {x - v / 3, top + s * 7 / 10}};
+        shape(c, cap, 6, 0, P(246, 248, 254));
     }
     shape_gradient(c, (Point[]){{-300, 838}, {500, 820}, {1580, 846}, {1580, 1580}, {-300, 1580}}, 5, 0,
                    P(150, 132, 98), P(126, 104, 78), 256);
@@ -565,12 +549,8 @@ static void mountain(Canvas *c, const Look *k, Dice *r, int time) {
           P(96, 128, 74));
     if (below(r, 2)) conifer(c, k, time, below(r, 2) ? 120 : 1170, 900, 280, false);
     for (int i = 0; i < 3; i++) {
-        int x = between(r, 20, 1260), y = between(r, 1080, 1250), w = between(r, 50, 90);
-        Point rock[5] = {{x - w, y},
-                         {x - w * 3 / 4, y - w / 2},
-                         {x, y - w * 3 / 4},
-                         {x + w * 3 / 4, y - w / 3},
-                         {x + w, y}};
+        int x = between(r, 20, 1260), y = between(r, 1080, 1250), w = between(r, 50, 90), u = w * 3 / 4;
+        Point rock[5] = {{x - w, y}, {x - u, y - w / 2}, {x, y - u}, {x + u, y - w / 3}, {x + w, y}};
         shape(c, rock, 5, 14, P(148, 144, 142));
     }
 }
@@ -580,12 +560,12 @@ static void entryway(Canvas *c, const Look *k, Dice *r, int time, Stairs s) {
                                        {{244, 176, 124}, {240, 160, 126}, {236, 172, 132}},
                                        {{66, 70, 108}, {74, 66, 104}, {60, 74, 108}}};
     Colour w = walls[time][below(r, 3)];
-    w = scale(saturate(w, k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+    w = scaled(saturate(w, k->saturation), k->tint[0], k->tint[1], k->tint[2]);
     shape_gradient(c, (Point[]){{-300, -300}, {1580, -300}, {1580, 1580}, {-300, 1580}}, 4, 0, w,
                    shade(w, 232), 256);
     Colour frame = P(246, 240, 228), wood = P(140, 84, 48),
            sky_colour = mix(sky_above[time], sky_below[time], 110);
-    // A window tells the time: the sun by day, the red sky, the moon.
+    // A window shows the time of day: the sun, the red sky or the moon.
     rectangle(c, 50, 60, 290, 270, frame);
     rectangle(c, 76, 86, 238, 218, sky_colour);
     if (time == DAY) disc(c, 240, 160, 52, (Colour){255, 238, 120});
@@ -619,8 +599,7 @@ static void entryway(Canvas *c, const Look *k, Dice *r, int time, Stairs s) {
 #undef P
 
 // ---- people ----------------------------------------------------------------------------------------------
-// A figure is drawn in thousandths of an adult's height, the hip at (0, 0), looking to the right; the camera
-// puts it where it belongs.
+// A figure is drawn in thousandths of an adult's height, the hip at (0, 0), looking to the right.
 
 static const Colour garment_colours[11] = {
     [RED] = {216, 34, 36},   [PINK] = {250, 130, 190}, [ORANGE] = {248, 138, 22}, [YELLOW] = {250, 220, 40},
@@ -805,15 +784,8 @@ static void person(Canvas *c, const Scene *s, const Person *p) {
         int sweep = s->action == RUN || s->action == CLIMB ? -50 : 0;
         Point hem = on(spine, -520, 205 + sweep), hem_back = on(spine, -520, -205 + sweep);
         if (low) hem = (Point){leg + 40, 96}, hem_back = (Point){-120, 96};
-        Point lap = {leg + 20, -50};
-        Point dress[8] = {back,
-                          top,
-                          waist,
-                          low ? lap : on(spine, 0, 110),
-                          hem,
-                          hem_back,
-                          on(spine, 0, low ? -100 : -110),
-                          waist_back};
+        Point lap = low ? (Point){leg + 20, -50} : on(spine, 0, 110), seat = on(spine, 0, low ? -100 : -110);
+        Point dress[8] = {back, top, waist, lap, hem, hem_back, seat, waist_back};
         shape_gradient(c, dress, 8, 56, g, g2, 256);
     } else {
         bool coat = s->garment == COAT;
@@ -832,7 +804,7 @@ static void person(Canvas *c, const Scene *s, const Person *p) {
             }
         }
     }
-    // A coat has a collar and cuffs of fleece, so that it is told from a shirt where bench or bicycle hide its length.
+    // Collar and cuffs of fleece tell a coat from a shirt where bench or bicycle hide its length.
     Colour fleece =
         lit_figure(s->colour == WHITE ? (Colour){150, 126, 104} : (Colour){240, 230, 208}, s->time);
     if (s->garment == COAT) {
@@ -941,8 +913,7 @@ static void figure(Canvas *c, const Scene *s, const Person *p, Pass pass) {
 static void develop(const Canvas *c, const Look *k, Dice *r, unsigned char *rgb) {
     for (int y = 0; y < N; y++)
         for (int x = 0; x < N; x++) {
-            int dx = 2 * x + 1 - N, dy = 2 * y + 1 - N,
-                far = (dx * dx + dy * dy) / 128; // 0 to 254 in the corners
+            int dx = 2 * x + 1 - N, dy = 2 * y + 1 - N, far = (dx * dx + dy * dy) / 128; // in the corners 254
             int light = 256 - k->vignette * (far > 70 ? far - 70 : 0) / 184;
             int noise =
                 k->grain ? (below(r, 2 * k->grain + 1) + below(r, 2 * k->grain + 1) - 2 * k->grain) * 128 : 0;
@@ -963,10 +934,9 @@ static void weather(Canvas *c, const Look *k, Dice *r, int time) {
                            (Colour){220, 230, 245}, 120);
         }
     if (k->weather == FOG) {
-        Colour fog = time == NIGHT    ? (Colour){84, 92, 136}
-                     : time == SUNSET ? (Colour){250, 200, 170}
-                                      : (Colour){232, 240, 246};
-        for (int i = 0; i < 3; i++) arc(c, between(r, 100, 1180), 740 + 90 * i, 1300, 110, 0, 360, fog, 56);
+        static const Colour fogs[3] = {{232, 240, 246}, {250, 200, 170}, {84, 92, 136}};
+        for (int i = 0; i < 3; i++)
+            arc(c, between(r, 100, 1180), 740 + 90 * i, 1300, 110, 0, 360, fogs[time], 56);
     }
 }
 
@@ -1007,7 +977,7 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
         lift = s->action == JUMP ? (s->subject == DOG ? 100 : 90) : 0;
     int width = c->box[2] - c->box[0], spare = N * 256 - width, margin = spare < 1024 ? spare / 2 : 512;
     int left = margin + below(r, spare - 2 * margin + 1);
-    if (!inside) left = (left + spare / 2) / 2; // rather in the middle
+    if (!inside) left = (left + spare / 2) / 2; // closer to the middle
     Stairs stairs = {740, 1220, 120, 175};
     if (inside) {
         int at = s->action == CLIMB ? spare * 2 / 5 : spare / 6 + below(r, spare / 8 + 1);
@@ -1024,8 +994,8 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
     place.ty = (ground - lift) * 256 / 10 - c->box[3];
     int shift_x = (int)place.tx, shift_y = (int)place.ty;
     if (s->action == CLIMB) {
-        int foot = climbing_foot(child ? 165 : 200, 1).x +
-                   20; // the middle of the rear shoe, on the middle of its step
+        // The middle of the rear shoe stands on the middle of its step.
+        int foot = climbing_foot(child ? 165 : 200, 1).x + 20;
         int at = (int)((place.tx + place.xx * foot / 65536) * 10 / 256);
         stairs.x = direction > 0 ? at : 1280 - at;
         stairs.y = ground - 6;
@@ -1154,8 +1124,8 @@ static Scene draw_attributes(Dice *r, Split split) {
 }
 
 // ---- captions --------------------------------------------------------------------------------------------
-// No phrase here holds a word that is another value's: "mountains" are never snowy and the grass is never green,
-// so that a search for words reads all six attributes off the first caption.
+// No phrase here has a word that belongs to another value: "mountains" are never snowy and the grass is never
+// green, so that a search for words reads all six attributes off the first caption.
 
 enum { CHOICES = 6 };
 static const char *const subject_words[5][CHOICES] = {{"boy", "young boy", "little boy"},
@@ -1215,7 +1185,7 @@ static void present(char *out, size_t size, const char *acting) {
 }
 static const char *article(const char *word) { return strchr("aeiou", *word) ? "an" : "a"; }
 
-// One way of saying it. `first`: every attribute must be told.
+// One way of saying it. `first`: every attribute must be named.
 enum { FLICKR_WAYS = 7, BROAD_WAYS = 9 };
 
 static void caption(char *out, World world, int way, bool first, const Scene *s, Dice *r) {
@@ -1230,82 +1200,62 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
         who = below(r, 2) ? "child" : "little child";
     if (s->action == CLIMB && below(r, 2)) place = "in an entryway";
     const char *gap = *time ? " " : "", *comma = *time ? ", " : "";
-    char does[64], wear[32], body[B], *o = body;
+    char does[64], wear[32], noun[48], one[52], worn[36], body[B], *o = body;
     present(does, sizeof does, doing);
-    snprintf(wear, sizeof wear, "%s %s", colour, garment);
+    snprintf(wear, sizeof wear, "%s %s", colour, is_dog ? "fur" : garment);
+    snprintf(worn, sizeof worn, "%s %s", article(wear), wear);
 
     if (world == WORLD_BROAD && way < 5) { // tag lists and titles, in small letters
-        const char *tag = pick(r, place_tags[s->place]), *hour = pick(r, time_tags[s->time]),
-                   *sep = *hour ? ", " : "";
-        if (is_dog) snprintf(wear, sizeof wear, "%s fur", colour);
+        const char *tag = pick(r, place_tags[s->place]), *hour = pick(r, time_tags[s->time]);
+        const char *sep = *hour ? ", " : "";
+        char here[64];
+        snprintf(here, sizeof here, "%s%s%s", tag, sep, hour);
+        snprintf(one, sizeof one, "%s %s", article(who), who);
         switch (way) {
-        case 0: snprintf(o, B, "%s, %s, %s, %s%s%s", who, wear, doing, tag, sep, hour); break;
-        case 1: snprintf(o, B, "%s%s%s, %s in %s, %s", tag, sep, hour, who, wear, doing); break;
+        case 0: snprintf(o, B, "%s, %s, %s, %s", who, wear, doing, here); break;
+        case 1: snprintf(o, B, "%s, %s in %s, %s", here, who, wear, doing); break;
         case 2:
-            snprintf(o, B, "a picture of %s %s with %s %s %s, %s%s%s", article(who), who,
-                     is_dog ? "" : article(colour), wear, doing, tag, sep, hour);
+            snprintf(o, B, "a picture of %s with %s %s, %s", one, is_dog ? wear : worn, doing, here);
             break;
         case 3:
-            snprintf(o, B, "%s %s %s %s%s%s", is_dog ? colour : wear, is_dog ? "" : "on a", who, doing, sep,
-                     hour);
+            snprintf(o, B, "%s %s %s %s%s%s, %s", is_dog ? colour : wear, is_dog ? "" : "on a", who, doing,
+                     sep, hour, tag);
             break;
         default:
-            snprintf(o, B, "%s %s, %s, %s%s%s", colour, is_dog ? who : garment, is_dog ? "animal" : who,
-                     doing, sep, hour);
+            snprintf(o, B, "%s %s, %s, %s%s%s, %s", colour, is_dog ? who : garment, is_dog ? "animal" : who,
+                     doing, sep, hour, tag);
             break;
-        }
-        if (way >= 3) {
-            size_t n = strlen(o);
-            snprintf(o + n, B - n, ", %s", tag);
         }
     } else {
         if (world == WORLD_BROAD) way = (way - 5) * 2; // half of the ways of the annotators
+        char here[80];
+        snprintf(here, sizeof here, "%s%s%s", place, gap, time);
+        if (!is_dog)
+            snprintf(noun, sizeof noun, "%s", who);
+        else if (way % 3 == 2)
+            snprintf(noun, sizeof noun, "%s with %s fur", who, colour);
+        else
+            snprintf(noun, sizeof noun, "%s %s", colour, who);
+        snprintf(one, sizeof one, "%s %s", article(noun), noun);
         if (is_dog) {
-            char dog[48];
-            if (way % 3 == 2)
-                snprintf(dog, sizeof dog, "%s with %s fur", who, colour);
-            else
-                snprintf(dog, sizeof dog, "%s %s", colour, who);
             switch (way) {
-            case 0: snprintf(o, B, "%s %s is %s %s%s%s", article(dog), dog, doing, place, gap, time); break;
-            case 1: snprintf(o, B, "%s %s %s %s%s%s", article(dog), dog, does, place, gap, time); break;
-            case 2: snprintf(o, B, "%s %s %s %s%s%s", article(dog), dog, doing, place, gap, time); break;
-            case 3: snprintf(o, B, "the %s %s %s%s%s", dog, does, place, gap, time); break;
-            case 4:
-                snprintf(o, B, "there is %s %s %s %s%s%s", article(dog), dog, doing, place, gap, time);
-                break;
-            case 5: snprintf(o, B, "%s%s%s %s %s %s", time, comma, article(dog), dog, does, place); break;
-            default: snprintf(o, B, "%s, %s %s is %s%s%s", place, article(dog), dog, doing, gap, time); break;
+            case 0: snprintf(o, B, "%s is %s %s", one, doing, here); break;
+            case 1: snprintf(o, B, "%s %s %s", one, does, here); break;
+            case 2: snprintf(o, B, "%s %s %s", one, doing, here); break;
+            case 3: snprintf(o, B, "the %s %s %s", noun, does, here); break;
+            case 4: snprintf(o, B, "there is %s %s %s", one, doing, here); break;
+            case 5: snprintf(o, B, "%s%s%s %s %s", time, comma, one, does, place); break;
+            default: snprintf(o, B, "%s, %s is %s%s%s", place, one, doing, gap, time); break;
             }
         } else {
             switch (way) {
-            case 0:
-                snprintf(o, B, "%s %s in %s %s is %s %s%s%s", article(who), who, article(wear), wear, doing,
-                         place, gap, time);
-                break;
-            case 1:
-                snprintf(o, B, "%s %s in %s %s %s %s%s%s", article(who), who, article(wear), wear, does,
-                         place, gap, time);
-                break;
-            case 2:
-                snprintf(o, B, "%s %s wearing %s %s is %s %s%s%s", article(who), who, article(wear), wear,
-                         doing, place, gap, time);
-                break;
-            case 3:
-                snprintf(o, B, "%s %s dressed in %s %s %s %s%s%s", article(who), who, article(wear), wear,
-                         does, place, gap, time);
-                break;
-            case 4:
-                snprintf(o, B, "the %s in the %s is %s %s%s%s", who, wear, doing, place, gap, time);
-                break;
-            case 5:
-                snprintf(o, B, "%s%s%s %s with %s %s %s %s", time, comma, article(who), who, article(wear),
-                         wear, does, place);
-                break;
-            default:
-                snprintf(o, B, "%s, %s %s in %s %s is %s%s%s", place, article(who), who, article(wear), wear,
-                         doing, gap, time);
-                break;
+            case 0: snprintf(o, B, "%s in %s is %s %s", one, worn, doing, here); break;
+            case 1: snprintf(o, B, "%s in %s %s %s", one, worn, does, here); break;
+            case 2: snprintf(o, B, "%s wearing %s is %s %s", one, worn, doing, here); break;
+            case 3: snprintf(o, B, "%s dressed in %s %s %s", one, worn, does, here); break;
+            case 4: snprintf(o, B, "the %s in the %s is %s %s", who, wear, doing, here); break;
+            case 5: snprintf(o, B, "%s%s%s with %s %s %s", time, comma, one, worn, does, place); break;
+            default: snprintf(o, B, "%s, %s in %s is %s%s%s", place, one, worn, doing, gap, time); break;
             }
         }
         if (*o >= 'a' && *o <= 'z') *o += 'A' - 'a';
@@ -1411,7 +1361,7 @@ void scenes_write(const char *dir, long n, uint64_t seed, World world, Split spl
     }
     output_lazily(false);
     progress_end(&bar);
-    write_lists(dir, n, seed, world, split); // last, so that a folder with lists is a whole one
+    write_lists(dir, n, seed, world, split); // last, so that a folder with lists is complete
     dataset_note_others(images, (size_t)n);
     free(images);
 }

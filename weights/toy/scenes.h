@@ -4,8 +4,8 @@
 // picture made from that caption can be judged: a classifier reads the attributes back off the picture.
 //
 // Two worlds share shapes and words. `broad` has many looks and many ways of captioning; the tiny model is
-// pretrained on it. `flickr` has one look, slightly warm and grainy, and captions as Flickr8k's annotators write
-// them; the model is fine-tuned, distilled and evaluated on it.
+// pretrained on it. `flickr` has one look, slightly warm and grainy, and captions as Flickr8k's annotators
+// write them; the model is fine-tuned, distilled and evaluated on it.
 //
 // About 8 % of the combinations of attributes are held out, chosen by a hash of the combination: the split
 // `test` draws only these, `train` never does.
@@ -43,22 +43,22 @@ int scene_combination(const Scene *scene); // one number for all six, below 5 * 
 bool scene_possible(const Scene *scene);   // does the world know such a scene? (no dog in a coat)
 bool scene_held_out(const Scene *scene);
 
-// Scene `index` of a world and split: pure functions of their arguments, safe in any thread, the same bytes on
-// every machine. Captions are written differently from one another, at most 24 words each.
+// Scene `index` of a world and split: pure functions of their arguments, safe in any thread, the same bytes
+// on every machine. Captions are written differently from one another, at most 24 words each.
 void scene_describe(World world, Split split, uint64_t seed, long index, Scene *scene,
                     char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]);
 // rgb: (128, 128, 3). The last two may be NULL.
 void scene_draw(World world, Split split, uint64_t seed, long index, unsigned char *rgb, Scene *scene,
                 char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]);
-// Draws attributes of the caller's choice (its variation of position, size and detail comes from the seed), and
-// tells where the figure is: box = left, top, right, bottom in pixels, right and bottom exclusive. The figure
-// with bench or bicycle, without ball and shadow. box may be NULL.
+// Draws attributes of the caller's choice (its variation of position, size and detail comes from the seed),
+// and tells where the figure is: box = left, top, right, bottom in pixels, right and bottom exclusive. The
+// figure with bench or bicycle, without ball and shadow. box may be NULL.
 void scene_draw_as(World world, uint64_t seed, const Scene *scene, unsigned char *rgb, int box[4]);
 // The seed that scene_draw gives scene_draw_as.
 uint64_t scene_seed(World world, Split split, uint64_t seed, long index);
 
-// DIR/Images/00000.png ..., DIR/captions.txt (Flickr8k as Kaggle has it: `image,caption`), DIR/scenes.jsonl (n
-// lines, an object each: "image", the six attributes, "world").
+// DIR/Images/00000.png ..., DIR/captions.txt (Flickr8k as Kaggle has it: `image,caption`), DIR/scenes.jsonl
+// (n lines, an object each: "image", the six attributes, "world").
 void scenes_write(const char *dir, long n, uint64_t seed, World world, Split split);
 // A line of scenes.jsonl back into a Scene; dies where it is none. `name` is what the message calls the line.
 Scene scene_parse(const char *line, size_t length, const char *name);
