@@ -1,47 +1,15 @@
-// data.c: `sd data`, a captioned data set of any layout, or a part of it, in the one layout that everything here
-// reads: Flickr8k's as Kaggle has it. It is how `make paper` keeps pictures back for the evaluation.
+// data.c: captioned data sets in Flickr8k's layout: `sd data` makes one of any other, or of a part of it;
+// `sd scenes` draws the toy world's.
 #define _XOPEN_SOURCE 700 // realpath, symlink
 #include "commands.h"
 #include "lib/io/io.h"
+#include "options.h"
+#include "weights/toy/scenes.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static const char help[] =
-    "usage: sd data DIR -o OUT [options]\n\n"
-    "Writes the captioned data set DIR, or a part of it, in Flickr8k's layout: OUT/captions.txt,\n"
-    "OUT/Images, links to the pictures of DIR, and OUT/prompts.txt, the first caption of each\n"
-    "picture, a line each. Both are in the order of the names in OUT/Images.\n\n"
-    "  -o, --output OUT\n"
-    "      --part NAME      all (default), train or held-out. Where the layout knows splits these\n"
-    "                       are train and restval, and test; elsewhere\n"
-    "      --hold-out N     the last N pictures are held out (default 1000, at most half of the set)\n"
-    "  -n, --count N        the first N of that part\n"
-    "      --size S         S x S pixels as PNG instead of links: the middle square, as training\n"
-    "                       sees it\n"
-    "      --json   -q   -v   -h\n";
-
-typedef enum { ALL, TRAIN, HELD_OUT } Part;
-
-// Brings the samples of `part` to the front of the set; returns how many they are.
-static size_t choose(Dataset *d, Part part, size_t hold_out) {
-    bool splits = false;
-    for (size_t i = 0; i < d->count; i++) splits |= d->samples[i].split != NULL;
-    if (hold_out > d->count / 2) hold_out = d->count / 2;
-    size_t kept = 0;
-    for (size_t i = 0; i < d->count; i++) {
-        const Sample *s = &d->samples[i];
-        bool test = splits ? s->split && !strcmp(s->split, "test") : i >= d->count - hold_out;
-        bool train = splits ? dataset_trains(s) : !test;
-        if (s->caption_count == 0 || (part == TRAIN && !train) || (part == HELD_OUT && !test)) continue;
-        Sample moved = d->samples[kept];
-        d->samples[kept++] = *s;
-        d->samples[i] = moved;
-    }
-    return kept;
-}
 
 // A field of RFC 4180: in quotes, those inside doubled.
 static void write_field(Output *o, const char *text) {
@@ -70,42 +38,38 @@ static char *write_picture(const char *out, size_t i, const Sample *s, int size)
 }
 
 int command_data(int argc, char **argv) {
-    enum { PART = 256, OUT_SIZE, HOLD_OUT };
-    static const struct option options[] = {{"output", required_argument, 0, 'o'},
-                                            {"part", required_argument, 0, PART},
-                                            {"hold-out", required_argument, 0, HOLD_OUT},
-                                            {"count", required_argument, 0, 'n'},
-                                            {"size", required_argument, 0, OUT_SIZE},
-                                            COMMON_LONG,
-                                            {0}};
-    Common common = common_defaults;
     const char *out = NULL;
-    Part part = ALL;
-    size_t hold_out = 1000, most = SIZE_MAX;
-    int size = 0, option;
-    while ((option = getopt_long(argc, argv, "o:n:" COMMON_SHORT, options, NULL)) != -1) {
-        if (common_option(&common, option, help)) continue;
-        switch (option) {
-        case 'o': out = optarg; break;
-        case 'n': most = (size_t)option_whole("--count", optarg, 1, 100000000); break;
-        case OUT_SIZE: size = (int)option_whole("--size", optarg, 8, 16384); break;
-        case HOLD_OUT: hold_out = (size_t)option_whole("--hold-out", optarg, 1, 100000000); break;
-        case PART:
-            part = !strcmp(optarg, "train") ? TRAIN : !strcmp(optarg, "held-out") ? HELD_OUT : ALL;
-            if (part == ALL && strcmp(optarg, "all"))
-                die_usage("--part is \"%s\"; all, train or held-out is expected", optarg);
-            break;
-        }
-    }
-    if (optind != argc - 1) die_usage("sd data takes one folder");
+    DatasetPart part = PART_ALL;
+    long hold_out = 1000, most = 0;
+    int size = 0;
+    bool json = false;
+    Option options[] = {
+        {'o', "output", TEXT(&out, "OUT"), "the new data set's folder"},
+        {0, "part", CHOICE(&part, "all|train|held-out"),
+         "where the layout knows splits, train is its train and restval, and held-out its test"},
+        {0, "hold-out", WHOLE(&hold_out, 1, 100000000),
+         "elsewhere the last N are held out, at most half of the set"},
+        {'n', "count", WHOLE(&most, 1, 100000000), "only the first N of that part"},
+        {0, "size", WHOLE(&size, 8, 16384),
+         "instead of links: the middle square as training sees it, N x N pixels, PNG"},
+        {JSON_OPTION(&json)},
+        {0}};
+    char **words = options_parse(argc, argv, options, "sd data DIR -o OUT [options]",
+                                 "Writes the captioned data set DIR, or a part of it, in Flickr8k's layout: "
+                                 "OUT/captions.txt, links to the pictures in OUT/Images, and OUT/prompts.txt "
+                                 "with the first caption of each picture, a line each. Both files are in the "
+                                 "order of the names in OUT/Images.",
+                                 "sd data flickr8k -o run/train --part train\n"
+                                 "  sd data flickr8k -o run/held-out --part held-out --size 512");
+    const char *dir = one_word(words, "sd data takes one folder");
     if (!out) die_usage("-o OUT is needed");
     double started = seconds();
-    Dataset *d = dataset_open(argv[optind]);
-    size_t count = choose(d, part, hold_out), captions = 0;
-    if (count > most) count = most;
-    if (!count) die("%s has no captioned picture of that part", argv[optind]);
+    Dataset *d = dataset_open(dir);
+    size_t count = dataset_choose(d, part, (size_t)hold_out), captions = 0;
+    if (most && count > (size_t)most) count = (size_t)most;
+    if (!count) die("%s has no captioned picture of that part", dir);
 
-    char *from = realpath(argv[optind], NULL), *to = realpath(out, NULL);
+    char *from = realpath(dir, NULL), *to = realpath(out, NULL);
     if (from && to && !strcmp(from, to)) die("%s is the data set itself; take another folder for it", out);
     free(from), free(to);
     char *images = format("%s/Images", out), *list = format("%s/captions.txt", out),
@@ -128,7 +92,7 @@ int command_data(int argc, char **argv) {
     }
     output_lazily(false);
     output_commit(prompts), output_commit(rows); // the captions last: without them it is no data set yet
-    if (common.json)
+    if (json)
         printf("{\"images\": %zu, \"captions\": %zu, \"seconds\": %.3f}\n", count, captions,
                seconds() - started);
     else
@@ -136,5 +100,33 @@ int command_data(int argc, char **argv) {
     dataset_note_others(images, count);
     dataset_close(d);
     free(images), free(list), free(firsts);
+    return 0;
+}
+
+int command_scenes(int argc, char **argv) {
+    long count = 8000;
+    World world = WORLD_FLICKR;
+    Split split = SPLIT_TRAIN;
+    uint64_t seed = 0;
+    bool json = false;
+    Option options[] = {
+        {'n', "count", WHOLE(&count, 1, 100000000), "scenes"},
+        {0, "world", CHOICE(&world, "broad|flickr"), "flickr: one look, one way of captioning; broad: many"},
+        {0, "split", CHOICE(&split, "train|test"), "test: combinations of attributes that train never has"},
+        {SEED_OPTION(&seed, "the same seed gives the same bytes")},
+        {JSON_OPTION(&json)},
+        {0}};
+    char **words =
+        options_parse(argc, argv, options, "sd scenes DIR [options]",
+                      "Draws captioned scenes in Flickr8k's layout: DIR/Images/*.png, DIR/captions.txt, and "
+                      "DIR/scenes.jsonl with the attributes that the captions speak of.",
+                      "sd scenes run/flickr -n 8000\n  sd scenes run/held-out -n 1000 --split test");
+    const char *dir = one_word(words, "sd scenes takes one folder");
+    start_backend();
+    double started = seconds();
+    scenes_write(dir, count, seed, world, split);
+    if (json)
+        printf("{\"images\": %ld, \"captions\": %ld, \"seconds\": %.3f}\n", count, count * SCENE_CAPTIONS,
+               seconds() - started);
     return 0;
 }

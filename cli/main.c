@@ -1,5 +1,4 @@
-// main.c: the program `sd`: which command. No algorithm is here; each
-// command turns options into a call of a phase (sample.c, ..., beside this file) and prints what came out.
+// main.c: the program `sd`. Each command, in a file beside this one, turns options into a phase's call.
 #include "lib/base.h"
 #include "commands.h"
 
@@ -45,7 +44,6 @@ int main(int argc, char **argv) {
         return help(stdout, 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) {
-            argv[1] = "sd"; // in front of getopt's messages, as of all others
             int status = commands[i].run(argc - 1, argv + 1);
             if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
             return status;

@@ -1,35 +1,236 @@
-// options.c: the options that every command takes, and numbers checked. See commands.h.
+// options.c: a table of options as a parser and as a help text. See options.h.
 #define _POSIX_C_SOURCE 200809L // strcasecmp
-#include "lib/base.h"
-#include "commands.h"
+#include "options.h"
+#include "lib/io/io.h"
 #include "lib/nn/kernels.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
-const Common common_defaults = {.model = "weights/tiny"};
+static int threads; // 0: all cores
+static const char *no_model;
+static uint64_t no_seed;
+static bool no_json;
+static Option common[] = {
+    // Every command takes these three; one without a use for them does not show them.
+    {'m', "model", TEXT(&no_model, "PATH"), ""},
+    {0, "seed", SEED(&no_seed), ""},
+    {0, "json", FLAG(&no_json), ""},
+    {.help = "Common"},
+    {'t', "threads", WHOLE(&threads, 1, 1024), "threads that compute (default: one for each core)"},
+    {'q', "quiet", .kind = A_CONSTANT, .to = &verbosity, .least = -1, .help = "say nothing but errors"},
+    {'v', "verbose", .kind = A_CONSTANT, .to = &verbosity, .least = 1, .help = "say more"},
+    {'h', "help", .kind = A_HELP, .help = "print this text"},
+    {0}};
 
-long option_whole(const char *option, const char *text, long least, long most) {
+// ---- values -----------------------------------------------------------------------------------------------
+
+static long parse_whole(const char *option, const char *text, double least, double most) {
     char *end;
     errno = 0;
     long x = strtol(text, &end, 10);
-    if (end == text || *end || errno) die_usage("%s takes a whole number, not \"%s\"", option, text);
-    if (x < least || x > most) die_usage("%s is %ld; it must be from %ld to %ld", option, x, least, most);
+    if (end == text || *end || errno) die_usage("--%s takes a whole number, not \"%s\"", option, text);
+    if (!(x >= least && x <= most))
+        die_usage("--%s is %ld; it must be from %.0f to %.0f", option, x, least, most);
     return x;
 }
 
-double option_number(const char *option, const char *text, double least, double most) {
+static double parse_number(const char *option, const char *text, double least, double most) {
     char *end;
     double x = strtod(text, &end);
-    if (end == text || *end || !isfinite(x)) die_usage("%s takes a number, not \"%s\"", option, text);
-    if (x < least || x > most) die_usage("%s is %g; it must be from %g to %g", option, x, least, most);
+    if (end == text || *end || !isfinite(x)) die_usage("--%s takes a number, not \"%s\"", option, text);
+    if (!(x >= least && x <= most)) die_usage("--%s is %g; it must be from %g to %g", option, x, least, most);
     return x;
 }
 
-void option_png(const char *output) {
+static uint64_t parse_seed(const char *option, const char *text) {
+    char *end;
+    errno = 0;
+    uint64_t x = strtoull(text, &end, 10);
+    if (end == text || *end || errno || *text == '-')
+        die_usage("--%s takes a whole number from 0 on, not \"%s\"", option, text);
+    return x;
+}
+
+// The next of "a|b|c": its length, and *names moves on to what follows; 0 at the end.
+static int next_name(const char **names) {
+    *names += **names == '|';
+    return (int)strcspn(*names, "|");
+}
+
+// The place of `text` in "a|b|c".
+static int parse_choice(const char *option, const char *text, const char *names) {
+    int place = 0, length;
+    for (const char *name = names; (length = next_name(&name)); name += length, place++)
+        if ((int)strlen(text) == length && !strncmp(text, name, (size_t)length)) return place;
+    char *list = xstrdup("");
+    for (const char *name = names; (length = next_name(&name)); name += length) {
+        const char *between = name == names ? "" : name[length] ? ", " : " or ";
+        char *longer = format("%s%s%.*s", list, between, length, name);
+        free(list), list = longer;
+    }
+    die_usage("--%s is \"%s\"; %s is expected", option, text, list);
+}
+
+static void set_value(Option *o, const char *text) {
+    void *to = o->to;
+    Texts *list = to;
+    o->given = true;
+    switch (o->kind) {
+    case A_FLAG: *(bool *)to = true; break;
+    case A_CONSTANT: *(int *)to = (int)o->least; break;
+    case A_TEXT: *(const char **)to = text; break;
+    case A_LIST:
+        list->at = xrealloc(list->at, (size_t)(list->count + 1) * sizeof *list->at);
+        list->at[list->count++] = text;
+        break;
+    case AN_INT: *(int *)to = (int)parse_whole(o->name, text, o->least, o->most); break;
+    case A_LONG: *(long *)to = parse_whole(o->name, text, o->least, o->most); break;
+    case A_SEED: *(uint64_t *)to = parse_seed(o->name, text); break;
+    case A_FLOAT: *(float *)to = (float)parse_number(o->name, text, o->least, o->most); break;
+    case A_DOUBLE: *(double *)to = parse_number(o->name, text, o->least, o->most); break;
+    case A_CHOICE: *(int *)to = parse_choice(o->name, text, o->value); break;
+    case A_BOOL: *(bool *)to = parse_choice(o->name, text, o->value) == 1; break;
+    case A_NAME: parse_choice(o->name, text, o->value), *(const char **)to = text; break;
+    case A_SET: ((bool *)to)[parse_choice(o->name, text, o->value)] = true; break;
+    case A_HELP: break;
+    }
+}
+
+// ---- the help ---------------------------------------------------------------------------------------------
+
+enum { WIDTH = 100, HELP_COLUMN = 28 };
+
+// The value that a variable holds, or NULL where that stands for none.
+static char *default_value(const Option *o) {
+    double x = NAN;
+    int place = -1, length;
+    switch (o->kind) {
+    case A_TEXT:
+    case A_NAME: return *(const char **)o->to ? xstrdup(*(const char **)o->to) : NULL;
+    case AN_INT: x = *(int *)o->to; break;
+    case A_LONG: x = (double)*(long *)o->to; break;
+    case A_SEED: x = (double)*(uint64_t *)o->to; break;
+    case A_FLOAT: x = *(float *)o->to; break;
+    case A_DOUBLE: x = *(double *)o->to; break;
+    case A_CHOICE: place = *(int *)o->to; break;
+    case A_BOOL: place = *(bool *)o->to; break;
+    default: break;
+    }
+    if (x >= o->least && x <= o->most) return format("%g", x);
+    for (const char *name = o->value; place >= 0 && (length = next_name(&name)); name += length)
+        if (!place--) return format("%.*s", length, name);
+    return NULL;
+}
+
+// From column `indent` on, where the cursor is, and back there in each new line.
+static void print_wrapped(int indent, const char *text) {
+    int column = indent, length;
+    for (; *text; text += length + (text[length] != 0)) {
+        length = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + length > WIDTH) column = printf("\n%*s", indent, "") - 1;
+        column += printf("%s%.*s", column > indent ? " " : "", length, text);
+    }
+    putchar('\n');
+}
+
+static void print_row(const Option *o) {
+    int column = o->letter ? printf("  -%c, ", o->letter) : printf("      ");
+    column += printf("--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+    if (column + 2 > HELP_COLUMN) column = printf("\n") - 1;
+    printf("%*s", HELP_COLUMN - column, "");
+    char *value = strstr(o->help, "default") ? NULL : default_value(o),
+         *text = value ? format("%s (default %s)", o->help, value) : xstrdup(o->help);
+    print_wrapped(HELP_COLUMN, text);
+    free(value), free(text);
+}
+
+static _Noreturn void print_help(Option *const tables[2], const char *usage, const char *about,
+                                 const char *examples) {
+    printf("usage: %s\n\n", usage);
+    print_wrapped(0, about);
+    if (tables[0]->name) printf("\nOptions\n");
+    for (int t = 0; t < 2; t++)
+        for (const Option *o = tables[t]; o->help; o++)
+            if (!o->name)
+                printf("\n%s\n", o->help);
+            else if (*o->help)
+                print_row(o);
+    printf("\nExamples\n  %s\n", examples);
+    exit(0);
+}
+
+// ---- the command line -------------------------------------------------------------------------------------
+
+char **options_parse(int argc, char **argv, Option *options, const char *usage, const char *about,
+                     const char *examples) {
+    enum { MOST = 64 };
+    Option *rows[MOST], *tables[2] = {options, common};
+    struct option names[MOST] = {0};
+    char letters[2 * MOST] = "", *letter = letters;
+    int count = 0;
+    for (int t = 0; t < 2; t++)
+        for (Option *o = tables[t]; o->help; o++) {
+            bool taken = !o->name;
+            for (int i = 0; i < count && !taken; i++) taken = !strcmp(o->name, names[i].name);
+            if (taken) continue; // a heading, or a command's own --model in place of the common one
+            int value = o->value ? required_argument : no_argument;
+            names[count] = (struct option){o->name, value, NULL, 256 + count};
+            if (o->letter) letter += sprintf(letter, o->value ? "%c:" : "%c", o->letter);
+            rows[count++] = o;
+        }
+    argv[0] = (char[]){"sd"}; // getopt's messages begin with it
+    // Twice: --help must see the defaults, before other options change them.
+    for (int pass = 0; pass < 2; pass++) {
+        optind = 0;
+        for (int found; (found = getopt_long(argc, argv, letters, names, NULL)) != -1;) {
+            Option *o = NULL;
+            for (int i = 0; i < count; i++)
+                if (found == 256 + i || found == rows[i]->letter) o = rows[i];
+            if (!o) exit(2); // '?': getopt has said what is wrong
+            if (o->kind == A_HELP) print_help(tables, usage, about, examples);
+            if (pass == 1) set_value(o, optarg);
+        }
+    }
+    return argv + optind;
+}
+
+const char *one_word(char **words, const char *expected) {
+    if (!words[0] || words[1]) die_usage("%s", expected);
+    return words[0];
+}
+
+void no_words(char **words, const char *hint) {
+    if (words[0]) die_usage("\"%s\" is no option%s", words[0], hint);
+}
+
+// ---- what commands share besides --------------------------------------------------------------------------
+
+void start_backend(void) {
+    backend_init(threads);
+    note_verbose("running on %s", backend.name());
+}
+
+// A file whose name ends like a scale is taken as it is.
+char *parse_lora(const char *spec, float *scale) {
+    const char *colon = strrchr(spec, ':');
+    *scale = 1;
+    if (file_exists(spec) || !colon) return xstrdup(spec);
+    *scale = (float)parse_number("lora", colon + 1, -1000, 1000);
+    return format("%.*s", (int)(colon - spec), spec);
+}
+
+char *numbered_name(const char *output, int i, int count) {
+    const char *dot = strrchr(output, '.');
+    int stem = dot && !strchr(dot, '/') ? (int)(dot - output) : (int)strlen(output);
+    return count > 1 ? format("%.*s-%d%s", stem, output, i, output + stem) : xstrdup(output);
+}
+
+void check_png(const char *output) {
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
     const char *ending = strrchr(output, '.');
     for (size_t i = 0; ending && i < sizeof others / sizeof *others; i++)
@@ -37,38 +238,8 @@ void option_png(const char *output) {
             die_usage("--output is \"%s\"; pictures are PNG, so end the name in .png", output);
 }
 
-void print_json_string(const char *s) {
-    putchar('"');
-    for (; *s; s++)
-        if ((unsigned char)*s < ' ')
-            printf("\\u%04x", (unsigned)*s);
-        else
-            printf(*s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
-    putchar('"');
-}
-
-bool common_option(Common *c, int option, const char *help) {
-    switch (option) {
-    case 'm': c->model = optarg; return true;
-    case 't': c->threads = (int)option_whole("--threads", optarg, 1, 1024); return true;
-    case 0x5eed: {
-        char *end;
-        errno = 0;
-        c->seed = strtoull(optarg, &end, 10);
-        if (end == optarg || *end || errno || *optarg == '-')
-            die_usage("--seed takes a whole number, not \"%s\"", optarg);
-        return true;
-    }
-    case 'q': verbosity = -1; return true;
-    case 'v': verbosity = 1; return true;
-    case 0x1503: c->json = true; return true;
-    case 'h': fputs(help, stdout); exit(0);
-    case '?': exit(2); // getopt_long has said which
-    default: return false;
-    }
-}
-
-void common_start(const Common *c) {
-    backend_init(c->threads);
-    note_verbose("running on %s", backend.name());
+void print_json_string(FILE *f, const char *s) {
+    char *quoted = json_quote(s);
+    fputs(quoted, f);
+    free(quoted);
 }

@@ -1,28 +1,31 @@
-// plan.h: how much memory a training step of a UNet will take, told before it is taken.
+// plan.h: how much memory a training run will take, told before it is taken; and which kernels a model calls.
 #ifndef PLAN_H
 #define PLAN_H
 
 #include "sd.h"
 
-// Bytes of activations and their gradients at the peak of a step: n pictures, h x w latents, `tokens` a caption.
-// The larger of a recorded pass with its backward, and a pass of 2 n that is not recorded (a guided teacher).
-// lora: the adapters that hang on the network, or NULL.
-size_t plan_activations(const UNetConfig *c, const Lora *lora, int n, int h, int w, int tokens,
-                        bool checkpoints);
-size_t plan_available(void); // bytes of memory that this machine could give now; 0 where it does not say
 double plan_weights(const Params *p); // bytes of them
 
 // A whole run.
 typedef struct {
-    const UNetConfig *unet;
-    const Lora *lora;           // what learns, if adapters do
-    const TextConfig *text;     // whose adapters learn too, or NULL
-    int batch, tokens;          // pictures a step, tokens a caption
+    const Model *model;         // sd lcm's teacher, sd lora's base; its text encoder reads the captions
+    const UNetConfig *student;  // sd lcm: the network that learns, as a copy. Else NULL, and
+    const UNet *teacher;        //   the network that is imitated (NULL in fine-tuning),
+    const UNet *adapted;        //   the one with the adapters,
+    const Lora *lora;           //   and those
+    const MimicConfig *mimic;   // how the latents are compared, in mode mimic; else NULL
+    int batch;                  // pictures a step
     double models;              // bytes that are there already, and stay
-    double numbers;             // that learn
+    double learnt;              // parameters that learn
     bool average, checkpointed; // with a moving average; gradient checkpointing was asked for
 } Plan;
-// Prints what the run will hold and dies where it cannot. Returns bytes. Sets `checkpointing` where it is needed.
+// Prints how many bytes the run will hold, and returns them; dies where there are fewer. Sets
+// `checkpointing`.
 double plan_run(const Plan *p);
+
+// To stdout, a line a distinct kernel call: how often, which, its shape. Of two captions, one guided
+// evaluation and one picture decoded; or, `training`, of one picture's step of sd lcm. `model`: a diffusers
+// folder, of which only the configurations are read, or an architecture ("sd15").
+void plan_kernels(const char *model, bool training);
 
 #endif

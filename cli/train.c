@@ -1,79 +1,185 @@
-// train.c: options, optimiser and closing line of the commands that train on captioned pictures. See train.h.
+// train.c: `sd lcm`, `sd lora finetune`, `sd lora distill`: options and captioned pictures -> a call of a
+// phase
+// -> a model folder or a LoRA file. The algorithms are in ../lcm.c and ../lora.c.
 #define _POSIX_C_SOURCE 200809L // access
-#include "train.h"
+#include "commands.h"
+#include "model_folder.h"
+#include "options.h"
+#include "plan.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-const Training training_defaults = {.cache = "run/cache", .batch = 16, .warmup = -1, .dtype = F16};
+// What is trained. Bits, since an option may go with several.
+enum { FULL = 1, FINETUNE = 2, MIMIC = 4, CONSISTENCY = 8 };
+enum { DISTILL = MIMIC | CONSISTENCY, LORA = FINETUNE | DISTILL, GUIDED = FULL | DISTILL };
 
-Type option_type(const char *text) {
-    if (!strcmp(text, "f32")) return F32;
-    if (!strcmp(text, "f16")) return F16;
-    if (!strcmp(text, "bf16")) return BF16;
-    die_usage("--dtype is \"%s\"; f32, f16 or bf16 is expected", text);
+// Parts of the algorithm of Phase 2 that --ablate takes away.
+enum { EMA, SKIP, HUBER, GUIDANCE, BOUNDARY, ABLATIONS };
+
+typedef struct {
+    int what;
+    const char *model, *teacher, *tokenizer, *data, *cache, *out, *run;
+    long steps;
+    int batch, warmup, sample_every;
+    double rate, ema, checkpoint_every;
+    bool cosine, checkpointing, resume, fresh, json;
+    uint64_t seed;
+    Type type; // of the weights written
+    bool copy; // FULL: the folder's other networks are copies
+    bool ablated[ABLATIONS], l2;
+    LcmConfig lcm;
+    bool consistency; // LORA
+    const char *targets;
+    int rank, format;
+    double alpha;
+    FinetuneConfig finetune;
+    MimicConfig mimic;
+} Training;
+
+static const char *mode_name(const Training *t) {
+    return t->what == FINETUNE ? "finetune" : t->what == MIMIC ? "mimic" : "consistency";
 }
 
-bool training_option(Training *t, int option) {
-    switch (option) {
-    case DATA: t->data = optarg; break;
-    case CACHE: t->cache = optarg; break;
-    case TOKENIZER: t->tokenizer = optarg; break;
-    case RUN_DIR: t->run = optarg; break;
-    case STEPS: t->steps = option_whole("--steps", optarg, 1, 1 << 30); break;
-    case BATCH: t->batch = (int)option_whole("--batch", optarg, 1, 4096); break;
-    case RATE: t->rate = option_number("--lr", optarg, 1e-12, 1); break;
-    case WARMUP: t->warmup = (int)option_whole("--warmup", optarg, 0, 1 << 24); break;
-    case SCHEDULE:
-        if (strcmp(optarg, "constant") && strcmp(optarg, "cosine"))
-            die_usage("--schedule is constant or cosine, not \"%s\"", optarg);
-        t->cosine = !strcmp(optarg, "cosine");
-        break;
-    case EMA: t->ema = option_number("--ema", optarg, 0, 0.999999); break;
-    case CHECKPOINTING: t->checkpointing = true; break;
-    case CHECKPOINT_EVERY:
-        t->checkpoint_every = option_number("--checkpoint-every", optarg, 1e-9, 1e9);
-        break;
-    case RESUME: t->resume = true; break;
-    case FRESH: t->fresh = true; break;
-    case DTYPE: t->dtype = option_type(optarg); break;
-    default: return false;
-    }
-    return true;
+// ---- options ----------------------------------------------------------------------------------------------
+
+// Those that all trainings have in common.
+static Training defaults(int what, long steps, double checkpoint_every) {
+    Training t = {.what = what, .model = DEFAULT_MODEL, .cache = "run/cache", .steps = steps, .batch = 16};
+    t.warmup = -1, t.checkpoint_every = checkpoint_every, t.type = F16, t.lcm = lcm_defaults;
+    return t;
 }
 
-bool distillation_option(LcmConfig *c, int option) {
-    switch (option) {
-    case W_MIN: c->w_min = (float)option_number("--w-min", optarg, -100, 1000); break;
-    case W_MAX: c->w_max = (float)option_number("--w-max", optarg, -100, 1000); break;
-    case SKIP: c->k = (int)option_whole("--skip", optarg, 1, 100000); break;
-    case WEIGHTING:
-        if (strcmp(optarg, "none") && strcmp(optarg, "snr"))
-            die_usage("--weighting is none or snr, not \"%s\"", optarg);
-        c->snr_weighting = !strcmp(optarg, "snr");
-        break;
-    case LOSS:
-        if (strcmp(optarg, "huber") && strcmp(optarg, "l2"))
-            die_usage("--loss is \"%s\"; huber or l2 is expected", optarg);
-        c->loss = strcmp(optarg, "l2") ? LOSS_HUBER : LOSS_MSE;
-        break;
-    default: return false;
-    }
-    return true;
-}
-
-// Steps of warm-up, where --warmup does not say: 100; with a rate that falls, at most a tenth of all.
-void training_check(Training *t, const LcmConfig *c) {
+// What follows from the options, and which of them contradict each other.
+static void settle(Training *t) {
+    if (!t->data || !t->out)
+        die_usage("--data DIR and --output %s are needed", t->what == FULL ? "DIR" : "FILE");
     if (t->resume && t->fresh) die_usage("--resume and --fresh contradict each other");
     if (t->warmup < 0) t->warmup = t->cosine && t->steps < 1000 ? (int)(t->steps / 10) : 100;
     if (t->cosine && t->warmup >= t->steps)
         die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", t->steps, t->warmup);
-    if (c->w_min > c->w_max) die_usage("--w-min is %g and --w-max %g", (double)c->w_min, (double)c->w_max);
+
+    if (t->lcm.w_min > t->lcm.w_max)
+        die_usage("--w-min is %g and --w-max %g", (double)t->lcm.w_min, (double)t->lcm.w_max);
+    t->lcm.loss = t->l2 || t->ablated[HUBER] ? LOSS_MSE : LOSS_HUBER;
+    if (t->ablated[EMA]) t->ema = 0; // the target is the student itself
+    if (t->ablated[SKIP]) t->lcm.k = 1;
+    if (t->ablated[BOUNDARY]) t->lcm.boundary = false;
+
+    if (t->what == MIMIC && !t->teacher)
+        die_usage("--mode mimic needs --teacher, a latent consistency model (sd lcm makes one)");
+    if (t->what == MIMIC && t->mimic.mse_weight <= 0 && t->mimic.kl_weight <= 0)
+        die_usage("--mse-weight and --kl-weight are both 0: nothing is left to learn from");
+    if (t->mimic.temperature > 0 && t->mimic.reading == KL_GAUSSIANS)
+        die_usage("--kl-temp does not go with --kl gaussians, which has no softmax");
+    if (t->mimic.temperature == 0) t->mimic.temperature = 1;
+    if (t->format > LORA_KOHYA) t->format = LORA_PEFT;
+    if (t->alpha == 0) t->alpha = t->rank;
 }
 
-void training_output(const char *path, bool parents) {
+// [L1] The command line: the options of one training, out of one table for all. t holds the defaults.
+static void parse(Training *t, int argc, char **argv, const char *usage, const char *about,
+                  const char *examples) {
+    Option all[] = {
+        {.help = "What to learn from"},
+        {'m', "model", TEXT(&t->model, "PATH"), "the teacher: a diffusers folder or an LDM file", FULL},
+        {'m', "model", TEXT(&t->model, "PATH"), "the base: a diffusers folder or an LDM file", LORA},
+        {0, "tokenizer", TEXT(&t->tokenizer, "DIR"), "for a model that has none"},
+        {0, "data", TEXT(&t->data, "DIR"), "pictures with captions, in Flickr8k's or Flickr30k's layout"},
+        {0, "cache", TEXT(&t->cache, "DIR"), "where the latents of the pictures are kept"},
+
+        {.help = "Adapters", .modes = LORA},
+        {0, "rank", WHOLE(&t->rank, 1, 65536), "of the adapters; lcm-lora-sdv1-5 has 64", LORA},
+        {0, "alpha", NUMBER(&t->alpha, 1e-6, 1e6), "the update is X / rank up(down(x)) (default: the rank)",
+         LORA},
+        {0, "targets", TEXT(&t->targets, "LIST"),
+         "layers, with commas between: parts of their names, or the groups attention, ff, resnet, proj, "
+         "samplers, ends (conv_in and the time embedding), lcm (all of these), text (the text encoder; "
+         "finetune only)",
+         LORA},
+
+        {.help = "How"},
+        {0, "mode", CHOICE(&t->consistency, "mimic|consistency"),
+         "mimic: match a teacher's latents; consistency: LCM-LoRA of Luo et al., the base is the teacher",
+         DISTILL},
+        {0, "steps", WHOLE(&t->steps, 1, 1 << 30), "training steps"},
+        {0, "batch", WHOLE(&t->batch, 1, 4096), "pictures a step"},
+        {0, "lr", NUMBER(&t->rate, 1e-12, 1),
+         "learning rate (default 8e-6, the paper's; 2e-4 for small models)", FULL},
+        {0, "lr", NUMBER(&t->rate, 1e-12, 1), "learning rate", LORA},
+        {0, "warmup", WHOLE(&t->warmup, 0, 1 << 24),
+         "steps over which the rate rises (default 100; with cosine at most a tenth of all)"},
+        {0, "schedule", CHOICE(&t->cosine, "constant|cosine"),
+         "constant is the papers'; with cosine the rate falls to a twentieth at the last step, so the run "
+         "continues with the same --steps only"},
+        {0, "ema", NUMBER(&t->ema, 0, 0.999999), "how slowly the target follows the student", FULL},
+        {0, "ema", NUMBER(&t->ema, 0, 0.999999), "of a moving average of the adapters; 0: none", LORA},
+        {0, "dropout", NUMBER(&t->finetune.dropout, 0, 1), "fraction of pictures without their caption",
+         FINETUNE},
+        {0, "min-snr", NUMBER(&t->finetune.min_snr, 0, 1e6),
+         "weigh timesteps by min(SNR, X) / SNR; 0: all alike, 5 is usual", FINETUNE},
+        {0, "w-min", NUMBER(&t->lcm.w_min, -100, 1000), "the guidance scale is drawn between this", GUIDED},
+        {0, "w-max", NUMBER(&t->lcm.w_max, -100, 1000), "and this", GUIDED},
+        {0, "skip", WHOLE(&t->lcm.k, 1, 100000), "timesteps that a step of the solver skips", GUIDED},
+        {0, "checkpointing", FLAG(&t->checkpointing),
+         "less memory, more time (default: where memory would not do otherwise)"},
+        {0, "ablate", CHOICES(t->ablated, "ema|skip|huber|guidance|boundary"),
+         "take one idea away, to see what it does (repeatable)", FULL},
+
+        {.help = "How, in mode mimic", .modes = MIMIC},
+        {0, "teacher", TEXT(&t->teacher, "PATH"),
+         "a latent consistency model of the same base; sd lcm makes one", MIMIC},
+        {0, "kl", CHOICE(&t->mimic.reading, "elements|channels|gaussians"), "what the KL divergence compares",
+         MIMIC},
+        {0, "kl-temp", NUMBER(&t->mimic.temperature, 1e-3, 1e6),
+         "divides the latents before the softmax of elements or channels (default 1)", MIMIC},
+        {0, "kl-weight", NUMBER(&t->mimic.kl_weight, 0, 1e9), "of the KL divergence in the loss", MIMIC},
+        {0, "mse-weight", NUMBER(&t->mimic.mse_weight, 0, 1e9), "of the mean squared error in the loss",
+         MIMIC},
+
+        {.help = "How, in mode consistency", .modes = CONSISTENCY},
+        {0, "loss", CHOICE(&t->l2, "huber|l2"), "between the predictions of student and target",
+         FULL | CONSISTENCY},
+        {0, "weighting", CHOICE(&t->lcm.snr_weighting, "none|snr"),
+         "none is the paper's; with snr a pair of timesteps counts alpha / sigma of the noisier, so that "
+         "those in the middle are learnt too",
+         FULL | CONSISTENCY},
+
+        {.help = "What comes out"},
+        {'o', "output", TEXT(&t->out, "DIR"),
+         "the model; its text encoder, VAE and tokenizer are links to the teacher's", FULL},
+        {0, "copy", FLAG(&t->copy), "copies instead of links", FULL},
+        {'o', "output", TEXT(&t->out, "FILE"), "the adapters, .safetensors", LORA},
+        {0, "format", CHOICE(&t->format, "peft|kohya|diffusers"), "spelling of the names; diffusers is peft",
+         LORA},
+        {0, "dtype", CHOICE(&t->type, TYPE_NAMES), "of the weights"},
+        {0, "run", TEXT(&t->run, "DIR"), "checkpoint and log (default: run/ and the output's name)"},
+        {0, "sample-every", WHOLE(&t->sample_every, 0, 1 << 24), "steps between sample pictures; 0: none",
+         FULL},
+        {0, "checkpoint-every", NUMBER(&t->checkpoint_every, 1e-9, 1e9), "seconds between checkpoints"},
+        {0, "resume", FLAG(&t->resume), "only continue: an error where there is no checkpoint"},
+        {0, "fresh", FLAG(&t->fresh), "begin anew though there is a checkpoint"},
+        {SEED_OPTION(&t->seed, "of everything that is drawn")},
+        {JSON_OPTION(&t->json)},
+        {0}};
+    Option options[sizeof all / sizeof *all], *next = options;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!all[i].modes || all[i].modes & t->what) *next++ = all[i];
+    no_words(options_parse(argc, argv, options, usage, about, examples), "");
+    if (t->what == DISTILL) t->what = t->consistency ? CONSISTENCY : MIMIC;
+    for (const Option *o = options; o->help; o++)
+        if (o->given && o->modes && !(o->modes & t->what))
+            die_usage("--%s does not go with sd lora distill --mode %s", o->name, mode_name(t));
+    settle(t);
+}
+
+// ---- what all trainings share -----------------------------------------------------------------------------
+
+// Dies where `path` could not be written: its folder must be there, or (parents) one above it.
+static void check_writable(const char *path, bool parents) {
     char *folder = xstrdup(path);
     do {
         const char *slash = strrchr(folder, '/');
@@ -87,38 +193,308 @@ void training_output(const char *path, bool parents) {
     free(folder);
 }
 
-Optimiser *training_optimiser(const Training *t, const Params *learnt) {
-    OptimiserConfig adamw = {.rate = (float)t->rate,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.999f,
-                             .eps = 1e-8f,
-                             .weight_decay = 0.01f,
-                             .max_norm = 1,
-                             .warmup = (float)t->warmup,
-                             .total = t->cosine ? (float)t->steps : 0,
-                             .floor = 0.05f};
+// AdamW over these parameters, and their moving average.
+static Optimiser *new_optimiser(const Training *t, const Params *learnt) {
+    OptimiserConfig adamw = {.beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f};
+    adamw.rate = (float)t->rate, adamw.warmup = (float)t->warmup, adamw.max_norm = 1;
+    adamw.total = t->cosine ? (float)t->steps : 0, adamw.floor = 0.05f;
     return optimiser_new(adamw, (float)t->ema, &learnt, 1);
 }
 
-void training_begin(Run *run, const Training *t, Optimiser *optimiser, uint64_t seed) {
-    run->optimiser = optimiser;
-    run->total = t->steps, run->batch = t->batch;
-    run->checkpoint_every = t->checkpoint_every;
-    char *checkpoint = format("%s/checkpoint.safetensors", run->dir);
-    if (t->resume && !file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
-    free(checkpoint);
-    run_begin(run, seed, t->fresh);
+static double run_plan(const Training *t, Plan plan) {
+    plan.batch = t->batch, plan.average = t->ema > 0, plan.checkpointed = t->checkpointing;
+    return plan_run(&plan);
 }
 
-void training_report(const Run *run, double seconds, const char *output, bool done, double planned,
-                     const char *more, bool json) {
+// Begins or continues a run. config: what must be the same when it continues.
+static Run begin(const Training *t, Optimiser *optimiser, char *config) {
+    const char *name = strrchr(t->out, '/') ? strrchr(t->out, '/') + 1 : t->out;
+    size_t length = strlen(name) - (t->what == FULL ? 0 : strlen(".safetensors"));
+    Run run = {.what = t->what == FULL ? "lcm" : "lora", .config = config, .optimiser = optimiser};
+    run.dir = t->run ? xstrdup(t->run) : format("run/%.*s", (int)length, name);
+    run.total = t->steps, run.batch = t->batch, run.checkpoint_every = t->checkpoint_every;
+    char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
+    if (t->resume && !file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
+    free(checkpoint);
+    run_begin(&run, t->seed, t->fresh);
+    return run;
+}
+
+// How it went, on stderr or as one JSON object on stdout; more: further members of it, or "".
+static void report(const Training *t, const Run *run, double took, bool done, double planned,
+                   const char *more) {
     double used = (double)backend.peak();
     note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, used / 1e6);
-    if (json)
-        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": "
-               "\"%s\", \"done\": %s%s, \"planned_mb\": %.1f, \"peak_mb\": %.1f}\n",
-               run->step, (double)run->loss, seconds > 0 ? (double)run->step * run->batch / seconds : 0,
-               seconds, output, done ? "true" : "false", more, planned / 1e6, used / 1e6);
-    else if (done)
-        note("%s: loss %.4g after %ld steps, %.1f s", output, (double)run->loss, run->step, seconds);
+    if (t->json) {
+        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
+               run->step, (double)run->loss, took > 0 ? (double)run->step * run->batch / took : 0, took);
+        print_json_string(stdout, t->out);
+        printf(", \"done\": %s%s, \"planned_mb\": %.1f, \"peak_mb\": %.1f}\n", done ? "true" : "false", more,
+               planned / 1e6, used / 1e6);
+    } else if (done)
+        note("%s: loss %.4g after %ld steps, %.1f s", t->out, (double)run->loss, run->step, took);
+}
+
+// ---- sd lcm -----------------------------------------------------------------------------------------------
+
+// Sample pictures of fixed prompts, drawn as the finished model would.
+typedef struct {
+    int every;
+    Model model; // the teacher's, with the target as its UNet
+    char *dir;
+    const char *prompts[4];
+} Samples;
+
+static void draw_samples(void *context, long step) {
+    Samples *s = context;
+    if (!s->every || step % s->every) return;
+    make_directories(s->dir);
+    for (int i = 0; i < 4 && s->prompts[i]; i++) {
+        SampleOptions how = sample_defaults(&s->model);
+        how.prompt = s->prompts[i], how.seed = (uint64_t)i, how.progress = false;
+        Image *image = sample(&s->model, how, NULL);
+        char *path = format("%s/%06ld-%d.png", s->dir, step, i);
+        image_save_png(path, image, s->prompts[i]);
+        image_free(image);
+        free(path);
+    }
+}
+
+static char *lcm_run_config(const Training *t, const Params *net, const Pairs *pairs) {
+    return format(
+        "{\"stage\": \"lcm\", \"teacher\": \"%016llx\", \"data\": \"%016llx\", \"batch\": %d, "
+        "\"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, \"ema\": %g, \"w_min\": %g, \"w_max\": %g, "
+        "\"skip\": %d, \"loss\": \"%s\", \"guidance_embedding\": %s, \"boundary\": %s, "
+        "\"weighting\": \"%s\", \"seed\": %llu}",
+        (unsigned long long)params_key(net), (unsigned long long)pairs->key, t->batch, t->rate, t->warmup,
+        t->cosine ? t->steps : 0, t->ema, (double)t->lcm.w_min, (double)t->lcm.w_max, t->lcm.k,
+        t->lcm.loss == LOSS_HUBER ? "huber" : "l2", t->ablated[GUIDANCE] ? "false" : "true",
+        t->lcm.boundary ? "true" : "false", t->lcm.snr_weighting ? "snr" : "none",
+        (unsigned long long)t->seed);
+}
+
+static bool train_lcm(Training *t) {
+    ModelFolder folder = {.out = t->out, .tokenizer = t->tokenizer, .copy = t->copy, .type = t->type};
+    model_folder_check(&folder, t->model);
+    Model *teacher = model_load(t->model, t->tokenizer, NEED_ALL);
+    if (teacher->unet_config.time_cond_proj_dim)
+        die("%s has a guidance embedding: it is distilled already", t->model);
+    if (!is_directory(t->model) && !t->tokenizer)
+        die_usage("%s is one file; --tokenizer DIR is needed", t->model);
+    if (t->rate == 0) t->rate = teacher->unet_config.block_out_channels[0] < 320 ? 2e-4 : 8e-6;
+    StudentConfigs configs = student_configs(teacher, t->lcm, !t->ablated[GUIDANCE]);
+    Json *unet_json = json_parse(configs.unet, strlen(configs.unet), "the student's configuration");
+    UNetConfig config = unet_config(unet_json);
+    Params net = params_part(&teacher->params, "unet.");
+    double embedding = t->ablated[GUIDANCE] ? 0 : 256.0 * config.block_out_channels[0];
+    Plan plan = {.model = teacher, .student = &config, .models = plan_weights(&teacher->params)};
+    plan.learnt = (double)params_count(&net) + embedding;
+    double planned = run_plan(t, plan);
+    Pairs *pairs = model_pairs(teacher, t->data, t->cache);
+
+    Params student_params = {0}, target_params = {0};
+    UNet *student = lcm_student(teacher, config, &student_params);
+    for (int i = 0; i < student_params.count; i++) param_trainable(student_params.list[i].tensor);
+    Optimiser *optimiser = new_optimiser(t, &student_params);
+    UNet *target = t->ema > 0 ? lcm_target(config, optimiser, &target_params) : student;
+    Lcm lcm;
+    lcm_init(&lcm, t->lcm, scheduler_config(teacher->scheduler_json, LCM), teacher->unet, student, target);
+
+    Run run = begin(t, optimiser, lcm_run_config(t, &net, pairs));
+    Samples samples = {.every = t->sample_every, .model = *teacher, .dir = format("%s/samples", run.dir)};
+    samples.model.unet = target, samples.model.unet_config = config;
+    samples.model.scheduler_json = json_parse(configs.scheduler, strlen(configs.scheduler), "its scheduler");
+    samples.model.index_json = json_parse(configs.index, strlen(configs.index), "its index");
+    for (int i = 0; i < 4; i++) // the first captions of four pictures
+        samples.prompts[i] = pairs->data->samples[(size_t)i * (size_t)pairs->count / 4].captions[0];
+    lcm_distill(&lcm, &run, teacher, pairs, draw_samples, &samples);
+    double took = run_seconds(&run);
+    bool done = run_end(&run);
+    if (done) model_folder_write(&folder, teacher, &configs, t->ema > 0 ? &target_params : &student_params);
+    report(t, &run, took, done, planned, "");
+
+    lcm_free(&lcm);
+    if (target != student) unet_view_free(target, &target_params);
+    optimiser_free(optimiser);
+    params_free(&student_params);
+    free(student);
+    pairs_close(pairs);
+    json_free(samples.model.scheduler_json), json_free(samples.model.index_json), json_free(unet_json);
+    free(samples.dir), free(run.dir), free(run.config);
+    free(configs.unet), free(configs.scheduler), free(configs.index);
+    model_free(teacher);
+    return done;
+}
+
+int command_lcm(int argc, char **argv) {
+    Training t = defaults(FULL, 2000, 300);
+    t.ema = 0.95, t.sample_every = 500;
+    parse(
+        &t, argc, argv, "sd lcm --data DIR -o OUT [options]",
+        "Phase 2: distils a model into one that needs 4 steps and no guidance (Luo et al. 2023), on captioned "
+        "pictures. OUT becomes a model folder. Ctrl-C keeps what is learnt; the same command continues.",
+        "sd scenes run/flickr8k -n 8000\n"
+        "  sd lcm --data run/flickr8k -o run/lcm\n"
+        "  sd sample -m run/lcm -p \"a dog runs\"");
+    char *out = xstrdup(t.out);
+    for (size_t end = strlen(out); end > 1 && out[end - 1] == '/';) out[--end] = 0;
+    t.out = out;
+    check_writable(out, true);
+    start_backend();
+    bool done = train_lcm(&t);
+    free(out);
+    return !done;
+}
+
+// ---- sd lora finetune, sd lora distill --------------------------------------------------------------------
+
+// Do two models have the same network `prefix`? One of them may be stored in 16 bits.
+static bool same_network(const Model *a, const Model *b, const char *prefix) {
+    Params p = params_part(&a->params, prefix);
+    for (int i = 0; i < p.count; i++) {
+        const Tensor *t = p.list[i].tensor, *other = params_find(&b->params, p.list[i].name);
+        if (!other || tensor_count(t) != tensor_count(other)) return false;
+        float *x = tensor_read(t), *y = tensor_read(other), most = 0, apart = 0;
+        for (size_t k = 0; k < tensor_count(t); k++)
+            most = fmaxf(most, fabsf(x[k])), apart = fmaxf(apart, fabsf(x[k] - y[k]));
+        free(x), free(y);
+        if (!(apart <= most / 100)) return false; // bf16 keeps 8 bits
+    }
+    return true;
+}
+
+// The latent consistency model that the adapters imitate: another UNet for the same latents and captions.
+static Model *load_teacher(const char *path, const Model *base) {
+    Model *t = model_load(path, NULL, NEED_TEXT | NEED_UNET | NEED_VAE);
+    if (!t->unet_config.time_cond_proj_dim)
+        die("%s is no latent consistency model: its UNet has no guidance embedding (time_cond_proj_dim)",
+            path);
+    if (t->vae_config.scaling_factor != base->vae_config.scaling_factor || !same_network(base, t, "vae."))
+        die("the teacher %s has another VAE than %s: their latents mean different pictures", path,
+            base->path);
+    if (t->unet_config.cross_attention_dim != base->unet_config.cross_attention_dim ||
+        !same_network(base, t, "text_encoder."))
+        die("the teacher %s has another text encoder than %s", path, base->path);
+    return t;
+}
+
+static char *lora_run_config(const Training *t, const Params *net, const Params *teacher_net,
+                             const Pairs *pairs) {
+    static const char *const kl_names[] = {"elements", "channels", "gaussians"};
+    return format("{\"stage\": \"lora\", \"mode\": \"%s\", \"base\": \"%016llx\", \"teacher\": \"%016llx\", "
+                  "\"data\": \"%016llx\", \"targets\": \"%s\", \"rank\": %d, \"alpha\": %g, \"batch\": %d, "
+                  "\"rate\": %g, \"warmup\": %d, \"falls_until\": %ld, \"ema\": %g, \"dropout\": %g, "
+                  "\"min_snr\": %g, \"kl\": \"%s\", \"kl_weight\": %g, \"kl_temp\": %g, \"mse_weight\": %g, "
+                  "\"w_min\": %g, \"w_max\": %g, \"skip\": %d, \"weighting\": \"%s\", \"loss\": \"%s\", "
+                  "\"seed\": %llu}",
+                  mode_name(t), (unsigned long long)params_key(net),
+                  (unsigned long long)params_key(teacher_net), (unsigned long long)pairs->key, t->targets,
+                  t->rank, t->alpha, t->batch, t->rate, t->warmup, t->cosine ? t->steps : 0, t->ema,
+                  (double)t->finetune.dropout, (double)t->finetune.min_snr, kl_names[t->mimic.reading],
+                  (double)t->mimic.kl_weight, (double)t->mimic.temperature, (double)t->mimic.mse_weight,
+                  (double)t->lcm.w_min, (double)t->lcm.w_max, t->lcm.k, t->lcm.snr_weighting ? "snr" : "none",
+                  t->lcm.loss == LOSS_HUBER ? "huber" : "l2", (unsigned long long)t->seed);
+}
+
+static bool train_lora(const Training *t) {
+    Model *m = model_load(t->model, t->tokenizer, NEED_ALL);
+    if (m->unet_config.time_cond_proj_dim)
+        die("%s has a guidance embedding: it is a latent consistency model; adapters are for its base",
+            t->model);
+    Model *teacher = t->what == MIMIC ? load_teacher(t->teacher, m) : NULL;
+
+    // The adapters go on the model itself, or on a second UNet over its weights where the first is a teacher.
+    Params student_params = {0}, net = params_part(&m->params, "unet.");
+    UNet *student = t->what == FINETUNE ? NULL : unet_view(m->unet_config, &m->params, &student_params);
+    Random start;
+    random_seed(&start, t->seed);
+    Lora *lora =
+        lora_new(student ? &student_params : &m->params, t->targets, t->rank, (float)t->alpha, &start);
+    lora->mode = xstrdup(mode_name(t));
+    lora_attach(lora, 1);
+    for (int i = 0; i < lora->params.count; i++) param_trainable(lora->params.list[i].tensor);
+    size_t learnt = params_count(&lora->params), of = params_count(&net);
+    note("%d layers learn %zu parameters: %.3f %% of the UNet's %zu", lora->count, learnt,
+         100 * (double)learnt / (double)of, of);
+    Plan plan = {.model = m, .lora = lora, .learnt = (double)learnt, .adapted = student ? student : m->unet};
+    plan.teacher = teacher ? teacher->unet : student ? m->unet : NULL;
+    plan.mimic = t->what == MIMIC ? &t->mimic : NULL;
+    plan.models = plan_weights(&m->params) + (teacher ? plan_weights(&teacher->params) : 0);
+    double planned = run_plan(t, plan);
+
+    Pairs *pairs = model_pairs(m, t->data, t->cache);
+    Optimiser *optimiser = new_optimiser(t, &lora->params);
+    Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
+    Run run = begin(t, optimiser, lora_run_config(t, &net, &teacher_net, pairs));
+    if (t->what == FINETUNE) {
+        lora_finetune(&run, m, lora, pairs, t->finetune);
+    } else {
+        // [P10] Mode consistency is Phase 2's own loop: the base with adapters is both student and target.
+        Lcm lcm;
+        lcm_init(&lcm, t->lcm, scheduler_config(m->scheduler_json, LCM), teacher ? teacher->unet : m->unet,
+                 student, student);
+        if (teacher)
+            lora_mimic(&lcm, &run, m, lora, pairs, t->mimic);
+        else
+            lcm_distill(&lcm, &run, m, pairs, NULL, NULL);
+        lcm_free(&lcm);
+    }
+    double took = run_seconds(&run);
+    bool done = run_end(&run);
+    if (done) {
+        optimiser_swap_ema(optimiser);
+        lora_save(lora, t->out, (LoraFormat)t->format, t->type);
+        optimiser_swap_ema(optimiser);
+    }
+    char more[128];
+    snprintf(more, sizeof more, ", \"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g",
+             mode_name(t), learnt, (double)learnt / (double)of);
+    report(t, &run, took, done, planned, more);
+
+    optimiser_free(optimiser);
+    lora_free(lora);
+    if (student) unet_view_free(student, &student_params);
+    pairs_close(pairs);
+    free(run.dir), free(run.config);
+    if (teacher) model_free(teacher);
+    model_free(m);
+    return done;
+}
+
+static int command_adapters(int argc, char **argv, int what, const char *targets, const char *usage,
+                            const char *about, const char *examples) {
+    Training t = defaults(what, 1000, 120);
+    t.rate = 1e-4, t.rank = 16, t.targets = targets, t.finetune.dropout = 0.1f;
+    t.mimic = (MimicConfig){.mse_weight = 1, .kl_weight = 1, .reading = KL_GAUSSIANS};
+    parse(&t, argc, argv, usage, about, examples);
+    const char *ending = strrchr(t.out, '.');
+    if (!ending || strcmp(ending, ".safetensors"))
+        die_usage("--output is \"%s\"; adapters are written as safetensors, so end the name in .safetensors",
+                  t.out);
+    if (is_directory(t.out)) die("%s is a folder; the adapters go into one file", t.out);
+    check_writable(t.out, false);
+    start_backend();
+    return train_lora(&t) ? 0 : 1;
+}
+
+int command_lora_finetune(int argc, char **argv) {
+    return command_adapters(
+        argc, argv, FINETUNE, "attention", "sd lora finetune --data DIR -o FILE.safetensors [options]",
+        "Phase 3, the baseline: adapters on a frozen model learn the look of captioned pictures. "
+        "Ctrl-C keeps what is learnt; the same command continues.",
+        "sd scenes run/flickr8k -n 8000\n"
+        "  sd lora finetune --data run/flickr8k -o run/style.safetensors\n"
+        "  sd sample --lora run/style.safetensors -p \"a dog runs\"");
+}
+
+int command_lora_distill(int argc, char **argv) {
+    return command_adapters(
+        argc, argv, DISTILL, "lcm",
+        "sd lora distill --teacher LCM --data DIR -o FILE.safetensors [options]\n"
+        "       sd lora distill --mode consistency --data DIR -o FILE.safetensors [options]",
+        "Phase 3: adapters on a frozen model learn to draw in 4 steps without guidance, from captioned "
+        "pictures. Ctrl-C keeps what is learnt; the same command continues.",
+        "sd scenes run/flickr8k -n 8000\n"
+        "  sd lora distill --teacher weights/tiny-lcm --data run/flickr8k -o run/lcm-lora.safetensors\n"
+        "  sd sample --lora run/lcm-lora.safetensors -p \"a dog runs\"");
 }

@@ -1,5 +1,5 @@
-# check.sh: how the *.sh.test count what holds; each reads it before it leaves the project's folder. What the program said
-# last (the file err), or how two things differ (difference), is shown where something does not hold.
+# check.sh: what the *.sh.test share; they source it before they change to their own folder. Where a check
+# fails, it shows the end of the program's messages (the file err) or of a comparison (the file difference).
 passed=0 failed=0 skipped=0
 ok() { passed=$((passed + 1)); }
 bad() { failed=$((failed + 1)); echo "FAILED  $1"; tail -n 4 err difference 2>/dev/null; }

@@ -1,7 +1,7 @@
-// cli.c: the program as a user meets it: every kind of bad input ends in one line that names the thing, exit status
-// 1 or 2 and no file left behind; the options of `sd sample` do what the interface says. Runs ./sd (or $SD) as a
-// child on a tiny model with made weights, in a folder of its own under /tmp. What the pictures look like is not
-// asked here: see networks.c.
+// cli.c (test): the program from the outside. Every kind of bad input ends in one line that names it, with
+// exit status 1 or 2 and no file left behind; the options of `sd sample` do what they should. Runs ./sd (or
+// $SD) on a tiny model with made weights, in a temporary folder. networks.c tests what the pictures look
+// like.
 #define _GNU_SOURCE
 #include "lib/base.h"
 #include "lib/io/io.h"
@@ -17,9 +17,9 @@
 #include <unistd.h>
 
 static const char *program;
-static char *dir; // where everything happens; the child runs there, too
+static char *dir; // the temporary folder, in which the child runs, too
 
-// ---- running it -----------------------------------------------------------------------------------------------
+// ---- running it -------------------------------------------------------------------------------------------
 
 static struct {
     rlim_t file, memory; // bytes; 0: no limit
@@ -84,7 +84,7 @@ static Result sd(const char *args) {
 
 static void forget(Result r) { free(r.out), free(r.err); }
 
-// ---- what is expected of a refusal ------------------------------------------------------------------------------
+// ---- what is expected of a refusal ------------------------------------------------------------------------
 
 static bool exists(const char *name) {
     char *path = at(name);
@@ -101,7 +101,8 @@ static int unfinished_files(void) {
     return n;
 }
 
-// One line on stderr with all words of `names` ('|' between them), that status, no picture, nothing half-written.
+// Refused: that status, one line on stderr with all words of `names` (separated by '|'), no picture, nothing
+// half-written.
 static void refuses_with(int status, const char *what, const char *names, const char *args) {
     Result r = sd(args);
     size_t length = strlen(r.err);
@@ -141,12 +142,12 @@ static void put(const char *name, const void *data, size_t bytes) {
     free(path);
 }
 
-// ---- a damaged model ----------------------------------------------------------------------------------------------
+// ---- a damaged model --------------------------------------------------------------------------------------
 
 #define UNET "unet/diffusion_pytorch_model.safetensors"
 #define VAE "vae/diffusion_pytorch_model.safetensors"
 
-// bad/: the model again, with links to its files, so that replacing one of them leaves the good model whole.
+// bad/: the model once more, as links to its files: replacing one of them leaves the good model as it is.
 static void fresh_bad_model(void) {
     static const char *const files[] = {
         "model_index.json",     "scheduler/scheduler_config.json",         "text_encoder/config.json",
@@ -250,7 +251,7 @@ static void wrong_tensors(void) {
     }
 }
 
-// Weights that are finite each, and overflow in the arithmetic.
+// Finite weights whose products overflow.
 static void nan_while_drawing(void) {
     fresh_bad_model();
     unsigned char *file = unet_copy();
@@ -348,7 +349,7 @@ static void bad_configurations(void) {
     }
 }
 
-// ---- bad words ------------------------------------------------------------------------------------------------------
+// ---- bad words --------------------------------------------------------------------------------------------
 
 static void bad_options(void) {
     refuses("no such model", "nowhere", DRAW "nowhere");
@@ -428,7 +429,7 @@ static void bad_latents(void) {
     refuses("decode: another key", "key.safetensors|latents", "decode|key.safetensors|-m|good|-o|o.png");
 }
 
-// ---- nowhere to write, no memory, an impatient user ---------------------------------------------------------------------
+// ---- nowhere to write, no memory, an impatient user -------------------------------------------------------
 
 static void nowhere_to_write(void) {
     refuses("a folder that is not there", "none/o.png", DRAW "good|-o|none/o.png");
@@ -437,7 +438,7 @@ static void nowhere_to_write(void) {
             "sample|-q|-m|good|--prompts|list.txt|--out|old.ckpt/x");
     refuses("a full disk", "/dev/full|No space", DRAW "good|-o|/dev/full");
     refuses("a trace to a full disk", "/dev/full|No space", DRAW "good|--dump|/dev/full");
-    limit.file = 2048; // the disk that ends while a file grows
+    limit.file = 2048; // the disk becomes full while a file is written
     refuses("a picture that finds no more room", "o.png|File too large", DRAW "good");
     refuses("a model that finds no more room", "File too large", "synth|model|--arch|tiny|-q");
     limit.file = 0;
@@ -456,7 +457,7 @@ static void no_memory(void) {
         if (r.status == 0)
             drew++;
         else if ((r.status == 1 && one_line) || r.status == 127)
-            refused++; // 127: not even the C library found room
+            refused++; // 127: the program could not even be loaded
         else
             wrong++, printf("        %llu MB: status %d, %s", (unsigned long long)megabytes, r.status, r.err);
         forget(r);
@@ -498,7 +499,7 @@ static void interrupt(void) {
     forget(r), free(copy);
 }
 
-// ---- what a user asks for ----------------------------------------------------------------------------------------------------
+// ---- what a user asks for ---------------------------------------------------------------------------------
 
 static bool same_file(const char *a, const char *b) {
     char *x = at(a), *y = at(b);
@@ -521,9 +522,9 @@ static bool same_picture(const char *a, const char *b) {
     return same;
 }
 
-// ---- mistakes that `sd verify` must find, and name ------------------------------------------------------------------
+// ---- mistakes that `sd verify` must find, and name --------------------------------------------------------
 
-// A trace of the model in bad/, which makes the mistake, beside the good one.
+// A trace of bad/, a model with the planted mistake, is compared with the good model.
 static void planted(const char *what, const char *block, const char *why) {
     forget(works("a trace of a mistaken model", DRAW "bad|--cfg|3|--dump|planted.safetensors"));
     char *picture = at("o.png");
@@ -555,7 +556,7 @@ static void scale_numbers(float *w, size_t n, float by) {
     for (size_t i = 0; i < n; i++) w[i] *= by;
 }
 
-// (n) -> the second part, from `by` on, in front of the first
+// rotates (n): the part from `by` on comes first
 static void roll_numbers(float *w, size_t n, size_t by) {
     float *was = memcpy(xmalloc(n * sizeof *w), w, n * sizeof *w);
     for (size_t i = 0; i < n; i++) w[i] = was[(i + by) % n];
@@ -649,7 +650,7 @@ static void many_pictures(void) {
     check(!same_picture("philox.png", "one.png"), "the GPU's generator draws another picture");
 }
 
-// Largest resident size in MB of a run that ends well, or infinite.
+// Peak memory (resident, MB) of a run that succeeds; else infinite.
 static double memory_of(const char *args) {
     char *copy;
     int status;
@@ -676,7 +677,7 @@ static void traces(void) {
     check(json_get_bool(j, "ok", false) && blocks && blocks->length > 60,
           "every block is compared, bit by bit");
     json_free(j), forget(r);
-    // The noise of a trace, given back.
+    // The noise of a trace as --latents.
     char *path = at("trace.safetensors"), *noise = at("noise.safetensors");
     Store *s = store_open(path);
     const Stored *t = store_find(s, "inputs.latents");
@@ -747,7 +748,7 @@ static void figures(void) {
 
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    setenv("OMP_WAIT_POLICY", "passive", 0); // threads that wait leave the processor to others
+    setenv("OMP_WAIT_POLICY", "passive", 0); // waiting threads leave the processor to others
     program = getenv("SD") ? getenv("SD") : "./sd";
     if (access(program, X_OK)) {
         skip("the command line", "there is no ./sd");

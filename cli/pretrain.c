@@ -1,0 +1,53 @@
+// pretrain.c: `sd pretrain`, options -> a stage of the tiny model's training. See ../weights/toy/pretrain.c.
+#include "commands.h"
+#include "options.h"
+#include "weights/toy/pretrain.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int command_pretrain(int argc, char **argv) {
+    Run run = {0}; // stays so where nothing is trained
+    PretrainOptions o = {.out = DEFAULT_MODEL, .checkpoint_every = 120, .ended = &run};
+    bool json = false;
+    Option options[] = {
+        {'o', "output", TEXT(&o.out, "DIR"), "the model's folder"},
+        {0, "run", TEXT(&o.run, "DIR"), "checkpoint and log (default: run/ and the stage's name)"},
+        {0, "data", TEXT(&o.data, "DIR"), "text and unet: scenes of the broad world"},
+        {0, "steps", WHOLE(&o.steps, 1, 1 << 24), "training steps (default: the stage's)"},
+        {0, "batch", WHOLE(&o.batch, 1, 4096), "pictures a step (default: the stage's)"},
+        {0, "lr", NUMBER(&o.rate, 0, 1), "learning rate (default: the stage's)"},
+        {0, "ema", NUMBER(&o.ema, 0, 0.999999),
+         "of the moving average of the weights (default: the stage's)"},
+        {0, "checkpoint-every", NUMBER(&o.checkpoint_every, 1e-9, 1e9), "seconds between checkpoints"},
+        {0, "fresh", FLAG(&o.fresh), "begin the run anew; weights in the model's folder are still the start"},
+        {SEED_OPTION(&o.seed, "of everything that is drawn")},
+        {JSON_OPTION(&json)},
+        {0}};
+    char **words = options_parse(
+        argc, argv, options, "sd pretrain tokenizer|vae|decoder|text|unet|inception|check [options]",
+        "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same "
+        "command continues after an interruption. check trains nothing: it tells how well the judge "
+        "(inception) reads held-out scenes, and what the VAE makes of them.",
+        "sd pretrain tokenizer -o run/tiny\n"
+        "  sd pretrain vae -o run/tiny\n"
+        "  sd scenes run/broad -n 20000 --world broad\n"
+        "  sd pretrain text -o run/tiny --data run/broad");
+    const char *name =
+        one_word(words, "one stage is needed: tokenizer, vae, decoder, text, unet, inception or check");
+    for (const PretrainStage *stage = pretrain_stages; stage->name; stage++) {
+        if (strcmp(name, stage->name)) continue;
+        if (o.data && !stage->pairs) die_usage("%s takes no --data: it draws its scenes itself", name);
+        start_backend();
+        pretrain(stage, o);
+        if (!json) return 0;
+        double took = run.dir ? run_seconds(&run) : 0;
+        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
+               run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took);
+        char *output = format("%s%s", o.out, strcmp(name, "inception") ? "" : "-inception.safetensors");
+        print_json_string(stdout, output), puts("}");
+        free(output);
+        return 0;
+    }
+    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are", name);
+}
