@@ -10,64 +10,77 @@ endif
 say      = $(if $(V),,@printf '  %-5s %s\n' $(1) '$(2)';)
 # Fused multiply-add must be allowed by name: -std=c17 switches it off.
 BASE    := -std=c17 -Wall -Wextra -Wshadow -ffp-contract=fast -fno-math-errno -fno-trapping-math -MMD -MP -I.
-OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && \
+             echo -fopenmp)
 ARCH    := $(shell uname -m)
 
 # The stb headers come from the distribution's package; the compiler finds them in one of these.
-STB      = $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include,$(if $(wildcard $(d)/stb_image.h),$(d))))
+STB_DIRS := /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include
+STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_image.h))))
 
 # Everything above lib/nn/kernels.h: the same objects for every backend.
 ABOVE   := $(wildcard sd.c lcm.c lora.c fid.c lib/*.c lib/*/*.c weights/toy/*.c cli/*.c)
 ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o)
 
-# cpu/: memory.c and cpu.c once; the vector kernels once for each instruction set, told apart by -DISA=name.
-VECTOR  := $(filter-out cpu/plain.c cpu/memory.c cpu/cpu.c,$(wildcard cpu/*.c))
+# cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
+# definitions instead.
 ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 FLAGS_avx2     := -march=x86-64-v3
 FLAGS_portable :=
-CPU_O   := $(BUILD)/cpu/memory.o $(BUILD)/cpu/cpu.o $(foreach isa,$(ISAS),$(VECTOR:cpu/%.c=$(BUILD)/cpu/%.$(isa).o))
-PLAIN_O := $(BUILD)/cpu/memory.o $(BUILD)/cpu/plain.o
+CPU_O   := $(ISAS:%=$(BUILD)/cpu/fast.%.o) $(patsubst %,$(BUILD)/cpu/%.o,plain memory cpu)
 
 .DEFAULT_GOAL := sd
-sd: $(ABOVE_O) $(CPU_O)
+sd: $(CPU_O) $(ABOVE_O)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 # The same program on the definition of each kernel, for stepping through in a debugger.
-plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' sd-plain
-sd-plain: $(ABOVE_O) $(PLAIN_O)
+plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' ISAS= sd-plain
+sd-plain: $(ABOVE_O) $(CPU_O)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
 
-define VECTOR_RULE
-$(BUILD)/cpu/%.$(1).o: cpu/%.c
-	@mkdir -p $$(@D)
-	$$(call say,cc,$$< ($(1)))$$(CC) $$(BASE) $$(CFLAGS) $$(FLAGS_$(1)) $$(OPENMP) -DISA=$(1) -c $$< -o $$@
-endef
-$(foreach isa,$(ISAS),$(eval $(call VECTOR_RULE,$(isa))))
+$(ISAS:%=$(BUILD)/cpu/fast.%.o): $(BUILD)/cpu/fast.%.o: cpu/fast.c
+	@mkdir -p $(@D)
+	$(call say,cc,$< ($*))$(CC) $(BASE) $(CFLAGS) $(FLAGS_$*) $(OPENMP) -DISA=$* -c $< -o $@
+$(BUILD)/cpu/cpu.o: private BASE += -D'TABLES=$(patsubst %,X(%),$(ISAS) plain)'
 
-# lib/io/image.c needs the stb headers: install the package, or say which.
-$(BUILD)/lib/io/image.o: | stb
+# The page of `sd report` as C: a string a line.
+$(BUILD)/cli/report.html.h: cli/report.html
+	@mkdir -p $(@D)
+	$(call say,sed,$<)sed 's/[\\"?]/\\&/g; s/.*/"&\\n"/' $< >$@
+$(BUILD)/cli/report.o: $(BUILD)/cli/report.html.h
+$(BUILD)/cli/report.o: BASE += -I$(BUILD)
+
+# Stable Diffusion v1.5's configurations as C strings: each line in quotes.
+$(BUILD)/lib/io/sd15.inc: $(wildcard lib/io/sd15/*.json)
+	@mkdir -p $(@D)
+	@for f in $^; do \
+	    echo "static const char $$(basename $$f .json)_json[] ="; \
+	    sed 's/"/\\"/g; s/.*/    "&\\n"/' $$f; echo ";"; \
+	done > $@
+$(BUILD)/lib/io/architectures.o: $(BUILD)/lib/io/sd15.inc
+$(BUILD)/lib/io/architectures.o: BASE += -I$(BUILD)/lib/io
+
+# These need the stb headers: install the package, or say which.
+$(BUILD)/lib/io/image.o $(BUILD)/lib/io/deflate.o: | stb
 stb:
 	@$(if $(STB),true,sh lib/io/install_stb.sh)
 
-# ---- tests ----------------------------------------------------------------------------------------------
-# A folder a room. Each .c is a program that links everything but main(), and cpu/plain.c under other names to compare with.
+# ---- tests -------------------------------------------------------------------------------------------------
+# A folder a room. Each .c is a program that links everything but main().
 ROOMS   := house nn io phases toy cli
 TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard $(ROOMS:%=test/%/*.c)))
-TESTED  := $(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O) $(BUILD)/test/plain_renamed.o
+TESTED  := $(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)
 test: sd $(TESTS)
 	@sh test/run.sh $(TESTS) $(wildcard test/*/*.sh.test)
 # The same programs; what is long or large asks full_size() of test/test.h, which sees FULL.
 test-full:
 	@echo "Full size and full length: about an hour on 2 cores, up to 14 GB of memory"
 	@FULL=1 $(MAKE) --no-print-directory test
-$(BUILD)/test/plain_renamed.o: cpu/plain.c
-	@mkdir -p $(@D)
-	$(call say,cc,$< (renamed))$(CC) $(BASE) $(CFLAGS) -include test/nn/plain_names.h -c $< -o $@
 $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
 	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ -lm
@@ -76,6 +89,10 @@ SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined 
 asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
 asan-tests: $(TESTS)
 	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 sh test/run.sh $(TESTS) # an error's way out, die(), frees nothing
+
+# Code laid out by the one version of clang-format that counts, lines of at most 110 columns: see the script.
+format: ; @sh test/house/format.sh --apply
+check-format: ; @sh test/house/format.sh
 
 # ---- beside the reference implementations (Python) ---------------------------------------------------------
 # One environment outside the tree, versions pinned; REFERENCE=DIR uses another, as it is.
@@ -94,20 +111,23 @@ reference: sd $(PYTHON)
 bench-peers: sd $(PYTHON)
 	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
-# Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs clang's libFuzzer.
+# Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
+# clang's libFuzzer.
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
 FUZZERS      := json tokenizer safetensors npz image png
-FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,json.c npz.c safetensors.c tokenizer.c unicode.c)
-FUZZ_OWN_safetensors := lib/io/safetensors.c # these two include the file that they test
-FUZZ_OWN_npz         := lib/io/npz.c
+FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c image.c json.c safetensors.c tokenizer.c unicode.c)
+FUZZ_OWN_safetensors := lib/io/safetensors.c # these include the file that they test
+FUZZ_OWN_image       := lib/io/image.c
+FUZZ_OWN_png         := lib/io/image.c
 FUZZ_image   := -fno-sanitize=shift,signed-integer-overflow
 FUZZ_png     := $(FUZZ_image)
 fuzz: $(FUZZERS:%=fuzz-%)
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
 	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \
-	  $(if $(STB),-isystem $(STB)) test/fuzz/$*.c $(filter-out $(FUZZ_OWN_$*),$(FUZZ_LIBS)) -o $(BUILD)/fuzz_$* -lm
+	  $(if $(STB),-isystem $(STB)) test/fuzz/$*.c $(filter-out $(FUZZ_OWN_$*),$(FUZZ_LIBS)) \
+	  -o $(BUILD)/fuzz_$* -lm
 	ASAN_OPTIONS=detect_leaks=0 $(BUILD)/fuzz_$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
 
@@ -121,9 +141,11 @@ paper: sd
 paper-from-scratch: sd
 	@FROM_SCRATCH=1 sh weights/paper.sh
 
-# An exercise of doc/COURSE.md: a copy of one source file, with a mistake, built against the other objects and checked.
+# An exercise of doc/COURSE.md: a copy of one source file, with a mistake, built against the other objects and
+# checked.
 exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
-	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
+	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" \
+	  OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
 	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$(N)"
 
 clean:
@@ -132,14 +154,14 @@ clean:
 help:
 	@echo "make            ./sd for this machine's processor"
 	@echo "make demo       draw the paper's Figure 3 with the tiny model"
-	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html; or on real weights:"
-	@echo "                make paper MODEL=DIR DATA=DIR INCEPTION=FILE (sizes and more: weights/paper.sh)"
+	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
+	@echo "                make paper MODEL=DIR DATA=DIR INCEPTION=FILE: on real weights (see weights/paper.sh)"
 	@echo "make paper-from-scratch  train everything tiny from nothing, then the same"
 	@echo "make exercise N=1  check an exercise of doc/COURSE.md"
 	@echo "make test       tests that need neither Python nor a GPU"
 	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
-	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours; PHOTOS=DIR, a folder"
-	@echo "                of 600 JPEGs: sd fid beside pytorch-fid, too)"
+	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours;"
+	@echo "                PHOTOS=DIR, a folder of 600 JPEGs: sd fid beside pytorch-fid, too)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
@@ -147,10 +169,13 @@ help:
 	@echo "make cuda       ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16)"
 	@echo "make emulate    ./sd-emulate: the CUDA kernels, run on the processor; emulate-check, emulate-count"
 	@echo "make test-cuda  every CUDA kernel without a GPU; test-cuda-full: all schedules and whole pictures"
-	@echo "make cuda-report  what the compiler knows of each kernel; make gpu-check: everything once on a real GPU"
+	@echo "make cuda-report  what the compiler knows of each kernel"
+	@echo "make gpu-check  everything once on a real GPU"
+	@echo "make format     lay the code out as .clang-format says; check-format: is it?"
 	@echo "make clean      remove what was built"
 
 
-.PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests fuzz clean help
+.PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
+.PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

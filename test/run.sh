@@ -1,26 +1,51 @@
 #!/bin/sh
-# Runs every test program given and adds up their closing lines; a program that dies counts as a failure.
-# Prints what failed and, under VERBOSE=1, everything. The last line is "N passed, N failed, N skipped".
+# run.sh PROGRAM...             runs test programs and prints a line for each; the last line is their sum
+# run.sh --one NAME COMMAND...  runs one and prints its line, "NAME: N passed, N failed, N skipped"
+# run.sh --sum FILE             adds up such lines
+# A test ends with "N passed, N failed, N skipped". A missing line is a failure. So is an exit status other
+# than 0 behind a line without failures: the test died after it had spoken, or `make`, a sanitizer or the
+# emulator found something. The exit status is 1 where something failed. What failed goes to stderr; under
+# VERBOSE=1 everything that a test prints does.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that wait leave the processor to other programs
-passed=0 failed=0 skipped=0
-for t in "$@"; do
-    out=$("$t" 2>&1 </dev/null); status=$?
-    last=$(printf '%s\n' "$out" | grep -E '^[0-9]+ passed, [0-9]+ failed' | tail -n 1)
-    name=$(basename "$t")
-    if [ -z "$last" ]; then
-        failed=$((failed + 1))
-        printf '%s\n' "$out" | tail -n 20
-        echo "FAILED  $name ended with status $status and no closing line"
-        continue
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+
+one() { # NAME COMMAND...
+    name=$1
+    shift
+    if [ -n "$VERBOSE" ]; then { "$@" 2>&1 </dev/null; echo $? >"$work/status"; } | tee "$work/log" >&2
+    else "$@" >"$work/log" 2>&1 </dev/null; echo $? >"$work/status"
     fi
-    set -- $(printf '%s' "$last" | tr -cd '0-9 ')
-    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + ${3:-0}))
-    if [ "$2" != 0 ] || [ $status != 0 ]; then
-        printf '%s\n' "$out" | grep -E 'FAILED|ERROR|runtime error' | head -n 20
-        [ "$2" = 0 ] && failed=$((failed + 1))
+    status=$(cat "$work/status")
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$work/log" | tail -n 1)
+    set -- $(printf '%s' "$line" | tr -cd '0-9 ')
+    [ -n "$line" ] || set -- 0 0 0
+    if [ "$status" != 0 ] || [ "$2" != 0 ] || [ -z "$line" ]; then
+        grep -E '^FAILED|: error:|ERROR|runtime error|^emulate:|^ptxrun:' "$work/log" | head -n 20 >&2
+        if [ "$2" = 0 ]; then
+            tail -n 10 "$work/log" >&2
+            echo "FAILED  $name ended with status $status, ${line:-without a closing line}" >&2
+            set -- "$1" 1 "$3"
+        fi
     fi
-    [ -n "$VERBOSE" ] && printf '%s\n' "$out"
-    printf '%-14s %s\n' "$name" "$last"
-done
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+    printf '%-14s %s passed, %s failed, %s skipped\n' "$name:" "$1" "$2" "$3"
+}
+
+sum() { # FILE
+    awk '{ for (i = 2; i <= NF; i++) {
+               if ($i ~ /^passed/) passed += $(i - 1)
+               if ($i ~ /^failed/) failed += $(i - 1)
+               if ($i ~ /^skipped/) skipped += $(i - 1)
+           } }
+         END {
+             if (NR == 0) failed++
+             printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+             exit failed > 0
+         }' "$1"
+}
+
+case $1 in
+--one) shift; one "$@" >"$work/line"; cat "$work/line"; sum "$work/line" >/dev/null ;;
+--sum) sum "$2" ;;
+*) for program; do one "$(basename "$program")" "$program"; done | tee "$work/lines"; sum "$work/lines" ;;
+esac

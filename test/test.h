@@ -26,24 +26,33 @@ static inline void skip(const char *what, const char *why) {
     printf("skipped %s: %s\n", what, why);
 }
 
-// What is long or large is for `make test-full` alone, which sets FULL. "if (full_size("a step at full size")) ..."
+// Long or large tests run under `make test-full` alone, which sets FULL: if (full_size("a full step")) ...
 static inline int full_size(const char *what) {
     if (!getenv("FULL")) skip(what, "make test-full runs it");
     return getenv("FULL") != NULL;
 }
 
-// Largest |got - want| divided by the largest |want| (or by `floor`, where that is more); NaN counts as infinite.
+// Keeps the largest value so far; true if it is x. NaN counts as infinite: it stays, and exceeds every
+// tolerance. fmax() and `if (x > *largest)` would skip it; test/house/nan.sh.test looks for such comparisons.
+static inline int keep_largest(double *largest, double x) {
+    int larger = !(x <= *largest);
+    if (larger) *largest = isnan(x) ? INFINITY : x;
+    return larger;
+}
+
+// Largest |got - want|, divided by the largest |want| or by `floor`, whichever is more. Any NaN makes it
+// infinite or NaN.
 static inline double max_error(const float *got, const float *want, size_t n, double floor) {
     double worst = 0, scale = floor;
     for (size_t i = 0; i < n; i++) {
-        double d = fabs((double)got[i] - want[i]);
-        if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
-        if (fabs(want[i]) > scale) scale = fabs(want[i]);
+        keep_largest(&worst, fabs((double)got[i] - want[i]));
+        keep_largest(&scale, fabs(want[i]));
     }
     return scale > 0 ? worst / scale : worst;
 }
 
-// `tolerance` is relative to the largest value of `want`. Prints what was used of it.
+// The tolerance is relative to the largest value of `want`. Prints the error, and how much of the tolerance
+// it uses.
 static inline int check_close(const char *what, const float *got, const float *want, size_t n,
                               double tolerance) {
     double e = max_error(got, want, n, 1e-30);
@@ -57,11 +66,11 @@ static inline int check_close(const char *what, const float *got, const float *w
     return ok;
 }
 
-// A build for the sanitizers (make asan) rounds otherwise than the one that people use: another choice of fused
-// multiply-adds. Bars near the limit of fp32 are for the latter.
+// The sanitizers' build (make asan) rounds differently: the compiler fuses other multiply-adds. Tolerances
+// near the limit of fp32 are for the usual build.
 static inline int other_rounding(void) { return getenv("QUICK") != NULL; }
 
-// Seconds of one processor: beside other programs a better clock than the wall's, where one thread works.
+// CPU time of the process: for a single thread, a better clock than the wall's while other programs run.
 static inline double processor_seconds(void) { return (double)clock() / CLOCKS_PER_SEC; }
 
 static inline int test_report(void) {

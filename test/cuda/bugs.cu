@@ -1,6 +1,6 @@
-// bugs.cu: small kernels that are wrong on purpose, beside right ones, to show that the emulator's checks find
-// each mistake and blame nothing that is right. `bugs` lists the cases; `bugs NAME` runs one;
-// test/cuda/bugs.sh runs all, in several orders of threads, and looks for the words that each report must contain.
+// bugs.cu: small kernels with a mistake each, and correct ones: the emulator's checks must find the former
+// and report nothing for the latter. `bugs` lists the cases, `bugs NAME` runs one. test/cuda/bugs.sh runs all
+// of them, in several orders of threads, and looks for the words that each report must contain.
 #include "cuda.h"
 #include "cuda/device.h"
 
@@ -43,7 +43,7 @@ K no_syncwarp(const int *x, int *y) {
     s[t] = x[t];
     y[t] = s[t ^ 1];
 }
-K shuffle_is_no_barrier(const int *x, int *y) { // a shuffle makes lanes meet, but orders no memory
+K shuffle_is_no_barrier(const int *x, int *y) { // a shuffle synchronises lanes, but does not order memory
     __shared__ int s[128];
     int t = threadIdx.x;
     s[t] = x[t];
@@ -71,7 +71,9 @@ K racy_histogram(const int *x, int *y) {
 
 // ---- races in global memory
 K good_blocks(int *y) { y[blockIdx.x * blockDim.x + threadIdx.x] = 1; }
-K blocks_overlap(int *y) { y[blockIdx.x * (blockDim.x - 1) + threadIdx.x] = 1; } // the last of one, the first of the next
+K blocks_overlap(int *y) {
+    y[blockIdx.x * (blockDim.x - 1) + threadIdx.x] = 1;
+} // the last of one, the first of the next
 K threads_overlap(int *y) { y[threadIdx.x / 2] = threadIdx.x; }
 K block_reads_block(int *y) { // block 1 reads what block 0 wrote in the same launch
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -124,8 +126,10 @@ K good_partial_shuffle(int *y) {
 }
 K shuffle_and_vote(int *y) {
     int v = threadIdx.x;
-    if (threadIdx.x % 32 < 16) v = __shfl_xor_sync(0xffffffffu, v, 1);
-    else v = __ballot_sync(0xffffffffu, v & 1);
+    if (threadIdx.x % 32 < 16)
+        v = __shfl_xor_sync(0xffffffffu, v, 1);
+    else
+        v = __ballot_sync(0xffffffffu, v & 1);
     y[threadIdx.x] = v;
 }
 K mask_without_self(int *y) { y[threadIdx.x] = __shfl_sync(0xfffeu, (int)threadIdx.x, 1); }
@@ -172,7 +176,9 @@ K shared_of_last_block(int *y) { // block 0 filled it, block 1 has another one
     y[blockIdx.x * 128 + threadIdx.x] = s[threadIdx.x];
 }
 K copy_of(const int *x, int *y) { y[threadIdx.x] = x[threadIdx.x]; }
-K misaligned(const int *x, int *y) { *(float4 *)&y[threadIdx.x * 4] = *(const float4 *)&x[threadIdx.x * 4 + 1]; }
+K misaligned(const int *x, int *y) {
+    *(float4 *)&y[threadIdx.x * 4] = *(const float4 *)&x[threadIdx.x * 4 + 1];
+}
 
 // ---- asynchronous copies
 K good_async(const int *x, int *y) {

@@ -1,5 +1,6 @@
-// cuda.h: what the tests in CUDA share: arrays on the device, words compared bit by bit. Compiled by nvcc (and run
-// on a GPU, or on a stand-in for its runtime) and, through cuda/emulate/launch.sed, by g++ for the emulator.
+// cuda.h: what the tests in CUDA share: arrays on the device, words compared bit by bit. Compiled by nvcc
+// (and run on a GPU, or on a stand-in for its runtime) and, through cuda/emulate/launch.sed, by g++ for the
+// emulator.
 #ifndef TEST_CUDA_H
 #define TEST_CUDA_H
 #include "cuda/ptx.h"

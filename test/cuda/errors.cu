@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
     backend.fill(x, 1, floats);
     if (what == "launch")
         backend.attention(y, NULL, x, x, x,
-                    Attention{1, 70000, 1, 1, 1, 1, false}); // a grid has 65535 blocks along y
+                          Attention{1, 70000, 1, 1, 1, 1, false}); // a grid has 65535 blocks along y
     if (what == "heads") backend.attention(y, NULL, x, x, x, Attention{1, 1, 1, 1, 1024, 1, false});
     if (what == "fault") { // a row of the table that does not exist, far beyond all memory
         int32_t id = 0x7fffffff;

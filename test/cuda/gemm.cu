@@ -1,44 +1,53 @@
-// gemm.cu: each step of the ladder in cuda/gemm.cu against a product in double, for all ways in which the
-// operands can lie, odd and round shapes, and every part of the epilogue.
+// gemm.cu: each step of the ladder in cuda/gemm.cu against a product in double, for operands transposed or
+// not, odd and round shapes, and every part of the epilogue.
 //
-// Inputs are numbers of the operands' type, so the reference sees what the kernel sees. What is left is the fp32
-// sum: 1e-5 of the largest value. TF32 keeps 10 bits of mantissa of each factor: products are off by up to 2^-10,
-// sums of k of them by less than 2^-10 of the largest (their signs differ): 1e-3.
+// Inputs are values of the operands' type, so the reference computes from the same. The remaining error is
+// that of the fp32 sum: 1e-5 of the largest value. TF32 keeps 10 bits of each factor's mantissa. Products are
+// off by up to 2^-10, sums of k of them by less than 2^-10 of the largest, because signs differ: 1e-3.
 #include "cuda.h"
 #include "cuda/gemm.h"
 
-static std::vector<double> numbers(size_t n) {
+static std::vector<double> random_values(size_t n) {
     std::vector<double> x(n);
     for (double &v : x) v = (int)(test_random() % 2001 - 1000) / 512.0;
     return x;
 }
-struct Operand { // numbers of a type, on the device and as doubles
+struct Operand { // values of a type, on the device and as doubles
     Mem mem;
     std::vector<double> value;
     Operand(Type type, std::vector<double> v) : value(v) {
         std::vector<uint16_t> bits(v.size());
         std::vector<float> floats(v.begin(), v.end());
-        for (size_t i = 0; i < v.size(); i++) { // by cutting: exact for bf16; fp16 numbers here have few bits
+        for (size_t i = 0; i < v.size();
+             i++) { // by truncation: exact for bf16; fp16 values here have few bits
             uint32_t u = as_word(floats[i]);
             if (type == BF16) u &= 0xffff0000u, bits[i] = (uint16_t)(u >> 16);
-            if (type == F16) u &= 0xffffe000u, bits[i] = (uint16_t)(floats[i] == 0 ? 0 : (u >> 16 & 0x8000) | ((u >> 23 & 255) - 112) << 10 | (u >> 13 & 1023));
+            if (type == F16)
+                u &= 0xffffe000u,
+                    bits[i] = (uint16_t)(floats[i] == 0 ? 0
+                                                        : (u >> 16 & 0x8000) | ((u >> 23 & 255) - 112) << 10 |
+                                                              (u >> 13 & 1023));
             value[i] = as_float(u);
         }
         mem.type = type;
         mem.at = backend.alloc(v.size() * (type == F32 ? 4 : 2));
-        if (type == F32) backend.upload(mem.at, floats.data(), v.size() * 4);
-        else backend.upload(mem.at, bits.data(), v.size() * 2);
+        if (type == F32)
+            backend.upload(mem.at, floats.data(), v.size() * 4);
+        else
+            backend.upload(mem.at, bits.data(), v.size() * 2);
     }
     ~Operand() { backend.free(mem.at); }
 };
 
-static const char *const step_names[] = {"naive", "tiled", "blocked", "tensor"}, *const type_names[] = {"f32", "f16", "bf16"};
+static const char *const step_names[] = {"naive", "tiled", "blocked", "tensor"}, *const type_names[] = {
+                                                                                     "f32", "f16", "bf16"};
 
-static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual, int activation) {
-    Operand a(type, numbers((size_t)g.m * g.k)), b(type, numbers((size_t)g.k * g.n));
-    Operand c(F32, numbers((size_t)g.m * g.n)), v(F32, numbers(g.n)), r(F32, numbers((size_t)g.m * g.n));
+static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual) {
+    Operand a(type, random_values((size_t)g.m * g.k)), b(type, random_values((size_t)g.k * g.n));
+    Operand c(F32, random_values((size_t)g.m * g.n)), v(F32, random_values(g.n)),
+        r(F32, random_values((size_t)g.m * g.n));
     Mem absent = {NULL, F32};
-    gemm_step(step, c.mem, a.mem, b.mem, bias ? v.mem : absent, residual ? r.mem : absent, g, activation);
+    gemm_step(step, c.mem, a.mem, b.mem, bias ? v.mem : absent, residual ? r.mem : absent, g);
     std::vector<float> got((size_t)g.m * g.n), want(got.size());
     backend.download(got.data(), c.mem.at, got.size() * 4);
     for (int i = 0; i < g.m; i++)
@@ -49,17 +58,15 @@ static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual, int
                        b.value[g.b_transposed ? j * (size_t)g.k + p : p * (size_t)g.n + j];
             sum *= g.alpha;
             if (bias) sum += v.value[j];
-            if (activation == RELU) sum = sum < 0 ? 0 : sum;
-            if (activation == SILU) sum = sum / (1 + exp(-sum));
             size_t at = (size_t)i * g.n + j;
             if (residual) sum += r.value[at];
             if (g.add) sum += c.value[at];
             want[at] = (float)sum;
         }
     char what[200];
-    snprintf(what, sizeof what, "%s %s %dx%dx%d%s%s%s%s%s%s", step_names[step], type_names[type], g.m, g.n, g.k,
-             g.a_transposed ? " A^T" : "", g.b_transposed ? " B^T" : "", bias ? " bias" : "", residual ? " residual" : "",
-             g.add ? " add" : "", activation >= 0 ? " activation" : "");
+    snprintf(what, sizeof what, "%s %s %dx%dx%d%s%s%s%s%s", step_names[step], type_names[type], g.m, g.n, g.k,
+             g.a_transposed ? " A^T" : "", g.b_transposed ? " B^T" : "", bias ? " bias" : "",
+             residual ? " residual" : "", g.add ? " add" : "");
     check_close(what, got.data(), want.data(), got.size(), step == GEMM_TENSOR && type == F32 ? 1e-3 : 1e-5);
 }
 
@@ -67,23 +74,27 @@ int main() {
     backend_init(0);
     static const struct {
         int m, n, k;
-    } shapes[] = {{1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {65, 33, 70}, {40, 24, 8}, {136, 136, 72}, {8, 200, 264}};
+    } shapes[] = {{1, 1, 1},   {5, 7, 3},      {64, 64, 16}, {65, 33, 70},
+                  {40, 24, 8}, {136, 136, 72}, {8, 200, 264}};
     for (int s = GEMM_NAIVE; s <= GEMM_TENSOR; s++)
         for (int type = F32; type <= BF16; type++)
             for (auto &shape : shapes)
                 for (int t = 0; t < 4; t++) {
-                    Gemm g = {shape.m, shape.n, shape.k, (t & 1) != 0, (t & 2) != 0, t == 3, t == 2 ? 0.5f : 1};
+                    Gemm g = {shape.m,      shape.n, shape.k,          (t & 1) != 0,
+                              (t & 2) != 0, t == 3,  t == 2 ? 0.5f : 1};
                     Mem aligned = {NULL, (Type)type};
                     if (s == GEMM_TENSOR && !gemm_tensor_fits(aligned, aligned, g)) continue;
-                    if (s < GEMM_TENSOR && type == BF16 && shape.m > 64) continue; // the types differ in load() alone
-                    int activation = t == 1 ? (int)RELU : t == 3 ? (int)SILU : -1;
-                    test((GemmStep)s, (Type)type, g, t % 2 == 1, t > 1, activation);
+                    if (s < GEMM_TENSOR && type == BF16 && shape.m > 64)
+                        continue; // the types differ in load() alone
+                    test((GemmStep)s, (Type)type, g, t % 2 == 1, t > 1);
                 }
-    // A few tiles and a long k: split over blocks.
-    test(GEMM_BLOCKED, F32, Gemm{20, 30, 5000, true, false, true, 1}, true, false, -1);
+    // Few tiles and a long k: the sum is split over blocks.
+    test(GEMM_BLOCKED, F32, Gemm{20, 30, 5000, true, false, true, 1}, true, false);
     Mem odd = {(void *)2, BF16};
-    check(!gemm_tensor_fits(odd, odd, Gemm{64, 64, 64, false, true, false, 1}), "an odd address is not for the tensor cores");
+    check(!gemm_tensor_fits(odd, odd, Gemm{64, 64, 64, false, true, false, 1}),
+          "an odd address is not for the tensor cores");
     Mem even = {(void *)16, BF16};
-    check(!gemm_tensor_fits(even, even, Gemm{64, 64, 60, false, true, false, 1}), "rows of 120 bytes are not for the tensor cores");
+    check(!gemm_tensor_fits(even, even, Gemm{64, 64, 60, false, true, false, 1}),
+          "rows of 120 bytes are not for the tensor cores");
     return test_report();
 }

@@ -1,17 +1,18 @@
 #!/bin/sh
-# mutate.sh KIND BUILD [NAMES...]: breaks the kernels on purpose, one statement at a time, in a copy of the tree,
-# and sees whether the tests notice.
-#   sync   every __syncthreads, __syncwarp and cp_async_wait of cuda/ is deleted in turn. A mistake is noticed when
-#          the checked emulator reports it or a result is wrong; one that is not was redundant and should go.
-#   ptx    mistakes in the inline assembly of ptx.h (registers swapped, .trans dropped, ...), which only a build by
-#          nvcc sees: run under ptxrun (PTXRUN_LIB: its lib folder).
+# mutate.sh KIND BUILD [NAMES...]: breaks the kernels on purpose, one statement at a time, in a copy of the
+# tree, and sees whether the tests notice.
+#   sync   every __syncthreads, __syncwarp and cp_async_wait of cuda/ is deleted in turn. A mistake is noticed
+#          when the checked emulator reports it or a result is wrong; statements that no test needs should go.
+#   ptx    mistakes in the inline assembly of ptx.h (registers swapped, .trans dropped, ...), which only a
+#          build by nvcc sees: run under ptxrun (PTXRUN_LIB: its lib folder).
 kind=$1 build=$2; shift 2
 tree=$(mktemp -d); trap 'rm -rf "$tree"' EXIT
 cp -r Makefile cuda cpu lib cli sd.h test "$tree"; mkdir -p "$tree/weights"
 here=$(pwd); cd "$tree" || exit 1
 passed=0 failed=0
 report() { # 1: noticed
-    if [ "$1" = 1 ]; then passed=$((passed + 1)); echo "noticed  $2"; else failed=$((failed + 1)); echo "FAILED   not noticed: $2"; fi
+    if [ "$1" = 1 ]; then passed=$((passed + 1)); echo "noticed  $2"
+    else failed=$((failed + 1)); echo "FAILED   not noticed: $2"; fi
 }
 noticed() { # a test program, by its name, its arguments; status 0 of the program means that it saw nothing
     program=$build/check-f32/$1; shift
@@ -20,11 +21,12 @@ noticed() { # a test program, by its name, its arguments; status 0 of the progra
 }
 case $kind in
 sync)
-    for place in $(grep -nE '__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<.*>\(\);' cuda/*.cu cuda/tile.h cuda/device.h | cut -d: -f1,2); do
+    waits='__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);'
+    for place in $(grep -nE "$waits" cuda/*.cu cuda/tile.h cuda/device.h | cut -d: -f1,2); do
         file=${place%:*} line=${place#*:}
         [ $# -gt 0 ] && case " $* " in *" $(basename "$file") "*) ;; *) continue ;; esac
         cp "$file" keep
-        sed -i -E "${line}s/__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);//" "$file"
+        sed -i -E "${line}s/$waits//" "$file"
         case $file in # the tests of that file's kernels
         cuda/gemm.cu | cuda/tile.h) tests=gemm ;;
         cuda/attention.cu) tests='kernels attention' ;;
@@ -33,24 +35,29 @@ sync)
         *) tests=kernels ;;
         esac
         noticed $tests; ok=$?
-        report $((1 - ok)) "$place $(sed -n "${line}p" keep | sed 's/^ *//' | cut -c1-70) -> $(grep -o -m 1 -E 'emulate: .*|FAILED.*' run.log | head -n 1 | cut -c1-110)"
+        said=$(grep -o -m 1 -E 'emulate: .*|FAILED.*' run.log | head -n 1 | cut -c1-110)
+        report $((1 - ok)) "$place $(sed -n "${line}p" keep | sed 's/^ *//' | cut -c1-70) -> $said"
         cp keep "$file"; touch "$file"
     done ;;
 ptx)
     flags="-std=c++17 -O3 -lineinfo -I. -cudart shared -gencode arch=compute_80,code=compute_80 -no-compress"
     cp cuda/ptx.h keep
-    while IFS='|' read -r name from to; do
+    while IFS='|' read name from to; do # without -r: a line that ends with a backslash goes on in the next
         [ -n "$name" ] || continue
-        FROM=$from TO=$to perl -0pe 'BEGIN { $f = $ENV{FROM}; $t = $ENV{TO} } $n = s/\Q$f\E/$t/; END { exit !$n }' keep >cuda/ptx.h || { report 0 "$name (no such text)"; continue; }
-        ${NVCC:-nvcc} $flags test/cuda/wrap.cu -o wrap 2>make.log || { report 1 "$name (does not compile)"; continue; }
+        FROM=$from TO=$to perl -0pe \
+            'BEGIN { $f = $ENV{FROM}; $t = $ENV{TO} } $n = s/\Q$f\E/$t/; END { exit !$n }' \
+            keep >cuda/ptx.h || { report 0 "$name (no such text)"; continue; }
+        ${NVCC:-nvcc} $flags test/cuda/wrap.cu -o wrap 2>make.log ||
+            { report 1 "$name (does not compile)"; continue; }
         LD_LIBRARY_PATH=$PTXRUN_LIB timeout 120 ./wrap >run.log 2>&1; status=$?
         report $((status != 0)) "$name -> $(grep -m 1 -E '^FAILED|^ptxrun:' run.log | cut -c1-70)"
     done <<'LIST'
-mma: a1 and a2 swapped|"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])|"r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3])
+mma: a1 and a2 swapped|"r"(a[1]), "r"(a[2])|"r"(a[2]), "r"(a[1])
 mma: b0 and b1 swapped|"r"(b[0]), "r"(b[1]))|"r"(b[1]), "r"(b[0]))
-mma: d0 d1 and d2 d3 swapped|"+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])|"+f"(d[2]), "+f"(d[3]), "+f"(d[0]), "+f"(d[1])
+mma: d0 d1 and d2 d3 swapped|"+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])|\
+"+f"(d[2]), "+f"(d[3]), "+f"(d[0]), "+f"(d[1])
 mma: bf16 taken for f16|m16n8k16.row.col.f32.bf16.bf16.f32|m16n8k16.row.col.f32.f16.f16.f32
-ldmatrix x4: r1 and r2 swapped|"=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])|"=r"(r[0]), "=r"(r[2]), "=r"(r[1]), "=r"(r[3])
+ldmatrix x4: r1 and r2 swapped|"=r"(r[1]), "=r"(r[2])|"=r"(r[2]), "=r"(r[1])
 ldmatrix x2: r0 and r1 swapped|: "=r"(r[0]), "=r"(r[1])  |: "=r"(r[1]), "=r"(r[0])  
 .trans dropped|LDMATRIX(_trans, ".trans")|LDMATRIX(_trans, "")
 .trans where none belongs|LDMATRIX(, "")|LDMATRIX(, ".trans")

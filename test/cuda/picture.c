@@ -1,4 +1,4 @@
-// picture.c A.png B.png [MOST]: two pictures of one size whose 8-bit values differ by at most MOST (1).
+// picture.c A.png B.png [MOST]: two pictures of the same size whose 8-bit values differ by at most MOST (1).
 // test/cuda/model.sh compares two backends with it.
 #include "lib/io/io.h"
 #include "test/test.h"
@@ -11,10 +11,10 @@ int main(int argc, char **argv) {
     if (tests_failed) return test_report();
     for (int i = 0; i < 3 * a->width * a->height; i++) {
         int d = abs(a->rgb[i] - b->rgb[i]);
-        if (d > worst) worst = d;
-        if (a->rgb[i] < low) low = a->rgb[i];
-        if (a->rgb[i] > high) high = a->rgb[i];
-        differ += d > 0;
+        if (d > worst) worst = d;               // whole numbers
+        if (a->rgb[i] < low) low = a->rgb[i];   // whole numbers
+        if (a->rgb[i] > high) high = a->rgb[i]; // whole numbers
+        differ += d != 0;
     }
     printf("%d x %d pixels, values %d to %d: %d of them differ, by at most %d\n", a->width, a->height, low,
            high, differ, worst);

@@ -1,7 +1,7 @@
 #!/bin/sh
-# static.sh MAKE ARCHS...: what nvcc makes of cuda/, without running it: every architecture compiles without a
-# warning and links; no kernel spills; the inner loop of the tensor-core product is made of 16-byte asynchronous
-# copies, ldmatrix and mma, with no other load from global memory (needs cuobjdump).
+# static.sh MAKE ARCHS...: nvcc's code for cuda/, without running it. Every architecture compiles without a
+# warning and links; no kernel spills; the inner loop of the tensor-core product consists of 16-byte
+# asynchronous copies, ldmatrix and mma, with no other load from global memory (needs cuobjdump).
 make=$1; shift
 passed=0 failed=0 skipped=0
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -16,8 +16,9 @@ for arch in "$@"; do
 done
 ARCHS="$*" "$make" -s cuda-report >"$work/report"
 judge "spills: $(grep 'spilled in all' "$work/report")" "$(grep -cx 'spilled in all: 0 bytes' "$work/report")"
-grep -q '^gemm_tensor.*HMMA' "$work/report" || { skipped=$((skipped + 1)); echo "skipped instructions: no cuobjdump"; }
-# fp32 numbers that do not lie along k cannot come by ldmatrix, which turns pairs of 16 bits.
+grep -q '^gemm_tensor.*HMMA' "$work/report" ||
+    { skipped=$((skipped + 1)); echo "skipped instructions: no cuobjdump"; }
+# ldmatrix transposes pairs of 16 bits: it cannot load fp32 values that are not contiguous along k.
 awk '/^== / { arch = $2 }
      /^gemm_tensor.*HMMA/ {
          ok = / LDGSTS\.128 / && !/ LDG / && !/ LDGSTS / && (/ LDSM / || /float, false, false/)

@@ -1,6 +1,7 @@
 // wrap.cu: every wrapper of an instruction in cuda/ptx.h, and the built-in functions that the kernels use, on
-// raw registers against the tables and formulas of NVIDIA's manuals (PTX ISA 8; CUDA C++ Programming Guide). What
-// is expected is written here from the manual's text, element by element, not taken from the emulator.
+// raw registers, against the tables and formulas of NVIDIA's manuals (PTX ISA 8; CUDA C++ Programming Guide).
+// Expected values are computed here from the manual's text, element by element, independently of the
+// emulator.
 //
 // Built twice: by g++ it tests the emulator, by nvcc it tests the inline assembly of ptx.h.
 #include "cuda.h"
@@ -8,9 +9,9 @@
 #include <cmath>
 
 // ---- ldmatrix --------------------------------------------------------------------------------------------
-// PTX ISA: "threads 0-7 hold the addresses of the rows of the first matrix, 8-15 of the second", and so on. "Each
-// thread receives a fragment of a row: thread 0 holds elements 0, 1 of row 0, thread 1 elements 2, 3, ..., thread 4
-// elements 0, 1 of row 1". With .trans the matrix is loaded in column-major format.
+// PTX ISA: "threads 0-7 hold the addresses of the rows of the first matrix, 8-15 of the second", and so on.
+// "Each thread receives a fragment of a row: thread 0 holds elements 0, 1 of row 0, thread 1 elements 2, 3,
+// ..., thread 4 elements 0, 1 of row 1". With .trans the matrix is loaded in column-major format.
 
 static __device__ __host__ int scattered_row(int lane) { return (lane * 7 + 3) % 32; } // rows lie anywhere
 
@@ -61,11 +62,12 @@ template <int N, bool TRANSPOSED> static void test_ldmatrix(const char *name) {
 //             groupID + 8       for ci where i >= 2
 //       col = (threadID_in_group * 2) + (i & 0x1)
 // "Matrix Fragments for mma.m16n8k8", .tf32:
-//   A   row = groupID for a0 and a2, groupID + 8 for a1 and a3; col = threadID_in_group for a0 and a1, + 4 for a2, a3
-//   B   row = threadID_in_group for b0, + 4 for b1; col = groupID;    C as above
+//   A   row = groupID for a0 and a2, groupID + 8 for a1 and a3; col = threadID_in_group for a0 and a1, + 4
+//   for a2, a3 B   row = threadID_in_group for b0, + 4 for b1; col = groupID;    C as above
 
 enum Kind { F16_KIND, BF16_KIND, TF32_KIND };
-template <Kind KIND> static __global__ void run_mma(const uint32_t *a, const uint32_t *b, const float *c, float *d) {
+template <Kind KIND>
+static __global__ void run_mma(const uint32_t *a, const uint32_t *b, const float *c, float *d) {
     int lane = threadIdx.x;
     uint32_t fa[4], fb[2];
     float fc[4];
@@ -81,14 +83,17 @@ static double number_of(Kind kind, uint32_t bits) {
     if (kind == TF32_KIND) return as_float(bits & 0xffffe000u); // "the lower 13 bits are ignored"
     if (kind == BF16_KIND) return as_float(bits << 16);
     int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    double v = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    double v = exponent == 31 ? (fraction ? NAN : INFINITY)
+               : exponent     ? ldexp(1024 + fraction, exponent - 25)
+                              : ldexp(fraction, -24);
     return bits & 0x8000 ? -v : v;
 }
-// A small number with few bits, so that every sum below is exact whatever its order.
+// A small value with few bits: every sum below is exact, whatever its order.
 static uint32_t small_number(Kind kind) {
     int v = (int)(test_random() % 17) - 8;
     uint32_t f = as_word((float)v);
-    if (kind == TF32_KIND) return f | (test_random() & 0x1fff); // with noise in the bits that do not count
+    if (kind == TF32_KIND)
+        return f | (test_random() & 0x1fff); // with random values in the bits that are ignored
     if (kind == BF16_KIND) return f >> 16;
     return v ? (f >> 16 & 0x8000) | ((f >> 23 & 255) - 112) << 10 | (f >> 13 & 1023) : 0;
 }
@@ -104,10 +109,12 @@ template <Kind KIND> static void test_mma(const char *name) {
                 uint32_t v = small_number(KIND);
                 if (KIND == TF32_KIND) {
                     a[i * 32 + lane] = v;
-                    A[i == 0 || i == 2 ? group : group + 8][i < 2 ? in_group : in_group + 4] = number_of(KIND, v);
+                    A[i == 0 || i == 2 ? group : group + 8][i < 2 ? in_group : in_group + 4] =
+                        number_of(KIND, v);
                 } else {
                     a[i / 2 * 32 + lane] |= v << 16 * (i % 2);
-                    int row = i < 2 || (4 <= i && i < 6) ? group : group + 8, col = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+                    int row = i < 2 || (4 <= i && i < 6) ? group : group + 8,
+                        col = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
                     A[row][col] = number_of(KIND, v);
                 }
             }
@@ -144,10 +151,11 @@ template <Kind KIND> static void test_mma(const char *name) {
 }
 
 // ---- cp.async --------------------------------------------------------------------------------------------
-// "cp.async ... [dst], [src], cp-size, src-size": src-size bytes are copied, the rest of cp-size is zero-filled.
-// "cp.async.wait_group N: wait until only N or fewer of the most recent groups are pending".
+// "cp.async ... [dst], [src], cp-size, src-size": src-size bytes are copied, the rest of cp-size is
+// zero-filled. "cp.async.wait_group N: wait until only N or fewer of the most recent groups are pending".
 
-static __global__ void run_copies(const uint32_t *x, uint32_t *y) { // 32 threads; thread t copies t % 5 words of 4
+static __global__ void run_copies(const uint32_t *x,
+                                  uint32_t *y) { // 32 threads; thread t copies t % 5 words of 4
     __shared__ __align__(16) uint32_t s[2][128];
     int t = threadIdx.x;
     for (int i = t; i < 256; i += 32) s[i / 128][i % 128] = 7;
@@ -181,8 +189,10 @@ static __global__ void run_round(const float *x, uint32_t *y, int n) {
 }
 static void test_round() { // cvt.rna: to nearest, ties away from zero; 10 bits of mantissa
     std::vector<float> x;
-    for (int i = 0; i < 5000; i++) x.push_back(as_float((test_random() & 0x807fffff) | (100 + test_random() % 50) << 23));
-    for (uint32_t low : {0x0fffu, 0x1000u, 0x1001u, 0x2fffu, 0x3000u, 0x3001u}) x.push_back(as_float(0x3f800000u | low)), x.push_back(as_float(0xbf800000u | low));
+    for (int i = 0; i < 5000; i++)
+        x.push_back(as_float((test_random() & 0x807fffff) | (100 + test_random() % 50) << 23));
+    for (uint32_t low : {0x0fffu, 0x1000u, 0x1001u, 0x2fffu, 0x3000u, 0x3001u})
+        x.push_back(as_float(0x3f800000u | low)), x.push_back(as_float(0xbf800000u | low));
     Device<float> dx(x);
     Device<uint32_t> dy(x.size());
     run_round<<<1, 128>>>(dx.at, dy.at, (int)x.size());
@@ -200,7 +210,8 @@ static void test_round() { // cvt.rna: to nearest, ties away from zero; 10 bits 
 // PTX ISA, shfl.sync: with c = ((32 - width) << 8) | clamp, segmask = c >> 8, bval = b & 31, cval = c & 31:
 //   maxLane = (lane & segmask) | (cval & ~segmask), minLane = lane & segmask
 //   up: j = lane - bval, p = j >= maxLane;  down: j = lane + bval, p = j <= maxLane;
-//   bfly: j = lane ^ bval, p = j <= maxLane;  idx: j = minLane | (bval & ~segmask), p = j <= maxLane;  if !p, j = lane
+//   bfly: j = lane ^ bval, p = j <= maxLane;  idx: j = minLane | (bval & ~segmask), p = j <= maxLane;  if !p,
+//   j = lane
 // clamp is 0 for up and 31 for the others.
 
 static __global__ void run_shuffles(uint32_t *y, int width, int arg) {
@@ -224,10 +235,14 @@ static void test_shuffles() {
                     int segmask = 32 - width, bval = arg & 31, cval = kind == 1 ? 0 : 31;
                     int max_lane = (lane & segmask) | (cval & ~segmask & 31), min_lane = lane & segmask, j;
                     bool p;
-                    if (kind == 1) j = lane - bval, p = j >= max_lane;
-                    else if (kind == 2) j = lane + bval, p = j <= max_lane;
-                    else if (kind == 3) j = lane ^ bval, p = j <= max_lane;
-                    else j = min_lane | (bval & ~segmask), p = j <= max_lane;
+                    if (kind == 1)
+                        j = lane - bval, p = j >= max_lane;
+                    else if (kind == 2)
+                        j = lane + bval, p = j <= max_lane;
+                    else if (kind == 3)
+                        j = lane ^ bval, p = j <= max_lane;
+                    else
+                        j = min_lane | (bval & ~segmask), p = j <= max_lane;
                     uint32_t v = 1000 + (uint32_t)(p ? j : lane);
                     want.push_back(kind == 4 ? as_word((float)v) : v);
                 }
@@ -254,7 +269,7 @@ static __global__ void run_votes(uint32_t *y, const uint32_t *x) {
     y[8 * n + t] = __reduce_and_sync(~0u, v | 0xff);
     y[9 * n + t] = __reduce_or_sync(~0u, v & 0xff0);
     y[10 * n + t] = __reduce_xor_sync(~0u, v);
-    // Two halves of a warp meet separately.
+    // Two halves of a warp, with a mask each.
     if (lane % 2) {
         y[11 * n + t] = __ballot_sync(0xaaaaaaaau, p);
         y[12 * n + t] = __all_sync(0xaaaaaaaau, lane % 2);
@@ -288,15 +303,18 @@ static void test_votes() {
                 band &= v | 0xff, bor |= v & 0xff0, bxor ^= v;
                 if (i % 2 == t % 2) half |= (t % 2 ? v & 1 : !(v & 1)) << (i - begin);
             }
-            uint32_t all[VOTES] = {ballot, ballot != 0, 1, add, (uint32_t)smin, (uint32_t)smax, umin, umax, band, bor, bxor, half,
-                                   (uint32_t)(t % 2), (uint32_t)count, 1, count > 0, x[t ^ 1]};
+            uint32_t all[VOTES] = {
+                ballot, ballot != 0, 1,       add,  (uint32_t)smin, (uint32_t)smax,    umin,
+                umax,   band,        bor,     bxor, half,           (uint32_t)(t % 2), (uint32_t)count,
+                1,      count > 0,   x[t ^ 1]};
             for (int i = 0; i < VOTES; i++) want[i * n + t] = all[i];
         }
         check_words("votes, reductions and barriers of " + std::to_string(n) + " threads", dy.get(), want);
     }
 }
 
-static __global__ void run_atomics(int *largest, unsigned *count, unsigned *swapped, float *sum, unsigned *old) {
+static __global__ void run_atomics(int *largest, unsigned *count, unsigned *swapped, float *sum,
+                                   unsigned *old) {
     int t = blockIdx.x * blockDim.x + threadIdx.x;
     atomicMax(largest, t * 37 % 101 - 50);
     old[t] = atomicAdd(count, 1u);
@@ -323,7 +341,7 @@ static void test_atomics() {
                 Words{(uint32_t)most, 256, 255 * 256 / 2, as_word(64)});
 }
 
-// ---- numbers ---------------------------------------------------------------------------------------------
+// ---- arithmetic -------------------------------------------------------------------------------------------
 
 // fp32 to a type of E bits of exponent and M of fraction: to nearest, ties to even, by exact arithmetic.
 static uint32_t narrow(double x, int E, int M) {
@@ -370,9 +388,19 @@ static __global__ void run_numbers(const uint32_t *x, uint32_t *y, int n) {
     }
 }
 static void test_numbers() {
-    Words x = {0, 0x80000000u, 1, 0x80000001u, 0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffc12345u, 0x7f800001u, 0x7fffff,
-               0x800000, 0x33000000u, 0x33000001u, 0x387fe000u, 0x38800000u, 0x477fefffu, 0x477ff000u, 0x7f7fffffu,
-               0xff7fffffu, 0x3f808000u, 0x3f818000u, 0x3f801000u, 0x3f803000u, 0x80000000u, 0, 0};
+    Words x = {0,           0x80000000u,
+               1,           0x80000001u,
+               0x7f800000u, 0xff800000u,
+               0x7fc00000u, 0xffc12345u,
+               0x7f800001u, 0x7fffff,
+               0x800000,    0x33000000u,
+               0x33000001u, 0x387fe000u,
+               0x38800000u, 0x477fefffu,
+               0x477ff000u, 0x7f7fffffu,
+               0xff7fffffu, 0x3f808000u,
+               0x3f818000u, 0x3f801000u,
+               0x3f803000u, 0x80000000u,
+               0,           0};
     for (int i = 0; i < 4000; i++) {
         uint32_t r = test_random();
         x.push_back(i % 2 ? r : (r & 0x807fffffu) | (100 + test_random() % 50) << 23);
@@ -381,8 +409,13 @@ static void test_numbers() {
     Device<uint32_t> dx(x), dy(NUMBERS * n);
     run_numbers<<<1, 128>>>(dx.at, dy.at, n);
     Words y = dy.get();
-    static const char *const names[NUMBERS] = {"float2half", "float2bfloat16", "half2float", "bfloat162float", "floats2half2",
-                                               "floats2bfloat162", "fminf", "fmaxf", "clz", "popc", "ffs", "half +", "half *", "fmaf"};
+    static const char *const names[NUMBERS] = {"float2half",   "float2bfloat16",
+                                               "half2float",   "bfloat162float",
+                                               "floats2half2", "floats2bfloat162",
+                                               "fminf",        "fmaxf",
+                                               "clz",          "popc",
+                                               "ffs",          "half +",
+                                               "half *",       "fmaf"};
     for (int k = 0; k < NUMBERS; k++) {
         Words got(y.begin() + k * n, y.begin() + (k + 1) * n), want(n);
         for (int i = 0; i < n; i++) {
@@ -413,7 +446,8 @@ static void test_numbers() {
             default: want[i] = as_word(fmaf(f, g, f));
             }
             bool is_float = k == 2 || k == 3 || k == 6 || k == 7 || k == 13;
-            if (is_float && as_float(got[i]) != as_float(got[i]) && as_float(want[i]) != as_float(want[i])) got[i] = want[i]; // any NaN
+            if (is_float && as_float(got[i]) != as_float(got[i]) && as_float(want[i]) != as_float(want[i]))
+                got[i] = want[i]; // any NaN
         }
         check_words(names[k], got, want);
     }

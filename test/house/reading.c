@@ -7,7 +7,7 @@
 
 // Text of all sources, one after another.
 static char *sources(void) {
-    FILE *p = popen("cat *.c lib/*.[ch] lib/*/*.[ch] cpu/*.c weights/toy/*.c cli/*.c cuda/*.cu cuda/*.h 2>/dev/null", "r");
+    FILE *p = popen("cat $(find *.c lib cpu weights/toy cli cuda -name '*.[ch]' -o -name '*.cu')", "r");
     size_t room = 1 << 22, n = 0, got;
     char *text = xmalloc(room);
     while ((got = fread(text + n, 1, room - n - 1, p)) > 0)

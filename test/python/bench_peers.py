@@ -1,9 +1,10 @@
-# bench_peers.py: the same work in ./sd and in PyTorch, in turn in one run, so that a machine whose speed drifts slows
-# both. Prints seconds (medians) and the ratio PyTorch / sd: above 1, sd is faster. Soft made weights, fp32, full size.
+# bench_peers.py: the same work in ./sd and in PyTorch, interleaved in one run, so that both see the same
+# drift of the machine's speed. Prints medians in seconds and the ratio PyTorch / sd: above 1, sd is faster.
+# Soft made weights, fp32, full size.
 #
 #     python test/python/bench_peers.py [--threads 2] [--rounds 3] [--model DIR]
 #
-# DIR: where `sd synth DIR --arch sd15` has put the model (made, and removed, in a temporary folder otherwise; 4 GB).
+# DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
 import argparse
 import gc
 import json
@@ -18,11 +19,12 @@ import peers
 
 
 def sd(model, threads):
-    """One picture of two unguided steps; seconds a part."""
-    command = ["./sd", "sample", "-m", model, "-p", "a dog", "--steps", "2", "--cfg", "1", "--scheduler", "ddim",
-               "-t", str(threads), "-q", "--json", "-o", f"{model}/bench.png"]
+    """One picture of two unguided steps: the seconds of each part."""
+    command = ["./sd", "sample", "-m", model, "-p", "a dog", "--steps", "2", "--cfg", "1", "--scheduler",
+               "ddim", "-t", str(threads), "-q", "--json", "-o", f"{model}/bench.png"]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {"text encoder": figures["text_s"], "UNet step": figures["unet_step_s"], "VAE decode": figures["vae_s"]}
+    return {"text encoder": figures["text_s"], "UNet step": figures["unet_step_s"],
+            "VAE decode": figures["vae_s"]}
 
 
 def timed(f):
@@ -34,12 +36,14 @@ def timed(f):
 
 def torch_part(part):
     """PyTorch eager, one network in memory at a time."""
-    net = peers.model({"text encoder": "text_encoder", "UNet step": "unet", "VAE decode": "vae"}[part], "sd15")
+    net = peers.model({"text encoder": "text_encoder", "UNet step": "unet", "VAE decode": "vae"}[part],
+                      "sd15")
     if part == "text encoder":
         ids = torch.full((1, 77), 49407)
         return lambda: net(ids)
     if part == "UNet step":
-        x, context = peers.made_input("unet.sample", (1, 4, 64, 64)), peers.made_input("unet.context", (1, 77, 768))
+        x = peers.made_input("unet.sample", (1, 4, 64, 64))
+        context = peers.made_input("unet.context", (1, 77, 768))
         return lambda: net(x, torch.tensor([500]), context)
     z = peers.made_input("vae.latents", (1, 4, 64, 64))
     return lambda: net.decode(z)
@@ -68,7 +72,8 @@ def main():
             del run
             gc.collect()
             ratios = [b / a for a, b in zip(ours, theirs)]
-            print(f"{part:14} {statistics.median(ours):8.3f} {statistics.median(theirs):8.3f}  {statistics.median(ratios):.2f}", flush=True)
+            print(f"{part:14} {statistics.median(ours):8.3f} {statistics.median(theirs):8.3f}  "
+                  f"{statistics.median(ratios):.2f}", flush=True)
 
 
 main()

@@ -1,10 +1,11 @@
-# bench_training.py: a training step in ./sd and in PyTorch, in turn in one run: the tiny model's stages at their shipped
-# configuration and batch, fp32. Prints samples a second (medians) and the ratio sd / PyTorch: above 1, sd is faster.
+# bench_training.py: a training step in ./sd and in PyTorch, interleaved in one run: the tiny model's stages
+# with their shipped configuration and batch, fp32. Prints samples a second (medians) and the ratio sd /
+# PyTorch: above 1, sd is faster.
 #
 #     python test/python/bench_training.py [--threads 2] [--rounds 3] [--steps 12] [STAGE ...]
 #
-# PyTorch gets forward, loss, backward, clipping and AdamW (its fastest, fused), in eager mode, on data that stands
-# ready in memory. sd's figures are of its real runs: they also draw scenes or batches, keep a moving average, write
+# PyTorch does forward, loss, backward, clipping and AdamW (fused, its fastest) in eager mode, on data in
+# memory. sd's figures are those of real runs: they also draw scenes or batches, keep a moving average, write
 # the log.
 import argparse
 import json
@@ -76,8 +77,8 @@ def text(n):
 
     def loss():
         scores = tower(z) @ project(net(ids)[0][:, -1]).T * 0.25
-        answers = torch.arange(n)
-        return (F.cross_entropy(scores, answers) + F.cross_entropy(scores.T, answers)) / 2
+        labels = torch.arange(n)
+        return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
 
     return stepper(loss, parameters(net, tower, project))
 
@@ -90,7 +91,7 @@ def guided_unet():
 
 
 def lcm(n):
-    """The step of the published script: the target answers at the teacher's guided DDIM step."""
+    """The step of the published script: the target is evaluated at the teacher's guided DDIM step."""
     teacher, student, target = peers.model("unet", "tiny"), guided_unet().requires_grad_(True), guided_unet()
     encoder, ids = peers.model("text_encoder", "tiny"), tokens(n)
     z, w, t = torch.randn(n, 4, 16, 16), torch.randn(n, 256), torch.randint(20, 1000, (n,))
@@ -123,8 +124,8 @@ def adapted(rank, ends):
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-ALL = ATTENTION + ["ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out",
-                   "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "linear_1", "linear_2"]
+ALL = ATTENTION + ["ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in",
+                   "proj_out", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "linear_1", "linear_2"]
 
 
 def finetune(n):
@@ -140,7 +141,8 @@ def finetune(n):
 
 
 def mimic(n):
-    net, teacher, encoder, ids = adapted(16, ALL), guided_unet(), peers.model("text_encoder", "tiny"), tokens(n)
+    net, teacher = adapted(16, ALL), guided_unet()
+    encoder, ids = peers.model("text_encoder", "tiny"), tokens(n)
     z, w, t = torch.randn(n, 4, 16, 16), torch.randn(n, 256), torch.randint(0, 1000, (n,))
 
     def loss():
@@ -155,7 +157,7 @@ def mimic(n):
 
 
 MODEL = "weights/tiny"
-STAGES = {  # pretrain writes its model: into a copy. PyTorch's step, the batch, sd's command
+STAGES = {  # PyTorch's step, the batch, sd's command; pretrain writes into a copy of the model
     "unet": (unet, 32, "pretrain unet -o {model} --data {data}"),
     "vae": (vae, 12, "pretrain vae -o {model}"),
     "text": (text, 128, "pretrain text -o {model} --data {data}"),
@@ -166,7 +168,7 @@ STAGES = {  # pretrain writes its model: into a copy. PyTorch's step, the batch,
 
 
 def sd(command, folder, threads, steps, batch):
-    """Samples a second of a run, its first two steps left out."""
+    """Samples a second of a run, without its first two steps."""
     args = command.format(model=folder / "tiny", data=folder / "data", out=folder / "out").split()
     where = ["--run", folder / "run", "--fresh", "--steps", steps, "-t", threads, "-q"]
     subprocess.run(["./sd", *args, *map(str, where)], check=True, capture_output=True)
@@ -203,7 +205,8 @@ def main():
                 ours.append(sd(command, folder, options.threads, options.steps, batch))
                 theirs.append(torch_rate(step, batch, options.steps))
             ratios = [a / b for a, b in zip(ours, theirs)]
-            print(f"{stage:16} {statistics.median(ours):8.1f} {statistics.median(theirs):8.1f}  {statistics.median(ratios):.2f}", flush=True)
+            print(f"{stage:16} {statistics.median(ours):8.1f} {statistics.median(theirs):8.1f}  "
+                  f"{statistics.median(ratios):.2f}", flush=True)
 
 
 main()

@@ -1,11 +1,13 @@
-# check_ldm.py: models in one file, the original code's names, proved both ways against diffusers' single-file loader.
+# check_ldm.py: models in one file with the original code's names, both ways against diffusers' single-file
+# loader.
 #
 #     python check_ldm.py [--sd ./sd] [--work DIR]      about 6 GB of disk and of memory
 #
-# 1. What `sd synth --layout ldm` writes is opened by StableDiffusionPipeline.from_single_file (offline, with a local
-#    configuration), and every tensor there has the very bits that `sd synth --layout diffusers` writes under its name.
-# 2. That loading also says which original name belongs to which of diffusers' names, by the tensors' bits. By this
-#    table, not by ours, a second file is written from diffusers' weights; sd draws the same picture from it as from the
+# 1. What `sd synth --layout ldm` writes is opened by StableDiffusionPipeline.from_single_file (offline, with
+#    a local configuration), and every tensor there has the same bits as that of `sd synth --layout
+#    diffusers`.
+# 2. The tensors' bits also tell which original name belongs to which of diffusers' names. With this table,
+#    not ours, a second file is written from diffusers' weights; sd draws the same picture from it as from the
 #    folder.
 import argparse
 import hashlib
@@ -42,13 +44,15 @@ def write_configuration(folder, tokenizer):
         (folder / part).mkdir(parents=True)
         shutil.copy(peers.HERE / "configs" / "sd15" / f"{part}.json", folder / part / "config.json")
     (folder / "scheduler").mkdir()
-    shutil.copy(peers.HERE / "configs" / "sd15" / "scheduler.json", folder / "scheduler" / "scheduler_config.json")
+    shutil.copy(peers.HERE / "configs" / "sd15" / "scheduler.json",
+                folder / "scheduler" / "scheduler_config.json")
     shutil.copytree(tokenizer, folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps({
-        "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "image_encoder": [None, None],
-        "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}))
+        "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None],
+        "image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"]}))
 
 
 def main():
@@ -62,8 +66,8 @@ def main():
     write_configuration(work / "config", work / "ldm" / "tokenizer")
 
     file = work / "ldm" / "model.safetensors"
-    pipe = StableDiffusionPipeline.from_single_file(str(file), config=str(work / "config"), local_files_only=True,
-                                                    torch_dtype=torch.float16)
+    pipe = StableDiffusionPipeline.from_single_file(str(file), config=str(work / "config"),
+                                                    local_files_only=True, torch_dtype=torch.float16)
     original = safe_open(file, "pt")
     names = {}  # the bits of a tensor -> the original name
     for name in original.keys():
@@ -71,7 +75,8 @@ def main():
     table, wrong = {}, []
     for part, base in PARTS.items():
         own = safe_open(work / "folder" / part / f"{base}.safetensors", "pt")
-        loaded = {disk_name(part, n).removeprefix(part + "."): t for n, t in getattr(pipe, part).state_dict().items()
+        loaded = {disk_name(part, n).removeprefix(part + "."): t
+                  for n, t in getattr(pipe, part).state_dict().items()
                   if "position_ids" not in n}
         if set(loaded) != set(own.keys()):
             wrong.append(f"{part}: the names differ: {sorted(set(loaded) ^ set(own.keys()))[:5]}")
@@ -91,11 +96,11 @@ def main():
     del tensors
     draw = ["-p", "a dog", "--steps", 2, "-W", 64, "-H", 64, "-q"]
     run(a.sd, "sample", "-m", work / "folder", *draw, "-o", work / "folder.png")
-    run(a.sd, "sample", "-m", work / "again.safetensors", "--tokenizer", work / "ldm" / "tokenizer", *draw, "-o",
-        work / "again.png")
+    run(a.sd, "sample", "-m", work / "again.safetensors", "--tokenizer", work / "ldm" / "tokenizer", *draw,
+        "-o", work / "again.png")
     one, two = (np.asarray(Image.open(work / f"{n}.png")).astype(int) for n in ("folder", "again"))
-    print(f"sd from a file written by diffusers' table: {np.count_nonzero(one != two)} of {one.size} values differ, "
-          f"standard deviation {one.std():.0f}")
+    print(f"sd from a file written by diffusers' table: {np.count_nonzero(one != two)} of {one.size} values "
+          f"differ, standard deviation {one.std():.0f}")
     ok = not wrong and (one == two).all() and len(table) == len(names)
     print(f"{int(ok)} passed, {int(not ok)} failed, 0 skipped")
     if not a.work:

@@ -1,6 +1,6 @@
-# check_pipelines.py: what `sd sample` draws beside text to image, live against diffusers on tiny models with made
-# weights: image-to-image with each scheduler, a negative prompt, given noise, several steps of a full LCM with its
-# guidance embedding. Text to image itself: reference.py compare.
+# check_pipelines.py: other uses of `sd sample` than plain text to image, live against diffusers on tiny
+# models with made weights: image-to-image with each scheduler, a negative prompt, given noise, several steps
+# of a full LCM with its guidance embedding. Text to image itself: reference.py compare.
 #
 #     python check_pipelines.py [--sd ./sd]
 import argparse
@@ -25,10 +25,15 @@ def judge(what, path, want):
         print(f"FAILED  {what}: no picture")
         return
     got, want = (np.asarray(x).astype(int) for x in (Image.open(path), want))
-    far = (abs(got - want) > 1).mean() if got.shape == want.shape else 1.0
+    if got.shape != want.shape:
+        good.append(False)
+        print(f"FAILED  {what}: its shape is {got.shape}, not {want.shape}")
+        return
+    difference = abs(got - want)
+    far = (difference > 1).mean()
     good.append(far <= 1e-3)  # 99.9 % of the 8-bit values within 1
-    print(f"{'ok' if good[-1] else 'FAILED'}  {what}: {far:.2g} of the values more than 1 off, largest difference "
-          f"{abs(got - want).max() if got.shape == want.shape else got.shape}, std {want.std():.0f}", flush=True)
+    print(f"{'ok' if good[-1] else 'FAILED'}  {what}: {far:.2g} of the values more than 1 off, "
+          f"largest difference {difference.max()}, standard deviation {want.std():.0f}", flush=True)
 
 
 def main():
@@ -50,9 +55,10 @@ def main():
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(work / "tiny"), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
 
-    want = pipe(PROMPT, negative_prompt="rain at night", num_inference_steps=4, guidance_scale=5.0, width=96, height=72,
-                generator=seed()).images[0]
-    sd(*common, "--negative", "rain at night", "--steps", 4, "--cfg", 5, "-W", 96, "-H", 72, "-o", work / "negative.png")
+    want = pipe(PROMPT, negative_prompt="rain at night", num_inference_steps=4, guidance_scale=5.0, width=96,
+                height=72, generator=seed()).images[0]
+    sd(*common, "--negative", "rain at night", "--steps", 4, "--cfg", 5, "-W", 96, "-H", 72, "-o",
+       work / "negative.png")
     judge("a negative prompt, 96 x 72", work / "negative.png", want)
 
     noise = torch.randn(1, 4, 16, 16, generator=seed(9))
@@ -65,13 +71,14 @@ def main():
     init.save(work / "init.png")
     repaint = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     repaint.set_progress_bar_config(disable=True)
-    for kind, strength, steps in (("pndm", 0.6, 10), ("ddim", 0.75, 8), ("ddim", 0.29, 100), ("lcm", 0.5, 6), ("pndm", 1.0, 4)):
+    for kind, strength, steps in (("pndm", 0.6, 10), ("ddim", 0.75, 8), ("ddim", 0.29, 100), ("lcm", 0.5, 6),
+                                  ("pndm", 1.0, 4)):
         repaint.scheduler = CLASSES[kind].from_config(pipe.scheduler.config)
         want = repaint(PROMPT, image=init, strength=strength, num_inference_steps=steps, guidance_scale=6.0,
                        generator=seed()).images[0]
         path = work / f"{kind}-{strength}.png"
-        sd(*common, "--init", work / "init.png", "--strength", strength, "--steps", steps, "--cfg", 6, "--scheduler", kind,
-           "-o", path)
+        sd(*common, "--init", work / "init.png", "--strength", strength, "--steps", steps, "--cfg", 6,
+           "--scheduler", kind, "-o", path)
         judge(f"image-to-image, {kind}, strength {strength} of {steps} steps", path, want)
 
     lcm = diffusers.StableDiffusionPipeline.from_pretrained(str(work / "lcm"), safety_checker=None)

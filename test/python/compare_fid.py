@@ -1,10 +1,13 @@
-# compare_fid.py: `sd fid` beside pytorch-fid, live, at the full architecture with made weights and on real photos.
+# compare_fid.py: `sd fid` against pytorch-fid, live, at the full architecture with made weights, on real
+# photos.
 #
-#     python test/python/compare_fid.py PHOTOS [--sd ./sd] [--only features,hard,fid,npz,kid,memory,frechet,speed] [--photos 300]
+#     python test/python/compare_fid.py PHOTOS [--sd ./sd] [--photos 300]
+#         [--only features,hard,fid,npz,kid,memory,frechet,speed]
 #
-# or `make reference PHOTOS=DIR`. PHOTOS is a folder of at least 2 x 300 JPEGs (fewer with --photos). Each line says what
-# was compared, the figure and the bar; the exit status is 1 if one is missed. Takes some minutes of two cores; `speed`
-# and `frechet` want a quiet machine. Times are taken in turn, sd first and second, and the medians compared.
+# or `make reference PHOTOS=DIR`. PHOTOS is a folder of at least 2 x 300 JPEGs (fewer with --photos). Each
+# line says what was compared, the figure and its limit; the exit status is 1 if one is missed. Takes some
+# minutes on two cores; `speed` and `frechet` need a quiet machine: they interleave the two programs and
+# compare medians.
 import argparse
 import json
 import re
@@ -42,11 +45,13 @@ def report(what, value, bar, at_least=False):
     global missed
     ok = value >= bar if at_least else value <= bar
     missed += not ok
-    print(f"{'ok     ' if ok else 'MISSED '} {what}: {value:.3g}, {'at least' if at_least else 'at most'} {bar:g}", flush=True)
+    print(f"{'ok     ' if ok else 'MISSED '} {what}: {value:.3g}, "
+          f"{'at least' if at_least else 'at most'} {bar:g}", flush=True)
 
 
 def sd(*words, figures=True):
-    command = [args.sd, "fid", *map(str, words), "-q", "-t", str(args.threads)] + (["--json"] if figures else [])
+    command = [args.sd, "fid", *map(str, words), "-q", "-t", str(args.threads)]
+    command += ["--json"] if figures else []
     out = subprocess.run(command, capture_output=True, text=True)
     if out.returncode:
         sys.exit(f"{' '.join(command)}: {out.stderr}")
@@ -61,36 +66,40 @@ def folder(name, files):
     return work / name
 
 
-# ---- pytorch-fid's network with made weights -----------------------------------------------------------------
+# ---- pytorch-fid's network with made weights ---------------------------------------------------------------
 
 
 def network(hard):
-    """As pytorch-fid builds it, but for the download: its own class asks for the state, which is handed to it."""
+    """As pytorch-fid builds it, but for the download: its own class asks for the state and is given it."""
     names = fid_inception._inception_v3(num_classes=1008, aux_logits=False, weights=None).state_dict()
-    state = {k: made.made(k, tuple(v.shape), hard) for k, v in names.items() if not k.endswith("num_batches_tracked")}
+    state = {k: made.made(k, tuple(v.shape), hard) for k, v in names.items()
+             if not k.endswith("num_batches_tracked")}
     path = work / f"inception-{'hard' if hard else 'soft'}.safetensors"
     save_file(state, path)
-    fid_inception.load_state_dict_from_url = lambda *a, **k: {n: torch.from_numpy(v) for n, v in state.items()}
+    tensors = {n: torch.from_numpy(v) for n, v in state.items()}
+    fid_inception.load_state_dict_from_url = lambda *a, **k: tensors
     return fid_inception.InceptionV3([3]).eval(), path
 
 
-# fid_inception_v3's blocks differ from torchvision's in no name and no shape, so its state_dict is complete.
+# fid_inception_v3's blocks have torchvision's names and shapes, so its state_dict is complete.
 
 
 def features(net, files, dtype=torch.float32, batch=10):
     out = []
     with torch.no_grad():
         for i in range(0, len(files), batch):
-            # one at a time through the resize: photos differ in size, which pytorch-fid's own loader cannot batch
+            # resized one at a time: pytorch-fid's own loader cannot batch photos of different sizes
             x = [TF.ToTensor()(Image.open(f).convert("RGB"))[None].to(dtype) for f in files[i : i + batch]]
-            x = [torch.nn.functional.interpolate(t, size=(299, 299), mode="bilinear", align_corners=False) for t in x]
+            x = [torch.nn.functional.interpolate(t, size=(299, 299), mode="bilinear", align_corners=False)
+                 for t in x]
             out.append(net(torch.cat(x))[0].flatten(1))  # a second resize to the same size changes nothing
     return torch.cat(out).numpy()
 
 
 photos = sorted(p for p in args.photos_dir.iterdir() if p.suffix == ".jpg")[: 2 * args.photos]
 if len(photos) < 2 * args.photos:
-    sys.exit(f"{args.photos_dir} holds {len(photos)} .jpg files, {2 * args.photos} are needed (--photos: half of them)")
+    sys.exit(f"{args.photos_dir} holds {len(photos)} .jpg files, {2 * args.photos} are needed "
+             "(--photos: half of them)")
 sets = []
 for name, part in (("a", photos[: args.photos]), ("b", photos[args.photos :])):
     png, jpeg = work / name, folder(f"{name}-jpeg", part)
@@ -106,7 +115,8 @@ net, weights = network(False)
 if "features" in parts:
     sd("features", few, "-o", work / "f.safetensors", "--weights", weights)
     got, want = load_file(work / "f.safetensors")["features"], features(net, files)
-    report("features of 64 photos, relative to the largest", np.abs(got - want).max() / np.abs(want).max(), 1e-4)
+    report("features of 64 photos, relative to the largest", np.abs(got - want).max() / np.abs(want).max(),
+           1e-4)
 
 if "hard" in parts:
     hard, hard_weights = network(True)
@@ -114,7 +124,8 @@ if "hard" in parts:
     got, single = load_file(work / "h.safetensors")["features"], features(hard, files[:16])
     exact = features(hard.double(), files[:16], torch.float64)
     error, peer = np.abs(got - exact).max(), np.abs(single - exact).max()
-    print(f"        hard weights: error {error:.3g}, PyTorch's fp32 {peer:.3g}, largest feature {np.abs(exact).max():.3g}")
+    print(f"        hard weights: error {error:.3g}, PyTorch's fp32 {peer:.3g}, "
+          f"largest feature {np.abs(exact).max():.3g}")
     report("hard weights: error in multiples of PyTorch's own", error / peer, 3)
 
 if {"fid", "npz", "kid"} & set(parts):
@@ -128,20 +139,22 @@ if {"fid", "npz", "kid"} & set(parts):
 if "fid" in parts:
     figures = sd(sets[0][0], sets[1][0], "--weights", weights)
     report(f"FID of PNG ({figures['fid']:.6g}, pytorch-fid {want:.6g})", abs(figures["fid"] / want - 1), 1e-4)
-    # Most of that is SciPy's: fewer pictures than features make the product singular. The trace of its root is also the
-    # sum of the singular values of X Y^T, for the features X and Y around their means.
+    # Most of that error is SciPy's: with fewer pictures than features the product is singular. The trace of
+    # its square root is also the sum of the singular values of X Y^T, X and Y being the centred features.
     x, y = (f.astype(np.float64) - f.astype(np.float64).mean(0) for f in kept)
     root = np.linalg.svd(x @ y.T, compute_uv=False).sum() / (len(x) - 1)
     exact = sum(((stats[0][0] - stats[1][0]) ** 2, *(np.diag(c) for _, c in stats))).sum() - 2 * root
     report(f"FID of PNG beside the exact root ({exact:.6g})", abs(figures["fid"] / exact - 1), 1e-4)
     figures = sd(sets[0][1], sets[1][1], "--weights", weights)
-    report(f"FID of JPEG ({figures['fid']:.6g}), beside pytorch-fid's of the same pictures", abs(figures["fid"] / want - 1), 1e-2)
+    report(f"FID of JPEG ({figures['fid']:.6g}), beside pytorch-fid's of the same pictures",
+           abs(figures["fid"] / want - 1), 1e-2)
     clean = sd(sets[0][0], sets[1][0], "--weights", weights, "--resize", "clean")
     print(f"        FID with --resize clean: {clean['fid']:.6g}")
     same = sd(sets[0][0], sets[0][0], "--weights", weights)
     report("FID of a set and itself, by the trace", abs(same["fid"]) / np.trace(stats[0][1]), 1e-6)
     ten = folder("ten", sets[0][2][:10])
-    same, trace = sd(ten, ten, "--weights", weights), np.trace(np.cov(kept[0][:10].astype(np.float64), rowvar=False))
+    same = sd(ten, ten, "--weights", weights)
+    trace = np.trace(np.cov(kept[0][:10].astype(np.float64), rowvar=False))
     report("FID of ten pictures and themselves, by the trace", abs(same["fid"]) / trace, 1e-6)
 
 if "npz" in parts:
@@ -160,12 +173,13 @@ if "kid" in parts:
     kxx, kyy, n = k(x, x), k(y, y), len(x)
     mmd = (kxx.sum() - np.trace(kxx) + kyy.sum() - np.trace(kyy)) / (n * (n - 1)) - 2 * k(x, y).mean()
     got = sd(sets[0][0], sets[1][0], "--weights", weights)
-    report(f"KID ({got['kid']:.6g} +- {got['kid_stderr']:.2g})", abs(got["kid"] - mmd), 1e-6 * max(1, abs(mmd)))
+    report(f"KID ({got['kid']:.6g} +- {got['kid_stderr']:.2g})", abs(got["kid"] - mmd),
+           1e-6 * max(1, abs(mmd)))
 
 if "memory" in parts:
 
     def peak(*words):
-        """KB, of Linux's /proc while the child runs: what wait4 says begins with this program's own size."""
+        """KB, from Linux's /proc while the child runs: wait4 would include this program's own size."""
         command = [args.sd, "fid", *map(str, words), "-q", "-t", str(args.threads)]
         child, high = subprocess.Popen(command), 0
         while child.poll() is None:
@@ -176,7 +190,7 @@ if "memory" in parts:
             sys.exit(f"{' '.join(map(str, command))} failed")
         return high
 
-    # The small network and many names of few photos: what the full one needs for itself varies by megabytes.
+    # The small network on many links to few photos: the full network's own memory varies by megabytes.
     dirs = []
     for n in (300, 3000):
         dirs.append(work / f"times-{n}")
@@ -186,7 +200,8 @@ if "memory" in parts:
     less, more = (peak("stats", d, "-o", work / "memory.npz") for d in dirs)
     report(f"KB more a picture, statistics ({less} KB of 300, {more} of 3000)", (more - less) / 2700, 0.5)
     less, more = (peak("features", d, "-o", work / "memory.safetensors") for d in dirs)
-    report(f"KB more a picture, 512 features kept: 2 and names ({less} KB, {more} KB)", (more - less) / 2700, 2.5)
+    report(f"KB more a picture, 512 features kept: 2 and names ({less} KB, {more} KB)", (more - less) / 2700,
+           2.5)
 
 if "frechet" in parts:
     rng = np.random.default_rng(0)
@@ -197,7 +212,8 @@ if "frechet" in parts:
     (m1, c1), (m2, c2) = moments
 
     def by_scipy():  # from the files, as sd
-        (m1, c1), (m2, c2) = ((f["mu"], f["sigma"]) for f in (np.load(work / "0.npz"), np.load(work / "1.npz")))
+        (m1, c1), (m2, c2) = ((f["mu"], f["sigma"])
+                              for f in (np.load(work / "0.npz"), np.load(work / "1.npz")))
         low = np.linalg.cholesky(c1)
         w = scipy.linalg.eigvalsh(low.T @ c2 @ low)
         return ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * np.sqrt(w.clip(0)).sum()
@@ -214,7 +230,8 @@ if "frechet" in parts:
     root = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2) - 2 * np.trace(scipy.linalg.sqrtm(c1 @ c2)).real
     report("Frechet distance beside SciPy's sqrtm", abs(got / root - 1), 1e-6)
     report("its seconds, reading included", statistics.median(ours), 15)
-    report("its time, reading included, by Cholesky + eigvalsh's", statistics.median(ours) / statistics.median(theirs), 1)
+    report("its time, reading included, by Cholesky + eigvalsh's",
+           statistics.median(ours) / statistics.median(theirs), 1)
 
 if "speed" in parts:
     ours, theirs = [], []
@@ -225,7 +242,9 @@ if "speed" in parts:
         start = time.time()
         features(net, files, batch=50)
         theirs.append(len(files) / (time.time() - start))
-    print(f"        images/s: sd {statistics.median(ours):.2f}, pytorch-fid's network {statistics.median(theirs):.2f}")
-    report("throughput by pytorch-fid's", statistics.median(ours) / statistics.median(theirs), 1.5, at_least=True)
+    print(f"        images/s: sd {statistics.median(ours):.2f}, "
+          f"pytorch-fid's network {statistics.median(theirs):.2f}")
+    report("throughput by pytorch-fid's", statistics.median(ours) / statistics.median(theirs), 1.5,
+           at_least=True)
 
 sys.exit(missed > 0)

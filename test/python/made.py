@@ -3,8 +3,8 @@
 #
 # Every tensor has a key, the 64-bit FNV-1a hash of its name ("unet.conv_in.weight"; Inception's names have
 # no prefix). Elements 4j .. 4j+3 are made from the four words of Philox 4x32-10 (Salmon et al. 2011) at
-# counter j. A word w gives k = (w mod 2^16) + (w div 2^16) - 65535, the sum of two uniform numbers, and
-#     value = mean + k * spread                  (one rounding to fp32)
+# counter j. A word w gives k = (w mod 2^16) + (w div 2^16) - 65535, the sum of two uniform variables, and
+#     value = mean + k * scale                   (one rounding to fp32)
 # after which some rows and columns are multiplied by a power of two (exact) or get an addend (one more
 # rounding). No step depends on a library's logarithm or sine, so C and Python agree in every bit.
 import json
@@ -52,9 +52,9 @@ def philox(key, first, count):
 
 
 # Standard deviation of a weight times the square root of its fan-in, by the first row whose start and part
-# fit the name. Chosen so that activations stay near unit size and every branch counts: what goes through
-# SiLU is made larger before it, what is added to the stream is about half of it, attention logits spread by
-# 1.5 to 3, and what averages over many values is scaled up again.
+# fit the name. Chosen so that activations stay near unit size and every branch matters: inputs of SiLU are
+# made larger, what is added to the residual stream is about half of it, attention logits have a standard
+# deviation of 1.5 to 3, and averages over many values are scaled up again.
 GAINS = [
     ("unet.conv_in", "", 0.4),
     ("unet.conv_out", "", 0.8),
@@ -91,7 +91,7 @@ GAINS = [
     ("text_encoder.", "out_proj", 0.7),
     ("text_encoder.", "fc1", 1.2),
     ("text_encoder.", "fc2", 0.8),
-    ("", ".conv.weight", 1.4),  # what is left is Inception's, in front of a ReLU
+    ("", ".conv.weight", 1.4),  # the rest is Inception's, before a ReLU
     ("", "", 1.0),
 ]
 HARD_LOGITS = 3.0  # hard: the gain of query and key
@@ -120,9 +120,9 @@ def mean_and_deviation(name, shape, hard):
 
 
 def add_straight_path(name, w):
-    """A way for the noisy latents through the UNet that no block bends: conv_in copies latent channel o mod 4
-    to channel o, up_blocks.3 passes the skip connection on, conv_out averages the copies. So epsilon
-    resembles the latents, as a trained network's does, and sampling neither explodes nor freezes."""
+    """A straight path for the noisy latents through the UNet: conv_in copies latent channel o mod 4 to
+    channel o, up_blocks.3 passes the skip connection on, conv_out averages the copies. So epsilon resembles
+    the latents, as that of a trained network does, and sampling neither explodes nor stands still."""
     if not name.endswith(".weight"):
         return
     o = np.arange(len(w))
@@ -140,14 +140,14 @@ STRAIGHT = 12.0
 
 
 def harden(name, w):
-    """What trained networks do to arithmetic, beside sharp attention."""
+    """Other numerical difficulties of trained networks than sharp attention."""
     rows, cols = len(w), w.shape[1] if w.ndim > 1 else 1
     # Some channels of the stream are 32 times as large as the others ...
     if any(p in name for p in ("conv2.", "proj_out.", "conv_in.", "fc2.")):
         w[5::64] *= np.float32(OUTLIER)
     if "position_embedding" in name:
         w[:, 5::64] *= np.float32(OUTLIER)
-    # ... some groups of a group norm have a mean far larger than their spread ...
+    # ... some groups of a group norm have a mean far larger than their standard deviation ...
     if name.endswith(("conv1.bias", "conv_in.bias")):
         w[rows // 4 : rows // 2] += np.float32(40)
     # ... and some weights are near the limits of fp16, at either end.
@@ -161,7 +161,7 @@ def harden(name, w):
 
 def harden_inception(name, w):
     """The same for Inception, which has neither attention nor group norms."""
-    # The loud channels are such as live: what is negative everywhere ends in the ReLU, however loud.
+    # Only channels that are not negative everywhere are made large: others end in the ReLU.
     loud = ("Mixed_5b.branch1x1.bn.", "Mixed_6b.branch1x1.bn.", "Mixed_7b.branch1x1.bn.")
     if name.startswith(loud) and name.endswith((".weight", ".bias")):
         w[11::64] *= np.float32(OUTLIER)
@@ -178,7 +178,7 @@ pool = ThreadPoolExecutor(2)
 def made(name, shape, hard=False):
     count = int(np.prod(shape, dtype=np.int64))
     mean, deviation = mean_and_deviation(name, shape, hard)
-    spread = float(np.float32(deviation / math.sqrt(K_VARIANCE)))
+    scale = float(np.float32(deviation / math.sqrt(K_VARIANCE)))
     key, out = fnv1a(name), np.empty((count + 3) // 4 * 4, np.float32)
 
     def fill(first, blocks=1 << 13):
@@ -187,7 +187,7 @@ def made(name, shape, hard=False):
         part = out[4 * first : 4 * (first + blocks)].reshape(blocks, 4)
         for lane, w in enumerate(philox(key, first, blocks)):
             k = (w & low16) + (w >> np.uint64(16))
-            part[:, lane] = (k.view(np.int64) - 65535) * spread + mean
+            part[:, lane] = (k.view(np.int64) - 65535) * scale + mean
 
     list(pool.map(fill, range(0, len(out) // 4, 1 << 13)))
     w = out[:count].reshape(shape)

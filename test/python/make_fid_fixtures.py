@@ -1,8 +1,8 @@
 # make_fid_fixtures.py: writes test/fixtures/fid.safetensors, what test/phases/fid.c compares fid.c with.
-#   Fréchet distances by SciPy's sqrtm (full rank) and by singular values (singular covariances, where sqrtm errs),
-#   means and covariances by NumPy, KID and its standard error by NumPy, resizes by PyTorch and Pillow, and a small
-#   Inception's features, logits and gradients by PyTorch, on pytorch-fid's own blocks with fewer channels; and the
-#   features of pytorch-fid's whole network with made weights, hard ones from a float64 run.
+#   Fréchet distances by SciPy's sqrtm (full rank) and by singular values (singular covariances, where sqrtm
+#   errs), means and covariances by NumPy, KID and its standard error by NumPy, resizes by PyTorch and Pillow,
+#   and a small Inception's features, logits and gradients by PyTorch, on pytorch-fid's own blocks with fewer
+#   channels; and the features of pytorch-fid's whole network with made weights, hard ones from a float64 run.
 #
 #     python test/python/make_fid_fixtures.py
 from pathlib import Path
@@ -42,21 +42,23 @@ def frechet_sqrtm(a, b):
 
 
 def frechet_singular_values(a, b):
-    """C = F^T F with F the centred features, so tr (C1 C2)^(1/2) is the sum of the singular values of F1 F2^T."""
+    """C = F^T F, F the centred features: tr (C1 C2)^(1/2) is the sum of the singular values of F1 F2^T."""
     (m1, c1), (m2, c2) = moments(a), moments(b)
     f1, f2 = ((x.astype(np.float64) - m) / np.sqrt(len(x) - 1) for x, m in ((a, m1), (b, m2)))
     nuclear = np.linalg.svd(f1 @ f2.T, compute_uv=False).sum()
     return ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * nuclear
 
 
-sets = {"full": (features(60, 0, 1.0), features(75, 1, 1.2)), "steep": (features(60, 5, 0.3), features(60, 7, 0.3)),
+sets = {"full": (features(60, 0, 1.0), features(75, 1, 1.2)),
+        "steep": (features(60, 5, 0.3), features(60, 7, 0.3)),
         "singular": (features(10, 0, 1.0), features(15, 0, 1.1))}
 for name, (a, b) in sets.items():
     out[f"{name}.a"], out[f"{name}.b"] = a, b
-    out[f"{name}.fid"] = np.array([frechet_singular_values(a, b) if name == "singular" else frechet_sqrtm(a, b)])
+    out[f"{name}.fid"] = np.array([frechet_singular_values(a, b) if name == "singular"
+                                   else frechet_sqrtm(a, b)])
 out["full.mu"], out["full.sigma"] = moments(sets["full"][0])
 
-# ---- KID: Binkowski et al. 2018, the unbiased estimator on the whole sets ------------------------------------
+# ---- KID: Binkowski et al. 2018, the unbiased estimator on the whole sets ----------------------------------
 
 
 def kid(x, y):
@@ -71,14 +73,15 @@ def kid(x, y):
 
 
 out["steep.kid"] = kid(*sets["steep"])
-# Of unequal sets, what the mean over all subsets is: each sum over pairs with its own number of pairs.
+# For sets of different size, the mean over all subsets: each sum over pairs divided by its own number of
+# pairs.
 x, y = (s.astype(np.float64) for s in sets["full"])
 k = lambda s, t: (s @ t.T / D + 1) ** 3
 kxx, kyy = k(x, x), k(y, y)
 np.fill_diagonal(kxx, 0), np.fill_diagonal(kyy, 0)
 out["full.kid"] = np.array([kxx.sum() / (60 * 59) + kyy.sum() / (75 * 74) - 2 * k(x, y).mean()])
 
-# ---- resizes -------------------------------------------------------------------------------------------------
+# ---- resizes -----------------------------------------------------------------------------------------------
 
 SIZE = 31
 for name, (h, w) in {"wide": (23, 90), "tall": (77, 12), "dot": (1, 1), "same": (SIZE, SIZE)}.items():
@@ -87,10 +90,11 @@ for name, (h, w) in {"wide": (23, 90), "tall": (77, 12), "dot": (1, 1), "same": 
     t = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     t = 2 * F.interpolate(t, size=(SIZE, SIZE), mode="bilinear", align_corners=False) - 1
     out[f"{name}.fid"] = t[0].permute(1, 2, 0).contiguous().numpy()
-    channels = [Image.fromarray(picture[:, :, c].astype(np.float32)).resize((SIZE, SIZE), Image.BICUBIC) for c in range(3)]
+    channels = [Image.fromarray(picture[:, :, c].astype(np.float32)).resize((SIZE, SIZE), Image.BICUBIC)
+                for c in range(3)]
     out[f"{name}.clean"] = np.stack([np.asarray(c).clip(0, 255) for c in channels], axis=2).astype(np.float32)
 
-# ---- a small Inception -----------------------------------------------------------------------------------------
+# ---- a small Inception -------------------------------------------------------------------------------------
 
 
 def narrow(block, w):
@@ -98,8 +102,9 @@ def narrow(block, w):
     for name, unit in block.named_modules():
         if isinstance(unit, tv_inception.BasicConv2d):
             old = unit.conv
-            unit.conv = nn.Conv2d(old.in_channels * w // 16 if old.in_channels != 3 else 3, old.out_channels * w // 16,
-                                  old.kernel_size, old.stride, old.padding, bias=False)
+            unit.conv = nn.Conv2d(old.in_channels * w // 16 if old.in_channels != 3 else 3,
+                                  old.out_channels * w // 16, old.kernel_size, old.stride, old.padding,
+                                  bias=False)
             unit.bn = nn.BatchNorm2d(old.out_channels * w // 16, eps=0.001)
     return block
 
@@ -108,7 +113,8 @@ class Small(nn.Module):
     def __init__(self, w, a, c, e, classes):
         super().__init__()
         unit = tv_inception.BasicConv2d
-        blocks = {"Conv2d_1a_3x3": unit(3, 32, kernel_size=3, stride=2), "Conv2d_2a_3x3": unit(32, 32, kernel_size=3),
+        blocks = {"Conv2d_1a_3x3": unit(3, 32, kernel_size=3, stride=2),
+                  "Conv2d_2a_3x3": unit(32, 32, kernel_size=3),
                   "Conv2d_2b_3x3": unit(32, 64, kernel_size=3, padding=1), "pool1": nn.MaxPool2d(3, 2),
                   "Conv2d_3b_1x1": unit(64, 80, kernel_size=1), "Conv2d_4a_3x3": unit(80, 192, kernel_size=3),
                   "pool2": nn.MaxPool2d(3, 2)}
@@ -142,9 +148,9 @@ class Small(nn.Module):
         return x.mean((2, 3))
 
 
-# Gradients jump where a ReLU's input crosses zero, and among a million of them some input is as near to zero as fp32's
-# rounding: at 127 pixels the "smaller" network has one whose jump is 1 % of a gradient, and which side it falls on
-# depends on the order of a sum. The sizes here are ones where none of these jumps counts.
+# The gradient of a ReLU jumps where its input crosses zero. Among a million inputs some are as near to zero
+# as fp32's rounding error. At 127 pixels the "smaller" network has one whose jump is 1 % of a gradient, and
+# its sign depends on the order of a sum. At the sizes here no such jump matters.
 for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2, 1, 123)}.items():
     net = Small(w, a, c, e, 5)
     x = torch.from_numpy(made.made("input.pictures", (3, 3, size, size)))
@@ -156,11 +162,11 @@ for name, (w, a, c, e, size) in {"small": (1, 2, 1, 2, 111), "smaller": (2, 1, 2
     loss.backward()
     out[f"{name}.train.features"] = f.detach().numpy()
     out[f"{name}.train.loss"] = loss.detach().numpy()[None]
-    for p in ("Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight", "Mixed_6a.branch3x3dbl_1.bn.weight",
-              "fc.bias"):
+    for p in ("Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight",
+              "Mixed_6a.branch3x3dbl_1.bn.weight", "fc.bias"):
         out[f"{name}.d.{p}"] = net.get_parameter(p).grad.numpy()
 
-# ---- the whole network -----------------------------------------------------------------------------------------
+# ---- the whole network -------------------------------------------------------------------------------------
 
 # Pictures of 13 x 13 patches of 23 x 23 pixels: flat areas and edges, as photos have.
 pictures = torch.from_numpy(made.made("input.patches", (2, 3, 13, 13))) / 2
@@ -168,7 +174,8 @@ pictures = pictures.repeat_interleave(23, 2).repeat_interleave(23, 3)
 
 
 def whole(hard):
-    shapes = {k: v.shape for k, v in fid_inception._inception_v3(num_classes=1008, aux_logits=False, weights=None)
+    shapes = {k: v.shape
+              for k, v in fid_inception._inception_v3(num_classes=1008, aux_logits=False, weights=None)
               .state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: torch.from_numpy(made.made(k, tuple(v), hard)) for k, v in shapes.items()}
     fid_inception.load_state_dict_from_url = lambda *a, **k: state

@@ -1,8 +1,9 @@
-# make_gradient_fixtures.py: gradients of whole networks from PyTorch's autograd, for test/phases/gradients.c. Made weights (made.py),
-# made inputs, the tiny configuration; with --full also Stable Diffusion v1.5's UNet (an hour and 14 GB).
+# make_gradient_fixtures.py: gradients of whole networks from PyTorch's autograd, for test/phases/gradients.c.
+# Made weights (made.py), made inputs, the tiny configuration; with --full also Stable Diffusion v1.5's UNet
+# (an hour and 14 GB).
 #
-# gradients.safetensors: for each parameter `<name>`: SAMPLES entries, evenly spread, and the largest absolute value; the
-# losses; ten steps of training; a hundred of the optimiser alone. Versions: requirements.txt.
+# gradients.safetensors: for each parameter `<name>`: SAMPLES entries, scattered, and the largest absolute
+# value; the losses; ten training steps; a hundred steps of the optimiser alone. Versions: requirements.txt.
 import math
 import sys
 
@@ -77,10 +78,11 @@ def vae(out):
 
 
 def optimiser_alone(out):
-    """A hundred steps on given gradients: clip_grad_norm_, AdamW, warm-up and cosine, moving average. In float64: a
-    hundred fp32 roundings of PyTorch's own would be as large as the tolerance."""
+    """A hundred steps on given gradients: clip_grad_norm_, AdamW, warm-up and cosine, moving average. In
+    float64: a hundred fp32 roundings of PyTorch's own would be as large as the tolerance."""
     rate, warmup, total, floor, decay = 1e-2, 10, 80, 0.1, 0.95
-    w = [torch.nn.Parameter(peers.made_input(f"optimiser.{n}", s).double()) for n, s in (("a", (37,)), ("b", (5, 3)))]
+    w = [torch.nn.Parameter(peers.made_input(f"optimiser.{n}", s).double())
+         for n, s in (("a", (37,)), ("b", (5, 3)))]
     ema = [p.detach().clone() for p in w]
     optimiser = torch.optim.AdamW(w, lr=rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)
 
@@ -101,14 +103,16 @@ def optimiser_alone(out):
             for e, p in zip(ema, w):
                 e.mul_(decay).add_(p, alpha=1 - decay)
     for name, p, e in zip("ab", w, ema):
-        out[f"optimiser.{name}"], out[f"optimiser.ema.{name}"] = p.detach().float().reshape(-1), e.float().reshape(-1)
+        out[f"optimiser.{name}"] = p.detach().float().reshape(-1)
+        out[f"optimiser.ema.{name}"] = e.float().reshape(-1)
 
 
 def full(out):
     net = trainable("unet", "sd15")
     net.enable_gradient_checkpointing()
     net.train()
-    x, noise = peers.made_input("gradients.full.x", (1, 4, 64, 64)), peers.made_input("gradients.full.noise", (1, 4, 64, 64))
+    x = peers.made_input("gradients.full.x", (1, 4, 64, 64))
+    noise = peers.made_input("gradients.full.noise", (1, 4, 64, 64))
     context = peers.made_input("gradients.full.context", (1, 77, 768))
     loss = torch.nn.functional.mse_loss(net(x, torch.tensor([500]), context).sample, noise)
     loss.backward()

@@ -1,9 +1,10 @@
-# make_io_fixtures.py: what other programs say, for the tests of lib/io/safetensors.c, image.c and npz.c.
+# make_io_fixtures.py: files and results of other programs, for the tests of lib/io/safetensors.c, image.c and
+# npz.c.
 #
 #     python test/python/make_io_fixtures.py              writes test/fixtures/io
-#     python test/python/make_io_fixtures.py --check DIR  opens what the tests wrote (SD_TEST_KEEP=DIR build/test/...)
+#     python test/python/make_io_fixtures.py --check DIR  opens what the tests wrote (SD_TEST_KEEP=DIR)
 #
-# Large results are kept as a 64-bit FNV-1a hash in expected.txt: "what hash", a line each. Sources are made
+# Large results are kept as 64-bit FNV-1a hashes in expected.txt, a line "what hash" each. Inputs are made
 # from a counter, so that C makes the same. Versions: requirements.txt.
 import gzip
 import io
@@ -54,18 +55,21 @@ def halves():
     # A dense sample of all floats, and the two neighbours of each midpoint between halves with the midpoint.
     bits = (np.arange(1 << 19, dtype=np.uint64) * 8209 % 2**32).astype(np.uint32)
     positive = np.arange(0x7BFF, dtype=np.uint16)
-    middle = (positive.view(np.float16).astype(np.float32) + (positive + 1).astype(np.uint16).view(np.float16).astype(np.float32)) / 2
+    middle = (positive.view(np.float16).astype(np.float32)
+              + (positive + 1).astype(np.uint16).view(np.float16).astype(np.float32)) / 2
     middle = middle.view(np.uint32)
     bits = np.concatenate([bits, middle - 1, middle, middle + 1])
     with np.errstate(all="ignore"):
         f = bits.view(np.float32)
         f = f[~np.isnan(f)]
         expect("f32_to_f16", f.astype(np.float16).tobytes())
-        expect("f32_to_bf16", torch.from_numpy(f.copy()).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        expect("f32_to_bf16",
+               torch.from_numpy(f.copy()).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
 
 
 def tensors():
-    t = {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "wide.f64": torch.arange(6.0, dtype=torch.float64).reshape(2, 3) - 2}
+    t = {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3),
+         "wide.f64": torch.arange(6.0, dtype=torch.float64).reshape(2, 3) - 2}
     for kind in (torch.float32, torch.float16, torch.bfloat16):
         t[str(kind)[6:]] = (torch.arange(24.0) * 0.25 - 3).to(kind).reshape(2, 3, 4)
     for kind in (torch.int8, torch.int16, torch.int32, torch.int64):
@@ -81,10 +85,12 @@ def tensors():
 
 def raw_png(width, height, depth, colour, rows, extra=b""):
     """A PNG that PIL cannot write: 16-bit colour, 2 and 4 bits a pixel."""
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    number = lambda n: struct.pack(">I", n)
+    chunk = lambda kind, data: number(len(data)) + kind + data + number(zlib.crc32(kind + data))
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = b"".join(b"\0" + r for r in rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(body))
+            + chunk(b"IEND", b""))
 
 
 def pictures():
@@ -123,14 +129,17 @@ def pictures():
     save("gray.jpg", Image.fromarray(smooth[..., 2]), quality=92)
     save("cmyk.jpg", Image.fromarray(smooth).convert("CMYK"), quality=95)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees, says the camera
+    exif[0x0112] = 6  # rotated by 90 degrees, says the camera
     save("turned.jpg", Image.fromarray(smooth), quality=92, exif=exif)
     for name in ("rgb16.png", "gray2.png"):
         made[name] = None
-    save_numpy({name: np.ascontiguousarray(np.array(Image.open(OUT / name).convert("RGB"))) for name in made}, OUT / "pictures.safetensors")
+    save_numpy({name: np.ascontiguousarray(np.array(Image.open(OUT / name).convert("RGB"))) for name in made},
+               OUT / "pictures.safetensors")
 
     small = Image.fromarray(rgb[:4, :4])
-    for name, text, compressed in (("latin1.png", "a café, 20 steps\nSteps: 20", False), ("utf8.png", "a 猫\nSteps: 20", False), ("packed.png", "packed é " * 50, True)):
+    for name, text, compressed in (("latin1.png", "a café, 20 steps\nSteps: 20", False),
+                                   ("utf8.png", "a 猫\nSteps: 20", False),
+                                   ("packed.png", "packed é " * 50, True)):
         info = PngInfo()
         info.add_text("Software", "PIL")
         info.add_text("parameters", text, zip=compressed)
@@ -142,8 +151,9 @@ def pictures():
 
 def resizing():
     filters = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "lanczos": Image.LANCZOS}
-    sizes = [(37, 23, 19, 11), (37, 23, 64, 51), (37, 23, 37, 50), (37, 23, 12, 23), (37, 23, 1, 1), (1, 1, 7, 5), (2, 3, 3, 2), (64, 64, 32, 32),
-             (64, 64, 224, 224), (299, 211, 128, 128), (100, 75, 299, 299), (5, 300, 300, 5), (500, 375, 17, 512)]  # fmt: skip
+    sizes = [(37, 23, 19, 11), (37, 23, 64, 51), (37, 23, 37, 50), (37, 23, 12, 23), (37, 23, 1, 1),
+             (1, 1, 7, 5), (2, 3, 3, 2), (64, 64, 32, 32), (64, 64, 224, 224), (299, 211, 128, 128),
+             (100, 75, 299, 299), (5, 300, 300, 5), (500, 375, 17, 512)]
     for w, h, w2, h2 in sizes:
         source = Image.fromarray(noise(w * h * 3, w).reshape(h, w, 3))
         for name, f in filters.items():
@@ -153,7 +163,8 @@ def resizing():
         expect(f"resize-{w}-{h}-{w2}-{h2}-hard", hard.resize((w2, h2), Image.LANCZOS).tobytes())
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-    for w, h, size in [(37, 23, 16), (23, 37, 16), (40, 40, 16), (100, 75, 64), (101, 75, 75), (64, 67, 64), (64, 69, 64), (67, 64, 64)]:
+    for w, h, size in [(37, 23, 16), (23, 37, 16), (40, 40, 16), (100, 75, 64), (101, 75, 75), (64, 67, 64),
+                       (64, 69, 64), (67, 64, 64)]:
         source = Image.fromarray(noise(w * h * 3, w).reshape(h, w, 3))
         result = Compose([Resize(size, InterpolationMode.BILINEAR), CenterCrop(size)])(source)
         expect(f"square-{w}-{h}-{size}", result.tobytes())
@@ -165,7 +176,8 @@ def resizing():
 def arrays():
     plain = {}
     for kind in ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "|i1", "<i2", "<i4", "<i8", ">i2", ">i4", ">i8"):
-        plain[kind[1:] + ("be" if kind[0] == ">" else "")] = (np.arange(24) * 5 - 50).reshape(2, 3, 4).astype(kind)
+        name = kind[1:] + ("be" if kind[0] == ">" else "")
+        plain[name] = (np.arange(24) * 5 - 50).reshape(2, 3, 4).astype(kind)
     for kind in ("|u1", "<u2", "<u4", "<u8", ">u2", ">u4", ">u8"):
         plain[kind[1:] + ("be" if kind[0] == ">" else "")] = (np.arange(24) * 9).reshape(2, 3, 4).astype(kind)
     plain["bool"] = (np.arange(24) % 3 == 0).reshape(2, 3, 4)
@@ -183,19 +195,21 @@ def arrays():
         for version in (1, 2, 3):
             f = io.BytesIO()
             np.lib.format.write_array(f, mu, version=(version, 0))
-            z.writestr(zipfile.ZipInfo(f"v{version}.npy"), f.getvalue())  # dated 1980: the same bytes every time
+            z.writestr(zipfile.ZipInfo(f"v{version}.npy"), f.getvalue())  # dated 1980: always the same bytes
         z.comment = b"a comment PK\5\6 that looks like an end record, but is none" + b" " * 9
-    # zip64: every 32-bit field of the directory is ffffffff, the values stand in the extra field, and the end record
-    # refers to a zip64 one. zipfile writes that for large archives only, so here it is by hand.
+    # zip64: every 32-bit field of the directory is ffffffff, the values stand in the extra field, and the end
+    # record refers to a zip64 one. zipfile writes that for large archives only, so here it is by hand.
     f = io.BytesIO()
     np.lib.format.write_array(f, mu)
     data = f.getvalue()
     packed = zlib.compress(data, 9)[2:-4]
     name, crc = b"mu.npy", zlib.crc32(data)
     extra = struct.pack("<HHQQ", 1, 16, len(data), len(packed))
-    local = struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(name), len(extra)) + name + extra
+    local = struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(name),
+                        len(extra)) + name + extra
     extra = struct.pack("<HH4x", 0x9999, 4) + struct.pack("<HHQQQ", 1, 24, len(data), len(packed), 0)
-    entry = struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 45, 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(name), len(extra), 0, 0, 0, 0, 2**32 - 1) + name + extra
+    entry = struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 45, 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1,
+                        len(name), len(extra), 0, 0, 0, 0, 2**32 - 1) + name + extra
     at = len(local) + len(packed)
     end64 = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 1, 1, len(entry), at)
     locator = struct.pack("<IIQI", 0x07064B50, 0, at + len(entry), 1)
@@ -210,10 +224,11 @@ def streams():
     pick = (noise(400, 7) % 16).astype(int)
     text = b"".join(words[100 * p : 100 * p + 100].tobytes() for p in pick)
     expect("stream", text)
-    ways = {"level0": (0, zlib.Z_DEFAULT_STRATEGY), "level1": (1, zlib.Z_DEFAULT_STRATEGY), "level9": (9, zlib.Z_DEFAULT_STRATEGY),
-            "fixed": (9, zlib.Z_FIXED), "rle": (9, zlib.Z_RLE), "huffman": (9, zlib.Z_HUFFMAN_ONLY)}  # fmt: skip
+    ways = {"level0": (0, zlib.Z_DEFAULT_STRATEGY), "level1": (1, zlib.Z_DEFAULT_STRATEGY),
+            "level9": (9, zlib.Z_DEFAULT_STRATEGY), "fixed": (9, zlib.Z_FIXED), "rle": (9, zlib.Z_RLE),
+            "huffman": (9, zlib.Z_HUFFMAN_ONLY)}
     for name, (level, strategy) in ways.items():
-        n = 2000 if name in ("level0", "rle", "huffman") else len(text)  # what does not compress is kept short
+        n = 2000 if name in ("level0", "rle", "huffman") else len(text)  # what compresses badly is short
         c = zlib.compressobj(level, zlib.DEFLATED, 15, 9, strategy)
         (OUT / f"{name}.zlib").write_bytes(c.compress(text[:n]) + c.flush())
     expect("stream-2000", text[:2000])
@@ -228,8 +243,10 @@ def streams():
     # A gzip header with every field, and a second member behind it.
     c = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = c.compress(text[:20000]) + c.flush()
-    head = bytes([31, 139, 8, 2 | 4 | 8 | 16, 1, 2, 3, 4, 0, 3]) + struct.pack("<H", 5) + b"extra" + b"name\0" + b"comment\0"
-    first = head + struct.pack("<H", zlib.crc32(head) & 0xFFFF) + body + struct.pack("<II", zlib.crc32(text[:20000]), 20000)
+    head = bytes([31, 139, 8, 2 | 4 | 8 | 16, 1, 2, 3, 4, 0, 3])
+    head += struct.pack("<H", 5) + b"extra" + b"name\0" + b"comment\0"
+    first = head + struct.pack("<H", zlib.crc32(head) & 0xFFFF)
+    first += body + struct.pack("<II", zlib.crc32(text[:20000]), 20000)
     (OUT / "members.gz").write_bytes(first + gzip.compress(text[20000:], 9, mtime=0))
     assert gzip.decompress((OUT / "members.gz").read_bytes()) == text
 
@@ -246,14 +263,17 @@ def check(folder):
     with safe_open(folder / "written.safetensors", "pt") as f:
         assert f.metadata() == {"prompt": 'a "cat",\n\ta \\ and a 猫', "format": "pt"}
     source = noise(29 * 13 * 3, 29).reshape(13, 29, 3)
-    for name, text in (("written.png", None), ("written-latin1.png", "a café\nSteps: 20, Size: 29x13"), ("written-utf8.png", "a 猫\nSteps: 20")):
+    for name, text in (("written.png", None), ("written-latin1.png", "a café\nSteps: 20, Size: 29x13"),
+                       ("written-utf8.png", "a 猫\nSteps: 20")):
         image = Image.open(folder / name)
         image.load()
         assert np.array_equal(np.array(image), source) and image.text.get("parameters") == text, name
         assert image.mode == "RGB"
     z = np.load(folder / "written.npz")
-    assert sorted(z) == ["mu", "scalar", "sigma"] and zipfile.ZipFile(folder / "written.npz").testzip() is None
-    assert np.array_equal(z["mu"], np.arange(6) * 0.1) and np.array_equal(z["sigma"], (np.arange(6) * 0.1).reshape(2, 3)) and z["scalar"].shape == ()
+    assert sorted(z) == ["mu", "scalar", "sigma"]
+    assert zipfile.ZipFile(folder / "written.npz").testzip() is None
+    assert np.array_equal(z["mu"], np.arange(6) * 0.1) and z["scalar"].shape == ()
+    assert np.array_equal(z["sigma"], (np.arange(6) * 0.1).reshape(2, 3))
     print("everything opens and is right")
 
 

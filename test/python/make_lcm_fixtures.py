@@ -1,11 +1,12 @@
-"""Writes test/fixtures/lcm.safetensors: one step of latent consistency distillation in PyTorch, and its parts, as the
-published script of diffusers (train_lcm_distill_sd_wds.py) computes them; test/phases/lcm.c makes the same step in C. Weights
-and batches are not stored: both sides draw them from PyTorch's generator, seeded by a hash of their names. The network
-runs in double, so the difference that the test sees is sd's own rounding; tables and sinusoids are fp32 as there.
+"""Writes test/fixtures/lcm.safetensors: one step of latent consistency distillation in PyTorch, and its
+parts, as the published script of diffusers (train_lcm_distill_sd_wds.py) computes them. test/phases/lcm.c
+computes the same step in C. Weights and batches are not stored: both sides draw them from PyTorch's
+generator, seeded by a hash of their names. The network runs in float64, so the test sees the rounding errors
+of sd alone; tables and sinusoids are fp32 as in the script.
 
-    python test/python/make_lcm_fixtures.py            (PyTorch, diffusers, safetensors)
-    python test/python/make_lcm_fixtures.py --full     fixtures/lcm-sd15.safetensors: a step at the architecture of Stable
-                                                Diffusion v1.5, made weights, fp32 (12 GB of memory, minutes)
+    python test/python/make_lcm_fixtures.py           (PyTorch, diffusers, safetensors)
+    python test/python/make_lcm_fixtures.py --full    fixtures/lcm-sd15.safetensors: a step of Stable
+                                                      Diffusion v1.5, made weights, fp32 (12 GB, minutes)
 """
 import json
 import os
@@ -22,7 +23,7 @@ out = {}
 
 
 def draw(name, *shape):
-    """Normal numbers that belong to a name, fp32."""
+    """Normal random values for a name, fp32."""
     h = 2166136261
     for byte in name.encode():
         h = ((h ^ byte) * 16777619) % 2**32
@@ -30,7 +31,7 @@ def draw(name, *shape):
 
 
 def weight(role, name, shape):
-    """All three networks are near one another, as they are while training; none is equal to another."""
+    """All three networks are close to one another, as in training, but not equal."""
     x = draw("base " + name, *shape) + 0.1 * draw(role + " " + name, *shape)
     if name.endswith(".bias"):
         return 0.1 * x
@@ -63,14 +64,16 @@ solver_timesteps = torch.arange(1, N + 1) * K - 1
 solver_previous = torch.cat([schedule.alphas_cumprod[:1], schedule.alphas_cumprod[solver_timesteps[:-1]]])
 
 
-# PyTorch's fp32 exp is off by one in the last bit now and then, and not the same on all machines. At an angle of 14,000
-# rad that shows as 1e-3 in the sine. The embedding as PyTorch has it is compared by itself; in the networks below exp
-# is rounded once.
+# PyTorch's fp32 exp is sometimes off by one in the last bit, and differs between machines. At an angle of
+# 14,000 rad that changes the sine by 1e-3. PyTorch's own embedding is compared by itself; in the networks
+# below exp is rounded once.
 def embed(w, exact=True):
-    steps = torch.arange(128, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0, dtype=torch.float32)) / 127)
+    ratio = torch.log(torch.tensor(10000.0, dtype=torch.float32)) / 127
+    steps = torch.arange(128, dtype=torch.float32) * -ratio
     frequencies = steps.double().exp().float() if exact else steps.exp()
     angles = (w.float() * 1000)[:, None] * frequencies[None]
-    return (angles.double().sin_() if exact else angles.sin()), (angles.double().cos_() if exact else angles.cos()), angles
+    return ((angles.double().sin_() if exact else angles.sin()),
+            (angles.double().cos_() if exact else angles.cos()), angles)
 
 
 def embedding(w):
@@ -86,7 +89,8 @@ class ExactTimesteps(torch.nn.Module):
         self.half = half
 
     def forward(self, t):
-        steps = -torch.log(torch.tensor(10000.0, dtype=torch.float32)) * torch.arange(self.half, dtype=torch.float32) / self.half
+        steps = -torch.log(torch.tensor(10000.0, dtype=torch.float32))
+        steps = steps * torch.arange(self.half, dtype=torch.float32) / self.half
         angles = (t.float()[:, None] * steps.double().exp().float()[None]).double()
         return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -153,13 +157,14 @@ def sampled(x, count):
 
 
 def norm(x):
-    """Summed in double: in fp32 the norm of 30 million numbers is off by some thousandths."""
+    """Summed in double: in fp32 the norm of 30 million values is off by some thousandths."""
     return torch.linalg.vector_norm(x, dtype=torch.float64).float()
 
 
 def full():
-    """One network plays all three parts: they begin with the same weights, and without the guidance embedding the student
-    is the teacher. What is around it stays in double. Gradients, in the order of names: largest, norm, 6 entries."""
+    """One network plays all three roles: they begin with the same weights, and without the guidance embedding
+    the student is the teacher. Everything around it stays in double. Gradients, in the order of names:
+    largest value, norm, 6 entries."""
     torch.set_default_dtype(torch.float32)
     import peers
     from trace import disk_name
@@ -176,14 +181,17 @@ def full():
         return answer
 
     b = {"index": torch.tensor([24]), "w": torch.tensor([7.5])}
-    for name, shape in (("z", (1, 4, 64, 64)), ("noise", (1, 4, 64, 64)), ("text", (1, 77, 768)), ("no_text", (1, 77, 768))):
+    for name, shape in (("z", (1, 4, 64, 64)), ("noise", (1, 4, 64, 64)), ("text", (1, 77, 768)),
+                        ("no_text", (1, 77, 768))):
         b[name] = peers.made_input("lcm.full." + name, shape).double()
     loss = loss_of(single, single, single, b)
     loss.backward()
     print("loss", loss.item())
-    rows = {disk_name("unet", name): torch.cat([p.grad.abs().max()[None], norm(p.grad)[None], sampled(p.grad, 6)])
+    facts = lambda g: torch.cat([g.abs().max()[None], norm(g)[None], sampled(g, 6)])
+    rows = {disk_name("unet", name): facts(p.grad)
             for name, p in net.named_parameters()}
-    save_file({"loss": loss.detach().float().reshape(1), "gradients": torch.stack([rows[k] for k in sorted(rows)])},
+    save_file({"loss": loss.detach().float().reshape(1),
+               "gradients": torch.stack([rows[k] for k in sorted(rows)])},
               f"{HERE}/fixtures/lcm-sd15.safetensors")
 
 
@@ -191,7 +199,8 @@ if "--full" in sys.argv:
     full()
     sys.exit()
 
-# The tables: the schedule, scalings of all timesteps, the solver's step from each of its timesteps, the embedding of w.
+# Tables: the noise schedule, scalings of all timesteps, the solver's step from each of its timesteps, the
+# embedding of w.
 out["alphas_cumprod"] = schedule.alphas_cumprod
 lcm = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 both = [lcm.get_scalings_for_boundary_condition_discrete(t) for t in range(1000)]

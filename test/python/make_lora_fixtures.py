@@ -1,14 +1,14 @@
-# make_lora_fixtures.py: what PEFT, diffusers and PyTorch say of low-rank adapters at the tiny architecture with made
-# weights (made.py): forwards, the losses of Phase 3 with their gradients, and files in the formats of the world. Writes
-# test/fixtures/lora.safetensors and test/fixtures/lora/*.safetensors, which test/phases/lora.c reads.
+# make_lora_fixtures.py: low-rank adapters in PEFT, diffusers and PyTorch on the tiny architecture with made
+# weights (made.py): forward passes, the losses of Phase 3 with their gradients, and files in all formats.
+# Writes test/fixtures/lora.safetensors and test/fixtures/lora/*.safetensors, which test/phases/lora.c reads.
 #
-#     python make_lora_fixtures.py                       writes them
-#     python make_lora_fixtures.py full                  lora-sd15.safetensors: a forward and a step of LCM-LoRA at the
-#                                                        full architecture, rank 64 (8 GB, minutes)
-#     python make_lora_fixtures.py time [--checkpointing] [--threads N]    how long PyTorch takes for that
-#                                                        step, weights at random
-#     python make_lora_fixtures.py live --sd ../sd       files that sd writes, opened by diffusers and PEFT; and the
-#                                                        reverse, at the full architecture with --full
+#     python make_lora_fixtures.py                    writes them
+#     python make_lora_fixtures.py full               lora-sd15.safetensors: a forward pass and a step of
+#                                                     LCM-LoRA at full size, rank 64 (8 GB, minutes)
+#     python make_lora_fixtures.py time [--checkpointing] [--threads N]
+#                                                     PyTorch's time for that step, random weights
+#     python make_lora_fixtures.py live --sd ../sd    files of sd opened by diffusers and PEFT, and files of
+#                                                     theirs by sd; with --full at full size
 import argparse
 import json
 import logging
@@ -33,15 +33,16 @@ FIXTURES = peers.HERE / "fixtures"
 RANK, ALPHA = 2, 1.0
 
 # The layers of lcm-lora-sdv1-5, and those of a text encoder, as ends of names.
-UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
-        "proj_in", "proj_out", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "time_embedding.linear_1",
-        "time_embedding.linear_2"]
+UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+        "time_emb_proj", "proj_in", "proj_out", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in",
+        "time_embedding.linear_1", "time_embedding.linear_2"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 def targets(model, ends):
     return [n for n, m in model.named_modules()
-            if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and any(n == e or n.endswith("." + e) for e in ends)]
+            if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
+            and any(n == e or n.endswith("." + e) for e in ends)]
 
 
 def owner_name(prefix, name):
@@ -54,12 +55,13 @@ def adapters(model):
 
 
 def adapt(model, prefix, names, rank=RANK, alpha=ALPHA):
-    """PEFT adapters with made weights: the test in C makes the same."""
+    """PEFT adapters with made weights; the test in C makes the same."""
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
     for name, layer in adapters(model):
         for part in ("A", "B"):
             w = getattr(layer, f"lora_{part}")["default"].weight
-            w.data = torch.from_numpy(made.made(f"lora.{owner_name(prefix, name)}.lora_{part}.weight", tuple(w.shape))).to(w.dtype, copy=True)
+            key = f"lora.{owner_name(prefix, name)}.lora_{part}.weight"
+            w.data = torch.from_numpy(made.made(key, tuple(w.shape))).to(w.dtype, copy=True)
             w.requires_grad_(True)
     return model
 
@@ -70,7 +72,7 @@ def with_adapters(model, on):
 
 
 def case(out, name, loss, *models):
-    """A loss, and of every adapter's gradient, in the order of names, its largest value, its norm and 16 entries."""
+    """A loss; and of every adapter's gradient, in the order of names: largest value, norm, 16 entries."""
     loss.backward()
     rows = {}
     for prefix, model in models:
@@ -79,7 +81,8 @@ def case(out, name, loss, *models):
                 w = getattr(layer, f"lora_{part}")["default"].weight
                 g = w.grad.reshape(-1)
                 some = g[torch.arange(16) * len(g) // 16]
-                rows[f"{owner_name(prefix, layer_name)}.lora_{part}.weight"] = torch.cat([g.abs().max()[None], g.norm()[None], some])
+                key = f"{owner_name(prefix, layer_name)}.lora_{part}.weight"
+                rows[key] = torch.cat([g.abs().max()[None], g.norm()[None], some])
                 w.grad = None
     out[f"{name}.loss"] = loss.detach().reshape(1)
     out[f"{name}.gradients"] = torch.stack([rows[k] for k in sorted(rows)])
@@ -98,7 +101,7 @@ def wide(x):
     return x.reshape(-1, 1, 1, 1)
 
 
-def answer(net, z, t, text, condition=None):
+def predicted_x0(net, z, t, text, condition=None):
     """f(z, t) = c_skip z + c_out x0."""
     a = wide(schedule()[t])
     skip, out = (wide(x) for x in scalings(t))
@@ -126,7 +129,8 @@ def kl(teacher, student, reading, temperature):
 
 
 def consistency(net, unet, z, noise, context, nothing, index, w):
-    """Algorithm 1 of Luo et al., the teacher is the base without its adapters. `net` calls `unet`. Loss, z_t and t."""
+    """Algorithm 1 of Luo et al.; the teacher is the base without its adapters. `net` calls `unet`. Returns
+    the loss, z_t and t."""
     far, near = (index + 1) * 20 - 1, (index * 20 - 1).clamp(min=0)
     a, b = wide(schedule()[far]), wide(schedule()[near])
     z_far = a.sqrt() * z + (1 - a).sqrt() * noise
@@ -136,8 +140,8 @@ def consistency(net, unet, z, noise, context, nothing, index, w):
         with_adapters(unet, True)
         eps = cond + wide(w) * (cond - uncond)
         z_near = b.sqrt() * (z_far - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
-        target = answer(net, z_near, near, context)
-    student = answer(net, z_far, far, context)
+        target = predicted_x0(net, z_near, near, context)
+    student = predicted_x0(net, z_far, far, context)
     return (((student - target) ** 2 + 0.001**2).sqrt() - 0.001).mean(), z_far, far
 
 
@@ -150,8 +154,10 @@ def full_case(unet):
         return answer
 
     z, noise = (peers.made_input("lora.full." + x, (1, 4, 64, 64), torch.float64) for x in ("z", "noise"))
-    context, nothing = (peers.made_input("lora.full." + x, (1, 77, 768), torch.float64) for x in ("text", "no_text"))
-    return net, z, context, lambda: consistency(net, unet, z, noise, context, nothing, torch.tensor([30]), torch.tensor([9.0]))[0]
+    context, nothing = (peers.made_input("lora.full." + x, (1, 77, 768), torch.float64)
+                        for x in ("text", "no_text"))
+    return net, z, context, lambda: consistency(
+        net, unet, z, noise, context, nothing, torch.tensor([30]), torch.tensor([9.0]))[0]
 
 
 def full():
@@ -186,14 +192,15 @@ def time_step(checkpointing):
 
 
 def fixtures():
-    """In double precision: what is measured is the error of sd.c, not the sum of it and PyTorch's."""
+    """In float64: the test then measures the error of sd alone."""
     torch.manual_seed(0)
     out = {}
     unet = peers.model("unet", "tiny", dtype=torch.float64)
     adapt(unet, "unet", targets(unet, UNET))
     n, size = 2, 16
     z, noise = (peers.made_input("lora." + x, (n, 4, size, size), torch.float64) for x in ("z", "noise"))
-    context, nothing = (peers.made_input("lora." + x, (n, 32, 128), torch.float64) for x in ("text", "no_text"))
+    context, nothing = (peers.made_input("lora." + x, (n, 32, 128), torch.float64)
+                        for x in ("text", "no_text"))
     t = torch.tensor([999, 259])
     with torch.no_grad():
         out["unet"] = unet(z, t, context).sample
@@ -213,22 +220,24 @@ def fixtures():
     case(out, "finetune", F.mse_loss(unet(z_t, t, context).sample, noise), ("unet", unet))
     snr = (a / (1 - a)).reshape(-1)
     errors = F.mse_loss(unet(z_t, t, text(ids)[0]).sample, noise, reduction="none").mean((1, 2, 3))
-    case(out, "finetune_text", (errors * snr.clamp(max=5) / snr).mean(), ("unet", unet), ("text_encoder", text))
+    case(out, "finetune_text", (errors * snr.clamp(max=5) / snr).mean(), ("unet", unet),
+         ("text_encoder", text))
 
     # LCM-LoRA.
     index, w = torch.tensor([49, 12]), torch.tensor([5.5, 13.0], dtype=torch.float64)
     loss, z_far, far = consistency(unet, unet, z, noise, context, nothing, index, w)
     case(out, "consistency", loss, ("unet", unet))
 
-    # Imitation of an LCM.
+    # Imitation of a full LCM (mimic).
     settings = dict(peers.config("tiny", "unet"), time_cond_proj_dim=256)
     with torch.device("meta"):
         lcm = UNet2DConditionModel.from_config(settings)
     peers.fill(lcm, "unet", False, torch.float64)
     with torch.no_grad():
-        teacher = answer(lcm, z_far, far, context, guidance_embedding(w))
-    for reading, weight, temperature in (("elements", 10.0, 1.0), ("channels", 0.5, 2.0), ("gaussians", 0.1, 1.0)):
-        student = answer(unet, z_far, far, context)
+        teacher = predicted_x0(lcm, z_far, far, context, guidance_embedding(w))
+    for reading, weight, temperature in (("elements", 10.0, 1.0), ("channels", 0.5, 2.0),
+                                         ("gaussians", 0.1, 1.0)):
+        student = predicted_x0(unet, z_far, far, context)
         mse, divergence = F.mse_loss(student, teacher), kl(teacher, student, reading, temperature)
         out[f"mimic_{reading}.parts"] = torch.stack([mse, divergence]).detach()
         case(out, f"mimic_{reading}", mse + weight * divergence, ("unet", unet))
@@ -238,8 +247,9 @@ def fixtures():
 
 # ---- files -------------------------------------------------------------------------------------------------
 
-SOME = ["conv_in", "down_blocks.0.resnets.0.time_emb_proj", "down_blocks.1.resnets.0.conv_shortcut", "mid_block.attentions.0.proj_in",
-        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"]
+SOME = ["conv_in", "down_blocks.0.resnets.0.time_emb_proj", "down_blocks.1.resnets.0.conv_shortcut",
+        "mid_block.attentions.0.proj_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"]
 SOME_TEXT = ["encoder.layers.1.self_attn.q_proj", "encoder.layers.1.mlp.fc2"]
 
 
@@ -248,7 +258,8 @@ def kohya(state, alphas):
     out = {}
     for key, w in state.items():
         name, part = key.rsplit(".lora_", 1)
-        name = name.replace("text_encoder.", "lora_te_", 1).replace("unet.", "lora_unet_", 1).replace(".", "_")
+        name = name.replace("text_encoder.", "lora_te_", 1).replace("unet.", "lora_unet_", 1)
+        name = name.replace(".", "_")
         out[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = w
         out[f"{name}.alpha"] = torch.tensor(float(alphas(key, w)))
     return out
@@ -275,17 +286,20 @@ def files():
     for prefix, model in (("unet", unet), ("text_encoder", text)):
         for name, layer in adapters(model):
             d = layer.get_delta_weight("default").detach().reshape(-1)
-            deltas[owner_name(prefix, name)] = torch.cat([d.abs().max().reshape(1), d[torch.arange(64) * len(d) // 64]])
+            some = d[torch.arange(64) * len(d) // 64]
+            deltas[owner_name(prefix, name)] = torch.cat([d.abs().max().reshape(1), some])
     save_file({k: v.contiguous() for k, v in deltas.items()}, str(folder / "deltas.safetensors"))
     state = peft_state(unet, text)
     # 1. As diffusers writes it today, alpha in the header.
     metadata = {}
     for prefix, model in (("unet", unet), ("text_encoder", text)):
         metadata |= {f"{prefix}.{k}": v for k, v in model.peft_config["default"].to_dict().items()}
+    metadata = {k: list(v) if isinstance(v, set) else v for k, v in metadata.items()}
     StableDiffusionPipeline.write_lora_layers(state, str(folder), True, "peft.safetensors", None, True,
-                                              {k: list(v) if isinstance(v, set) else v for k, v in metadata.items()})
+                                              metadata)
     # 2. kohya, bf16.
-    save_file({k: v if k.endswith("alpha") else v.bfloat16() for k, v in kohya(state, lambda k, w: ALPHA).items()},
+    save_file({k: v if k.endswith("alpha") else v.bfloat16()
+               for k, v in kohya(state, lambda k, w: ALPHA).items()},
               str(folder / "kohya.safetensors"))
     # 3. diffusers before PEFT, fp16: no alpha, so the scale goes into up. The processors' names, and the text
     #    encoder's own.
@@ -309,7 +323,7 @@ def files():
 
 
 class Lines(logging.Handler):
-    """What diffusers, transformers and PEFT have to say at the level of warnings."""
+    """Warnings of diffusers, transformers and PEFT."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -333,7 +347,7 @@ def run(sd, *args):
 
 
 def live(sd, full):
-    """Files of sd in diffusers and PEFT, files of theirs in sd, the picture of both."""
+    """Files of sd in diffusers and PEFT, files of theirs in sd, and the pictures of both."""
     import numpy as np
     from diffusers import StableDiffusionPipeline
     from PIL import Image
@@ -343,16 +357,23 @@ def live(sd, full):
     sd = str(Path(sd).resolve())
     run(sd, "synth", work / "model", "--arch", "tiny", "-q")
     unet, text = peers.model("unet", "tiny"), peers.model("text_encoder", "tiny")
-    text.resize_token_embeddings(json.loads((work / "model/text_encoder/config.json").read_text())["vocab_size"])
-    adapt(unet, "unet", targets(unet, UNET), rank=4, alpha=1), adapt(text, "text_encoder", targets(text, TEXT), rank=4, alpha=1)
-    metadata = {f"{prefix}.{k}": list(v) if isinstance(v, set) else v for prefix, model in (("unet", unet), ("text_encoder", text))
+    config = json.loads((work / "model/text_encoder/config.json").read_text())
+    text.resize_token_embeddings(config["vocab_size"])
+    adapt(unet, "unet", targets(unet, UNET), rank=4, alpha=1)
+    adapt(text, "text_encoder", targets(text, TEXT), rank=4, alpha=1)
+    metadata = {f"{prefix}.{k}": list(v) if isinstance(v, set) else v
+                for prefix, model in (("unet", unet), ("text_encoder", text))
                 for k, v in model.peft_config["default"].to_dict().items()}
-    StableDiffusionPipeline.write_lora_layers(peft_state(unet, text), str(work), True, "theirs.safetensors", None, True, metadata)
-    run(sd, "lora", "convert", work / "theirs.safetensors", "-o", work / "kohya.safetensors", "--format", "kohya", "-q")
-    run(sd, "lora", "convert", work / "kohya.safetensors", "-o", work / "peft.safetensors", "--format", "peft", "-q")
+    StableDiffusionPipeline.write_lora_layers(peft_state(unet, text), str(work), True, "theirs.safetensors",
+                                              None, True, metadata)
+    run(sd, "lora", "convert", work / "theirs.safetensors", "-o", work / "kohya.safetensors", "--format",
+        "kohya", "-q")
+    run(sd, "lora", "convert", work / "kohya.safetensors", "-o", work / "peft.safetensors", "--format",
+        "peft", "-q")
     pictures, draw = {}, ["-p", "a dog", "--steps", 2, "--cfg", 1, "--seed", 3, "-q", "-m"]
     for name in ("theirs", "kohya", "peft"):
-        run(sd, "sample", *draw, work / "model", "--lora", work / f"{name}.safetensors", "-o", work / f"{name}.png")
+        run(sd, "sample", *draw, work / "model", "--lora", work / f"{name}.safetensors", "-o",
+            work / f"{name}.png")
         pictures["sd, " + name] = np.array(Image.open(work / f"{name}.png")).astype(int)
         lines.take()
         with warnings.catch_warnings(record=True) as caught:
@@ -363,9 +384,11 @@ def live(sd, full):
         loaded = len(adapters(pipe.unet)), len(adapters(pipe.text_encoder))
         print(f"diffusers loads {name}: {loaded[0]} + {loaded[1]} layers, warnings: {said or 'none'}")
         pipe.set_progress_bar_config(disable=True)
-        image = pipe("a dog", num_inference_steps=2, guidance_scale=1.0, generator=torch.Generator().manual_seed(3)).images[0]
+        image = pipe("a dog", num_inference_steps=2, guidance_scale=1.0,
+                     generator=torch.Generator().manual_seed(3)).images[0]
         pictures["diffusers, " + name] = np.array(image).astype(int)
-    run(sd, "lora", "merge", "-m", work / "model", "--lora", work / "peft.safetensors", "-o", work / "merged", "-q")
+    run(sd, "lora", "merge", "-m", work / "model", "--lora", work / "peft.safetensors", "-o", work / "merged",
+        "-q")
     run(sd, "sample", *draw, work / "merged", "-o", work / "merged.png")
     pictures["sd, merged"] = np.array(Image.open(work / "merged.png")).astype(int)
     run(sd, "sample", *draw, work / "model", "-o", work / "without.png")
@@ -377,11 +400,13 @@ def live(sd, full):
     from peft import set_peft_model_state_dict
 
     fresh = peers.model("unet", "tiny")
-    state = {k.removeprefix("unet."): v for k, v in load_file(work / "peft.safetensors").items() if k.startswith("unet.")}
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=1, target_modules=[n.split(".lora_")[0] for n in state]), fresh)
-    answer_ = set_peft_model_state_dict(fresh, state)
-    missing = [k for k in answer_.missing_keys if "lora" in k]
-    print(f"PEFT: {len(missing)} missing and {len(answer_.unexpected_keys)} unexpected keys")
+    state = {k.removeprefix("unet."): v for k, v in load_file(work / "peft.safetensors").items()
+             if k.startswith("unet.")}
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=1,
+                                       target_modules=[n.split(".lora_")[0] for n in state]), fresh)
+    loaded = set_peft_model_state_dict(fresh, state)
+    missing = [k for k in loaded.missing_keys if "lora" in k]
+    print(f"PEFT: {len(missing)} missing and {len(loaded.unexpected_keys)} unexpected keys")
     if full:
         full_files(sd, work)
 
@@ -400,11 +425,13 @@ def full_files(sd, work):
     save_file(theirs, str(work / "full.safetensors"))
     run(sd, "lora", "convert", work / "full.safetensors", "-o", work / "full-peft.safetensors", "-q")
     ours = load_file(work / "full-peft.safetensors")
-    worst = 0.0
+    errors = []
     for key, w in ours.items():
         name, part = key.removeprefix("unet.").split(".lora_")
-        worst = max(worst, (w - theirs[f"lora_unet_{name.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"]).abs().max().item())
-    print(f"full size: {len(ours)} tensors of {2 * len(theirs) // 3}, largest difference {worst}")
+        stem, matrix = "lora_unet_" + name.replace(".", "_"), "down" if part[0] == "A" else "up"
+        errors.append((w - theirs[f"{stem}.lora_{matrix}.weight"]).abs().max())
+    print(f"full size: {len(ours)} tensors of {2 * len(theirs) // 3}, "
+          f"largest difference {torch.stack(errors).max()}")
 
 
 if __name__ == "__main__":

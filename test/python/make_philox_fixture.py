@@ -1,15 +1,18 @@
-# make_philox_fixture.py: `--rng philox`, that is torch.randn on a GPU, without a GPU: fixtures/philox.safetensors.
+# make_philox_fixture.py: fixtures/philox.safetensors, for `--rng philox`: torch.randn on a GPU, made without
+# a GPU.
 #
-# The numbers come from NVIDIA's own curand_kernel.h, whose device functions nvcc also compiles for the host; the order
-# in which PyTorch hands them out is written again here, from distribution_elementwise_grid_stride_kernel and
-# calc_execution_policy in ATen/native/cuda/DistributionTemplates.h. A second implementation in NumPy, of Philox as in
-# the paper (Salmon et al. 2011) checked with the known answers of its authors' Random123 and of Box-Muller in float64,
-# must agree. What this cannot see: on a device curand takes the sine and cosine from __sincosf, whose absolute error
-# NVIDIA bounds by about 5e-7; a GPU's normal numbers may differ from these by some 3e-6.
+# The values come from NVIDIA's curand_kernel.h, whose device functions nvcc also compiles for the host. The
+# order in which PyTorch uses them is implemented here again, after
+# distribution_elementwise_grid_stride_kernel and calc_execution_policy in
+# ATen/native/cuda/DistributionTemplates.h. A second implementation in NumPy must agree: Philox from the paper
+# (Salmon et al. 2011), checked with its authors' known answers (Random123), and Box-Muller in float64. One
+# thing cannot be seen here: on a device curand computes sine and cosine by __sincosf, with an absolute error
+# of about 5e-7 by NVIDIA's figures. A GPU's normal values may differ from these by some 3e-6.
 #
 #     python make_philox_fixture.py            needs nvcc
 #
-# `randn.SEED.N`, (3, at most 1024): samples, as in README.md, of three draws of torch.randn(N) from one generator.
+# `randn.SEED.N`, (3, at most 1024): samples, as in README.md, of three draws of torch.randn(N) from one
+# generator.
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent.parent
-CASES = [(0, 1), (1, 3), (2, 64), (1234, 16384), (2**40 + 5, 16384), (7, 1000000)]  # (seed, numbers)
-MULTIPROCESSORS = 108  # of an A100; only more than 221,184 numbers at once depend on them
+CASES = [(0, 1), (1, 3), (2, 64), (1234, 16384), (2**40 + 5, 16384), (7, 1000000)]  # (seed, count)
+MULTIPROCESSORS = 108  # of an A100; only draws of more than 221,184 values depend on it
 
 PROGRAM = r"""
 #define QUALIFIERS static inline __host__ __device__
@@ -52,7 +55,7 @@ int main(int, char **argv) {
 
 
 def philox(counter, key):
-    """Philox 4x32-10: counter (4 arrays), key (2 numbers) -> 4 arrays of 32-bit words."""
+    """Philox 4x32-10: counter (4 arrays), key (2 words) -> 4 arrays of 32-bit words."""
     low = np.uint64(0xFFFFFFFF)
     c, k = [np.asarray(x, np.uint64) for x in counter], list(key)
     for _ in range(10):
@@ -72,20 +75,23 @@ KNOWN = [  # Random123's kat_vectors: counter, key, result
 
 
 def randn(seed, n, draw):
-    """Element i belongs to thread i mod `threads`; the thread's number is the upper half of the counter. A round gives
-    each thread four words, which two Box-Muller pairs make into four numbers; these lie `threads` apart."""
+    """Element i belongs to thread i mod `threads`; the thread's index is the upper half of the counter. A
+    round gives each thread four words, and two Box-Muller transforms make four values of them, `threads`
+    apart."""
     threads = 256 * min(-(-n // 256), MULTIPROCESSORS * 8)
     rounds = -(-n // (4 * threads))
     out = np.empty((rounds, 4, threads))
     t = np.arange(threads)
     for r in range(rounds):
-        w = philox([np.full(threads, draw * rounds + r), np.zeros(threads), t, np.zeros(threads)], [seed % 2**32, seed >> 32])
+        w = philox([np.full(threads, draw * rounds + r), np.zeros(threads), t, np.zeros(threads)],
+                   [seed % 2**32, seed >> 32])
         for pair in range(2):
             # u is in fp32, as curand has it: near 1 its rounding decides about the smallest radii.
             u = w[2 * pair].astype(np.float32) * np.float32(2**-32) + np.float32(2**-33)
             v = (w[2 * pair + 1].astype(np.float64) + 0.5) / 2**32
             radius = np.sqrt(-2 * np.log(u.astype(np.float64)))
-            out[r, 2 * pair], out[r, 2 * pair + 1] = radius * np.sin(2 * np.pi * v), radius * np.cos(2 * np.pi * v)
+            out[r, 2 * pair] = radius * np.sin(2 * np.pi * v)
+            out[r, 2 * pair + 1] = radius * np.cos(2 * np.pi * v)
     return out.reshape(-1)[:n]
 
 
@@ -96,10 +102,11 @@ def main():
     (work / "randn.cu").write_text(PROGRAM)
     subprocess.run(["nvcc", "-O1", "-o", work / "randn", work / "randn.cu"], check=True)
     for seed, n in CASES:
-        raw = subprocess.run([work / "randn", str(seed), str(n), str(MULTIPROCESSORS)], check=True, capture_output=True)
+        raw = subprocess.run([work / "randn", str(seed), str(n), str(MULTIPROCESSORS)], check=True,
+                             capture_output=True)
         x = np.frombuffer(raw.stdout, np.float32).reshape(3, n)
-        error = max(abs(x[draw] - randn(seed, n, draw)).max() for draw in range(3))
-        print(f"seed {seed}, {n} numbers: curand and NumPy differ by {error:.1e}")
+        error = np.max([abs(x[draw] - randn(seed, n, draw)).max() for draw in range(3)])
+        print(f"seed {seed}, {n} values: curand and NumPy differ by {error:.1e}")
         assert error <= 4e-6  # fp32 angles up to 2 pi are 7e-7 off, radii are up to 5.5
         at = (np.arange(min(n, 1024)) * 2654435761 + 12345) % n
         tensors[f"randn.{seed}.{n}"] = torch.from_numpy(x[:, at].copy())

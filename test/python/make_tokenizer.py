@@ -3,7 +3,7 @@
 
     python3 test/python/make_tokenizer.py [../shared/data]
 
-  test/fixtures/tokenizer_small/       a small vocabulary, trained here on tokenizer_text.txt by the plainest loop
+  test/fixtures/tokenizer_small/       a small vocabulary, trained here on tokenizer_text.txt by a simple loop
   test/fixtures/tokenizer_small.json   strings and their ids with it
   test/fixtures/tokenizer_clip.json    the same with CLIP's own merges (of the data folder)
 """
@@ -35,17 +35,19 @@ def write_folder(folder, merges, tokens, max_length, special=str):
         with open(os.path.join(folder, name), "w") as f:
             json.dump(data, f, ensure_ascii=False)
 
-    names = {"bos_token": special(START), "eos_token": special(END), "unk_token": special(END), "pad_token": END}
+    names = {"bos_token": special(START), "eos_token": special(END), "unk_token": special(END),
+             "pad_token": END}
     save("vocab.json", {t: i for i, t in enumerate(tokens + [START, END])})
-    save("tokenizer_config.json", names | {"model_max_length": max_length, "tokenizer_class": "CLIPTokenizer"})
+    save("tokenizer_config.json",
+         names | {"model_max_length": max_length, "tokenizer_class": "CLIPTokenizer"})
     save("special_tokens_map.json", names)
     with open(os.path.join(folder, "merges.txt"), "w") as f:
         f.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
 def as_released(content):
-    """The form in the released model's files: it makes "<|STARTOFTEXT|>" the start token too, but not the end token,
-    which pad_token declares once more, as a plain string."""
+    """The form in the released model's files. It makes "<|STARTOFTEXT|>" the start token, too, but not the
+    end token, which pad_token declares once more, as a plain string."""
     return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 
 
@@ -55,7 +57,7 @@ def base_tokens():
 
 
 def train(lines, size):
-    """Byte pairs, everything counted anew for each merge. Ties: the pair first in the order of its UTF-8 bytes."""
+    """Byte pairs, all counted anew for each merge. Ties: the pair first in the order of its UTF-8 bytes."""
     symbol = byte_order()
     with tempfile.TemporaryDirectory() as folder:
         write_folder(folder, [], base_tokens(), 77)
@@ -87,33 +89,50 @@ def train(lines, size):
 
 def hard_strings(lines):
     rng = random.Random(1234)
-    out = ["", " ", "\n\t ", "!", "''", "a", "A's B'LL c'Re d've I'm 'tis we'd can't don't's", "'S'T'RE", "it''s", "x'sy"]
-    out += ["a\u0000"[:1], "\u0085a\u00a0b\u1680c\u2003d\u2028e\u202ff\u205fg\u3000h\u200bi\ufeffj\u180ek\u001cl"]
-    out += [f"a{START}b", START, END, START.upper(), END.upper(), f"x {END} y", f"{END}{END}", "<|startoftext|", "|endoftext|>",
-            f".{END.upper()}.", f"<{START.title()}>", f"a\u0301{END}\u0301e", f"{START.upper()}'s {END}'s", "<|End\u00a0OfText|>",
+    out = ["", " ", "\n\t ", "!", "''", "a", "A's B'LL c'Re d've I'm 'tis we'd can't don't's", "'S'T'RE",
+           "it''s", "x'sy"]
+    out += ["a\u0000"[:1],
+            "\u0085a\u00a0b\u1680c\u2003d\u2028e\u202ff\u205fg\u3000h\u200bi\ufeffj\u180ek\u001cl"]
+    out += [f"a{START}b", START, END, START.upper(), END.upper(), f"x {END} y", f"{END}{END}",
+            "<|startoftext|", "|endoftext|>", f".{END.upper()}.", f"<{START.title()}>",
+            f"a\u0301{END}\u0301e", f"{START.upper()}'s {END}'s", "<|End\u00a0OfText|>",
             "<|\u017ftartoftext|>", "<|startofte\u0425t|>"]
-    out += ["İstanbul İ i̇ I\u0307", "ΟΔΟΣ ΟΔΟΣ. ΑΣ ΣΑ Σ ΣΣ aΣ Σ\u0301 ΑΣ\u0307", "ǅ ǈ ǋ ǲ ᾈ ᾼ ῌ", "ẞß ﬁ ﬅ Å Å Ω Ω K K", "ꟋꟌ\U00010d50\U00016ea0"]
-    out += ["e\u0301 \u00e9 e\u0323\u0302 \u1ec7 e\u0302\u0323 a\u0345\u0301 \u1fb4 q\u0307\u0323 q\u0323\u0307", "\u0344 \u0958 \u2adc \ufb2c \u0f73 \u0f75 \u0f81",
-            "\u1100\u1161\u11a8 \uac00\u11a8 \uac01\u11a8 \u1100\u1161 \u1161\u11a8 \uac00\u0301\u11a8 \u1100\u0301\u1161", "한국어 문장 하나", "한국어",
-            "\U0001d15e \U0001d1c0 \U00011099\U000110ba \U00011935\U00011930", "\u0300 \u0300a \u0345\u0300\u0323\u0327\u0315"]
-    out += ["a photo of 2 cats, 3.5 dogs & ½ a mouse ² Ⅷ ٣٤ 一二 ①", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ☃️ 🇫🇷 😀😃", "日本語のテキスト、中文文本。ไทย हिन्दी עברית العربية",
-            "caf\u00e9 na\u00efve r\u00e9sum\u00e9 \u00dcBER stra\u00dfe", "&amp; &lt;b&gt; &#39; \\n \"q\"", "\x01\x02\x1b[0m\x7f", "\ufffe\uffff\U0010ffff\ue000\u0378"]
-    out += ["word " * 80, "a" * 400, "1" * 90, "é" * 90, "漢字" * 50, "!?" * 100, "a b'" * 60, "x " * 75, "x " * 74 + "end", "x " * 76, "x " * 74 + END + " y",
-            "😀" * 40, "\u0301" * 100, "e\u0301 " * 80, "    x" * 80]
-    blocks = [(0x20, 0x7e), (0xa0, 0x24f), (0x250, 0x36f), (0x370, 0x52f), (0x590, 0x6ff), (0x900, 0xdff), (0xe00, 0x109f), (0x1100, 0x11ff), (0x1ab0, 0x1fff),
-              (0x2000, 0x2bff), (0x3000, 0x30ff), (0x4e00, 0x9fff), (0xa640, 0xabff), (0xac00, 0xd7a3), (0xf900, 0xffff), (0x10000, 0x10fff),
-              (0x11000, 0x11fff), (0x1d100, 0x1d7ff), (0x1e000, 0x1eaff), (0x1f000, 0x1faff), (0x20000, 0x2fa1f), (0xe0000, 0xe01ff)]
+    out += ["İstanbul İ i̇ I\u0307", "ΟΔΟΣ ΟΔΟΣ. ΑΣ ΣΑ Σ ΣΣ aΣ Σ\u0301 ΑΣ\u0307", "ǅ ǈ ǋ ǲ ᾈ ᾼ ῌ",
+            "ẞß ﬁ ﬅ Å Å Ω Ω K K", "ꟋꟌ\U00010d50\U00016ea0"]
+    out += ["e\u0301 \u00e9 e\u0323\u0302 \u1ec7 e\u0302\u0323 a\u0345\u0301 \u1fb4 "
+            "q\u0307\u0323 q\u0323\u0307",
+            "\u0344 \u0958 \u2adc \ufb2c \u0f73 \u0f75 \u0f81",
+            "\u1100\u1161\u11a8 \uac00\u11a8 \uac01\u11a8 \u1100\u1161 \u1161\u11a8 \uac00\u0301\u11a8 "
+            "\u1100\u0301\u1161",
+            "한국어 문장 하나", "한국어",
+            "\U0001d15e \U0001d1c0 \U00011099\U000110ba \U00011935\U00011930",
+            "\u0300 \u0300a \u0345\u0300\u0323\u0327\u0315"]
+    out += ["a photo of 2 cats, 3.5 dogs & ½ a mouse ² Ⅷ ٣٤ 一二 ①", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ☃️ 🇫🇷 😀😃",
+            "日本語のテキスト、中文文本。ไทย हिन्दी עברית العربية",
+            "caf\u00e9 na\u00efve r\u00e9sum\u00e9 \u00dcBER stra\u00dfe", "&amp; &lt;b&gt; &#39; \\n \"q\"",
+            "\x01\x02\x1b[0m\x7f", "\ufffe\uffff\U0010ffff\ue000\u0378"]
+    out += ["word " * 80, "a" * 400, "1" * 90, "é" * 90, "漢字" * 50, "!?" * 100, "a b'" * 60, "x " * 75,
+            "x " * 74 + "end", "x " * 76, "x " * 74 + END + " y", "😀" * 40, "\u0301" * 100, "e\u0301 " * 80,
+            "    x" * 80]
+    blocks = [(0x20, 0x7e), (0xa0, 0x24f), (0x250, 0x36f), (0x370, 0x52f), (0x590, 0x6ff), (0x900, 0xdff),
+              (0xe00, 0x109f), (0x1100, 0x11ff), (0x1ab0, 0x1fff), (0x2000, 0x2bff), (0x3000, 0x30ff),
+              (0x4e00, 0x9fff), (0xa640, 0xabff), (0xac00, 0xd7a3), (0xf900, 0xffff), (0x10000, 0x10fff),
+              (0x11000, 0x11fff), (0x1d100, 0x1d7ff), (0x1e000, 0x1eaff), (0x1f000, 0x1faff),
+              (0x20000, 0x2fa1f), (0xe0000, 0xe01ff)]
     marks = [chr(c) for c in range(0x300, 0x1e000) if unicodedata.combining(chr(c))]
     composed = [chr(c) for c in range(0xc0, 0x30000) if unicodedata.normalize("NFD", chr(c)) != chr(c)]
     for n in range(45):
         for low, high in blocks:  # one script at a time, with blanks and Latin letters between
-            out.append("".join(chr(rng.randint(low, high)) if rng.random() < 0.75 else rng.choice(" aB'") for _ in range(rng.randint(2, 9))))
+            out.append("".join(chr(rng.randint(low, high)) if rng.random() < 0.75 else rng.choice(" aB'")
+                               for _ in range(rng.randint(2, 9))))
     for _ in range(350):  # composed characters, decomposed, with marks in any order
-        s = "".join(rng.choice(composed + marks) if rng.random() < 0.7 else rng.choice("aeiouASK") for _ in range(rng.randint(2, 6)))
+        s = "".join(rng.choice(composed + marks) if rng.random() < 0.7 else rng.choice("aeiouASK")
+                    for _ in range(rng.randint(2, 6)))
         out.append(unicodedata.normalize(rng.choice(["NFC", "NFD"]), s) if rng.random() < 0.5 else s)
     for _ in range(450):  # contractions, digits, special tokens, white space in any order
-        parts = ["'s", "'T", "'re", "'ve", "'M", "'ll", "'d", "'", "a", "The", "dog", "12", ".", ",", " ", "  ", "\n", "\u00a0", START, END, START.upper(), END.upper(),
-                 "<|", "|>", "é", "Σ", "日", "😀", "-", "_"]
+        parts = ["'s", "'T", "'re", "'ve", "'M", "'ll", "'d", "'", "a", "The", "dog", "12", ".", ",", " ",
+                 "  ", "\n", "\u00a0", START, END, START.upper(), END.upper(), "<|", "|>", "é", "Σ", "日", "😀",
+                 "-", "_"]
         out.append("".join(rng.choices(parts, k=rng.randint(2, 14))))
     words = sorted(set(" ".join(lines).split()))
     for _ in range(300):  # sentences
@@ -125,7 +144,8 @@ def hard_strings(lines):
 
 
 def expected(tokenizer, text):
-    """Ids after truncation as diffusers asks for it, and where the first token that was cut off begins (bytes), or -1."""
+    """Ids after truncation as diffusers asks for it; and where the first token that was cut off begins, in
+    bytes, or -1."""
     length = tokenizer.model_max_length
     ids = tokenizer(text, truncation=True, max_length=length).input_ids
     whole = tokenizer(text, return_offsets_mapping=True)
@@ -178,7 +198,8 @@ def main():
             hash = fnv(hash, clip(line.split(",", 1)[1], truncation=True, max_length=77).input_ids)
     # Ids of the strings that read otherwise with the released model's configuration.
     other = [[s, b] for s in strings if (b := expected(released, s)[0][1:-1]) != expected(clip, s)[0][1:-1]]
-    write_cases("tokenizer_clip.json", clip, strings, {"captions_fnv": f"{hash:016x}", "released": other[:40]})
+    write_cases("tokenizer_clip.json", clip, strings,
+                {"captions_fnv": f"{hash:016x}", "released": other[:40]})
 
 
 main()

@@ -3,9 +3,9 @@
 
     python3 test/python/make_unicode.py > lib/io/unicode_tables.h
 
-The aim is not the newest Unicode but agreement with the `tokenizers` library, whose parts stand at different
-versions of the standard (its normaliser is the oldest). So every table is asked of the library itself, code point
-by code point; Python's unicodedata only supplies one example for each canonical combining class.
+The aim is not the newest Unicode but agreement with the `tokenizers` library, whose parts follow different
+versions of the standard (its normaliser the oldest). So every table is read from the library itself, code
+point by code point; Python's unicodedata only supplies one example for each canonical combining class.
 """
 import unicodedata
 
@@ -19,9 +19,10 @@ lower = normalizers.Lowercase().normalize_str
 
 
 def matching(regex, context, replacement):
-    """Code points that the regular expression matches behind the character `context`, which it does not match."""
+    """Code points that the regular expression matches behind `context`, which it does not match itself."""
     replace = normalizers.Replace(Regex(regex), replacement).normalize_str
-    return [c for c in POINTS if chr(c) != replacement and replace(context + chr(c)) == context + replacement] + [ord(replacement)]
+    return [c for c in POINTS if chr(c) != replacement
+            and replace(context + chr(c)) == context + replacement] + [ord(replacement)]
 
 
 def ranges(points):
@@ -108,13 +109,15 @@ def main():
             continue
         distance = ord(to) - c
         last = lowers[-1] if lowers else None
-        if last and last[3] == distance and (c - last[1] == last[2] or last[0] == last[1] and c - last[1] == 2):
+        if last and last[3] == distance and (c - last[1] == last[2] or last[0] == last[1]
+                                             and c - last[1] == 2):
             last[2] = c - last[1]
             last[1] = c
         else:
             lowers.append([c, c, 1, distance])
 
-    print(f"// unicode_tables.h: made by test/python/make_unicode.py from the library tokenizers {tokenizers.__version__}.")
+    print("// unicode_tables.h: made by test/python/make_unicode.py from the library tokenizers "
+          f"{tokenizers.__version__}.")
     print("// clang-format off")
     print_table("letters[][2]", "uint32_t", map(braces, ranges(matching(r"\p{L}", "<", "L"))),
                 r"Letters, \p{L}: first, last.")
@@ -122,7 +125,8 @@ def main():
                 r"Numbers, \p{N}: first, last.")
     print_table("blanks[][2]", "uint32_t", map(braces, ranges(matching(r"\s", "<", " "))),
                 r"White space, \s: first, last.")
-    print_table("marks[][3]", "uint32_t", map(braces, marks), "Canonical combining classes other than 0: first, last, class.")
+    print_table("marks[][3]", "uint32_t", map(braces, marks),
+                "Canonical combining classes other than 0: first, last, class.")
     print_table("lowers[][4]", "int32_t", (f"{{0x{a:X},0x{b:X},{s},{d}}}" for a, b, s, d in lowers),
                 "Lower case: first, last, step from one to the next, distance to the lower-case letter.")
     print_table("pairs[][3]", "uint32_t", map(braces, pairs),

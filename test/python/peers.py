@@ -37,7 +37,7 @@ def fill(model, prefix, hard, dtype=torch.float32):
 
 
 def empty(part, arch):
-    """A model without numbers: "text_encoder", "unet" or "vae"."""
+    """A model without weights: "text_encoder", "unet" or "vae"."""
     settings = config(arch, part)
     with torch.device("meta"):
         if part == "text_encoder":
@@ -57,7 +57,7 @@ def scheduler(arch, kind=None):
 
 
 def made_input(name, shape, dtype=torch.float32):
-    """A made tensor of unit spread that serves as an input; the test in C makes the same."""
+    """A made tensor with standard deviation 1, as an input; the test in C makes the same."""
     return torch.from_numpy(made.made("input." + name, shape)).to(dtype)
 
 
@@ -79,14 +79,14 @@ def clip_tokenizer(merges_gz):
 
 
 def byte_symbols():
-    """(symbol, byte) in the order of CLIP's vocabulary: printable bytes first, the others moved to U+0100 on."""
+    """(symbol, byte) in the order of CLIP's vocabulary: printable bytes first, the others from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return [(chr(b), b) for b in printable] + [(chr(256 + n), b) for n, b in enumerate(others)]
 
 
 def byte_ids(text, vocab=514, length=32):
-    """Tokens of a byte-level tokenizer without merges (words of letters only), as `sd synth --arch tiny` has it."""
+    """Tokens of the byte-level tokenizer without merges of `sd synth --arch tiny`; words of letters only."""
     number = {b: n for n, (_, b) in enumerate(byte_symbols())}
     ids = [vocab - 2]
     for word in text.lower().split():

@@ -1,7 +1,7 @@
-# plant.py: a diffusers UNet with a mistake planted in it, one at a time, each run written as a trace. `sd verify`
-# must name the first block that differs; `expected.txt` beside the traces says which one that is: one line a
-# mistake, its name, the block that the mistake sits in, and the largest difference there relative to the
-# block's largest value. `none` is the network as it should be.
+# plant.py: a diffusers UNet with one planted mistake at a time; each run is written as a trace. `sd verify`
+# must name the first block that differs. `expected.txt` beside the traces says which one that is, a line a
+# mistake: its name, its block, and the largest difference there relative to the block's largest value. `none`
+# has no mistake.
 #
 #     python plant.py OUT [--arch tiny] [--model DIR]        writes OUT/NAME.safetensors and OUT/expected.txt
 import argparse
@@ -31,7 +31,7 @@ def epsilon(unet):  # 1e-3 (Inception's) for 1e-5 in the resnets' group norms
         r.norm1.eps = r.norm2.eps = 1e-3
 
 
-def swapped_skip(unet):  # the skip connection in front of the stream, not behind it
+def swapped_skip(unet):  # the skip connection before the stream in the concatenation, not after it
     r = unet.up_blocks[0].resnets[0]
     skip = unet.config.block_out_channels[-1]
     swap = lambda m, args: (torch.cat([args[0][:, -skip:], args[0][:, :-skip]], 1), *args[1:])
@@ -96,8 +96,8 @@ def upsampling(unet):  # bilinear for nearest
     u.forward = forward
 
 
-MISTAKES = [epsilon, swapped_skip, quick_gelu, missing_bias, sine_first, heads, kernel_transposed, unscaled_logits,
-            padding, gate_first, no_silu_on_time, upsampling]
+MISTAKES = [epsilon, swapped_skip, quick_gelu, missing_bias, sine_first, heads, kernel_transposed,
+            unscaled_logits, padding, gate_first, no_silu_on_time, upsampling]
 
 
 def run(arch, model, mistake):
@@ -114,7 +114,8 @@ def run(arch, model, mistake):
     negative, caption = token_rows(arch)
     size = 8 * pipe.unet.config.sample_size
     with Trace(pipe) as t:
-        peers.draw(pipe, caption, negative, num_inference_steps=1, guidance_scale=7.5, width=size, height=size)
+        peers.draw(pipe, caption, negative, num_inference_steps=1, guidance_scale=7.5, width=size,
+                   height=size)
     return t
 
 

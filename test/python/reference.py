@@ -1,13 +1,14 @@
-# reference.py: writes the expected outputs under test/fixtures, from PyTorch, diffusers and transformers with
+# reference.py: writes the expected outputs in test/fixtures, from PyTorch, diffusers and transformers with
 # made weights; and compares live. What is in each file: fixtures/README.md.
 #
 #     python reference.py COMMAND [ARGUMENTS]
-#     checksums, noise, schedulers, rounded        made weights' bits, torch.randn, scheduler steps, fp16 weights
-#     models ARCH [PART ...], models_hard, wide, reduced   every block of a model: soft in fp32, hard in float64
-#     pipeline ARCH SCHEDULER STEPS                a whole picture (full size: CLIP's merges in ../shared/data/clip)
-#     fixtures                                     all of these (hours: full size, float64; 12 GB of memory)
-#     statistics [ARCH]                            how soft and how hard the two regimes are
-#     compare [--arch A | --model DIR]             ./sd against diffusers, live; exit status 1 where they differ
+#     checksums, noise, schedulers, rounded    bits of made weights, torch.randn, scheduler steps, fp16
+#     models ARCH [PART ...], models_hard, wide, reduced
+#                                              every block of a model: soft in fp32, hard in float64
+#     pipeline ARCH SCHEDULER STEPS            a whole picture (full size: needs CLIP's merges)
+#     fixtures                                 all of these (hours: full size, float64; 12 GB of memory)
+#     statistics [ARCH]                        how soft and how hard the two regimes are
+#     compare [--arch A | --model DIR]         ./sd against diffusers, live; exit status 1 where they differ
 import argparse
 import json
 import math
@@ -28,12 +29,13 @@ from trace import Blocks, Trace
 
 FIXTURES = peers.HERE / "fixtures"
 
-# Captions of Flickr8k for the whole pictures, and what CLIP's tokenizer makes of none and of the first (`tokens`
-# checks it).
+# Captions of Flickr8k for the whole pictures, and what CLIP's tokenizer makes of none and of the first
+# (`tokens` checks it).
 FLICKR = {"pndm": "A child in a pink dress is climbing up a set of stairs in an entry way .",
           "lcm": "A black dog and a tri-colored dog playing with each other on the road ."}
 EMPTY = [49406] + [49407] * 76
-CAPTION = [49406, 320, 2913, 530, 320, 3360, 2595, 533, 9877, 705, 320, 1167, 539, 9577, 530, 550, 5362, 923, 269]
+CAPTION = [49406, 320, 2913, 530, 320, 3360, 2595, 533, 9877, 705, 320, 1167, 539, 9577, 530, 550, 5362, 923,
+           269]
 CAPTION += [49407] * (77 - len(CAPTION))
 
 
@@ -67,8 +69,10 @@ def checksums():
     shapes["input.unet.sample"] = (2, 4, 48, 80)
     for name, shape in [("Conv2d_1a_3x3.conv.weight", (32, 3, 3, 3)), ("Mixed_5b.branch1x1.bn.weight", (64,)),
                         ("Mixed_5b.branch1x1.bn.bias", (64,)), ("Mixed_5b.branch1x1.bn.running_mean", (64,)),
-                        ("Mixed_5b.branch1x1.bn.running_var", (64,)), ("Mixed_6a.branch3x3dbl_1.conv.weight", (64, 288, 1, 1)),
-                        ("Mixed_7b.branch1x1.bn.bias", (320,)), ("fc.weight", (1008, 2048)), ("fc.bias", (1008,))]:
+                        ("Mixed_5b.branch1x1.bn.running_var", (64,)),
+                        ("Mixed_6a.branch3x3dbl_1.conv.weight", (64, 288, 1, 1)),
+                        ("Mixed_7b.branch1x1.bn.bias", (320,)), ("fc.weight", (1008, 2048)),
+                        ("fc.bias", (1008,))]:
         shapes[name] = shape
     with open(FIXTURES / "made.txt", "w") as f:
         for name, shape in shapes.items():
@@ -81,11 +85,12 @@ def checksums():
 
 
 class Statistics:
-    """Hooks that gather, over a whole model: the largest attention logit and the median of their spread, the
-    largest |mean| / spread of a group in front of a group norm, the loudest channel over the median one."""
+    """Hooks that gather, over a whole model: the largest attention logit and the median standard deviation of
+    a row of logits, the largest |mean| / deviation of a group before a group norm, the ratio of the largest
+    channel to the median one."""
 
     def __init__(self, model, prefix):
-        self.logits, self.spread, self.group, self.channel, self.size = [0.0], [], [0.0], [], []
+        self.logits, self.deviation, self.group, self.channel, self.size = [0.0], [], [0.0], [], []
         query = {}
 
         def attention(module, heads, q_part, k_part):
@@ -101,7 +106,7 @@ class Statistics:
                 k = out.float().unflatten(-1, (heads, d)).transpose(1, 2)
                 logits = q @ k.transpose(-1, -2) / math.sqrt(d)
                 self.logits.append(logits.abs().max().item())
-                self.spread.append(logits.std(-1).median().item())
+                self.deviation.append(logits.std(-1).median().item())
 
             q_part.register_forward_hook(on_q)
             k_part.register_forward_hook(on_k)
@@ -130,13 +135,14 @@ class Statistics:
                 m.register_forward_pre_hook(on_norm)
             if BLOCK.match(name):
                 m.register_forward_hook(on_block)
-        self.weights = max(p.abs().max().item() for p in model.parameters())
+        self.weights = np.max([p.abs().max().item() for p in model.parameters()])
 
     def line(self):
-        spread = np.median(self.spread) if self.spread else 0.0
-        return (f"block std {min(self.size):.2f} .. {max(self.size):.2f} | largest logit {max(self.logits):.1f}, "
-                f"median spread {spread:.2f} | group mean/spread {max(self.group):.1f} | "
-                f"loudest/median channel {max(self.channel):.1f} | largest weight {self.weights:.0f}")
+        deviation = np.median(self.deviation) if self.deviation else 0.0
+        return (f"block std {min(self.size):.2f} .. {max(self.size):.2f} | "
+                f"largest logit {max(self.logits):.1f}, median std {deviation:.2f} | "
+                f"group mean/std {max(self.group):.1f} | "
+                f"largest/median channel {max(self.channel):.1f} | largest weight {self.weights:.0f}")
 
 
 def statistics(arch="tiny"):
@@ -153,14 +159,14 @@ def statistics(arch="tiny"):
 
 
 def token_rows(arch):
-    """The rows of token ids that the text encoder is given: no caption, then a caption."""
+    """Rows of token ids for the text encoder: no caption, then a caption."""
     if arch == "tiny":
         return [peers.byte_ids(""), peers.byte_ids("a child in a pink dress")]
     return [EMPTY, CAPTION]
 
 
 def calls(arch, size, dtype, height=None, width=None):
-    """The evaluations that fixtures are made of; inputs are made tensors, timestep 501 and 21 in a batch."""
+    """The evaluations for fixtures: inputs are made tensors, timesteps 501 and 21 in a batch."""
     h, w = height or size, width or size
     cross = peers.config(arch, "unet")["cross_attention_dim"]
     length = peers.config(arch, "text_encoder")["max_position_embeddings"]
@@ -170,23 +176,25 @@ def calls(arch, size, dtype, height=None, width=None):
             peers.made_input("unet.sample", (2, 4, h, w), dtype),
             torch.tensor([501, 21]),
             peers.made_input("unet.context", (2, length, cross), dtype),
-            timestep_cond=peers.made_input("unet.timestep_cond", (2, 256), dtype) if m.config.time_cond_proj_dim else None,
+            timestep_cond=peers.made_input("unet.timestep_cond", (2, 256), dtype)
+            if m.config.time_cond_proj_dim else None,
         ).sample,
         "vae.encoder": lambda m: m.encode(
             peers.made_input("vae.image", (1, 3, 8 * size, 8 * size), dtype) * 0.4
         ).latent_dist.parameters,
-        "vae.decoder": lambda m: m.decode(peers.made_input("vae.latents", (1, 4, size, size), dtype) * 5).sample,
+        "vae.decoder": lambda m: m.decode(peers.made_input("vae.latents", (1, 4, size, size), dtype)
+                                          * 5).sample,
     }
 
 
-# ---- fixtures of whole models --------------------------------------------------------------------------------
+# ---- fixtures of whole models ------------------------------------------------------------------------------
 
 SAMPLES = 128
-SAMPLES_HARD = 1024  # there two largest errors are compared, and of few entries the larger is a matter of luck
+SAMPLES_HARD = 1024  # largest errors are compared there: with few samples that would be a matter of chance
 
 
 def sample(x, count=SAMPLES):
-    """Entries (k * 2654435761 + 12345) mod n of a tensor's n, k = 0 .. count - 1: scattered over all its axes."""
+    """Entries (k * 2654435761 + 12345) mod n, k = 0 .. count - 1: scattered over all axes of the tensor."""
     x = x.reshape(-1)
     return x[(torch.arange(count) * 2654435761 + 12345) % len(x)].clone()
 
@@ -201,7 +209,7 @@ def run_blocks(part, arch, hard, run, dtype=torch.float32):
     prefix = part.split(".")[0]
     model = peers.model(prefix, arch, hard, dtype)
     if dtype == torch.float64 and prefix == "unet":
-        # diffusers computes the sinusoids in fp32 whatever the model's type; the yardstick shall not.
+        # diffusers computes the sinusoids in fp32 whatever the model's type; the float64 run must not.
         model.time_proj.forward = lambda t: sinusoids(t, model.config.block_out_channels[0])
     blocks = Blocks(model, prefix, keep=lambda x: x.detach().clone())
     start = time.time()
@@ -227,11 +235,13 @@ def soft_fixture(name, part, arch, run, whole=()):
         tensors[block + ".summary"] = summary(x)
         if block in whole:
             tensors[block + ".whole"] = x
-    save(name, tensors, torch=torch.__version__, order=" ".join(k for k in tensors if "." in k and "summary" not in k))
+    save(name, tensors, torch=torch.__version__,
+         order=" ".join(k for k in tensors if "." in k and "summary" not in k))
 
 
 def hard_fixture(name, part, arch, size, **shape):
-    """Samples of the float64 run; errors of PyTorch's fp32 against it, over the whole block and over the samples."""
+    """Samples of the float64 run; errors of PyTorch's fp32 against it, over the whole block and over the
+    samples."""
     single = run_blocks(part, arch, True, calls(arch, size, torch.float32, **shape)[part])
     double = run_blocks(part, arch, True, calls(arch, size, torch.float64, **shape)[part], torch.float64)
     tensors = {}
@@ -278,20 +288,21 @@ def models_hard(arch, *parts):
 
 
 def wide():
-    """UNets on latents that are no square: the tiny one on 5x9, odd at every level; the full-size one on 48x80."""
+    """UNets on latents that are not square: the tiny one on 5x9, odd at every level; the full-size on
+    48x80."""
     soft_fixture("tiny-soft-unet-5x9", "unet", "tiny", calls("tiny", 0, torch.float32, 5, 9)["unet"])
     soft_fixture("sd15-soft-unet-48x80", "unet", "sd15", calls("sd15", 0, torch.float32, 48, 80)["unet"])
 
 
 def reduced():
-    """The full-size networks on small pictures, which an emulated GPU gets through."""
+    """The full-size networks on small pictures, for an emulated GPU."""
     run = calls("sd15", 8, torch.float32, 8, 16)
     for part, size in (("unet", "8x16"), ("vae.encoder", "64x64"), ("vae.decoder", "8x8")):
         soft_fixture(f"sd15-soft-{part}-{size}", part, "sd15", run[part])
 
 
 def rounded():
-    """The tiny UNet with weights rounded to fp16 and bf16, widened again."""
+    """The tiny UNet with weights rounded to fp16 and bf16, then fp32 again."""
     tensors = {}
     for dtype in (torch.float16, torch.bfloat16):
         model = peers.model("unet", "tiny")
@@ -301,7 +312,7 @@ def rounded():
     save("tiny-rounded-unet", tensors)
 
 
-# ---- noise and schedulers ------------------------------------------------------------------------------------
+# ---- noise and schedulers ----------------------------------------------------------------------------------
 
 
 def noise():
@@ -316,15 +327,16 @@ def noise():
 
 
 def schedulers():
-    """Each scheduler with made model outputs: timesteps, and the latents after each step. LCM's noise comes from
-    torch's generator with seed 0."""
+    """Each scheduler with made model outputs: timesteps, and the latents after each step. LCM's noise comes
+    from PyTorch's generator with seed 0."""
     tensors = {}
     shape = (1, 4, 4, 4)
     for kind in ("pndm", "ddim", "lcm"):
         for steps in (1, 4, 20, 50):
             s = peers.scheduler("sd15-lcm" if kind == "lcm" else "sd15", kind)
             s.set_timesteps(steps)
-            x, generator, after = peers.made_input("scheduler.sample", shape), torch.Generator().manual_seed(0), []
+            x, after = peers.made_input("scheduler.sample", shape), []
+            generator = torch.Generator().manual_seed(0)
             for i, t in enumerate(s.timesteps):
                 output = peers.made_input(f"scheduler.output.{i}", shape)
                 options = {"generator": generator} if kind == "lcm" else {}
@@ -335,7 +347,7 @@ def schedulers():
     save("schedulers", tensors)
 
 
-# ---- the whole pipeline --------------------------------------------------------------------------------------
+# ---- the whole pipeline ------------------------------------------------------------------------------------
 
 
 PIXELS = 65536  # of a picture at full size
@@ -353,8 +365,9 @@ def picture(arch, kind, steps, guidance=7.5, whole=True, ids=None, size=None, se
     negative, caption = token_rows(arch)
     size = size or 8 * peers.config(arch, "unet")["sample_size"]
     start = time.time()
-    image = peers.draw(pipe, ids or caption, negative, num_inference_steps=steps, guidance_scale=guidance, width=size,
-                       height=size, callback_on_step_end=on_step, generator=torch.Generator().manual_seed(seed))[0]
+    image = peers.draw(pipe, ids or caption, negative, num_inference_steps=steps, guidance_scale=guidance,
+                       width=size, height=size, callback_on_step_end=on_step,
+                       generator=torch.Generator().manual_seed(seed))[0]
     print(f"  {arch} {kind} {steps} steps: {time.time() - start:.0f} s, std {image.std():.1f}, "
           f"clipped {np.isin(image, (0, 255)).mean():.4f}", flush=True)
     image = torch.from_numpy(image)
@@ -368,7 +381,7 @@ def picture(arch, kind, steps, guidance=7.5, whole=True, ids=None, size=None, se
 
 
 def pipeline(arch, kind, steps, guidance=7.5):
-    """Seed 0, no negative prompt, 8-bit picture height x width x 3 (at full size PIXELS sampled values of it)."""
+    """Seed 0, no negative prompt; 8-bit picture height x width x 3 (at full size PIXELS sampled values)."""
     steps, tiny = int(steps), arch == "tiny"
     prompt = "a child in a pink dress" if tiny else FLICKR[kind]
     save(f"{arch}-picture-{kind}-{steps}",
@@ -376,7 +389,7 @@ def pipeline(arch, kind, steps, guidance=7.5):
          guidance=guidance, seed=0, prompt=prompt)
 
 
-# ---- ./sd beside the peers, live -----------------------------------------------------------------------------
+# ---- ./sd beside the peers, live ---------------------------------------------------------------------------
 
 
 def sd(*arguments):
@@ -409,7 +422,8 @@ def compare(*arguments):
     folder = a.model or work / "model"
     if not a.model and sd(a.sd, "synth", folder, "--arch", a.arch).returncode:
         return 1
-    pipe = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32,
+                                                   safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     good = []
 
@@ -421,7 +435,7 @@ def compare(*arguments):
     verdict = sd(a.sd, "verify", "-m", folder, work / "trace.safetensors", "--json")
     if verdict.returncode == 0:
         blocks = json.loads(verdict.stdout)["blocks"]
-        good.append(judge(f"{len(blocks)} blocks of two steps", max(b["max_rel"] for b in blocks), 1e-4))
+        good.append(judge(f"{len(blocks)} blocks of two steps", np.max([b["max_rel"] for b in blocks]), 1e-4))
     else:
         good.append(False)
 
@@ -430,15 +444,16 @@ def compare(*arguments):
         import diffusers
 
         pipe.scheduler = getattr(diffusers, names[kind]).from_config(pipe.scheduler.config)
-        want = pipe(a.prompt, num_inference_steps=a.steps, generator=torch.Generator().manual_seed(0), **options).images[0]
+        want = pipe(a.prompt, num_inference_steps=a.steps, generator=torch.Generator().manual_seed(0),
+                    **options).images[0]
         path = work / f"{kind}.png"
-        sd(a.sd, "sample", "-m", folder, "-p", a.prompt, "--seed", 0, "--steps", a.steps, "--cfg", 7.5, "--scheduler",
-           kind, "-W", size, "-H", size, "-o", path)
+        sd(a.sd, "sample", "-m", folder, "-p", a.prompt, "--seed", 0, "--steps", a.steps, "--cfg", 7.5,
+           "--scheduler", kind, "-W", size, "-H", size, "-o", path)
         if not path.exists():
             good.append(False)
             continue
         got, want = (np.asarray(x).astype(int) for x in (Image.open(path), want))
-        good.append(judge(f"{kind}: share of 8-bit values more than 1 off (picture's std {want.std():.0f})",
+        good.append(judge(f"{kind}: fraction of 8-bit values more than 1 off (std {want.std():.0f})",
                           (abs(got - want) > 1).mean(), 1e-3))
 
     picture = work / "ddim.png"
@@ -451,7 +466,7 @@ def compare(*arguments):
     want = pipe.vae.decode(got / pipe.vae.config.scaling_factor).sample[0].permute(1, 2, 0)
     want = ((want / 2 + 0.5).clamp(0, 1) * 255).round().int().numpy()
     got = np.asarray(Image.open(work / "decoded.png")).astype(int)
-    good.append(judge("decode: share of 8-bit values more than 1 off", (abs(got - want) > 1).mean(), 1e-3))
+    good.append(judge("decode: fraction of 8-bit values more than 1 off", (abs(got - want) > 1).mean(), 1e-3))
     print(f"{sum(good)} passed, {len(good) - sum(good)} failed, 0 skipped")
     return 0 if all(good) else 1
 
@@ -462,13 +477,13 @@ def fixtures():
         models(arch)
         models_hard(arch)
     wide(), reduced()
-    for arch, kind, steps in (("tiny", "pndm", 20), ("tiny", "ddim", 20), ("tiny", "lcm", 4), ("sd15", "pndm", 20),
-                              ("sd15-lcm", "lcm", 4)):
+    for arch, kind, steps in (("tiny", "pndm", 20), ("tiny", "ddim", 20), ("tiny", "lcm", 4),
+                              ("sd15", "pndm", 20), ("sd15-lcm", "lcm", 4)):
         pipeline(arch, kind, steps)
 
 
-COMMANDS = [checksums, noise, schedulers, tokens, statistics, models, models_hard, rounded, wide, reduced, pipeline, fixtures,
-            compare]
+COMMANDS = [checksums, noise, schedulers, tokens, statistics, models, models_hard, rounded, wide, reduced,
+            pipeline, fixtures, compare]
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))

@@ -1,5 +1,5 @@
-# trace.py: what every block of a diffusers pipeline puts out, in the file that `sd verify` reads. A hundred lines
-# to lay another implementation beside this one:
+# trace.py: the output of every block of a diffusers pipeline, in the file format that `sd verify` reads: a
+# hundred lines that compare another implementation with this one:
 #
 #     from trace import Trace
 #     with Trace(pipe) as t:
@@ -8,11 +8,11 @@
 #
 # or:  python trace.py MODEL_DIR -p "a dog runs" --steps 20 --seed 0 -o trace.safetensors
 #
-# A tensor a block, named as diffusers names the module, NCHW (text: batch, token, channel), fp32; before the
-# names of the UNet `step.N.` (N counts evaluations from 0) where it ran more than once. With guidance the
-# batch is unconditional, conditional. Inputs: inputs.ids (a row an element of that batch), inputs.latents
-# (the first noise), inputs.timesteps, inputs.cfg, inputs.noise.N that the sampler drew after evaluation N (LCM),
-# and inputs.image where there was one. The metadata names the sampler.
+# A tensor for each block, under diffusers' name of the module, NCHW (text: batch, token, channel), fp32.
+# Where the UNet ran more than once, its names begin with `step.N.` (N counts evaluations from 0). With
+# guidance the batch is unconditional, conditional. Inputs: inputs.ids (a row for each element of that batch),
+# inputs.latents (the first noise), inputs.timesteps, inputs.cfg, inputs.noise.N (what the sampler drew after
+# evaluation N, LCM), and inputs.image where there was one. The metadata names the sampler.
 import argparse
 import re
 import sys
@@ -34,7 +34,7 @@ def disk_name(prefix, name):
 
 
 class Blocks:
-    """Hooks on the blocks of one model; each call of the model adds a dictionary name -> output to `calls`."""
+    """Hooks on the blocks of one model. Each call of it adds a dictionary, name -> output, to `calls`."""
 
     def __init__(self, model, prefix, keep=lambda t: t.detach().float().clone()):
         self.calls, self.keep = [], keep
@@ -75,7 +75,8 @@ class Trace:
             self.ids.append((args[0] if args else kwargs["input_ids"]).detach().clone())
 
         def unet_inputs(module, args, kwargs):
-            sample, t = (*args, kwargs.get("timestep"))[:2] if args else (kwargs["sample"], kwargs["timestep"])
+            sample = args[0] if args else kwargs["sample"]
+            t = args[1] if len(args) > 1 else kwargs["timestep"]
             self.times.append(float(t.flatten()[0]) if torch.is_tensor(t) else float(t))
             if self.first is None:
                 images = len(sample) // (2 if pipe.do_classifier_free_guidance else 1)
