@@ -1,18 +1,17 @@
 // attention.c: softmax(scale q k^T) v in one pass over the keys (Dao et al. 2022, "FlashAttention"), and its
 // gradients. The matrix of scores exists only as a block of KEYS keys x TN queries.
 //
-// Everything is turned over: vector lanes are queries. S^T = K Q^T and O^T = V^T P^T are products as in gemm.h, in
-// which a block of scores is one panel; the largest score and the sum of each query are then plain vector
-// arithmetic, and no lane is wasted whatever the size of a head.
-#include "gemm.h"
+// Everything is transposed: vector lanes are queries. S^T = K Q^T and O^T = V^T P^T are products as in
+// gemm.h, in which a block of scores is one panel; the largest score and the sum of each query are then plain
+// vector arithmetic, and no lane is wasted whatever the size of a head.
+#include "vector.h"
 
 #include <math.h>
 
 enum { KEYS = 128 };
 static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
-// 2^x for x <= 127: as exp_vec, but scores carry the factor log2(e) already. Relative error 2e-7; below -126 it is
-// 2^-126.
+// 2^x for -126 <= x <= 127, below that 2^-126: as exp_vec, but scores carry the factor log2(e) already.
 INLINE vec exp2_vec(vec x) {
     x = max_vec(x, all(-126));
     vec shifted = x + 0x1.8p23f, f = x - (shifted - 0x1.8p23f);
@@ -64,7 +63,7 @@ static void pack_queries(float *to, const float *q, Attention p, int index, int 
     for (int i = 0; i < p.d * width; i += W) store(to + i, load(to + i) * factor);
 }
 
-// rows[i, e] = or += factor[i] tile[e, i]: a (d, width) tile goes back to rows of heads d numbers.
+// rows[i, e] = or += factor[i] tile[e, i]: a (d, width) tile goes back to rows of heads d elements.
 static void unpack_queries(float *rows, const float *tile, const vec factor[TV], Attention p, int nq,
                            int width, bool add) {
     size_t stride = (size_t)(p.heads * p.d);
@@ -87,8 +86,9 @@ INLINE ivec before_key(int key, int q0, int j) { return lanes_from(q0 + j) < key
 
 static int keys_seen(Attention p, int q_end) { return p.causal ? min_int(p.tk, q_end) : p.tk; }
 
-// A block of scores (keys, vectors * W) becomes exp2(score - largest), and joins the sums so far. `rescale`: what the
-// sums before it must be multiplied with, as the largest score may have grown; 1e-38 where there were none.
+// A block of scores (keys, vectors * W) becomes exp2(score - largest), and joins the sums so far. `rescale`:
+// what the sums before it must be multiplied with, as the largest score may have grown; 1e-38 where there
+// were none.
 INLINE void soften(const int vectors, float *s, int keys, vec largest[TV], vec sum[TV], vec rescale[TV]) {
     vec top[TV], total[TV];
     UNROLL for (int j = 0; j < vectors; j++) top[j] = largest[j];
@@ -148,7 +148,7 @@ static void attend(float *o, float *lse, const float *q, Head head, Attention p,
                 (largest[i / W][i % W] + log2f(sum[i / W][i % W])) * LN_2;
 }
 
-void LOCAL(attention)(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
+static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
     float *packed = pack_heads(k.at, v.at, p);
     int blocks = blocks_of(p.tq, TN);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 5 * WORTH_A_THREAD)
@@ -156,18 +156,18 @@ void LOCAL(attention)(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
         attend(o.at, lse, q.at, head_of(packed, p, t / blocks), p, t / blocks, t % blocks * TN);
 }
 
-// ---- gradients ---------------------------------------------------------------------------------------------------
+// ---- gradients --------------------------------------------------------------------------------------------
 
 // P = exp(scale q k^T - lse);  dP = do v^T;  dS = scale P (dP - delta), delta = sum over the head of do o
 //   dv += P^T do;  dk += dS^T q;  dq += dS k
-// One head, one block of queries at a time. A thread has whole heads, because every block adds to all of dk and dv.
+// One block of queries at a time. A thread has whole heads, because every block adds to all of dk and dv.
 static void attend_backward(float *dq, float *dk, float *dv, const float *dout, const float *q, Head head,
                             const float *o, const float *lse, Attention p, int index, int q0) {
     int nq = min_int(TN, p.tq - q0), width = round_up(nq, W), vectors = width / W;
     size_t stride = (size_t)(p.heads * p.d), first = row_at(p, index, q0, p.tq);
     int padded = round_up(p.d, W);
     float *tile = scratch(S_TILE, (size_t)(3 * p.d + 2 * KEYS) * TN + 2 * (size_t)nq * (size_t)padded);
-    float *tile_dout = tile + p.d * width, *tile_dq = tile_dout + p.d * width; // (d, width): turned over
+    float *tile_dout = tile + p.d * width, *tile_dq = tile_dout + p.d * width; // (d, width): transposed
     float *s = tile_dq + p.d * width, *ds = s + KEYS * width;                  // (keys, width)
     float *rows_q = ds + KEYS * width, *rows_dout = rows_q + nq * padded;      // (nq, d) as panels
     pack_queries(tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
@@ -219,7 +219,7 @@ static void attend_backward(float *dq, float *dk, float *dv, const float *dout, 
     if (dq) unpack_queries(dq + first, tile_dq, one, p, nq, width, true);
 }
 
-void LOCAL(attention_backward)(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
+static void attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
                                Attention p) {
     float *packed = pack_heads(k.at, v.at, p);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 2 * WORTH_A_THREAD)

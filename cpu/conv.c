@@ -1,12 +1,24 @@
-// conv.c: convolution and its two gradients as products (implicit GEMM): the matrix of patches is never stored,
-// the packing of the product copies from the picture instead. Which method a layer takes is decided at the end.
-// Winograd's method is in winograd.c.
-#include "conv.h"
-#include "winograd.h"
+// conv.c: convolution and its two gradients as products (implicit GEMM): the matrix of patches is never
+// stored, the packing of the product copies from the picture instead. Which method a layer takes is decided
+// at the end. Winograd's method is in winograd.c.
+#include "vector.h"
 
-// ---- patches -----------------------------------------------------------------------------------------------------
+// ---- patches ----------------------------------------------------------------------------------------------
 
-// Numbers [begin, begin + count) of the patch of one output pixel. A row of its window is kw * c numbers that lie
+// The view of a picture that makes a convolution a product: one row for each output pixel, the elements
+// that it sees (kh, kw, c) beside each other.
+typedef struct {
+    const float *x; // (n, h, w, c)
+    int h, w, c;
+    int oh, ow; // rows of the product: n oh ow
+    int kh, kw, stride, pad_top, pad_left;
+} Patches;
+
+static Patches patches_of(const float *x, Conv p) {
+    return (Patches){x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
+}
+
+// Elements [begin, begin + count) of the patch of one output pixel. A row of it is kw * c elements that lie
 // side by side in the picture too; what lies outside the picture is zero.
 static void copy_patch(float *to, const Patches *g, int pixel, int begin, int count) {
     int picture = pixel / (g->oh * g->ow), y = pixel / g->ow % g->oh, x = pixel % g->ow;
@@ -38,40 +50,40 @@ static void pack_b_patches(float *to, const void *b, int k, int depth, int j, in
     }
 }
 
-// ---- forward -----------------------------------------------------------------------------------------------------
+// ---- forward ----------------------------------------------------------------------------------------------
 
 // Y (pixels, oc) = patches (pixels, kh kw c) W^T, W (oc, kh kw c)
-void conv_direct(float *y, const float *x, Mem weight, const float *bias, const float *residual, Conv p) {
-    Patches g = {x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
+static void conv_direct(float *y, const float *x, Mem weight, const float *bias, const float *residual,
+                        Conv p) {
+    Patches g = patches_of(x, p);
     int k = p.kh * p.kw * p.c;
-    bool plain =
+    bool is_product =
         p.kh == 1 && p.kw == 1 && p.stride == 1 && !p.pad_top && !p.pad_left && p.oh == p.h && p.ow == p.w;
     Matrix xm = {{(void *)x, F32}, (size_t)p.c}, wm = {weight, (size_t)k};
     gemm_product(&(Product){
         .m = p.n * p.oh * p.ow,
         .n = p.oc,
         .k = k,
-        .pack_a = plain ? pack_a_rows : pack_a_patches,
-        .a = plain ? (void *)&xm : &g,
+        .pack_a = is_product ? pack_a_rows : pack_a_patches,
+        .a = is_product ? (void *)&xm : &g,
         .pack_b = pack_b_columns,
         .b = &wm,
         .out = {y, p.oc, residual, bias, 1},
     });
 }
 
-// ---- gradient of the input ---------------------------------------------------------------------------------------
+// ---- gradient of the input --------------------------------------------------------------------------------
 
-// dx[y] += sum over the taps with y + pad - ky = stride * oy of w[ky] dy[oy]. All y of one remainder modulo the
-// stride see the same taps: for each remainder (here: phase) it is a convolution of dy with stride 1, its taps
-// in reverse. With stride 1 there is one phase.
+// dx[y] += sum over the taps with y + pad - ky = stride * oy of w[ky] dy[oy]. All y of one remainder modulo
+// the stride see the same taps: for each remainder (here: phase) it is a convolution of dy with stride 1, its
+// taps in reverse. With stride 1 there is one phase.
 typedef struct {
     Mem weight; // (oc, kh, kw, c)
     int kh, kw, c, oc;
-    int first_y, first_x, stride, rows,
-        columns; // the phase's taps: first + stride * j, rows x columns of them
+    int first_y, first_x, stride, rows, columns; // the phase's taps: first + stride * j, rows x columns
 } PhaseWeights;
 
-// B (taps reversed x oc, c): a row of it lies in the weights as a row of c numbers.
+// B (taps reversed x oc, c): a row of it lies in the weights as a row of c elements.
 static void pack_b_phase(float *to, const void *b, int k, int depth, int j, int n, int width) {
     const PhaseWeights *f = b;
     for (int r = 0; r < depth; r++, to += width) {
@@ -84,19 +96,25 @@ static void pack_b_phase(float *to, const void *b, int k, int depth, int j, int 
     }
 }
 
-void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
+static void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
     for (int phase = 0; phase < p.stride * p.stride; phase++) {
         int y0 = phase / p.stride, x0 = phase % p.stride; // pixels y0 + stride * i of dx
-        PhaseWeights f = {
-            weight,   p.kh, p.kw, p.c, p.oc, (y0 + p.pad_top) % p.stride, (x0 + p.pad_left) % p.stride,
-            p.stride, 0,    0};
-        f.rows = blocks_of(max_int(p.kh - f.first_y, 0), p.stride);
-        f.columns = blocks_of(max_int(p.kw - f.first_x, 0), p.stride);
+        int first_y = (y0 + p.pad_top) % p.stride, first_x = (x0 + p.pad_left) % p.stride;
+        PhaseWeights f = {weight,
+                          p.kh,
+                          p.kw,
+                          p.c,
+                          p.oc,
+                          first_y,
+                          first_x,
+                          p.stride,
+                          .rows = blocks_of(max_int(p.kh - first_y, 0), p.stride),
+                          .columns = blocks_of(max_int(p.kw - first_x, 0), p.stride)};
         int h = blocks_of(max_int(p.h - y0, 0), p.stride), w = blocks_of(max_int(p.w - x0, 0), p.stride);
         if (!f.rows || !f.columns || !h || !w) continue; // no tap reaches these pixels
-        int ahead_y = (y0 + p.pad_top) / p.stride, ahead_x = (x0 + p.pad_left) / p.stride;
-        Patches g = {
-            dy, p.oh, p.ow, p.oc, h, w, f.rows, f.columns, 1, f.rows - 1 - ahead_y, f.columns - 1 - ahead_x};
+        int top = f.rows - 1 - (y0 + p.pad_top) / p.stride;
+        int left = f.columns - 1 - (x0 + p.pad_left) / p.stride;
+        Patches g = {dy, p.oh, p.ow, p.oc, h, w, f.rows, f.columns, 1, top, left};
         int m = p.n * h * w;
         float *to = p.stride == 1 ? dx : scratch(S_PARTS, (size_t)m * (size_t)p.c);
         gemm_product(&(Product){
@@ -121,11 +139,11 @@ void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p) 
     }
 }
 
-// ---- gradient of the weights -------------------------------------------------------------------------------------
+// ---- gradient of the weights ------------------------------------------------------------------------------
 
 // dW (oc, kh kw c) += dY^T (oc, pixels) patches (pixels, kh kw c)
-void conv_direct_backward_weight(float *dweight, const float *dy, const float *x, Conv p) {
-    Patches g = {x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
+static void conv_direct_backward_weight(float *dweight, const float *dy, const float *x, Conv p) {
+    Patches g = patches_of(x, p);
     Matrix dym = {{(void *)dy, F32}, (size_t)p.oc};
     int n = p.kh * p.kw * p.c;
     gemm_product(&(Product){
@@ -141,9 +159,9 @@ void conv_direct_backward_weight(float *dweight, const float *dy, const float *x
     });
 }
 
-// ---- the kernels -------------------------------------------------------------------------------------------------
+// ---- the kernels ------------------------------------------------------------------------------------------
 
-void LOCAL(conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     const float *b = as_floats(bias, p.oc, S_BIAS);
     if (winograd_suits(p, p.oh, p.ow))
         winograd(y.at, x.at, weight, b, residual.at, p);
@@ -151,7 +169,7 @@ void LOCAL(conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
         conv_direct(y.at, x.at, weight, b, residual.at, p);
 }
 
-void LOCAL(conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p) {
+static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
     if (!dx.at) return;
     if (winograd_suits(p, p.h, p.w))
         winograd_backward_input(dx.at, dy.at, weight, p);
@@ -159,7 +177,7 @@ void LOCAL(conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p) {
         conv_direct_backward_input(dx.at, dy.at, weight, p);
 }
 
-void LOCAL(conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p) {
+static void conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
     if (!dweight) return;
     // The sums over tiles take four times the weights' memory.
     if (winograd_suits(p, p.oh, p.ow) && (double)p.oc * p.c <= 1 << 20)

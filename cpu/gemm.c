@@ -1,17 +1,149 @@
-// gemm.c: the matrix product. The tile, its loop over a block, packing, the driver, and k_gemm.
+// gemm.c: the matrix product C = alpha A B, in four steps from the definition to the fast one.
 //
-// The order of loops, from the outside: tasks (rows x columns of C, shared among threads), blocks of k, panels
-// of B, tiles. A task packs its block of A; B is packed by the task too where few tasks would use it, else once
-// for all. Every element of C is one chain of multiply-adds over k, cut at the same places whatever the tasks.
-#include "gemm.h"
+//   1 naive     three loops, straight from memory
+//   2 blocked   a tile of C stays in registers while k runs
+//   3 packed    the operands are copied to where the innermost loop wants them
+//   4 fast      the same for each instruction set, ragged edges, several threads, and operands that a
+//   function
+//               fetches: convolutions and attention are products, too
+//
+// All compute the same, but they add in different orders. backend.gemm is step 4.
+// SD_GEMM=naive|blocked|packed in the environment asks for another one, to compare.
+#include "vector.h"
 
-#include "lib/base.h"
+// ---- steps 1 to 3 -----------------------------------------------------------------------------------------
 
-// ---- the tile ------------------------------------------------------------------------------------------------
+// What becomes of the sums: c = alpha sums + before + bias. `before` has c's shape and stride and may be c.
+typedef struct {
+    float *c;
+    long stride;                // of c's and before's rows
+    const float *before, *bias; // or NULL
+    float alpha;
+} Out;
 
-// `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers. A's numbers
-// are read one by one and multiplied with whole vectors of B. m <= rows and n <= vectors * W are what exists: A's
-// missing rows are read (its buffer is long enough) and not stored.
+// Here A (m, k) and B (k, n) are fp32, transposed or not: element (i, j) lies at at[i * row + j * col].
+typedef struct {
+    const float *at;
+    size_t row, col;
+} Strided;
+INLINE float element(Strided x, int i, int j) { return x.at[(size_t)i * x.row + (size_t)j * x.col]; }
+
+static void put_sum(Out o, int i, int j, float sum) {
+    long at = i * o.stride + j;
+    o.c[at] = o.alpha * sum + (o.before ? o.before[at] : 0) + (o.bias ? o.bias[j] : 0);
+}
+
+// [K1] 1. The definition. For each multiplication it reads two elements, most of them from far away: a column
+// of B touches a new cache line for every element.
+static void gemm_naive(int m, int n, int k, Strided a, Strided b, Out out) {
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            float sum = 0;
+            for (int p = 0; p < k; p++) sum += element(a, i, p) * element(b, p, j);
+            put_sum(out, i, j, sum);
+        }
+}
+
+// [K2] 2. What it fixes: a tile of 4 x 16 sums stays in registers, so 4 + 16 reads serve 64 multiplications.
+// Along an edge the tile stands out over C; it then reads the last row or column again, and those sums are
+// not stored. What is left: where a row of the tile is not a row of memory, its 16 elements are read one by
+// one.
+enum { STEP_ROWS = 4, STEP_COLS = 16 };
+static void gemm_blocked(int m, int n, int k, Strided a, Strided b, Out out) {
+    for (int i0 = 0; i0 < m; i0 += STEP_ROWS)
+        for (int j0 = 0; j0 < n; j0 += STEP_COLS) {
+            float sum[STEP_ROWS][STEP_COLS] = {0};
+            for (int p = 0; p < k; p++)
+                for (int i = 0; i < STEP_ROWS; i++) {
+                    float x = element(a, min_int(i0 + i, m - 1), p);
+                    for (int j = 0; j < STEP_COLS; j++)
+                        sum[i][j] += x * element(b, p, min_int(j0 + j, n - 1));
+                }
+            for (int i = 0; i < min_int(STEP_ROWS, m - i0); i++)
+                for (int j = 0; j < min_int(STEP_COLS, n - j0); j++) put_sum(out, i0 + i, j0 + j, sum[i][j]);
+        }
+}
+
+// [K3] 3. What it fixes: 16 columns of B are copied once, in the order in which the tile reads them, and so
+// are 4 rows of A. Then the innermost loop reads memory from front to back and multiplies whole vectors. At
+// most STEP_DEPTH of k is packed at a time, so that both copies stay in the cache; what earlier parts of k
+// gave is added. What is left: one thread; 16 sums in flight where the instruction set has registers for
+// more; B packed anew in every call.
+enum { STEP_DEPTH = 256, STEP_VECTORS = STEP_COLS / W };
+static void gemm_packed(int m, int n, int k, Strided a, Strided b, Out out) {
+    float a_tile[STEP_DEPTH][STEP_ROWS], b_panel[STEP_DEPTH][STEP_COLS];
+    for (int p0 = 0; p0 < k; p0 += STEP_DEPTH) {
+        int depth = min_int(STEP_DEPTH, k - p0);
+        for (int j0 = 0; j0 < n; j0 += STEP_COLS) {
+            for (int p = 0; p < depth; p++)
+                for (int j = 0; j < STEP_COLS; j++)
+                    b_panel[p][j] = element(b, p0 + p, min_int(j0 + j, n - 1));
+            for (int i0 = 0; i0 < m; i0 += STEP_ROWS) {
+                for (int i = 0; i < STEP_ROWS; i++)
+                    for (int p = 0; p < depth; p++) a_tile[p][i] = element(a, min_int(i0 + i, m - 1), p0 + p);
+                vec sum[STEP_ROWS][STEP_VECTORS] = {0};
+                for (int p = 0; p < depth; p++)
+                    UNROLL for (int i = 0; i < STEP_ROWS; i++) UNROLL for (int v = 0; v < STEP_VECTORS; v++)
+                        sum[i][v] += a_tile[p][i] * load(&b_panel[p][v * W]);
+                for (int i = 0; i < min_int(STEP_ROWS, m - i0); i++)
+                    for (int j = 0; j < min_int(STEP_COLS, n - j0); j++)
+                        put_sum(out, i0 + i, j0 + j, sum[i][j / W][j % W]);
+            }
+        }
+        out.before = out.c, out.bias = NULL;
+    }
+}
+
+// ---- step 4: its sizes ------------------------------------------------------------------------------------
+
+// The order of loops, from the outside: tasks (rows x columns of C, shared among threads), blocks of k,
+// panels of B, tiles. A task packs its block of A; B is packed by the task too where few tasks would use it,
+// else once for all. Every element of C is one chain of multiply-adds over k, whatever the tasks.
+
+#if defined(__AVX512F__)
+enum { TM = 8, TV = 3 }; // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+enum { TM = 4, TV = 3 }; // 12 of 16
+#else
+enum { TM = 4, TV = 2 };
+#endif
+enum {
+    TN = TV * W,
+    DEPTH = 256,
+    ROWS = 360,             // a multiple of every TM
+    A_STRIDE = DEPTH + 16,  // of packed A; not a power of two, or its rows would share one cache set
+    A_K_STRIDE = ROWS + 16, // the same where A is packed with k outside
+};
+
+// A whole product, whose operands are fetched by functions.
+// PackA: rows i..i+m of A, columns k..k+depth, to rows of A_STRIDE, or (k outside) to rows of A_K_STRIDE.
+// PackB: columns j..j+n, rows k..k+depth of B, to `depth` rows of `width`, the columns beyond n zero.
+typedef void PackA(float *to, const void *a, int i, int m, int k, int depth);
+typedef void PackB(float *to, const void *b, int k, int depth, int j, int n, int width);
+typedef struct {
+    int m, n, k;
+    PackA *pack_a;
+    const void *a;
+    bool k_outside;
+    PackB *pack_b;
+    const void *b;
+    Out out;
+} Product;
+
+// Operands that are plain matrices in memory, rows `stride` apart.
+typedef struct {
+    Mem at;
+    size_t stride;
+} Matrix;
+
+// A block's depth for a sum over k: even parts, at most DEPTH.
+INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, blocks_of(k, DEPTH)), 16)); }
+
+// ---- the tile ---------------------------------------------------------------------------------------------
+
+// [K4] `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers.
+// A's elements are read one by one and multiplied with whole vectors of B. m <= rows and n <= vectors * W are
+// what exists: A's missing rows are read (its buffer is long enough) and not stored.
 INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, const float *a,
                  long a_stride, const float *b, int m, int n, Out out) {
     vec sum[TM][TV];
@@ -86,8 +218,8 @@ static Tile *const tiles[TV][2][3] = {TILES_OF(1), TILES_OF(2),
 #endif
 };
 
-void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_outside, const float *b,
-                Out out) {
+static void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_outside, const float *b,
+                       Out out) {
     for (int j = 0; j < n; j += TN) { // a panel of B stays in the nearest caches while A's rows pass
         int width = min_int(TN, n - j), vectors = blocks_of(width, W);
         for (int i = 0; i < m; i += TM) {
@@ -101,23 +233,23 @@ void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_o
     }
 }
 
-// ---- packing ---------------------------------------------------------------------------------------------------
+// ---- packing ----------------------------------------------------------------------------------------------
 
 static const void *at(const Matrix *m, int row, int column) {
     return from(m->at, (size_t)row * m->stride + (size_t)column).at;
 }
 
-void pack_a_rows(float *to, const void *a, int i, int m, int k, int depth) {
+static void pack_a_rows(float *to, const void *a, int i, int m, int k, int depth) {
     const Matrix *x = a;
     for (int r = 0; r < m; r++) convert_floats(to + r * A_STRIDE, at(x, i + r, k), x->at.type, depth);
 }
 
-void pack_a_columns(float *to, const void *a, int i, int m, int k, int depth) {
+static void pack_a_columns(float *to, const void *a, int i, int m, int k, int depth) {
     const Matrix *x = a;
     for (int r = 0; r < depth; r++) convert_floats(to + r * A_K_STRIDE, at(x, k + r, i), x->at.type, m);
 }
 
-void pack_b_rows(float *to, const void *b, int k, int depth, int j, int n, int width) {
+static void pack_b_rows(float *to, const void *b, int k, int depth, int j, int n, int width) {
     const Matrix *x = b;
     for (int r = 0; r < depth; r++, to += width) {
         convert_floats(to, at(x, k + r, j), x->at.type, n);
@@ -125,9 +257,9 @@ void pack_b_rows(float *to, const void *b, int k, int depth, int j, int n, int w
     }
 }
 
-// Linear weights lie as (n, k), so a panel is made of W x W blocks turned over in registers.
-INLINE void turn_over(float *to, const Matrix *x, const Type type, int k, int depth, int j, int n,
-                      int width) {
+// [K5] Linear weights lie as (n, k), so a panel is made of W x W blocks transposed in registers.
+INLINE void transpose_panel(float *to, const Matrix *x, const Type type, int k, int depth, int j, int n,
+                            int width) {
     for (int column = 0; column < width; column += W)
         for (int row = 0; row < depth; row += W) {
             vec r[W];
@@ -143,17 +275,17 @@ INLINE void turn_over(float *to, const Matrix *x, const Type type, int k, int de
             for (int i = 0; i < count; i++) store(to + (row + i) * width + column, r[i]);
         }
 }
-void pack_b_columns(float *to, const void *b, int k, int depth, int j, int n, int width) {
+static void pack_b_columns(float *to, const void *b, int k, int depth, int j, int n, int width) {
     const Matrix *x = b;
     if (x->at.type == F32)
-        turn_over(to, x, F32, k, depth, j, n, width);
+        transpose_panel(to, x, F32, k, depth, j, n, width);
     else if (x->at.type == F16)
-        turn_over(to, x, F16, k, depth, j, n, width);
+        transpose_panel(to, x, F16, k, depth, j, n, width);
     else
-        turn_over(to, x, BF16, k, depth, j, n, width);
+        transpose_panel(to, x, BF16, k, depth, j, n, width);
 }
 
-// ---- the driver ------------------------------------------------------------------------------------------------
+// ---- the driver -------------------------------------------------------------------------------------------
 
 static void pack_panels(float *to, const Product *p, int k, int depth, int j, int n) {
     for (int end = j + n; j < end; j += TN) {
@@ -163,7 +295,8 @@ static void pack_panels(float *to, const Product *p, int k, int depth, int j, in
     }
 }
 
-void gemm_product(const Product *p) {
+// [K6] Step 4 as a whole: rows and columns of C become tasks, and each packs and multiplies block by block.
+static void gemm_product(const Product *p) {
     if (p->m <= 0 || p->n <= 0) return;
     int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
     int most = block_depth(p->k), k_blocks = blocks_of(p->k, most);
@@ -217,13 +350,23 @@ void gemm_product(const Product *p) {
     }
 }
 
-// ---- k_gemm ------------------------------------------------------------------------------------------------------
+// ---- the kernel -------------------------------------------------------------------------------------------
 
-void LOCAL(gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
-    if (c.type != F32) die("k_gemm: the result must be fp32");
+static void gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
+    if (c.type != F32) die("gemm: the result must be fp32");
     if (g.add && residual.at) { // two things to add: the first goes into C beforehand
-        LOCAL(combine)(c, 1, residual, 0, (Mem){0}, 1, (size_t)g.m * (size_t)g.n);
+        combine(c, 1, residual, 0, (Mem){0}, 1, (size_t)g.m * (size_t)g.n);
         residual = (Mem){0};
+    }
+    Out out = {c.at, g.n, g.add ? c.at : residual.at, as_floats(bias, g.n, S_BIAS), g.alpha};
+    static void (*const steps[])(int, int, int, Strided, Strided, Out) = {gemm_naive, gemm_blocked,
+                                                                          gemm_packed};
+    if (cpu_gemm_step() != GEMM_FAST) {
+        const float *as = as_floats(a, g.m * g.k, S_A), *bs = as_floats(b, g.k * g.n, S_B);
+        steps[cpu_gemm_step()](
+            g.m, g.n, g.k, g.a_transposed ? (Strided){as, 1, (size_t)g.m} : (Strided){as, (size_t)g.k, 1},
+            g.b_transposed ? (Strided){bs, 1, (size_t)g.k} : (Strided){bs, (size_t)g.n, 1}, out);
+        return;
     }
     Matrix am = {a, (size_t)(g.a_transposed ? g.m : g.k)}, bm = {b, (size_t)(g.b_transposed ? g.k : g.n)};
     gemm_product(&(Product){
@@ -235,6 +378,6 @@ void LOCAL(gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
         .k_outside = g.a_transposed,
         .pack_b = g.b_transposed ? pack_b_columns : pack_b_rows,
         .b = &bm,
-        .out = {c.at, g.n, g.add ? c.at : residual.at, as_floats(bias, g.n, S_BIAS), g.alpha},
+        .out = out,
     });
 }

@@ -1,5 +1,4 @@
-// losses.c: losses, the logarithm of the softmax, and picking from it. Sums are collected in double, row by row
-// and in the order of rows.
+// losses.c: losses, the logarithm of the softmax, and picking from it. Sums over rows are ordered, in double.
 #include "vector.h"
 
 #include <math.h>
@@ -13,14 +12,14 @@ INLINE vec loss_of(const Loss f, vec d, float c) {
     if (f == LOSS_L1) return abs_vec(d);
     return d * d / (sqrt_vec(d * d + c * c) + c); // sqrt(d^2 + c^2) - c without cancellation
 }
-INLINE vec slope_of(const Loss f, vec d, float c) {
+INLINE vec loss_slope(const Loss f, vec d, float c) {
     vec sign = choose(d > 0.0f, all(1), choose(d < 0.0f, all(-1), all(0)));
     if (f == LOSS_MSE) return 2.0f * d;
     if (f == LOSS_L1) return sign;
     return choose(d == 0.0f, all(0), d / sqrt_vec(d * d + c * c));
 }
 
-// The sum over a row; stretches of at most 4096 numbers in fp32, these in double.
+// The sum over a row; stretches of at most 4096 elements in fp32, these in double.
 INLINE double sum_losses(const float *x, const float *target, int cols, const Loss f, float c) {
     double total = 0;
     for (int begin = 0; begin < cols; begin += 4096) {
@@ -35,7 +34,7 @@ INLINE double sum_losses(const float *x, const float *target, int cols, const Lo
     return total;
 }
 
-void LOCAL(loss)(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
+static void loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
                  float c) {
     double total = 0;
     for (int r = 0; r < rows; r++) {
@@ -49,16 +48,16 @@ void LOCAL(loss)(float *loss, Mem prediction, Mem target, const float *weight, i
     *loss = (float)(total / ((double)rows * cols));
 }
 
-INLINE void add_slopes(float *dx, const float *x, const float *target, float share, int cols, const Loss f,
+INLINE void add_slopes(float *dx, const float *x, const float *target, float factor, int cols, const Loss f,
                        float c) {
     for (int i = 0; i < cols; i += W) {
         int lanes = min_int(W, cols - i);
         vec d = load_part(x + i, lanes) - load_part(target + i, lanes);
-        store_part(dx + i, load_part(dx + i, lanes) + share * slope_of(f, d, c), lanes);
+        store_part(dx + i, load_part(dx + i, lanes) + factor * loss_slope(f, d, c), lanes);
     }
 }
 
-void LOCAL(loss_backward)(Mem dprediction, const float *dloss, Mem prediction, Mem target,
+static void loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target,
                           const float *weight, int rows, int cols, Loss f, float c) {
     if (!dprediction.at) return;
     PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD)
@@ -66,19 +65,19 @@ void LOCAL(loss_backward)(Mem dprediction, const float *dloss, Mem prediction, M
         size_t row = (size_t)r * (size_t)cols;
         float *dx = (float *)dprediction.at + row;
         const float *x = (const float *)prediction.at + row, *t = (const float *)target.at + row;
-        float share = (float)((double)*dloss * (weight ? (double)weight[r] : 1) / ((double)rows * cols));
+        float factor = (float)((double)*dloss * (weight ? (double)weight[r] : 1) / ((double)rows * cols));
         if (f == LOSS_MSE)
-            add_slopes(dx, x, t, share, cols, LOSS_MSE, c);
+            add_slopes(dx, x, t, factor, cols, LOSS_MSE, c);
         else if (f == LOSS_L1)
-            add_slopes(dx, x, t, share, cols, LOSS_L1, c);
+            add_slopes(dx, x, t, factor, cols, LOSS_L1, c);
         else
-            add_slopes(dx, x, t, share, cols, LOSS_HUBER, c);
+            add_slopes(dx, x, t, factor, cols, LOSS_HUBER, c);
     }
 }
 
-// ---- softmax -----------------------------------------------------------------------------------------------------
+// ---- softmax ----------------------------------------------------------------------------------------------
 
-void LOCAL(log_softmax)(Mem ym, Mem xm, int rows, int cols) {
+static void log_softmax(Mem ym, Mem xm, int rows, int cols) {
     PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD / 5)
     for (int r = 0; r < rows; r++) {
         const float *x = (const float *)xm.at + (size_t)r * (size_t)cols;
@@ -96,7 +95,7 @@ void LOCAL(log_softmax)(Mem ym, Mem xm, int rows, int cols) {
 }
 
 // dx += dy - exp(y) sum(dy)
-void LOCAL(log_softmax_backward)(Mem dxm, Mem dym, Mem ym, int rows, int cols) {
+static void log_softmax_backward(Mem dxm, Mem dym, Mem ym, int rows, int cols) {
     if (!dxm.at) return;
     PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD / 5)
     for (int r = 0; r < rows; r++) {
@@ -113,14 +112,14 @@ void LOCAL(log_softmax_backward)(Mem dxm, Mem dym, Mem ym, int rows, int cols) {
     }
 }
 
-void LOCAL(pick)(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
+static void pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
     double sum = 0;
     for (int r = 0; r < rows; r++)
         if (ids[r] >= 0) sum += (double)((const float *)x.at)[(size_t)r * (size_t)cols + (size_t)ids[r]];
     *loss = (float)(-sum / rows);
 }
 
-void LOCAL(pick_backward)(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
+static void pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
     if (!dx.at) return;
     for (int r = 0; r < rows; r++)
         if (ids[r] >= 0) ((float *)dx.at)[(size_t)r * (size_t)cols + (size_t)ids[r]] -= *dloss / (float)rows;

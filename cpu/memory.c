@@ -1,16 +1,15 @@
-// memory.c: memory for kernels that run on the processor, shared by plain.c and the fast kernels. Lasting
-// blocks, the stack of passing memory, and copies to and from the host, which here are plain copies.
-// It computes nothing.
+// memory.c: memory for kernels that run on the processor, the definitions and the fast ones: persistent
+// blocks, the stack of scratch memory, and copies to and from the host, plain ones here.
 #define _DEFAULT_SOURCE // mmap's MAP_ANONYMOUS, madvise
+#include "cpu.h"
 #include "lib/base.h"
-#include "lib/nn/kernels.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-// AddressSanitizer sees every overrun of a lasting block by itself (malloc is its own). For the stack it is
-// told which bytes may be touched: what nobody asked for, or what was released, is poisoned.
+// AddressSanitizer sees every overrun of a persistent block by itself (malloc is its own). For the stack it
+// is told which bytes may be touched: what nobody asked for, or what was released, is poisoned.
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define POISONING 1
@@ -35,50 +34,49 @@ static const size_t HUGE_PAGE = 2u << 20;   // bytes; what one entry of the proc
 static const size_t STEP = 64u << 20;       // the stack grows by this many bytes
 static const size_t KEEP = (size_t)2 << 30; // released pages beyond this many go back to the system
 
-static size_t lasting, top, peak; // bytes in use now: k_alloc's, k_temp's; the largest sum so far
+static size_t persistent, top, peak; // bytes in use: persistent blocks, the stack; their largest sum so far
 
-Type k_storage(void) { return F32; }
-void k_sync(void) {}
-size_t k_peak(void) { return peak; }
-void k_upload(void *to, const void *host, size_t bytes) {
+static size_t peak_bytes(void) { return peak; }
+static void synchronise(void) {} // a call has returned when it is done
+static void upload(void *to, const void *host, size_t bytes) {
     if (bytes) memcpy(to, host, bytes);
 }
-void k_download(void *host, const void *from, size_t bytes) {
+static void download(void *host, const void *from, size_t bytes) {
     if (bytes) memcpy(host, from, bytes);
 }
 
 static _Noreturn void out_of_memory(size_t bytes) {
-    die("out of memory: %zu bytes were asked for, %.1f MB are in use (%.1f lasting, %.1f passing)", bytes,
-        (double)(lasting + top) / 1e6, (double)lasting / 1e6, (double)top / 1e6);
+    die("out of memory: %zu bytes were asked for, %.1f MB are in use (%.1f persistent, %.1f scratch)", bytes,
+        (double)(persistent + top) / 1e6, (double)persistent / 1e6, (double)top / 1e6);
 }
 
 static void note_peak(void) {
-    if (lasting + top > peak) peak = lasting + top;
+    if (persistent + top > peak) peak = persistent + top;
 }
 
-// ---- lasting memory --------------------------------------------------------------------------------------
+// ---- persistent memory -----------------------------------------------------------------------------------
 
 // A block starts with a header of ALIGN bytes that holds its size; the caller gets what follows.
-void *k_alloc(size_t bytes) {
+static void *persistent_alloc(size_t bytes) {
     void *block;
     bool large = bytes >= 2 * HUGE_PAGE;
     if (bytes > SIZE_MAX / 2 || posix_memalign(&block, large ? HUGE_PAGE : ALIGN, ALIGN + bytes))
         out_of_memory(bytes);
     if (large) prefer_huge_pages(block, ALIGN + bytes);
     *(size_t *)block = bytes;
-    lasting += bytes;
+    persistent += bytes;
     note_peak();
     return (char *)block + ALIGN;
 }
 
-void k_free(void *at) {
+static void persistent_free(void *at) {
     if (!at) return;
     void *block = (char *)at - ALIGN;
-    lasting -= *(size_t *)block;
+    persistent -= *(size_t *)block;
     free(block);
 }
 
-// ---- passing memory --------------------------------------------------------------------------------------
+// ---- scratch memory --------------------------------------------------------------------------------------
 
 // One range of addresses is reserved once, far larger than any machine's memory, so that the stack can grow
 // and never moves. Addresses cost nothing; a page takes memory when it is first touched.
@@ -100,7 +98,7 @@ static void reserve(void) {
     die("out of memory: cannot reserve %zu MB of addresses for activations", least >> 20);
 }
 
-void *k_temp(size_t bytes) {
+static void *scratch_alloc(size_t bytes) {
     if (!base) reserve();
     if (bytes > reserved - top || reserved - top - bytes < ALIGN + GAP) out_of_memory(bytes);
     size_t end = top + (bytes + ALIGN - 1) / ALIGN * ALIGN + GAP;
@@ -119,10 +117,10 @@ void *k_temp(size_t bytes) {
     return piece;
 }
 
-size_t k_mark(void) { return top; }
+static size_t scratch_mark(void) { return top; }
 
-void k_release(size_t mark) {
-    if (mark > top) die("k_release: the mark %zu lies above the top of the stack, %zu", mark, top);
+static void scratch_release(size_t mark) {
+    if (mark > top) die("release: the mark %zu lies above the top of the stack, %zu", mark, top);
     forbid(base + mark, top - mark);
     top = mark;
     // Pages are kept for the next block of the network, which will want as many; only a great surplus goes.
@@ -134,11 +132,20 @@ void k_release(size_t mark) {
     }
 }
 
-void *k_release_but(size_t mark, void *at, size_t bytes) {
-    if (mark > top) die("k_release_but: the mark %zu lies above the top of the stack, %zu", mark, top);
+static void *scratch_release_but(size_t mark, void *at, size_t bytes) {
+    if (mark > top) die("release_but: the mark %zu lies above the top of the stack, %zu", mark, top);
     permit(base + mark, top - mark);
     memmove(base + mark, at, bytes);
     forbid(base + mark, top - mark);
     top = mark;
-    return k_temp(bytes); // the place it was moved to
+    return scratch_alloc(bytes); // the place it was moved to
+}
+
+void cpu_memory(Backend *b) {
+    b->storage = F32;
+    b->alloc = persistent_alloc, b->free = persistent_free;
+    b->temp = scratch_alloc, b->mark = scratch_mark;
+    b->release = scratch_release, b->release_but = scratch_release_but;
+    b->peak = peak_bytes;
+    b->upload = upload, b->download = download, b->sync = synchronise;
 }

@@ -1,13 +1,13 @@
 // norm.c: group norm (with SiLU where fused) and layer norm, forward and backward.
 //
-// Group norm: a task is one picture and a slice of whole groups, some 64 channels, which for 64 x 64 pixels is a
-// megabyte: it stays in the L2 cache while mean, variance and result pass over it. Vector lanes are channels.
-// Variance is taken about the mean in a second pass: the mean may be large against the spread.
+// Group norm: a task is one picture and a slice of whole groups, some 64 channels, which for 64 x 64 pixels
+// is a megabyte: it stays in the L2 cache while mean, variance and result pass over it. Vector lanes are
+// channels. Variance is taken about the mean in a second pass: it may be far larger than the deviation.
 #include "vector.h"
 
 #include <math.h>
 
-// ---- group norm --------------------------------------------------------------------------------------------------
+// ---- group norm -------------------------------------------------------------------------------------------
 
 enum { SLICE = 64 }; // channels, at least
 
@@ -68,7 +68,7 @@ INLINE void normalise(float *y, const float *x, Channels ch, int hw, int stride,
         }
 }
 
-void LOCAL(group_norm)(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, GroupNorm p) {
+static void group_norm(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, GroupNorm p) {
     const float *gamma = as_floats(gammam, p.c, S_GAMMA), *beta = as_floats(betam, p.c, S_BIAS);
     int width = slice_channels(p), slices = blocks_of(p.c, width), size = p.c / p.groups;
     PARALLEL_FOR((double)p.n * p.hw * p.c > WORTH_A_THREAD / 4)
@@ -106,7 +106,7 @@ void LOCAL(group_norm)(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, Grou
 
 // z = gamma xhat + beta; y = silu(z) or z. dz = dy silu'(z) or dy.
 // dx += rstd (g - average(g) - xhat average(g xhat)), g = gamma dz; dgamma += sum dz xhat; dbeta += sum dz
-void LOCAL(group_norm_backward)(Mem dxm, float *dgamma, float *dbeta, Mem dym, Mem xm, Mem gammam, Mem betam,
+static void group_norm_backward(Mem dxm, float *dgamma, float *dbeta, Mem dym, Mem xm, Mem gammam, Mem betam,
                                 const float *stats, GroupNorm p) {
     const float *gamma = as_floats(gammam, p.c, S_GAMMA), *beta = as_floats(betam, p.c, S_BIAS);
     int width = slice_channels(p), slices = blocks_of(p.c, width), size = p.c / p.groups;
@@ -172,7 +172,7 @@ void LOCAL(group_norm_backward)(Mem dxm, float *dgamma, float *dbeta, Mem dym, M
     }
 }
 
-// ---- layer norm --------------------------------------------------------------------------------------------------
+// ---- layer norm -------------------------------------------------------------------------------------------
 
 // Zero in the lanes from `lanes` on.
 INLINE vec keep(vec x, int lanes) {
@@ -181,7 +181,7 @@ INLINE vec keep(vec x, int lanes) {
     return x;
 }
 
-void LOCAL(layer_norm)(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, int rows, int cols, float eps) {
+static void layer_norm(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, int rows, int cols, float eps) {
     const float *gamma = as_floats(gammam, cols, S_GAMMA), *beta = as_floats(betam, cols, S_BIAS);
     PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD)
     for (int r = 0; r < rows; r++) {
@@ -208,7 +208,7 @@ void LOCAL(layer_norm)(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, int 
 }
 
 // As the group norm's. A task is a stretch of rows, so that dgamma and dbeta are summed in a fixed order.
-void LOCAL(layer_norm_backward)(Mem dxm, float *dgamma, float *dbeta, Mem dym, Mem xm, Mem gammam,
+static void layer_norm_backward(Mem dxm, float *dgamma, float *dbeta, Mem dym, Mem xm, Mem gammam,
                                 const float *stats, int rows, int cols) {
     const float *gamma = as_floats(gammam, cols, S_GAMMA);
     int stretches = blocks_of(rows, STRETCH);

@@ -3,15 +3,15 @@
 
 #include <math.h>
 
-void LOCAL(sum_square)(OptimiserState *s, const float *g, size_t count) {
-    enum { PIECE = 1 << 14 }; // each in fp32, lane by lane; pieces in double, in order
-    size_t pieces = (count + PIECE - 1) / PIECE;
+static void sum_square(OptimiserState *s, const float *g, size_t count) {
+    enum { PART = 1 << 14 }; // each in fp32, lane by lane; pieces in double, in order
+    size_t pieces = (count + PART - 1) / PART;
     double total = 0, *sums = (double *)(void *)scratch(S_PARTS, 2 * pieces);
     PARALLEL_FOR(count > WORTH_A_THREAD)
     for (size_t p = 0; p < pieces; p++) {
         vec sum = all(0);
-        size_t end = p + 1 < pieces ? (p + 1) * PIECE : count;
-        for (size_t i = p * PIECE; i < end; i += W) {
+        size_t end = p + 1 < pieces ? (p + 1) * PART : count;
+        for (size_t i = p * PART; i < end; i += W) {
             vec v = load_part(g + i, end - i < W ? (int)(end - i) : W);
             sum += v * v;
         }
@@ -31,7 +31,7 @@ static double scheduled_rate(OptimiserConfig c, double step) {
            ((double)c.floor + (1 - (double)c.floor) * (1 + cos(3.14159265358979323846 * progress)) / 2);
 }
 
-void LOCAL(optimiser_begin)(OptimiserState *s, OptimiserConfig c) {
+static void optimiser_begin(OptimiserState *s, OptimiserConfig c) {
     s->step += 1;
     s->norm = sqrtf(s->sum_square);
     s->clip = c.max_norm > 0 ? (float)fmin(1, (double)c.max_norm / ((double)s->norm + 1e-6)) : 1;
@@ -43,8 +43,8 @@ void LOCAL(optimiser_begin)(OptimiserState *s, OptimiserConfig c) {
 static bool is_bad(const OptimiserState *s) { return s->step > 0 && s->bad == s->step; }
 
 // m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-// w = (1 - rate decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps);  g = clip g before, 0 after
-void LOCAL(adamw)(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
+// w = (1 - rate decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps), of g clipped
+static void adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
                   size_t count) {
     if (is_bad(s)) {
         memset(g, 0, count * sizeof *g);
@@ -60,13 +60,13 @@ void LOCAL(adamw)(float *w, float *m, float *v, float *g, const OptimiserState *
             float gi = clip * g[i];
             m[i] = c.beta1 * m[i] + rest1 * gi;
             v[i] = c.beta2 * v[i] + rest2 * (gi * gi);
-            // One rounding a step: a factor (1 - rate decay) rounded to fp32 would err to the same side each time.
+            // One rounding a step: (1 - rate decay) in fp32 would err to the same side each time.
             w[i] -= decay * w[i] + rate * m[i] / (sqrtf(v[i] * unbias2) + c.eps);
             g[i] = 0;
         }
 }
 
-void LOCAL(ema)(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
+static void ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (s && is_bad(s)) return;
     float rest = (float)(1 - (double)decay);
     PARALLEL_FOR(count > WORTH_A_THREAD)

@@ -4,21 +4,17 @@
 //
 // Functions stand in the order of kernels.h, each with its formula above it; under a forward stands its
 // backward, which quotes the line that it differentiates. `dx` is the derivative of the loss by x; gradients
-// are added to what is there. Sums run in double and are rounded once, so that an error found by comparing
-// is the other kernel's.
+// are added to what is there. Sums run in double and are rounded once, so an error found is the other's.
+#include "cpu.h"
 #include "lib/base.h"
-#include "lib/nn/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-void k_init(int threads) { (void)threads; } // one thread: nothing to start
-const char *k_name(void) { return "plain"; }
-
-// ---- numbers in memory -----------------------------------------------------------------------------------
+// ---- elements in memory ----------------------------------------------------------------------------------
 //
-// Everything below reads and writes operands through get(), put() and add(), so that no kernel knows of types.
+// Everything below reads and writes operands through get(), put() and add(): no kernel knows of types.
 
 // fp16: a sign, 5 bits of exponent (bias 15), 10 bits of fraction. fp32: 8 bits (bias 127), 23 bits.
 static float from_f16(uint16_t half) {
@@ -31,8 +27,8 @@ static float from_f16(uint16_t half) {
     return value;
 }
 
-// The value is a whole number of quanta; a quantum is 2^(exponent - 10), and no less than 2^-24. rint() rounds
-// that number to nearest even. A full 11 bits carry into the exponent by themselves.
+// The value is a whole number of quanta; a quantum is 2^(exponent - 10), and no less than 2^-24. rint()
+// rounds that number to nearest even. A full 11 bits carry into the exponent by themselves.
 static uint16_t to_f16(float value) {
     uint16_t sign = signbit(value) ? 0x8000 : 0;
     if (isnan(value)) return sign | 0x7e00;
@@ -91,19 +87,19 @@ static size_t at4(int a, int b, int nb, int c, int nc, int d, int nd) {
 }
 
 // y[i] = value
-void k_fill(Mem y, float value, size_t count) {
+static void fill(Mem y, float value, size_t count) {
     for (size_t i = 0; i < count; i++) put(y, i, value);
 }
 
 // y[i] = x[i]
-void k_copy(Mem y, Mem x, size_t count) {
+static void copy(Mem y, Mem x, size_t count) {
     for (size_t i = 0; i < count; i++) put(y, i, get(x, i)); // upwards: y may overlap x from below
 }
 
 // ---- products --------------------------------------------------------------------------------------------
 
 // [T13] c[i, j] = alpha sum_p a[i, p] b[p, j] (+ c[i, j]) (+ bias[j]) (+ residual[i, j])
-void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
+static void gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     size_t m = (size_t)g.m, n = (size_t)g.n, k = (size_t)g.k;
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
@@ -119,7 +115,7 @@ void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
         }
 }
 
-// The input row that output row i sees through row ki of the kernel, or -1 where that is outside; columns alike.
+// The input row (or column) that output row i sees through row ki of the kernel, or -1 where it is outside.
 static int seen(int i, int ki, int stride, int pad, int size) {
     int y = i * stride - pad + ki;
     return y >= 0 && y < size ? y : -1;
@@ -130,9 +126,10 @@ static int sees(int y, int ki, int stride, int pad, int out_size) {
     return i >= 0 && i % stride == 0 && i / stride < out_size ? i / stride : -1;
 }
 
-// y[n, i, j, o] = sum_{ki, kj, c} x[n, i stride - pad_top + ki, j stride - pad_left + kj, c] weight[o, ki, kj, c]
+// y[n, i, j, o] = sum_{ki, kj, c} x[n, i stride - pad_top + ki, j stride - pad_left + kj, c] weight[o, ki,
+// kj, c]
 //                 (+ bias[o]) (+ residual[n, i, j, o])
-void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     for (int n = 0; n < p.n; n++)
         for (int i = 0; i < p.oh; i++)
             for (int j = 0; j < p.ow; j++)
@@ -155,8 +152,8 @@ void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
 }
 
 // y[n, i, j, o] += x[n, row, col, c] weight[o, ki, kj, c]
-// dx[n, row, col, c] += sum_{ki, kj, o} dy[n, i, j, o] weight[o, ki, kj, c], for the (i, j) that saw (row, col)
-void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
+// dx[n, row, col, c] += sum_{ki, kj, o} dy[n, i, j, o] weight[o, ki, kj, c], for all (i, j) that saw it
+static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
     for (int n = 0; n < p.n; n++)
         for (int row = 0; row < p.h; row++)
             for (int col = 0; col < p.w; col++)
@@ -177,7 +174,7 @@ void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
 
 // y[n, i, j, o] += x[n, row, col, c] weight[o, ki, kj, c]
 // dweight[o, ki, kj, c] += sum_{n, i, j} dy[n, i, j, o] x[n, row, col, c]
-void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
+static void conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
     if (!dweight) return;
     for (int o = 0; o < p.oc; o++)
         for (int ki = 0; ki < p.kh; ki++)
@@ -198,7 +195,7 @@ void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
 }
 
 // y[g, c] += sum_r x[g, r, c]
-void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
+static void sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
     for (int g = 0; g < groups; g++)
         for (int c = 0; c < cols; c++) {
             double sum = 0;
@@ -211,7 +208,7 @@ void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
 static size_t head_row(Attention p, int n, int t, int length, int head) {
     return at4(n, t, length, head, p.heads, 0, p.d);
 }
-// q_i . k_j, for rows of d numbers that begin at i in q and at j in k.
+// q_i . k_j, for rows of d elements that begin at i in q and at j in k.
 static double dot(Mem q, size_t i, Mem k, size_t j, int d) {
     double sum = 0;
     for (int e = 0; e < d; e++) sum += get(q, i + e) * get(k, j + e);
@@ -219,8 +216,8 @@ static double dot(Mem q, size_t i, Mem k, size_t j, int d) {
 }
 static int keys_seen(Attention p, int i) { return p.causal && i + 1 < p.tk ? i + 1 : p.tk; }
 
-// s_ij = scale q_i . k_j     lse_i = log sum_j exp(s_ij)     P_ij = exp(s_ij - lse_i)     o_i = sum_j P_ij v_j
-void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
+// s_ij = scale q_i . k_j    lse_i = log sum_j exp(s_ij)    P_ij = exp(s_ij - lse_i)    o_i = sum_j P_ij v_j
+static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
     double *s = xmalloc(sizeof *s * (size_t)p.tk);
     for (int n = 0; n < p.n; n++)
         for (int h = 0; h < p.heads; h++)
@@ -249,8 +246,8 @@ void k_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
 // P_ij = exp(s_ij - lse_i)        ds_ij = P_ij (dP_ij - sum_l P_il dP_il), and that sum is dout_i . o_i
 // s_ij = scale q_i . k_j          dq_i += scale sum_j ds_ij k_j     dk_j += scale sum_i ds_ij q_i
 // Here P and ds (tq, tk) of one head are stored; the fast kernels make them anew where they need them.
-void k_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
-                          Attention p) {
+static void attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
+                               Attention p) {
     size_t tk = (size_t)p.tk;
     double *P = xmalloc(sizeof *P * (size_t)p.tq * tk), *ds = xmalloc(sizeof *ds * (size_t)p.tq * tk);
     for (int n = 0; n < p.n; n++)
@@ -298,12 +295,12 @@ static double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x
 // Over the hw pixels and the c / groups channels of group g of picture n:
 // mean = average of x     rstd = 1 / sqrt(average of (x - mean)^2 + eps)
 // y = f(gamma[c] (x - mean) rstd + beta[c]), f(z) = z or silu(z)
-void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
+static void group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
     int size = p.c / p.groups; // channels of a group
     double count = (double)p.hw * size;
     for (int n = 0; n < p.n; n++)
         for (int g = 0; g < p.groups; g++) {
-            double mean = 0, variance = 0; // two passes: the mean may be large against the spread
+            double mean = 0, variance = 0; // two passes: the mean may be large against the standard deviation
             for (int r = 0; r < p.hw; r++)
                 for (int c = g * size; c < (g + 1) * size; c++)
                     mean += get(x, at4(0, n, p.n, r, p.hw, c, p.c)) / count;
@@ -317,22 +314,19 @@ void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) 
                     double z = get(gamma, c) * (get(x, i) - mean) * rstd + get(beta, c);
                     put(y, i, p.silu ? z * sigmoid(z) : z);
                 }
-            if (stats) {
-                stats[((size_t)n * p.groups + g) * 2] = (float)mean;
-                stats[((size_t)n * p.groups + g) * 2 + 1] = (float)rstd;
-            }
+            size_t at = ((size_t)n * p.groups + g) * 2;
+            if (stats) stats[at] = (float)mean, stats[at + 1] = (float)rstd;
         }
 }
 
 // z = gamma xhat + beta, y = f(z)     dz = dy f'(z)     dgamma += sum dz xhat     dbeta += sum dz
 // xhat = (x - mean) rstd              dxhat = dz gamma
 // mean and rstd depend on every x     dx += rstd (dxhat - average of dxhat - xhat average of (dxhat xhat))
-void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta,
-                           const float *stats, GroupNorm p) {
+static void group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta,
+                                const float *stats, GroupNorm p) {
     int size = p.c / p.groups;
     double count = (double)p.hw * size;
-    double *sum_dz = xcalloc((size_t)p.c, sizeof *sum_dz),
-           *sum_dz_xhat = xcalloc((size_t)p.c, sizeof *sum_dz);
+    double *sum_dz = xcalloc(2 * (size_t)p.c, sizeof *sum_dz), *sum_dz_xhat = sum_dz + p.c;
     for (int n = 0; n < p.n; n++)
         for (int g = 0; g < p.groups; g++) {
             double mean = stats[((size_t)n * p.groups + g) * 2];
@@ -360,63 +354,26 @@ void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, M
         if (dbeta) dbeta[c] += (float)sum_dz[c];
     }
     free(sum_dz);
-    free(sum_dz_xhat);
 }
 
-// The same over one row: y[r, c] = gamma[c] (x[r, c] - mean) rstd + beta[c]
-void k_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps) {
-    for (int r = 0; r < rows; r++) {
-        size_t row = (size_t)r * cols;
-        double mean = 0, variance = 0;
-        for (int c = 0; c < cols; c++) mean += get(x, row + c) / cols;
-        for (int c = 0; c < cols; c++) variance += square(get(x, row + c) - mean) / cols;
-        double rstd = 1 / sqrt(variance + eps);
-        for (int c = 0; c < cols; c++)
-            put(y, row + c, get(gamma, c) * (get(x, row + c) - mean) * rstd + get(beta, c));
-        if (stats) {
-            stats[(size_t)r * 2] = (float)mean;
-            stats[(size_t)r * 2 + 1] = (float)rstd;
-        }
-    }
+// The same over each row, as if it were a picture of one pixel whose channels are one group.
+static void layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps) {
+    group_norm(y, stats, x, gamma, beta, (GroupNorm){rows, 1, cols, 1, eps, false});
+}
+static void layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma,
+                                const float *stats, int rows, int cols) {
+    // beta matters to the SiLU alone
+    group_norm_backward(dx, dgamma, dbeta, dy, x, gamma, (Mem){0}, stats,
+                        (GroupNorm){rows, 1, cols, 1, 0, false});
 }
 
-// y = gamma xhat + beta, xhat = (x - mean) rstd     dgamma += sum_r dy xhat     dbeta += sum_r dy
-// dxhat = dy gamma     dx += rstd (dxhat - average of dxhat - xhat average of (dxhat xhat))
-void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats,
-                           int rows, int cols) {
-    double *sum_dy = xcalloc((size_t)cols, sizeof *sum_dy),
-           *sum_dy_xhat = xcalloc((size_t)cols, sizeof *sum_dy);
-    for (int r = 0; r < rows; r++) {
-        size_t row = (size_t)r * cols;
-        double mean = stats[(size_t)r * 2], rstd = stats[(size_t)r * 2 + 1];
-        double average = 0, average_xhat = 0; // of dxhat, of dxhat xhat
-        for (int c = 0; c < cols; c++) {
-            double xhat = (get(x, row + c) - mean) * rstd, dyc = get(dy, row + c);
-            average += dyc * get(gamma, c) / cols;
-            average_xhat += dyc * get(gamma, c) * xhat / cols;
-            sum_dy[c] += dyc;
-            sum_dy_xhat[c] += dyc * xhat;
-        }
-        for (int c = 0; c < cols; c++) {
-            double xhat = (get(x, row + c) - mean) * rstd;
-            add(dx, row + c, rstd * (get(dy, row + c) * get(gamma, c) - average - xhat * average_xhat));
-        }
-    }
-    for (int c = 0; c < cols; c++) {
-        if (dgamma) dgamma[c] += (float)sum_dy_xhat[c];
-        if (dbeta) dbeta[c] += (float)sum_dy[c];
-    }
-    free(sum_dy);
-    free(sum_dy_xhat);
-}
+// ---- elementwise ---------------------------------------------------------------------------------------
 
-// ---- one number at a time --------------------------------------------------------------------------------
-
-// The normal distribution: Phi(x), the share below x, and its density, Phi'(x).
+// The normal distribution: Phi(x), the fraction below x, and its density, Phi'(x).
 static double normal_below(double x) { return 0.5 * erfc(-x / sqrt(2)); }
 static double normal_density(double x) { return exp(-x * x / 2) / sqrt(2 * 3.14159265358979323846); }
 
-static double activation(Activation f, double x) {
+static double activate(Activation f, double x) {
     switch (f) {
     case SILU: return x * sigmoid(x);
     case GELU: return x * normal_below(x);
@@ -443,37 +400,37 @@ static double slope(Activation f, double x) {
 }
 
 // y = f(x)
-void k_activation(Mem y, Mem x, size_t count, Activation f) {
-    for (size_t i = 0; i < count; i++) put(y, i, activation(f, get(x, i)));
+static void activation(Mem y, Mem x, size_t count, Activation f) {
+    for (size_t i = 0; i < count; i++) put(y, i, activate(f, get(x, i)));
 }
 
 // y = f(x)     dx += dy f'(x)
-void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
+static void activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
     for (size_t i = 0; i < count; i++) add(dx, i, get(dy, i) * slope(f, get(x, i)));
 }
 
 // y[r, i] = value gelu(gate), value = x[r, i], gate = x[r, inner + i]
-void k_geglu(Mem y, Mem x, int rows, int inner) {
+static void geglu(Mem y, Mem x, int rows, int inner) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < inner; i++) {
             size_t value = (size_t)r * 2 * inner + i, gate = value + inner;
-            put(y, (size_t)r * inner + i, get(x, value) * activation(GELU, get(x, gate)));
+            put(y, (size_t)r * inner + i, get(x, value) * activate(GELU, get(x, gate)));
         }
 }
 
 // y = value gelu(gate)     dvalue += dy gelu(gate)     dgate += dy value gelu'(gate)
-void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
+static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < inner; i++) {
             size_t value = (size_t)r * 2 * inner + i, gate = value + inner;
             double dyi = get(dy, (size_t)r * inner + i);
-            add(dx, value, dyi * activation(GELU, get(x, gate)));
+            add(dx, value, dyi * activate(GELU, get(x, gate)));
             add(dx, gate, dyi * get(x, value) * slope(GELU, get(x, gate)));
         }
 }
 
 // y = a x + b z + c y
-void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
+static void combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
     for (size_t i = 0; i < count; i++) {
         double sum = 0;
         if (x.at) sum += (double)a * get(x, i);
@@ -484,7 +441,8 @@ void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
 }
 
 // y[r, i] = a[r] x[r, i] + b[r] z[r, i] (+ y[r, i])
-void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add_to_y) {
+static void combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols,
+                         bool add_to_y) {
     for (int r = 0; r < rows; r++)
         for (size_t i = (size_t)r * cols; i < (size_t)(r + 1) * cols; i++) {
             double sum = (double)a[r] * get(x, i);
@@ -494,7 +452,7 @@ void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int row
 }
 
 // y = x, but not outside [low, high]
-void k_clamp(Mem y, Mem x, float low, float high, size_t count) {
+static void clamp(Mem y, Mem x, float low, float high, size_t count) {
     for (size_t i = 0; i < count; i++) {
         double v = get(x, i);
         put(y, i, v < low ? low : v > high ? high : v);
@@ -502,12 +460,12 @@ void k_clamp(Mem y, Mem x, float low, float high, size_t count) {
 }
 
 // y = a b (+ y)
-void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add_to_y) {
+static void multiply(Mem y, Mem a, Mem b, size_t count, bool add_to_y) {
     for (size_t i = 0; i < count; i++) put(y, i, get(a, i) * get(b, i) + (add_to_y ? get(y, i) : 0));
 }
 
 // y[g, r, c] = x[g, r, c] + v[g, c]
-void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
+static void add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
     for (int g = 0; g < groups; g++)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < cols; c++) {
@@ -516,10 +474,10 @@ void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
             }
 }
 
-// ---- moving ----------------------------------------------------------------------------------------------
+// ---- data movement ---------------------------------------------------------------------------------------
 
 // y[r, c] = x[r, c] (+ y[r, c])
-void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add_to_y) {
+static void copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add_to_y) {
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < cols; c++) {
             size_t to = (size_t)r * y_stride + c;
@@ -528,7 +486,7 @@ void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols
 }
 
 // y[n, i, j, c] = x[n, i / 2, j / 2, c]
-void k_upsample(Mem y, Mem x, int n, int h, int w, int c) {
+static void upsample(Mem y, Mem x, int n, int h, int w, int c) {
     for (int a = 0; a < n; a++)
         for (int i = 0; i < 2 * h; i++)
             for (int j = 0; j < 2 * w; j++)
@@ -537,7 +495,7 @@ void k_upsample(Mem y, Mem x, int n, int h, int w, int c) {
 }
 
 // y[n, i, j, c] = x[n, i / 2, j / 2, c]     dx[n, i, j, c] += the sum of the four dy that copied it
-void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
+static void upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
     for (int a = 0; a < n; a++)
         for (int i = 0; i < h; i++)
             for (int j = 0; j < w; j++)
@@ -550,44 +508,42 @@ void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
                 }
 }
 
-// What one window of a pooling sees in channel c: its sum, how many pixels lie inside, the place of the largest.
+// What the kernel of a pooling sees in channel c: its sum, the pixels that lie inside, the largest's place.
 typedef struct {
     double sum;
     int inside;
     size_t largest;
-} Window;
-static Window look(Mem x, Conv p, int n, int i, int j, int c) {
-    Window s = {0};
+} Seen;
+static Seen look(Mem x, Conv p, int n, int i, int j, int c) {
+    Seen s = {0};
     for (int ki = 0; ki < p.kh; ki++)
         for (int kj = 0; kj < p.kw; kj++) {
             int row = seen(i, ki, p.stride, p.pad_top, p.h), col = seen(j, kj, p.stride, p.pad_left, p.w);
             if (row < 0 || col < 0) continue;
             size_t at = at4(n, row, p.h, col, p.w, c, p.c);
             double v = get(x, at);
-            if (s.inside == 0 || v > get(x, s.largest) || isnan(v))
-                s.largest = at; // NaN wins: it must be seen
+            if (s.inside == 0 || v > get(x, s.largest) || isnan(v)) s.largest = at; // a NaN must be seen
             s.sum += v;
             s.inside++;
         }
     return s;
 }
 
-// y[n, i, j, c] = the largest, or the average, of x[n, row, col, c] in the window
-void k_pool(Mem y, Mem x, Conv p, Pool kind) {
+// y[n, i, j, c] = the largest, or the average, of x[n, row, col, c] under the kernel
+static void pool(Mem y, Mem x, Conv p, Pool kind) {
     for (int n = 0; n < p.n; n++)
         for (int i = 0; i < p.oh; i++)
             for (int j = 0; j < p.ow; j++)
                 for (int c = 0; c < p.c; c++) {
-                    Window s = look(x, p, n, i, j, c);
-                    int divisor = kind == POOL_AVERAGE ? s.inside : p.kh * p.kw;
+                    Seen s = look(x, p, n, i, j, c);
                     put(y, at4(n, i, p.oh, j, p.ow, c, p.c),
-                        kind == POOL_MAX ? get(x, s.largest) : s.sum / divisor);
+                        kind == POOL_MAX ? get(x, s.largest) : s.sum / s.inside);
                 }
 }
 
 // y = x[largest]      dx[largest] += dy
-// y = sum / divisor   dx += dy / divisor, for each pixel inside the window
-void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
+// y = sum / inside    dx += dy / inside, for each pixel inside the kernel
+static void pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
     for (int n = 0; n < p.n; n++)
         for (int row = 0; row < p.h; row++)
             for (int col = 0; col < p.w; col++)
@@ -595,29 +551,29 @@ void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
                     size_t here = at4(n, row, p.h, col, p.w, c, p.c);
                     double sum = 0;
                     for (int ki = 0; ki < p.kh; ki++)
-                        for (int kj = 0; kj < p.kw; kj++) { // the windows that see this pixel
+                        for (int kj = 0; kj < p.kw; kj++) { // the outputs that see this pixel
                             int i = sees(row, ki, p.stride, p.pad_top, p.oh);
                             int j = sees(col, kj, p.stride, p.pad_left, p.ow);
                             if (i < 0 || j < 0) continue;
-                            Window s = look(x, p, n, i, j, c);
+                            Seen s = look(x, p, n, i, j, c);
                             double d = get(dy, at4(n, i, p.oh, j, p.ow, c, p.c));
                             if (kind == POOL_MAX)
                                 sum += s.largest == here ? d : 0;
                             else
-                                sum += d / (kind == POOL_AVERAGE ? s.inside : p.kh * p.kw);
+                                sum += d / s.inside;
                         }
                     add(dx, here, sum);
                 }
 }
 
 // y[r, c] = table[ids[r], c]
-void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
+static void embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < cols; c++) put(y, (size_t)r * cols + c, get(table, (size_t)ids[r] * cols + c));
 }
 
 // y[r, c] = table[ids[r], c]     dtable[ids[r], c] += dy[r, c]
-void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
+static void embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
     if (!dtable) return;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < cols; c++)
@@ -625,9 +581,9 @@ void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int c
 }
 
 // angle = t[r] exp(-i ln(10000) / (half - shift)), i = 0 .. half - 1: a cosine and a sine of each.
-// diffusers rounds every step of this to fp32. With t up to 999 the rounding shows in the angle's fifth digit,
-// and the networks were trained with it, so the same steps are rounded here.
-void k_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
+// diffusers rounds every step of this to fp32. With t up to 999 the rounding shows in the angle's fifth
+// digit, and the networks were trained with it, so the same steps are rounded here.
+static void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
     int half = dim / 2;
     for (int r = 0; r < rows; r++) {
         size_t row = (size_t)r * dim;
@@ -664,8 +620,8 @@ static double loss_slope(Loss f, double d, double c) {
 }
 
 // loss = 1 / (rows cols) sum_{r, i} weight[r] f(prediction[r, i] - target[r, i])
-void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
-            float c) {
+static void loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
+                 float c) {
     double sum = 0;
     for (int r = 0; r < rows; r++)
         for (size_t i = (size_t)r * cols; i < (size_t)(r + 1) * cols; i++)
@@ -675,17 +631,17 @@ void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int ro
 
 // loss = 1 / (rows cols) sum weight[r] f(prediction - target)
 // dprediction[r, i] += dloss weight[r] / (rows cols) f'(prediction[r, i] - target[r, i])
-void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
-                     int rows, int cols, Loss f, float c) {
+static void loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target,
+                          const float *weight, int rows, int cols, Loss f, float c) {
     for (int r = 0; r < rows; r++) {
-        double share = *dloss * (weight ? (double)weight[r] : 1) / ((double)rows * cols);
+        double factor = *dloss * (weight ? (double)weight[r] : 1) / ((double)rows * cols);
         for (size_t i = (size_t)r * cols; i < (size_t)(r + 1) * cols; i++)
-            add(dprediction, i, share * loss_slope(f, get(prediction, i) - get(target, i), c));
+            add(dprediction, i, factor * loss_slope(f, get(prediction, i) - get(target, i), c));
     }
 }
 
 // y[r, c] = x[r, c] - log sum_c exp(x[r, c])
-void k_log_softmax(Mem y, Mem x, int rows, int cols) {
+static void log_softmax(Mem y, Mem x, int rows, int cols) {
     for (int r = 0; r < rows; r++) {
         size_t row = (size_t)r * cols;
         double largest = -INFINITY, sum = 0;
@@ -697,7 +653,7 @@ void k_log_softmax(Mem y, Mem x, int rows, int cols) {
 }
 
 // y[r, c] = x[r, c] - log sum_c exp(x[r, c])     dx[r, c] += dy[r, c] - exp(y[r, c]) sum_c dy[r, c]
-void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols) {
+static void log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols) {
     for (int r = 0; r < rows; r++) {
         size_t row = (size_t)r * cols;
         double sum = 0;
@@ -707,7 +663,7 @@ void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols) {
 }
 
 // loss = - 1 / rows sum_r x[r, ids[r]]
-void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
+static void pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
     double sum = 0;
     for (int r = 0; r < rows; r++)
         if (ids[r] >= 0) sum += get(x, (size_t)r * cols + ids[r]);
@@ -715,7 +671,7 @@ void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
 }
 
 // loss = - 1 / rows sum_r x[r, ids[r]]     dx[r, ids[r]] -= dloss / rows
-void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
+static void pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
     for (int r = 0; r < rows; r++)
         if (ids[r] >= 0) add(dx, (size_t)r * cols + ids[r], -(double)*dloss / rows);
 }
@@ -723,14 +679,14 @@ void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, i
 // ---- optimiser -------------------------------------------------------------------------------------------
 
 // sum_square += sum g^2
-void k_sum_square(OptimiserState *s, const float *g, size_t count) {
+static void sum_square(OptimiserState *s, const float *g, size_t count) {
     double sum = 0;
     for (size_t i = 0; i < count; i++) sum += (double)g[i] * g[i];
     s->sum_square += (float)sum;
 }
 
-// rate = c.rate step / warmup                                         while step < warmup; step 1 is the first
-// rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2)      progress from 0 at warmup to 1 at total
+// rate = c.rate step / warmup while step < warmup (step 1 is the first), then
+// rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2), progress from 0 at warmup to 1 at total
 static double scheduled_rate(OptimiserConfig c, double step) {
     if (step < c.warmup) return c.rate * step / c.warmup;
     if (c.total <= c.warmup) return c.rate; // no decay
@@ -739,7 +695,7 @@ static double scheduled_rate(OptimiserConfig c, double step) {
 }
 
 // norm = sqrt(sum_square)     clip = min(1, max_norm / (norm + 1e-6))
-void k_optimiser_begin(OptimiserState *s, OptimiserConfig c) {
+static void optimiser_begin(OptimiserState *s, OptimiserConfig c) {
     s->step += 1;
     s->norm = sqrtf(s->sum_square);
     s->clip = c.max_norm > 0 ? (float)fmin(1, c.max_norm / ((double)s->norm + 1e-6)) : 1;
@@ -754,8 +710,8 @@ static bool is_bad(const OptimiserState *s) { return s->step > 0 && s->bad == s-
 // [G8] g' = clip g
 // m = beta1 m + (1 - beta1) g'     v = beta2 v + (1 - beta2) g'^2
 // w = (1 - rate weight_decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
-void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
-             size_t count) {
+static void adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
+                  size_t count) {
     double beta1 = c.beta1, beta2 = c.beta2, rate = s->rate;
     double unbias1 = 1 - pow(beta1, s->step), unbias2 = 1 - pow(beta2, s->step);
     for (size_t i = 0; i < count; i++) {
@@ -771,7 +727,16 @@ void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, Op
 }
 
 // e = decay e + (1 - decay) w
-void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
+static void ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (s && is_bad(s)) return;
     for (size_t i = 0; i < count; i++) e[i] = (float)((double)decay * e[i] + (1 - (double)decay) * w[i]);
 }
+
+// ---- the table -------------------------------------------------------------------------------------------
+
+static const char *name(void) { return "cpu plain"; }
+
+const Backend plain = {
+    .name = name,
+    KERNELS_BY_NAME,
+};

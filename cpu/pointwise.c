@@ -1,4 +1,4 @@
-// pointwise.c: what happens to one number at a time: filling and copying with conversion, activations, GEGLU,
+// pointwise.c: elementwise kernels: filling and copying with conversion, activations, GEGLU,
 // sums of tensors. Memory-bound but for the activations; all take any type and compute in fp32.
 #include "vector.h"
 
@@ -6,8 +6,8 @@
 
 #include <math.h>
 
-// Runs over numbers i = 0, W, 2 W, ... of `count`, `lanes` of them at a time, in pieces shared among threads.
-// A piece is always the same numbers, and no number depends on another.
+// Runs over elements i = 0, W, 2 W, ... of `count`, `lanes` of them at a time, in pieces shared among
+// threads. A piece is always the same elements, and no element depends on another.
 enum { PIECE = 8192 };
 #define EACH(count, cost)                                                                                    \
     PARALLEL_FOR((count) * (cost) > WORTH_A_THREAD)                                                          \
@@ -18,9 +18,9 @@ enum { PIECE = 8192 };
 INLINE vec get(Mem x, size_t i, int lanes) { return load_part_as(from(x, i).at, x.type, lanes); }
 INLINE void put(Mem y, size_t i, vec v, int lanes) { store_part_as(from(y, i).at, y.type, v, lanes); }
 
-void LOCAL(fill)(Mem y, float value, size_t count) { EACH(count, 1) put(y, i, all(value), LANES); }
+static void fill(Mem y, float value, size_t count) { EACH(count, 1) put(y, i, all(value), LANES); }
 
-void LOCAL(copy)(Mem y, Mem x, size_t count) {
+static void copy(Mem y, Mem x, size_t count) {
     if (y.type == x.type) {
         if (count) memmove(y.at, x.at, count * size_of(x.type));
         return;
@@ -28,9 +28,9 @@ void LOCAL(copy)(Mem y, Mem x, size_t count) {
     EACH(count, 1) put(y, i, get(x, i, LANES), LANES);
 }
 
-// ---- activations -------------------------------------------------------------------------------------------------
+// ---- activations ------------------------------------------------------------------------------------------
 
-// The library's: only statistics need it, a few numbers at a time.
+// The library's: only statistics need it, a few values at a time.
 INLINE vec log_each(vec x) {
     for (int i = 0; i < W; i++) x[i] = logf(x[i]);
     return x;
@@ -74,12 +74,12 @@ INLINE vec slope_of(const Activation f, vec x) {
     case LOG: DO(LOG) break;                                                                                 \
     }
 
-void LOCAL(activation)(Mem y, Mem x, size_t count, Activation f) {
+static void activation(Mem y, Mem x, size_t count, Activation f) {
 #define FORWARD(f) EACH(count, 5) put(y, i, value_of(f, get(x, i, LANES)), LANES);
     ACTIVATIONS(FORWARD)
 }
 
-void LOCAL(activation_backward)(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
+static void activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
     if (!dx.at) return;
 #define BACKWARD(f)                                                                                          \
     EACH(count, 5)                                                                                           \
@@ -87,7 +87,7 @@ void LOCAL(activation_backward)(Mem dx, Mem dy, Mem x, size_t count, Activation 
     ACTIVATIONS(BACKWARD)
 }
 
-void LOCAL(geglu)(Mem y, Mem x, int rows, int inner) {
+static void geglu(Mem y, Mem x, int rows, int inner) {
     PARALLEL_FOR((double)rows * inner > WORTH_A_THREAD / 8)
     for (int r = 0; r < rows; r++) {
         size_t value = 2 * (size_t)r * (size_t)inner, gate = value + (size_t)inner;
@@ -99,7 +99,7 @@ void LOCAL(geglu)(Mem y, Mem x, int rows, int inner) {
     }
 }
 
-void LOCAL(geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner) {
+static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
     if (!dx.at) return;
     PARALLEL_FOR((double)rows * inner > WORTH_A_THREAD / 16)
     for (int r = 0; r < rows; r++) {
@@ -113,9 +113,9 @@ void LOCAL(geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner) {
     }
 }
 
-// ---- sums --------------------------------------------------------------------------------------------------------
+// ---- sums -------------------------------------------------------------------------------------------------
 
-void LOCAL(combine)(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
+static void combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
     EACH(count, 1) {
         int lanes = LANES;
         vec sum = c != 0 ? c * get(y, i, lanes) : all(0);
@@ -125,20 +125,19 @@ void LOCAL(combine)(Mem y, float a, Mem x, float b, Mem z, float c, size_t count
     }
 }
 
-void LOCAL(combine_rows)(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add) {
+static void combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add) {
     for (int r = 0; r < rows; r++) {
         size_t row = (size_t)r * (size_t)cols;
         float br = b && z.at ? b[r] : 0;
-        LOCAL(combine)
-        (from(y, row), a[r], from(x, row), br, b ? from(z, row) : (Mem){0}, add ? 1 : 0, (size_t)cols);
+        combine(from(y, row), a[r], from(x, row), br, b ? from(z, row) : (Mem){0}, add ? 1 : 0, (size_t)cols);
     }
 }
 
-void LOCAL(clamp)(Mem y, Mem x, float low, float high, size_t count) {
+static void clamp(Mem y, Mem x, float low, float high, size_t count) {
     EACH(count, 1) put(y, i, min_vec(max_vec(get(x, i, LANES), all(low)), all(high)), LANES);
 }
 
-void LOCAL(multiply)(Mem y, Mem a, Mem b, size_t count, bool add) {
+static void multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
     EACH(count, 1) {
         int lanes = LANES;
         vec v = get(a, i, lanes) * get(b, i, lanes);
@@ -146,7 +145,7 @@ void LOCAL(multiply)(Mem y, Mem a, Mem b, size_t count, bool add) {
     }
 }
 
-void LOCAL(add_vector)(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
+static void add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
     PARALLEL_FOR((double)groups * rows * cols > WORTH_A_THREAD)
     for (int r = 0; r < groups * rows; r++) {
         size_t row = (size_t)r * (size_t)cols, vector = (size_t)(r / rows) * (size_t)cols;
@@ -157,9 +156,9 @@ void LOCAL(add_vector)(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
     }
 }
 
-// y[g] += the sum over r of x[g, r]. Rows are summed in stretches of a fixed length, so that long sums lose no
-// precision and threads have something to share; then the stretches.
-void LOCAL(sum_rows)(Mem y, Mem x, int groups, int rows, int cols) {
+// y[g] += the sum over r of x[g, r]. Rows are summed in stretches of a fixed length, so that long sums lose
+// no precision and threads have something to share; then the stretches.
+static void sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
     if (!y.at) return;
     enum { STRETCH = 256 };
     int stretches = blocks_of(rows, STRETCH), padded = round_up(cols, W);

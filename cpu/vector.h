@@ -1,9 +1,10 @@
-// vector.h: a vector of floats as wide as the instruction set has, and the few functions on it that the kernels
-// share: loads that convert, exp, the logistic and the normal distribution. Written once, with the compilers'
-// vector extensions (gcc and clang); every file that includes it is compiled once for each instruction set.
+// vector.h: a vector of floats as wide as the instruction set has, and the few functions on it that the
+// kernels share: loads that convert, exp, the logistic and the normal distribution. Written once, with the
+// compilers' vector extensions (gcc and clang); every file that includes it is compiled once for each
+// instruction set.
 //
-// What differs between the sets is the width W, and a few functions below for which they have an instruction that the
-// extensions cannot name: parts of vectors, half precision, the larger of two. Nothing else in cpu/ knows.
+// What differs between the sets is the width W, and a few functions below for which they have an instruction
+// that the extensions cannot name: parts of vectors, half precision, the larger of two.
 #ifndef VECTOR_H
 #define VECTOR_H
 
@@ -71,13 +72,8 @@ INLINE float sum_lanes(vec v) {
     UNROLL for (int i = 0; i < W; i++) s += v[i];
     return s;
 }
-INLINE float max_lanes(vec v) {
-    float m = v[0];
-    UNROLL for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
-    return m;
-}
 
-// ---- loads and stores --------------------------------------------------------------------------------------
+// ---- loads and stores -------------------------------------------------------------------------------------
 
 INLINE ivec lanes_from(int first) { // first, first + 1, ...
     ivec lane = {0};
@@ -117,7 +113,7 @@ INLINE void store_part(float *p, vec v, int count) {
 #endif
 }
 
-// W half-precision numbers. bf16 is the upper half of a float. fp16 without the instruction: exponent and
+// W half-precision values. bf16 is the upper half of a float. fp16 without the instruction: exponent and
 // mantissa moved into place are the number divided by 2^112, subnormals included; infinities stay finite.
 INLINE vec load_bf16(const void *p) {
     hvec h;
@@ -138,9 +134,9 @@ INLINE vec load_f16(const void *p) {
     return (vec)(((special & (magnitude | 0x7f800000)) | (~special & scaled)) | sign);
 #endif
 }
-// Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd. To
-// fp16 without the instruction: the same on the moved fraction; a sum with 2^n, whose last place is fp16's,
-// rounds subnormals.
+// Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd.
+// To fp16 without the instruction: the same on the moved fraction; a sum with 2^n, whose last place is
+// fp16's, rounds subnormals.
 INLINE hvec round_bf16(vec v) {
     ivec x = (ivec)v, odd = x >> 16 & 1, rounded = x + 0x7fff + odd, nan = v != v;
     return __builtin_convertvector(((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff, hvec);
@@ -216,12 +212,12 @@ INLINE const float *as_floats(Mem m, int count, Slot slot) {
     return to;
 }
 
-// ---- functions ---------------------------------------------------------------------------------------------
+// ---- functions --------------------------------------------------------------------------------------------
 
 // exp(x) = 2^n exp(r), n = x / ln 2 rounded, |r| <= ln 2 / 2; ln 2 in two parts, the first so short that its
-// product with n is exact. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The polynomial
-// is the minimax one of degree 5 with 1 + r fixed. Relative error 1.7e-7. Below -87 it is exp(-87), 1.6e-38;
-// above 88 it is exp(88), 1.7e38. NaN stays NaN.
+// product with n is exact. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The
+// polynomial is the minimax one of degree 5 with 1 + r fixed. Relative error 1.7e-7. Below -87 it is
+// exp(-87), 1.6e-38; above 88 it is exp(88), 1.7e38. NaN stays NaN.
 INLINE vec exp_vec(vec x) {
     x = min_vec(max_vec(x, all(-87)), all(88));
     vec shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
@@ -246,10 +242,10 @@ INLINE vec silu_slope_vec(vec x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
-// Phi(x), the share of the normal distribution below x: erfc(a) / 2 at a = |x| / sqrt(2), or 1 less that. Up to
-// a = 1 from an odd polynomial of degree 13 for erf; beyond, exp(q(a) - a^2) with q of degree 9 fitted to
-// log(erfc(a)) + a^2 up to a = 6.5, so that the far tail keeps its digits too: relative error 2e-7 to the right,
-// 5e-6 at -9. Both minimax. A density beside it: exp(-x^2 / 2) / sqrt(2 pi).
+// Phi(x), the fraction of the normal distribution below x: erfc(a) / 2 at a = |x| / sqrt(2), or 1 less that.
+// Up to a = 1 from an odd polynomial of degree 13 for erf; beyond, exp(q(a) - a^2) with q of degree 9 fitted
+// to log(erfc(a)) + a^2 up to a = 6.5, so that the far tail keeps its digits too: relative error 2e-7 to the
+// right, 5e-6 at -9. Both minimax. A density beside it: exp(-x^2 / 2) / sqrt(2 pi).
 INLINE vec normal_below_vec(vec x) {
     vec a = min_vec(abs_vec(x) * 0.707106781f, all(6.5f)), s = a * a;
     vec p = 7.85389202e-5f * s - 8.01020360e-4f;
@@ -274,7 +270,7 @@ INLINE vec normal_density_vec(vec x) { return 0.398942280f * exp_vec(-0.5f * x *
 INLINE vec gelu_vec(vec x) { return x * normal_below_vec(x); }
 INLINE vec gelu_slope_vec(vec x) { return normal_below_vec(x) + x * normal_density_vec(x); }
 
-// A W x W block turned over in place. Each round riffles rows i and i + W/2 together, like a deck of cards;
+// A W x W block transposed in place. Each round riffles rows i and i + W/2 together, like a deck of cards;
 // after log2(W) rounds row and column have changed places.
 INLINE vec riffle_low(vec a, vec b) {
 #if defined(__AVX512F__)

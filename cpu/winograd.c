@@ -1,28 +1,28 @@
-// winograd.c: 3x3 convolutions of stride 1 in tiles of 4 x 4 outputs (Lavin and Gray 2016, "Fast Algorithms for
-// Convolutional Neural Networks", F(4x4, 3x3)). A tile of outputs needs 6 x 6 inputs; along one axis, with input d,
-// weights g, output y,
+// winograd.c: 3x3 convolutions of stride 1 in tiles of 4 x 4 outputs (Lavin and Gray 2016, "Fast Algorithms
+// for Convolutional Neural Networks", F(4x4, 3x3)). A tile of outputs needs 6 x 6 inputs; along one axis,
+// with input d, weights g, output y,
 //     y = A^T ((G g) * (B^T d)),       * number by number, six multiplications instead of twelve,
 // and along both, 36 instead of 144. Each of the 36 positions is a product over the channels, tiles x c times
 // c x oc, and there the time goes. A reader new to it should first read conv.c, which computes the same.
 //
-// B, G and A evaluate and interpolate polynomials at six points: 0, +-P, +-Q, infinity. The textbook takes P = 1,
-// Q = 2; 5/8 and 3/2 lose a quarter as much precision (largest error of a layer 1 to 3e-6 of the largest output;
-// the direct way 4e-7). Points that differ in sign share an even and an odd part.
+// B, G and A evaluate and interpolate polynomials at six points: 0, +-P, +-Q, infinity. The textbook takes P
+// = 1, Q = 2; 5/8 and 3/2 lose a quarter as much precision (largest error of a layer 1 to 3e-6 of the largest
+// output; the direct way 4e-7). Points that differ in sign share an even and an odd part.
 //
-// Lanes are channels everywhere: channels must be multiples of 16. Loops from the outside: blocks of tiles whose
-// transformed input V stays in the cache; panels of TN output channels; of those, SLAB input channels at a time:
-// the transformed weights U are made on the spot, because they are four times as many as the weights; 36 products;
-// the way back.
-#include "winograd.h"
+// Lanes are channels everywhere: channels must be multiples of 16. Loops from the outside: blocks of tiles
+// whose transformed input V stays in the cache; panels of TN output channels; of those, SLAB input channels
+// at a time: the transformed weights U are made on the spot, because they are four times as many as the
+// weights; 36 products; the way back.
+#include "vector.h"
 
 static const float P = 0.625f, Q = 1.5f, P2 = 0.390625f, Q2 = 2.25f;
 enum { POSITIONS = 36, SLAB = 64 };
 static const double BUDGET = 3 << 20; // bytes of V, about
 
-// ---- the transforms along one axis ---------------------------------------------------------------------------
+// ---- the transforms along one axis ------------------------------------------------------------------------
 
-// B^T d: (6) to (6). Row 0 is the polynomial (x^2 - P^2)(x^2 - Q^2), the last one x times it; the others leave out
-// one factor.
+// B^T d: (6) to (6). Row 0 is the polynomial (x^2 - P^2)(x^2 - Q^2), the last x times it; others lack a
+// factor.
 INLINE void input_axis(const vec d[6], vec o[6]) {
     const float s0 = P2 * Q2, s1 = -(P2 + Q2);
     o[0] = s0 * d[0] + (s1 * d[2] + d[4]);
@@ -87,7 +87,7 @@ BOTH_AXES(transform_gradient, gradient_axis, 4, 6)
 BOTH_AXES(transform_weight, weight_axis, 3, 6)
 BOTH_AXES(transform_weight_back, weight_axis_back, 6, 3)
 
-// ---- tiles ---------------------------------------------------------------------------------------------------
+// ---- tiles ------------------------------------------------------------------------------------------------
 
 // A batch of pictures cut into tiles of 4 x 4 outputs; tile t sees the 6 x 6 pixels from (top, left) of x.
 typedef struct {
@@ -100,9 +100,9 @@ static Tiles tiles_of(int n, int h, int w, int c, int oh, int ow, int oc, int pa
     return (Tiles){n, h, w, c, oh, ow, oc, pad_top, pad_left, blocks_of(oh, 4), blocks_of(ow, 4)};
 }
 
-// Where the pixels of a size x size window begin, in numbers from the picture's first; outside: `zeros`.
-static void window(const float **at, int size, const float *x, const float *zeros, int picture, int top,
-                   int left, int h, int w, int c) {
+// Where the pixels of a size x size patch begin; outside of the picture: `zeros`.
+static void patch(const float **at, int size, const float *x, const float *zeros, int picture, int top,
+                  int left, int h, int w, int c) {
     for (int i = 0; i < size * size; i++) {
         int y = top + i / size, xx = left + i % size;
         bool inside = y >= 0 && y < h && xx >= 0 && xx < w;
@@ -114,7 +114,7 @@ static void window(const float **at, int size, const float *x, const float *zero
 static void input_tile(float *to, size_t stride, const float *x, const float *zeros, const Tiles *g, int t) {
     int picture = t / (g->rows * g->columns), y = t / g->columns % g->rows * 4, xx = t % g->columns * 4;
     const float *at[36];
-    window(at, 6, x, zeros, picture, y - g->pad_top, xx - g->pad_left, g->h, g->w, g->c);
+    patch(at, 6, x, zeros, picture, y - g->pad_top, xx - g->pad_left, g->h, g->w, g->c);
     for (int c = 0; c < g->c; c += W) {
         vec d[36], o[36];
         UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
@@ -123,7 +123,7 @@ static void input_tile(float *to, size_t stride, const float *x, const float *ze
     }
 }
 
-// ---- the weights ---------------------------------------------------------------------------------------------
+// ---- the weights ------------------------------------------------------------------------------------------
 
 typedef struct {
     Mem at; // (oc, 3, 3, c)
@@ -152,8 +152,8 @@ INLINE void slab_of_type(float *to, size_t stride, const Weights *w, const Type 
             }
         return;
     }
-    for (int x = 0; x < width;
-         x += W) // weight[output channel, tap, input channel]: blocks W x W are turned over
+    // weight[output channel, tap, input channel]: blocks W x W are transposed
+    for (int x = 0; x < width; x += W)
         for (int i = 0; i < depth; i += W) {
             vec r[9][W];
             for (int q = 0; q < 9; q++) {
@@ -177,7 +177,7 @@ static void slab(float *to, size_t stride, const Weights *w, int j, int width, i
         slab_of_type(to, stride, w, BF16, j, width, k, depth);
 }
 
-// ---- forward, and the gradient of the input -----------------------------------------------------------------------
+// ---- forward, and the gradient of the input ---------------------------------------------------------------
 
 // V, for `count` tiles: V[position][tile][channel], rows padded so that they do not share one cache set.
 static size_t v_row(const Tiles *g) { return (size_t)g->c + 16; }
@@ -219,7 +219,7 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
     }
 }
 
-// `count` tiles from t0 on: turned over, multiplied, turned back. zeros: (c), for what lies outside of the picture.
+// `count` tiles from t0 on: transformed, multiplied, transformed back. zeros (c): what lies outside.
 static void tiles_block(const Tiles *g, const Weights *w, const float *x, const float *zeros, int t0,
                         int count, Out out) {
     size_t stride = v_position(g, count);
@@ -251,22 +251,22 @@ static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
         tiles_block(g, w, x, zeros, b * count, min_int(count, all_tiles - b * count), out);
 }
 
-void winograd(float *y, const float *x, Mem weight, const float *bias, const float *residual, Conv p) {
+static void winograd(float *y, const float *x, Mem weight, const float *bias, const float *residual, Conv p) {
     Tiles g = tiles_of(p.n, p.h, p.w, p.c, p.oh, p.ow, p.oc, p.pad_top, p.pad_left);
     run(&g, &(Weights){weight, p.oc, p.c, false}, x, (Out){y, 0, residual, bias, 1});
 }
 
-// dx += the convolution of dy with the weights' taps in reverse: what y at i took from x at i + tap - pad comes back.
-void winograd_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
+// dx += the convolution of dy with the weights' taps in reverse.
+static void winograd_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
     Tiles g = tiles_of(p.n, p.oh, p.ow, p.oc, p.h, p.w, p.c, 2 - p.pad_top, 2 - p.pad_left);
     run(&g, &(Weights){weight, p.oc, p.c, true}, dy, (Out){dx, 0, dx, NULL, 1});
 }
 
-// ---- the gradient of the weights ---------------------------------------------------------------------------------
+// ---- the gradient of the weights --------------------------------------------------------------------------
 
-// dW = G^T (sum over tiles of (A dy A^T) * (B^T x B)) G: for each position a product oc x tiles times tiles x c.
-// Its first factor lies with the tiles outside, its second in panels.
-void winograd_backward_weight(float *dweight, const float *dy, const float *x, Conv p) {
+// dW = G^T (sum over tiles of (A dy A^T) * (B^T x B)) G: for each position a product oc x tiles times tiles x
+// c. Its first factor lies with the tiles outside, its second in panels.
+static void winograd_backward_weight(float *dweight, const float *dy, const float *x, Conv p) {
     Tiles g = tiles_of(p.n, p.h, p.w, p.c, p.oh, p.ow, p.oc, p.pad_top, p.pad_left);
     int all_tiles = g.n * g.rows * g.columns;
     int count = clamp_int((int)(2 * BUDGET / (POSITIONS * 4.0 * (g.c + g.oc))), 32, DEPTH);
@@ -284,7 +284,7 @@ void winograd_backward_weight(float *dweight, const float *dy, const float *x, C
         for (int t = t0; t < t0 + n; t++) {
             int picture = t / (g.rows * g.columns), y = t / g.columns % g.rows * 4, xx = t % g.columns * 4;
             const float *at[36];
-            window(at, 6, x, zeros, picture, y - g.pad_top, xx - g.pad_left, g.h, g.w, g.c);
+            patch(at, 6, x, zeros, picture, y - g.pad_top, xx - g.pad_left, g.h, g.w, g.c);
             for (int c = 0; c < g.c; c += W) {
                 int panel = c / TN * TN, width = min_int(TN, g.c - panel);
                 vec d[36], o[36];
@@ -293,7 +293,7 @@ void winograd_backward_weight(float *dweight, const float *dy, const float *x, C
                 float *to = v + (size_t)panel * (size_t)n + (size_t)(t - t0) * (size_t)width + (c - panel);
                 UNROLL for (int i = 0; i < 36; i++) store(to + (size_t)i * v_stride, o[i]);
             }
-            window(at, 4, dy, zeros, picture, y, xx, g.oh, g.ow, g.oc);
+            patch(at, 4, dy, zeros, picture, y, xx, g.oh, g.ow, g.oc);
             for (int c = 0; c < g.oc; c += W) {
                 vec d[16], o[36];
                 UNROLL for (int i = 0; i < 16; i++) d[i] = load(at[i] + c);
@@ -323,10 +323,10 @@ void winograd_backward_weight(float *dweight, const float *dy, const float *x, C
         }
 }
 
-// Tiles are whole: where they stick out far beyond the picture, or where there are too few of them to pay for the
-// transformed weights, the direct way is faster.
-bool winograd_suits(Conv p, int oh, int ow) {
-    double tiles = (double)p.n * blocks_of(oh, 4) * blocks_of(ow, 4), pixels = (double)p.n * oh * ow;
+// Tiles are whole: where they stick out far beyond the picture, or where there are too few of them to pay for
+// the transformed weights, the direct way is faster.
+static bool winograd_suits(Conv p, int oh, int ow) {
+    double all_tiles = (double)p.n * blocks_of(oh, 4) * blocks_of(ow, 4), pixels = (double)p.n * oh * ow;
     return p.kh == 3 && p.kw == 3 && p.stride == 1 && p.pad_top <= 2 && p.pad_left <= 2 && p.c % 16 == 0 &&
-           p.oc % 16 == 0 && tiles >= 4 && tiles * POSITIONS < 0.7 * pixels * 9 && cpu_winograd();
+           p.oc % 16 == 0 && all_tiles >= 4 && all_tiles * POSITIONS < 0.7 * pixels * 9 && cpu_winograd();
 }

@@ -1,6 +1,7 @@
-# build.mk: the rules of cuda/, included by the Makefile. The objects above lib/nn/kernels.h are the same ones that
-# the processor's backend is linked with.
-#   make cuda            ./sd for an NVIDIA GPU  (ARCH=sm_90, PRECISION=f32|bf16|f16; PTX=80: PTX alone, shared runtime)
+# build.mk: the rules of cuda/, included by the Makefile. The objects above lib/nn/kernels.h are the same ones
+# that the processor's backend is linked with.
+#   make cuda            ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16; PTX=80: PTX alone, shared
+#                        runtime)
 #   make emulate         ./sd-emulate: the CUDA kernels on the processor (DEBUG=1: for a debugger)
 #   make emulate-check   ./sd-emulate-check: every load and store of a kernel is checked
 #   make emulate-count   ./sd-emulate-count: bank conflicts and coalescing
@@ -8,13 +9,17 @@
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_CXX  ?= g++
 PRECISION ?= f32
-STORAGE   := $(or $(STORAGE_$(PRECISION)),$(if $(filter f32,$(PRECISION)),F32,$(if $(filter bf16,$(PRECISION)),BF16,$(if $(filter f16,$(PRECISION)),F16,$(error PRECISION is $(PRECISION); f32, bf16 and f16 are known)))))
+STORAGE_f32 := F32
+STORAGE_bf16 := BF16
+STORAGE_f16 := F16
+STORAGE   := $(or $(STORAGE_$(PRECISION)),$(error PRECISION is $(PRECISION); f32, bf16 and f16 are known))
 KERNELS   := memory gemm conv attention norm pointwise loss optim
 CUDA_H    := $(wildcard cuda/*.h) lib/base.h lib/nn/kernels.h
 
-# ---- with nvcc -------------------------------------------------------------------------------------------
+# ---- with nvcc ---------------------------------------------------------------------------------------------
 # The architecture: what was asked for, else the machine's GPU, else the oldest that has all the instructions.
-GPU_ARCH  := $(or $(filter sm_%,$(ARCH)),$(patsubst %,sm_%,$(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1))),sm_80)
+GPU_HERE  := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+GPU_ARCH  := $(or $(filter sm_%,$(ARCH)),$(patsubst %,sm_%,$(subst .,,$(GPU_HERE))),sm_80)
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -DSTORAGE=$(STORAGE) --compiler-options -Wall,-Wextra
 ifdef PTX
 NVCCFLAGS += -gencode arch=compute_$(PTX),code=compute_$(PTX) -no-compress -DOWN_ALLOCATIONS
@@ -27,17 +32,20 @@ endif
 NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
 $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
 	@mkdir -p $(@D)
-	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))$(NVCC) $(NVCCFLAGS) -c $< -o $@
+	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))
+	$(NVCC) $(NVCCFLAGS) -c $< -o $@
 CUDA_SD   ?= ./sd
 $(NVCC_DIR)/sd: $(ABOVE_O) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 cuda: $(NVCC_DIR)/sd
-	@cp -f $< $(CUDA_SD) && touch -t 200001010000 $(CUDA_SD) # old: so the next `make` links the processor's again
+	@cp -f $< $(CUDA_SD) && touch -t 200001010000 $(CUDA_SD) # old: the next `make` links the processor's again
 	@echo "$(CUDA_SD) for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
 
-# ---- with g++: the emulator ------------------------------------------------------------------------------
-# launch.sed makes a call of each <<<...>>>; the compiler reads the result from a pipe, with the file's own lines.
-EMU_FLAGS  := -std=c++17 -gdwarf-4 -Wall -Wextra -Wno-unknown-pragmas -fno-extern-tls-init -I. -DSTORAGE=$(STORAGE)
+# ---- with g++: the emulator --------------------------------------------------------------------------------
+# launch.sed makes a call of each <<<...>>>; the compiler reads the result from a pipe, with the file's own
+# lines.
+EMU_FLAGS  := -std=c++17 -gdwarf-4 -Wall -Wextra -Wno-unknown-pragmas -fno-extern-tls-init -I. \
+              -DSTORAGE=$(STORAGE)
 ifneq ($(shell $(CUDA_CXX) --version | grep -c clang),0)
 EMU_FLAGS  := $(filter-out -fno-extern-tls-init,$(EMU_FLAGS))
 BOUNDS     := -fsanitize=array-bounds
@@ -53,8 +61,10 @@ $(BUILD)/emulator/emulate_count.o: cuda/emulate/emulate.cc cuda/emulate/emulate.
 	@mkdir -p $(@D)
 	$(CUDA_CXX) -std=c++17 -O2 -g -Wall -Wextra -DEMU_COUNT_DEFAULT=1 -c $< -o $@
 
-# emulate.sh-like in one line: $(call emulate,flags)
-emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; (echo '\#line 1 "$<"'; sed -f cuda/emulate/launch.sed $<) | $(CUDA_CXX) $(EMU_FLAGS) -iquote $(<D) $(1) -include cuda/emulate/emulate.h -x c++ -c - -o $@
+# $(call emulate_cc,flags): compiles $< for the emulator
+emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; \
+    (echo '\#line 1 "$<"'; sed -f cuda/emulate/launch.sed $<) | \
+    $(CUDA_CXX) $(EMU_FLAGS) -iquote $(<D) $(1) -include cuda/emulate/emulate.h -x c++ -c - -o $@
 EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)
 CHECK_DIR  := $(BUILD)/check-$(PRECISION)
 EMU_O      := $(KERNELS:%=$(EMU_DIR)/%.o)
@@ -79,20 +89,23 @@ emulate-check: $(CHECK_DIR)/sd ; cp $< sd-emulate-check
 emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-out %/emulate.o,$(RUNTIME_O))
 	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
 
-# ---- tests -----------------------------------------------------------------------------------------------
-# What test/nn/kernels.c needs beside the kernels. Where the bounds of an allocation are checked, operands fill theirs.
-CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base io/safetensors io/json)
+# ---- tests -------------------------------------------------------------------------------------------------
+# What test/nn/kernels.c needs beside the kernels. Where the bounds of an allocation are checked, operands
+# fill theirs.
+CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base io/deflate io/image io/safetensors io/json)
 CUDA_TESTS := $(patsubst test/cuda/%.cu,%,$(wildcard test/cuda/*.cu))
 $(BUILD)/cuda-test/kernels.o $(BUILD)/cuda-test/kernels_bounds.o: test/nn/kernels.c
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(if $(findstring bounds,$@),-DNO_GUARD) -c $< -o $@
-$(EMU_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(EMU_O) $(RUNTIME_O)
+$(EMU_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
-$(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(CHECK_O) $(RUNTIME_O)
+$(CHECK_DIR)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) \
+                      $(CHECK_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 $(CUDA_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(EMU_DIR)/test/%.o $(EMU_O) $(RUNTIME_O) $(BUILD)/lib/base.o
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
-$(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/test/%.o $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
+$(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/test/%.o \
+                                $(CHECK_O) $(RUNTIME_O) $(BUILD)/lib/base.o
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The tests of whole networks, as they stand, with the emulated kernels below them.
@@ -102,7 +115,8 @@ $(NETWORK_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWOR
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
-PTX_FLAGS  := -std=c++17 -I. -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS -gencode arch=compute_80,code=compute_80 -no-compress
+PTX_FLAGS  := -std=c++17 -I. -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS \
+              -gencode arch=compute_80,code=compute_80 -no-compress
 PTX_DIR    := $(BUILD)/ptx-$(PRECISION)
 define PTX_RULES # name, flags
 $(PTX_DIR)-$(1)/%.o: cuda/%.cu $(CUDA_H)
@@ -111,9 +125,11 @@ $(PTX_DIR)-$(1)/%.o: cuda/%.cu $(CUDA_H)
 $(PTX_DIR)-$(1)/test/%.o: test/cuda/%.cu $(CUDA_H) test/cuda/cuda.h
 	@mkdir -p $$(@D)
 	@echo "  nvcc $(2) $$<"; $(NVCC) $(PTX_FLAGS) $(2) -c $$< -o $$@
-$(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
+$(PTX_DIR)-$(1)/kernels: $(BUILD)/cuda-test/kernels_bounds.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) \
+                         $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
-$(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/test/%.o $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
+$(CUDA_TESTS:%=$(PTX_DIR)-$(1)/%): $(PTX_DIR)-$(1)/%: $(PTX_DIR)-$(1)/test/%.o \
+                                   $(KERNELS:%=$(PTX_DIR)-$(1)/%.o) $(BUILD)/lib/base.o
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
 $(PTX_DIR)-$(1)/sd: $(ABOVE_O) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 	$(NVCC) -cudart shared $(OPENMP:%=-Xcompiler %) $$^ -o $$@ -lm
@@ -130,13 +146,17 @@ PTXRUN_DIR := $(abspath $(BUILD))/ptxrun
 HAVE_PTX   := $(and $(NVCC),$(wildcard $(PTXRUN)/build.sh))
 CUDA_LOG   := $(BUILD)/cuda-test/result
 $(PTXRUN_DIR)/lib: ; @mkdir -p $(PTXRUN_DIR); $(PTXRUN)/build.sh $(PTXRUN_DIR) >/dev/null
-one = @sh test/cuda/cuda.sh $(1) | tee -a $(CUDA_LOG)
+ONE := sh test/run.sh --one
+LOG  = tee -a $(CUDA_LOG)
+one  = @$(ONE) $(1) | $(LOG)
 UNDER_PTXRUN = env LD_LIBRARY_PATH=$(PTXRUN_DIR)/lib
 EMU_TESTS  := kernels wrap gemm
+PICTURE    := $(BUILD)/test/cuda/picture
 SMALL_PICTURE   := -p 'a dog' -W 64 -H 64 --steps 2
 SMALLER_PICTURE := -p 'a dog' -W 64 -H 64 --steps 1
-test-cuda: sd $(BUILD)/test/cuda/picture $(EMU_DIR)/sd $(EMU_DIR)/fid $(EMU_TESTS:%=$(EMU_DIR)/%) $(EMU_DIR)/half $(EMU_DIR)/errors $(EMU_TESTS:%=$(CHECK_DIR)/%) $(CHECK_DIR)/bugs \
-           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(EMU_TESTS:%=$(PTX_DIR)-O3/%) $(addprefix $(PTX_DIR)-O3/,errors sd))
+test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors $(EMU_TESTS)) \
+           $(addprefix $(CHECK_DIR)/,bugs $(EMU_TESTS)) \
+           $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(addprefix $(PTX_DIR)-O3/,errors sd $(EMU_TESTS)))
 	@rm -f $(CUDA_LOG)
 	$(call one,'conversions' $(EMU_DIR)/half)
 	$(call one,'wrappers emulated' $(EMU_DIR)/wrap)
@@ -148,68 +168,80 @@ test-cuda: sd $(BUILD)/test/cuda/picture $(EMU_DIR)/sd $(EMU_DIR)/fid $(EMU_TEST
 	$(call one,'bank conflicts' sh test/cuda/count.sh $(CHECK_DIR)/gemm)
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
-	$(call one,'a small picture emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(BUILD)/test/cuda/picture $(SMALL_PICTURE))
+	$(call one,'a small picture emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE) $(SMALL_PICTURE))
 	$(call one,'inception emulated' $(EMU_DIR)/fid)
 ifneq ($(HAVE_PTX),)
 	$(call one,'messages by nvcc' sh test/cuda/errors.sh - $(PTX_DIR)-O3/errors $(PTXRUN_DIR)/lib)
 	$(call one,'wrappers by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/wrap)
 	$(call one,'gemm by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/gemm)
 	$(call one,'kernels by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/kernels)
-	$(call one,'a smaller picture by nvcc' $(UNDER_PTXRUN) sh test/cuda/model.sh ./sd $(PTX_DIR)-O3/sd $(BUILD)/test/cuda/picture $(SMALLER_PICTURE))
+	$(call one,'a smaller picture by nvcc' $(UNDER_PTXRUN) \
+	  sh test/cuda/model.sh ./sd $(PTX_DIR)-O3/sd $(PICTURE) $(SMALLER_PICTURE))
 else
-	@echo "kernels by nvcc: 0 passed, 0 failed, 5 skipped (nvcc or $(PTXRUN) is not here)" | tee -a $(CUDA_LOG)
+	@echo "kernels by nvcc: 0 passed, 0 failed, 5 skipped (nvcc or $(PTXRUN) is not here)" | $(LOG)
 endif
-	@sh test/cuda/cuda.sh --sum $(CUDA_LOG)
+	@sh test/run.sh --sum $(CUDA_LOG)
 
 cuda-report:
-	@$(if $(NVCC),sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu,echo "cuda-report: nvcc was not found")
+	$(if $(NVCC),,$(error cuda-report: nvcc was not found))
+	@sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
 
 # ---- with a GPU --------------------------------------------------------------------------------------------
-CUBLAS     := $(if $(NVCC),$(wildcard $(dir $(NVCC))../lib64/libcublas.so $(dir $(NVCC))../targets/*/lib/libcublas.so))
+CUDA_HOME  := $(dir $(NVCC))..
+CUBLAS_AT  := $(CUDA_HOME)/lib64/libcublas.so $(CUDA_HOME)/targets/*/lib/libcublas.so
+CUBLAS     := $(if $(NVCC),$(wildcard $(CUBLAS_AT)))
 $(NVCC_DIR)/test/%.o: test/cuda/%.cu $(CUDA_H) test/cuda/cuda.h
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(if $(CUBLAS),-DHAVE_CUBLAS) -c $< -o $@
-$(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/test/plain_renamed.o $(CUDA_BELOW) $(NVCC_O)
+$(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(NETWORK_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/test/%.o $(NVCC_O) $(BUILD)/lib/base.o
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
 # Whole networks are compared in fp32 alone: their fixtures' tolerances are fp32's.
-gpu-tests: $(addprefix $(NVCC_DIR)/,kernels wrap gemm $(if $(filter f32,$(PRECISION)),bench sd $(NETWORK_TESTS)))
+gpu-tests: $(addprefix $(NVCC_DIR)/,kernels wrap gemm \
+                                    $(if $(filter f32,$(PRECISION)),bench sd $(NETWORK_TESTS)))
 print-gpu-dir: ; @echo $(NVCC_DIR)
 gpu-check: ; @sh cuda/gpu_check.sh "$(MAKE)"
 .PHONY: gpu-tests print-gpu-dir
 
-# ---- test-cuda-full: 20 orders of threads, three of warps, both builds of nvcc, statements deleted in turn, whole
-# networks and training steps emulated, 16-bit activations, another compiler, every architecture -----------------
+# ---- test-cuda-full ----------------------------------------------------------------------------------------
+# 20 orders of threads, three of warps, both builds of nvcc, statements deleted in turn, whole networks and
+# training steps emulated, 16-bit activations, another compiler, every architecture.
 CLANG      := $(BUILD)/clang
 CUDA_ARCHS := $(if $(NVCC),$(filter-out sm_75,$(shell $(NVCC) --list-gpu-code)))
 SEEDS      := 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
-test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%) $(PTX_DIR)-G/sd)
-	$(call one,'the demo emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(BUILD)/test/cuda/picture)
-	@for t in $(NETWORK_TESTS); do sh test/cuda/cuda.sh "$$t emulated" $(EMU_DIR)/$$t | tee -a $(CUDA_LOG); done
+test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) \
+                $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%) $(PTX_DIR)-G/sd)
+	$(call one,'the demo emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE))
+	@for t in $(NETWORK_TESTS); do $(ONE) "$$t emulated" $(EMU_DIR)/$$t | $(LOG); done
 	$(call one,'full-size blocks emulated' env REDUCED=1 $(EMU_DIR)/networks)
-	@for p in bf16 f16; do $(MAKE) -s PRECISION=$$p $(BUILD)/emulate-$$p/kernels && \
-	    sh test/cuda/cuda.sh "kernels in $$p" $(BUILD)/emulate-$$p/kernels | tee -a $(CUDA_LOG); done
+	@for p in bf16 f16; do $(MAKE) -s PRECISION=$$p $(BUILD)/emulate-$$p/kernels || exit 1; \
+	    $(ONE) "kernels in $$p" $(BUILD)/emulate-$$p/kernels | $(LOG); done
 	$(call one,'planted mistakes in 20 orders' sh test/cuda/bugs.sh $(CHECK_DIR)/bugs 0 $(SEEDS))
 	@for seed in $(SEEDS); do for t in $(EMU_TESTS); do \
-	    sh test/cuda/cuda.sh "$$t checked, order $$seed" env EMU_SEED=$$seed $(CHECK_DIR)/$$t | tee -a $(CUDA_LOG); done; done
+	    $(ONE) "$$t checked, order $$seed" env EMU_SEED=$$seed $(CHECK_DIR)/$$t | $(LOG); \
+	    done; done
 	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/gemm $(BUILD)/emulate-debug-$(PRECISION)/sd
-	$(call one,'debugger' sh test/cuda/gdb.sh $(BUILD)/emulate-debug-$(PRECISION)/gemm $(BUILD)/emulate-debug-$(PRECISION)/sd)
+	$(call one,'debugger' sh test/cuda/gdb.sh $(addprefix $(BUILD)/emulate-debug-$(PRECISION)/,gemm sd))
 	$(call one,'synchronisation deleted' sh test/cuda/mutate.sh sync $(abspath $(BUILD))/mutate)
 	@command -v clang++ >/dev/null || exit 0; \
-	$(MAKE) -s CUDA_CXX=clang++ BUILD=$(CLANG) $(foreach d,emulate check,$(EMU_TESTS:%=$(CLANG)/$(d)-f32/%)) $(CLANG)/check-f32/bugs; \
-	for d in emulate check; do for t in $(EMU_TESTS); do sh test/cuda/cuda.sh "clang++: $$t, $$d" $(CLANG)/$$d-f32/$$t | tee -a $(CUDA_LOG); done; done; \
-	sh test/cuda/cuda.sh 'clang++: planted mistakes' sh test/cuda/bugs.sh $(CLANG)/check-f32/bugs 0 1 | tee -a $(CUDA_LOG)
+	$(MAKE) -s CUDA_CXX=clang++ BUILD=$(CLANG) $(foreach d,emulate check,$(EMU_TESTS:%=$(CLANG)/$(d)-f32/%)) \
+	    $(CLANG)/check-f32/bugs || exit 1; \
+	for d in emulate check; do for t in $(EMU_TESTS); do \
+	    $(ONE) "clang++: $$t, $$d" $(CLANG)/$$d-f32/$$t | $(LOG); done; done; \
+	$(ONE) 'clang++: planted mistakes' sh test/cuda/bugs.sh $(CLANG)/check-f32/bugs 0 1 | $(LOG)
 ifneq ($(NVCC),)
 	$(call one,'every architecture' sh test/cuda/static.sh "$(MAKE)" $(CUDA_ARCHS))
 endif
 ifneq ($(HAVE_PTX),)
 	@for order in 0 1 2; do for g in O3 G; do for t in $(EMU_TESTS); do \
-	    sh test/cuda/cuda.sh "$$t by nvcc -$$g, order $$order" $(UNDER_PTXRUN) PTXRUN_ORDER=$$order $(PTX_DIR)-$$g/$$t | tee -a $(CUDA_LOG); done; done; done
-	@for g in O3 G; do sh test/cuda/cuda.sh "a small picture by nvcc -$$g" $(UNDER_PTXRUN) PTXRUN_ORDER=3 \
-	    sh test/cuda/model.sh ./sd $(PTX_DIR)-$$g/sd $(BUILD)/test/cuda/picture $(SMALL_PICTURE) | tee -a $(CUDA_LOG); done
-	$(call one,'mistakes in ptx.h' env NVCC=$(NVCC) PTXRUN_LIB=$(PTXRUN_DIR)/lib sh test/cuda/mutate.sh ptx $(abspath $(BUILD))/mutate)
+	    $(ONE) "$$t by nvcc -$$g, order $$order" \
+	    $(UNDER_PTXRUN) PTXRUN_ORDER=$$order $(PTX_DIR)-$$g/$$t | $(LOG); done; done; done
+	@for g in O3 G; do $(ONE) "a small picture by nvcc -$$g" $(UNDER_PTXRUN) PTXRUN_ORDER=3 \
+	    sh test/cuda/model.sh ./sd $(PTX_DIR)-$$g/sd $(PICTURE) $(SMALL_PICTURE) | $(LOG); done
+	$(call one,'mistakes in ptx.h' env NVCC=$(NVCC) PTXRUN_LIB=$(PTXRUN_DIR)/lib \
+	  sh test/cuda/mutate.sh ptx $(abspath $(BUILD))/mutate)
 endif
-	@sh test/cuda/cuda.sh --sum $(CUDA_LOG)
+	@sh test/run.sh --sum $(CUDA_LOG)

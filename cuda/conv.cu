@@ -1,8 +1,8 @@
 // conv.cu: convolution and its two gradients, each as a matrix product whose matrices are never stored: the
-// numbers of a tile are looked up in the pictures when they are needed (tile.h does the rest).
+// elements of a tile are looked up in the pictures when they are needed (tile.h does the rest).
 //
 //   forward          y (pixels, oc) = X (pixels, kh kw c) W^T       X: what each output pixel sees
-//   backward, input  dx (pixels, c) += Y (pixels, kh kw oc) W'      Y: the dy of each output that saw the pixel
+//   backward, input  dx (pixels, c) += Y (pixels, kh kw oc) W'      Y: the dy of each output that saw it
 //   backward, weight dw (oc, kh kw c) += dy^T (oc, pixels) X (pixels, kh kw c)
 #include "gemm.h"
 #include "tile.h"
@@ -18,9 +18,11 @@ __device__ __forceinline__ Tap tap_of(int k, int kw, int channels) {
 struct Place {
     int n, i, j;
 };
-__device__ __forceinline__ Place place_of(int pixel, int h, int w) { return {pixel / w / h, pixel / w % h, pixel % w}; }
+__device__ __forceinline__ Place place_of(int pixel, int h, int w) {
+    return {pixel / w / h, pixel / w % h, pixel % w};
+}
 
-// X[pixel of the output][tap]: the number of x that it sees, or zero outside.
+// X[pixel of the output][tap]: the element of x that it sees, or zero outside.
 struct Seen {
     Mem x;
     Conv p;
@@ -33,7 +35,7 @@ struct Seen {
         return load(x, (((size_t)o.n * p.h + i) * p.w + j) * p.c + t.channel);
     }
 };
-// Y[pixel of the input][tap]: the dy of the output pixel that saw it through this tap, or zero if there is none.
+// Y[pixel of the input][tap]: the dy of the output pixel that saw it through this tap; zero if none did.
 struct Seeing {
     Mem dy;
     Conv p;
@@ -67,7 +69,9 @@ struct OutputTransposed { // dy^T[o][pixel]
     Mem dy;
     int oc;
     bool along_k;
-    __device__ __forceinline__ float operator()(int o, int pixel) const { return load(dy, (size_t)pixel * oc + o); }
+    __device__ __forceinline__ float operator()(int o, int pixel) const {
+        return load(dy, (size_t)pixel * oc + o);
+    }
 };
 
 static __global__ void __launch_bounds__(TILE_THREADS, 2)
@@ -89,7 +93,8 @@ static __global__ void __launch_bounds__(TILE_THREADS, 2)
 }
 
 static bool is_product(Conv p) { // 1x1 without stride or padding
-    return p.kh == 1 && p.kw == 1 && p.stride == 1 && p.pad_top == 0 && p.pad_left == 0 && p.oh == p.h && p.ow == p.w;
+    return p.kh == 1 && p.kw == 1 && p.stride == 1 && p.pad_top == 0 && p.pad_left == 0 && p.oh == p.h &&
+           p.ow == p.w;
 }
 static int pixels(int n, int h, int w) {
     size_t count = (size_t)n * h * w;
@@ -98,43 +103,44 @@ static int pixels(int n, int h, int w) {
 }
 static const Mem absent = {NULL, F32};
 
-void k_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+static void launch_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     int m = pixels(p.n, p.oh, p.ow), taps = p.kh * p.kw * p.c;
     if (!m || !p.oc) return;
     if (is_product(p)) {
-        k_gemm(y, x, weight, bias, residual, Gemm{m, p.oc, p.c, false, true, false, 1});
+        backend.gemm(y, x, weight, bias, residual, Gemm{m, p.oc, p.c, false, true, false, 1});
         return;
     }
-    Epilogue out = {y, bias, residual, p.oc, 1, false, -1};
+    Epilogue out = {y, bias, residual, p.oc, 1, false};
     dim3 grid(ceil_div(m, TILE), ceil_div(p.oc, TILE));
-    conv_forward<<<grid, TILE_THREADS, 0, stream>>>(Seen{x, p, true}, WeightTransposed{weight, taps, true}, out, m,
-                                                              p.oc, taps);
+    conv_forward<<<grid, TILE_THREADS, 0, stream>>>(Seen{x, p, true}, WeightTransposed{weight, taps, true},
+                                                    out, m, p.oc, taps);
     check_launch("conv_forward", grid, TILE_THREADS);
 }
 
-void k_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
+static void launch_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
     int m = pixels(p.n, p.h, p.w), k = p.kh * p.kw * p.oc;
     if (!dx.at || !m || !p.c) return;
     if (is_product(p)) { // dx += dy W
-        k_gemm(dx, dy, weight, absent, absent, Gemm{m, p.c, p.oc, false, false, true, 1});
+        backend.gemm(dx, dy, weight, absent, absent, Gemm{m, p.c, p.oc, false, false, true, 1});
         return;
     }
-    Epilogue out = {dx, absent, absent, p.c, 1, true, -1};
+    Epilogue out = {dx, absent, absent, p.c, 1, true};
     dim3 grid(ceil_div(m, TILE), ceil_div(p.c, TILE));
-    conv_backward_input<<<grid, TILE_THREADS, 0, stream>>>(Seeing{dy, p, true}, WeightForInput{weight, p, false}, out, m, p.c, k);
+    conv_backward_input<<<grid, TILE_THREADS, 0, stream>>>(Seeing{dy, p, true},
+                                                           WeightForInput{weight, p, false}, out, m, p.c, k);
     check_launch("conv_backward_input", grid, TILE_THREADS);
 }
 
-void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
+static void launch_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
     int k = pixels(p.n, p.oh, p.ow), taps = p.kh * p.kw * p.c;
     if (!dweight || !k || !p.oc) return;
     if (is_product(p)) { // dw += dy^T x
-        k_gemm(f32(dweight), dy, x, absent, absent, Gemm{p.oc, p.c, k, true, false, true, 1});
+        backend.gemm(f32(dweight), dy, x, absent, absent, Gemm{p.oc, p.c, k, true, false, true, 1});
         return;
     }
     OutputTransposed a = {dy, p.oc, false};
     Seen b = {x, p, false};
-    Epilogue out = {f32(dweight), absent, absent, taps, 1, true, -1};
+    Epilogue out = {f32(dweight), absent, absent, taps, 1, true};
     int splits = split_count(p.oc, taps, k);
     int k_part = (int)ceil_div(k, splits);
     dim3 grid(ceil_div(p.oc, TILE), ceil_div(taps, TILE), splits);
@@ -148,4 +154,10 @@ void k_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
     conv_backward_weight<Part><<<grid, TILE_THREADS, 0, stream>>>(a, b, part, p.oc, taps, k, k_part);
     check_launch("conv_backward_weight", grid, TILE_THREADS);
     finish_split(part.part, splits, p.oc, taps, out);
+}
+
+void conv_kernels(Backend &b) {
+    b.conv2d = launch_conv2d;
+    b.conv2d_backward_input = launch_conv2d_backward_input;
+    b.conv2d_backward_weight = launch_conv2d_backward_weight;
 }

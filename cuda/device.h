@@ -1,9 +1,10 @@
 // device.h: what every .cu file of this folder starts from: operands, launches, sums over a block.
 //
-// A kernel is plain CUDA C++ and reads like the loop in cpu/plain.c that defines it. Operands come as `Mem`, an
-// address with an element type known only at run time, so one kernel serves weights of any type with activations
-// of any other: load() and store() look at the type, which is the same for all threads and so costs a branch that
-// never diverges. Arithmetic is fp32. Only the tensor-core kernel is compiled once for each type.
+// A kernel is plain CUDA C++ and reads like the loop in cpu/plain.c that defines it. Operands come as `Mem`,
+// an address with an element type known only at run time, so one kernel serves weights of any type with
+// activations of any other: load() and store() look at the type, which is the same for all threads and so
+// costs a branch that never diverges. Arithmetic is fp32. Only the tensor-core kernel is compiled once for
+// each type.
 #ifndef DEVICE_H
 #define DEVICE_H
 
@@ -23,6 +24,11 @@ extern "C" {
 
 // ---- what memory.cu keeps --------------------------------------------------------------------------------
 
+// At its end each file puts its launchers into the table of kernels.h; backend_init() calls these.
+void memory_kernels(Backend &), gemm_kernels(Backend &), conv_kernels(Backend &),
+    attention_kernels(Backend &);
+void norm_kernels(Backend &), pointwise_kernels(Backend &), loss_kernels(Backend &), optim_kernels(Backend &);
+
 extern cudaStream_t stream; // every kernel and copy goes here
 // Ends the program with one line if the launch just made failed.
 void check_launch(const char *kernel, dim3 grid, dim3 block);
@@ -30,13 +36,14 @@ void check_cuda(cudaError_t e, const char *doing);
 
 // Memory for what one call needs only while it runs: `Scratch s; float *x = s.floats(100);`.
 struct Scratch {
-    size_t mark = k_mark();
-    float *floats(size_t count) { return (float *)k_temp(count * sizeof(float)); }
-    ~Scratch() { k_release(mark); }
+    size_t mark = backend.mark();
+    float *floats(size_t count) { return (float *)backend.temp(count * sizeof(float)); }
+    ~Scratch() { backend.release(mark); }
 };
 
 // ---- operands --------------------------------------------------------------------------------------------
 
+static inline size_t size_of(Type t) { return t == F32 ? 4 : 2; }
 static inline Mem f32(const float *at) { return Mem{(void *)at, F32}; }
 
 __device__ __forceinline__ float load(Mem x, size_t i) {
@@ -68,6 +75,10 @@ static inline unsigned blocks_for(size_t count) { // for EACH: enough blocks to 
     return (unsigned)(n < 4096 ? n : 4096);
 }
 static inline unsigned ceil_div(size_t a, size_t b) { return (unsigned)((a + b - 1) / b); }
+static inline unsigned parts_for(size_t count) { // of a sum: blocks that leave a part each
+    unsigned n = ceil_div(count, 4 * THREADS);
+    return n < 1 ? 1 : n < 1024 ? n : 1024;
+}
 
 // ---- sums in a fixed order -------------------------------------------------------------------------------
 
@@ -95,7 +106,7 @@ __device__ __forceinline__ float block_max(float v, float *part) { return block_
 // *out = factor * (the sum of part[0..count)) (+ *out); in loss.cu.
 void finish_sum(float *out, const float *part, int count, float factor, bool add);
 
-// ---- functions of one number -----------------------------------------------------------------------------
+// ---- elementwise functions -------------------------------------------------------------------------------
 
 __device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 __device__ __forceinline__ float silu_slope(float x) {
@@ -106,18 +117,6 @@ __device__ __forceinline__ float normal_below(float x) { return 0.5f * erfcf(-x 
 __device__ __forceinline__ float gelu(float x) { return x * normal_below(x); }
 __device__ __forceinline__ float gelu_slope(float x) { // Phi(x) + x Phi'(x)
     return normal_below(x) + x * 0.39894228040143268f * expf(-0.5f * x * x);
-}
-// Not inlined: the error function is long, and an epilogue would hold it many times over.
-__device__ static __attribute__((noinline, unused)) float activate(float x, Activation f) {
-    switch (f) {
-    case SILU: return x * sigmoid(x);
-    case GELU: return gelu(x);
-    case QUICK_GELU: return x * sigmoid(1.702f * x);
-    case RELU: return x < 0 ? 0 : x; // NaN stays NaN
-    case EXP: return expf(x);
-    case LOG: return logf(x);
-    default: return x * x;
-    }
 }
 
 #endif

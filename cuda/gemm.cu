@@ -1,17 +1,17 @@
 // gemm.cu: the matrix product, in four steps from the plainest kernel to the tensor cores.
 //
-//   1 naive     a thread computes one number of C, straight from global memory
+//   1 naive     a thread computes one element of C, straight from global memory
 //   2 tiled     a block shares tiles of A and B in shared memory
-//   3 blocked   a thread computes 4 x 4 numbers in registers (tile.h)
+//   3 blocked   a thread computes 4 x 4 elements in registers (tile.h)
 //   4 tensor    a warp computes 16 x 8 at once with mma.sync; tiles arrive by cp.async while it computes
 //
-// All compute the same thing, and k_gemm uses the last that fits: 4 where A and B are both fp16 or both bf16, else
-// 3. With fp32 operands step 4 would round them to TF32 (10 bits of mantissa, an error of 1e-3): it is taken only
-// on request. SD_GEMM=naive|tiled|blocked|tensor in the environment asks for a step.
+// All compute the same thing. backend.gemm takes step 4 where A and B are both fp16 or both bf16, else step
+// 3: step 4 would round fp32 operands to TF32 (10 bits of mantissa, an error of 1e-3), so there it is taken
+// only on request. SD_GEMM=naive|tiled|blocked|tensor in the environment asks for a step.
 #include "gemm.h"
 #include "tile.h"
 
-// A number of A or B, transposed or not: element (i, p) lies at i * row + p * col.
+// An element of A or B, transposed or not: element (i, p) lies at i * row + p * col.
 struct Matrix {
     Mem x;
     size_t row, col;
@@ -26,9 +26,9 @@ static Matrix matrix_b(Mem b, Gemm g) {
 }
 
 // ---- 1. naive --------------------------------------------------------------------------------------------
-// The definition, a thread a number. For one multiplication it loads two numbers, from global memory or, with
-// luck, from the cache. Neighbouring threads read neighbouring columns of B, so at least those loads coalesce;
-// the same number of A goes to all of them at once.
+// The definition, a thread an element. For one multiplication it loads two elements, from global memory or,
+// with luck, from the cache. Neighbouring threads read neighbouring columns of B, so at least those loads
+// coalesce; the same element of A goes to all of them at once.
 
 static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
     int j = blockIdx.y * blockDim.x + threadIdx.x, i = blockIdx.x * blockDim.y + threadIdx.y;
@@ -39,20 +39,23 @@ static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n
 }
 
 // ---- 2. tiled --------------------------------------------------------------------------------------------
-// What it fixes: step 1 loads each number of A n times and each of B m times. Here a block of 32 x 32 threads
-// first copies a tile of each to shared memory, then all its threads multiply from there: global memory is read
-// 32 times less. What is left: two reads of shared memory for one multiplication, and shared memory delivers
-// 32 numbers a cycle where the arithmetic units could take 256.
+// What it fixes: step 1 loads each element of A n times and each of B m times. Here a block of 32 x 32
+// threads first copies a tile of each to shared memory, then all its threads multiply from there: global
+// memory is read 32 times less. What is left: two reads of shared memory for one multiplication, and shared
+// memory delivers 32 elements a cycle where the arithmetic units could take 256.
 
 enum { SMALL = 32 };
-static __global__ void __launch_bounds__(SMALL *SMALL) gemm_tiled(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
-    __shared__ float as[SMALL][SMALL + 1], bs[SMALL][SMALL + 1]; // + 1: a column's numbers lie in different banks
+static __global__ void __launch_bounds__(SMALL *SMALL)
+    gemm_tiled(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
+    __shared__ float as[SMALL][SMALL + 1],
+        bs[SMALL][SMALL + 1]; // + 1: a column's elements lie in different banks
     int tx = threadIdx.x, ty = threadIdx.y;
     int row0 = blockIdx.x * SMALL, col0 = blockIdx.y * SMALL;
     float sum = 0;
     for (int k0 = 0; k0 < k; k0 += SMALL) {
         // as[i][p], bs[p][j]; tx runs along memory
-        int i = a.along_k ? ty : tx, pa = a.along_k ? tx : ty, pb = b.along_k ? tx : ty, j = b.along_k ? ty : tx;
+        int i = a.along_k ? ty : tx, pa = a.along_k ? tx : ty, pb = b.along_k ? tx : ty,
+            j = b.along_k ? ty : tx;
         as[i][pa] = row0 + i < m && k0 + pa < k ? a(row0 + i, k0 + pa) : 0;
         bs[pb][j] = col0 + j < n && k0 + pb < k ? b(k0 + pb, col0 + j) : 0;
         __syncthreads(); // the tiles are there
@@ -63,10 +66,10 @@ static __global__ void __launch_bounds__(SMALL *SMALL) gemm_tiled(Matrix a, Matr
 }
 
 // ---- 3. blocked ------------------------------------------------------------------------------------------
-// What it fixes: a thread that owns 4 x 4 numbers of C reads 8 numbers for 16 multiplications (tile.h). What is
-// left: the arithmetic units of an ordinary core do one multiplication a thread a cycle; loads wait for global
-// memory between two barriers while nothing is computed; and numbers pass through registers on their way to
-// shared memory.
+// What it fixes: a thread that owns 4 x 4 elements of C reads 8 elements for 16 multiplications (tile.h).
+// What is left: the arithmetic units of an ordinary core do one multiplication a thread a cycle; loads wait
+// for global memory between two barriers while nothing is computed; and elements pass through registers on
+// their way to shared memory.
 
 template <class Out>
 static __global__ void __launch_bounds__(TILE_THREADS, 2)
@@ -109,34 +112,36 @@ static void run_blocked(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
 }
 
 // ---- 4. tensor cores -------------------------------------------------------------------------------------
-// What it fixes: mma.sync multiplies 16 x 16 by 16 x 8 in one instruction of a warp, 2048 multiplications where
-// step 3 had 32. To feed it, cp.async copies tiles from global to shared memory without passing registers, and
-// without waiting: while one tile is multiplied, the next two are on their way (STAGES). ldmatrix deals the
-// numbers of a tile out to the lanes in the order that mma.sync wants them.
+// What it fixes: mma.sync multiplies 16 x 16 by 16 x 8 in one instruction of a warp, 2048 multiplications
+// where step 3 had 32. To feed it, cp.async copies tiles from global to shared memory without passing
+// registers, and without waiting: while one tile is multiplied, the next two are on their way (STAGES).
+// ldmatrix deals the elements of a tile out to the lanes in the order that mma.sync wants them.
 //
-// A block of 8 warps makes 128 x 128 of C, a warp 64 x 32 as 4 x 4 fragments of 16 x 8. A tile reaches 64 bytes
-// along k: 32 numbers of 16 bits, or 16 of 32 bits (TF32), in both cases two steps of the mma.
+// A block of 8 warps makes 128 x 128 of C, a warp 64 x 32 as 4 x 4 fragments of 16 x 8. A tile reaches 64
+// bytes along k: 32 elements of 16 bits, or 16 of 32 bits (TF32), in both cases two steps of the mma.
 //
-// How a tile lies in shared memory. "Along k": a row of 64 bytes is 4 chunks of 16; chunk c of row r lies at place
-// c ^ (r / 2 % 4). So the 8 rows that ldmatrix reads at once, and the 8 chunks that 8 threads write at once, each
-// touch all 32 banks once. Otherwise: a row is 128 numbers along m or n and a pad, which shifts each row by
-// 4 banks (16 bits) or 8 banks (32 bits): rows read at once again miss one another.
+// How a tile lies in shared memory. "Along k": a row of 64 bytes is 4 chunks of 16; chunk c of row r lies at
+// place c ^ (r / 2 % 4). So the 8 rows that ldmatrix reads at once, and the 8 chunks that 8 threads write at
+// once, each touch all 32 banks once. Otherwise: a row is 128 elements along m or n and a pad, which shifts
+// each row by 4 banks (16 bits) or 8 banks (32 bits): rows read at once again miss one another.
 
 template <class T> struct Tensor {
     static constexpr int M = 128, N = 128, K = 64 / (int)sizeof(T), STAGES = 3, CHUNK = 16 / (int)sizeof(T);
-    static constexpr int LONG = 128 + 8;                                   // a row along m or n, with its pad
-    static constexpr int A = (128 * K > K * LONG ? 128 * K : K * LONG);    // numbers of one tile, either way
-    static constexpr int TURN = 32 + 8; // a row of the epilogue; the pad keeps 4 rows of float2 in different banks
-    static constexpr int SHARED = STAGES * 2 * A * (int)sizeof(T);         // bytes
+    static constexpr int LONG = 128 + 8;                                // a row along m or n, with its pad
+    static constexpr int A = (128 * K > K * LONG ? 128 * K : K * LONG); // elements of one tile, either way
+    static constexpr int TURN =
+        32 + 8; // a row of the epilogue; the pad keeps 4 rows of float2 in different banks
+    static constexpr int SHARED = STAGES * 2 * A * (int)sizeof(T); // bytes
 };
 
-// Where number 0 of chunk c of row r of a tile lies.
+// Where element 0 of chunk c of row r of a tile lies.
 template <class T, bool ALONG_K> __device__ __forceinline__ int tile_at(int r, int c) {
-    return ALONG_K ? r * Tensor<T>::K + (c ^ (r >> 1 & 3)) * Tensor<T>::CHUNK : r * Tensor<T>::LONG + c * Tensor<T>::CHUNK;
+    return ALONG_K ? r * Tensor<T>::K + (c ^ (r >> 1 & 3)) * Tensor<T>::CHUNK
+                   : r * Tensor<T>::LONG + c * Tensor<T>::CHUNK;
 }
 
-// Starts the copy of one tile: 512 chunks, two a thread. The operand has `across` rows or columns from `first` on,
-// k numbers along k; what lies outside becomes zero.
+// Starts the copy of one tile: 512 chunks, two a thread. The operand has `across` rows or columns from
+// `first` on, k elements along k; what lies outside becomes zero.
 template <class T, bool ALONG_K>
 __device__ __forceinline__ void fetch_tile(T *tile, const T *from, int first, int across, int k0, int k) {
     constexpr int CHUNKS = ALONG_K ? 4 : 128 / Tensor<T>::CHUNK; // a row
@@ -150,26 +155,33 @@ __device__ __forceinline__ void fetch_tile(T *tile, const T *from, int first, in
     }
 }
 
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) {
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         __half) {
     mma_m16n8k16_f16(d, a, b);
 }
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         __nv_bfloat16) {
     mma_m16n8k16_bf16(d, a, b);
 }
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         float) {
     mma_m16n8k8_tf32(d, a, b);
 }
 
 // The fragment of A that begins at row `i` of the tile and at step s (0 or 1) along k.
-template <class T, bool ALONG_K> __device__ __forceinline__ void fragment_a(uint32_t (&a)[4], const T *tile, int i, int s) {
+template <class T, bool ALONG_K>
+__device__ __forceinline__ void fragment_a(uint32_t (&a)[4], const T *tile, int i, int s) {
     int lane = threadIdx.x % 32;
-    if constexpr (ALONG_K) ldmatrix_x4(a, &tile[tile_at<T, true>(i + lane % 16, s * 2 + lane / 16)]);
+    if constexpr (ALONG_K)
+        ldmatrix_x4(a, &tile[tile_at<T, true>(i + lane % 16, s * 2 + lane / 16)]);
     else if constexpr (sizeof(T) == 2)
-        ldmatrix_x4_trans(a, &tile[(s * 16 + lane / 16 * 8 + lane % 8) * Tensor<T>::LONG + i + lane / 8 % 2 * 8]);
-    else { // ldmatrix transposes numbers of 16 bits only; so the layout of m16n8k8 is read number by number
+        ldmatrix_x4_trans(
+            a, &tile[(s * 16 + lane / 16 * 8 + lane % 8) * Tensor<T>::LONG + i + lane / 8 % 2 * 8]);
+    else { // ldmatrix transposes values of 16 bits only; so the layout of m16n8k8 is read value by value
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            a[e] = __float_as_uint(tile[(s * 8 + lane % 4 + e / 2 * 4) * Tensor<T>::LONG + i + lane / 4 + e % 2 * 8]);
+            a[e] = __float_as_uint(
+                tile[(s * 8 + lane % 4 + e / 2 * 4) * Tensor<T>::LONG + i + lane / 4 + e % 2 * 8]);
     }
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
@@ -181,20 +193,23 @@ template <class T, bool ALONG_K>
 __device__ __forceinline__ void fragments_b(uint32_t (&b)[2][2], const T *tile, int j, int s) {
     int lane = threadIdx.x % 32;
     uint32_t r[4];
-    if constexpr (ALONG_K) ldmatrix_x4(r, &tile[tile_at<T, true>(j + lane / 16 * 8 + lane % 8, s * 2 + lane / 8 % 2)]);
+    if constexpr (ALONG_K)
+        ldmatrix_x4(r, &tile[tile_at<T, true>(j + lane / 16 * 8 + lane % 8, s * 2 + lane / 8 % 2)]);
     else if constexpr (sizeof(T) == 2)
         ldmatrix_x4_trans(r, &tile[(s * 16 + lane % 16) * Tensor<T>::LONG + j + lane / 16 * 8]);
     else {
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            r[e] = __float_as_uint(tile[(s * 8 + lane % 4 + e % 2 * 4) * Tensor<T>::LONG + j + lane / 4 + e / 2 * 8]);
+            r[e] = __float_as_uint(
+                tile[(s * 8 + lane % 4 + e % 2 * 4) * Tensor<T>::LONG + j + lane / 4 + e / 2 * 8]);
     }
 #pragma unroll
     for (int e = 0; e < 4; e++) b[e / 2][e % 2] = sizeof(T) == 4 ? round_tf32(__uint_as_float(r[e])) : r[e];
 }
 
 template <class T, bool A_ALONG_K, bool B_ALONG_K>
-static __global__ void __launch_bounds__(256) gemm_tensor(const T *a, const T *b, Epilogue out, int m, int n, int k) {
+static __global__ void __launch_bounds__(256)
+    gemm_tensor(const T *a, const T *b, Epilogue out, int m, int n, int k) {
     typedef Tensor<T> S;
     extern __shared__ __align__(128) unsigned char dynamic_shared[];
     T *a_tiles = (T *)dynamic_shared, *b_tiles = a_tiles + S::STAGES * S::A;
@@ -226,7 +241,8 @@ static __global__ void __launch_bounds__(256) gemm_tensor(const T *a, const T *b
             for (int j = 0; j < 4; j += 2) {
                 uint32_t two[2][2];
                 fragments_b<T, B_ALONG_K>(two, b_tile, warp_col + j * 8, s);
-                fb[j][0] = two[0][0], fb[j][1] = two[0][1], fb[j + 1][0] = two[1][0], fb[j + 1][1] = two[1][1];
+                fb[j][0] = two[0][0], fb[j][1] = two[0][1], fb[j + 1][0] = two[1][0],
+                fb[j + 1][1] = two[1][1];
             }
 #pragma unroll
             for (int i = 0; i < 4; i++)
@@ -234,9 +250,9 @@ static __global__ void __launch_bounds__(256) gemm_tensor(const T *a, const T *b
                 for (int j = 0; j < 4; j++) multiply(sum[i][j], fa[i], fb[j], T());
         }
     }
-    // The epilogue. Register e of a fragment of C is row lane / 4 (8 more for e = 2, 3) and column 2 (lane % 4)
-    // (one more for e = 1, 3). Written like that, a warp would touch 8 rows in pieces of 32 bytes. So each warp
-    // turns 16 x 32 numbers at a time through shared memory and writes whole rows, a lane a column.
+    // The epilogue. Register e of a fragment of C is row lane / 4 (8 more for e = 2, 3) and column 2 (lane %
+    // 4) (one more for e = 1, 3). Written like that, a warp would touch 8 rows in pieces of 32 bytes. So each
+    // warp turns 16 x 32 elements at a time through shared memory and writes whole rows, a lane a column.
     __syncthreads(); // everyone is done with the tiles
     float(*turn)[S::TURN] = (float(*)[S::TURN])dynamic_shared + warp * 16;
 #pragma unroll
@@ -245,7 +261,8 @@ static __global__ void __launch_bounds__(256) gemm_tensor(const T *a, const T *b
         for (int j = 0; j < 4; j++)
 #pragma unroll
             for (int e = 0; e < 4; e += 2)
-                *(float2 *)&turn[lane / 4 + e / 2 * 8][j * 8 + lane % 4 * 2] = make_float2(sum[i][j][e], sum[i][j][e + 1]);
+                *(float2 *)&turn[lane / 4 + e / 2 * 8][j * 8 + lane % 4 * 2] =
+                    make_float2(sum[i][j][e], sum[i][j][e + 1]);
         __syncwarp(); // the rows are there
 #pragma unroll 1
         for (int r = 0; r < 16; r++) {
@@ -256,32 +273,38 @@ static __global__ void __launch_bounds__(256) gemm_tensor(const T *a, const T *b
     }
 }
 
-template <class T, bool A_ALONG_K, bool B_ALONG_K> static void launch_tensor(Mem a, Mem b, Epilogue out, Gemm g) {
+template <class T, bool A_ALONG_K, bool B_ALONG_K>
+static void launch_tensor(Mem a, Mem b, Epilogue out, Gemm g) {
     dim3 grid(ceil_div(g.m, Tensor<T>::M), ceil_div(g.n, Tensor<T>::N));
-    check_cuda(cudaFuncSetAttribute(gemm_tensor<T, A_ALONG_K, B_ALONG_K>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    Tensor<T>::SHARED), "asking for shared memory");
-    gemm_tensor<T, A_ALONG_K, B_ALONG_K><<<grid, 256, Tensor<T>::SHARED, stream>>>((const T *)a.at, (const T *)b.at, out, g.m,
-                                                                                  g.n, g.k);
+    int bytes = Tensor<T>::SHARED;
+    auto kernel = gemm_tensor<T, A_ALONG_K, B_ALONG_K>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               "asking for shared memory");
+    kernel<<<grid, 256, bytes, stream>>>((const T *)a.at, (const T *)b.at, out, g.m, g.n, g.k);
     check_launch("gemm_tensor", grid, 256);
 }
 template <class T> static void run_tensor(Mem a, Mem b, Epilogue out, Gemm g) {
-    if (!g.a_transposed && g.b_transposed) launch_tensor<T, true, true>(a, b, out, g);
-    else if (!g.a_transposed) launch_tensor<T, true, false>(a, b, out, g);
-    else if (g.b_transposed) launch_tensor<T, false, true>(a, b, out, g);
-    else launch_tensor<T, false, false>(a, b, out, g);
+    if (!g.a_transposed && g.b_transposed)
+        launch_tensor<T, true, true>(a, b, out, g);
+    else if (!g.a_transposed)
+        launch_tensor<T, true, false>(a, b, out, g);
+    else if (g.b_transposed)
+        launch_tensor<T, false, true>(a, b, out, g);
+    else
+        launch_tensor<T, false, false>(a, b, out, g);
 }
 
 bool gemm_tensor_fits(Mem a, Mem b, Gemm g) {
-    int chunk = a.type == F32 ? 4 : 8; // numbers in 16 bytes
-    return a.type == b.type && ((uintptr_t)a.at | (uintptr_t)b.at) % 16 == 0 && (g.a_transposed ? g.m : g.k) % chunk == 0 &&
-           (g.b_transposed ? g.k : g.n) % chunk == 0;
+    int chunk = a.type == F32 ? 4 : 8; // elements in 16 bytes
+    return a.type == b.type && ((uintptr_t)a.at | (uintptr_t)b.at) % 16 == 0 &&
+           (g.a_transposed ? g.m : g.k) % chunk == 0 && (g.b_transposed ? g.k : g.n) % chunk == 0;
 }
 
 // ---- the choice ------------------------------------------------------------------------------------------
 
-void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g, int activation) {
+void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     if (g.m <= 0 || g.n <= 0) return;
-    Epilogue out = {c, bias, residual, g.n, g.alpha, g.add, activation};
+    Epilogue out = {c, bias, residual, g.n, g.alpha, g.add};
     Matrix ma = matrix_a(a, g), mb = matrix_b(b, g);
     dim3 grid, block;
     switch (step) {
@@ -297,9 +320,12 @@ void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm 
         break;
     case GEMM_BLOCKED: run_blocked(ma, mb, out, g.m, g.n, g.k); break;
     case GEMM_TENSOR:
-        if (a.type == F16) run_tensor<__half>(a, b, out, g);
-        else if (a.type == BF16) run_tensor<__nv_bfloat16>(a, b, out, g);
-        else run_tensor<float>(a, b, out, g);
+        if (a.type == F16)
+            run_tensor<__half>(a, b, out, g);
+        else if (a.type == BF16)
+            run_tensor<__nv_bfloat16>(a, b, out, g);
+        else
+            run_tensor<float>(a, b, out, g);
         break;
     }
 }
@@ -312,9 +338,11 @@ static int wanted_step() { // -1: the best that fits
         if (!strcmp(s, names[i])) return i;
     die("SD_GEMM is '%s'; naive, tiled, blocked and tensor are known", s);
 }
-void k_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
+static void launch_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     static const int wanted = wanted_step();
     int step = wanted >= 0 ? wanted : a.type != F32 ? GEMM_TENSOR : GEMM_BLOCKED;
     if (step == GEMM_TENSOR && !gemm_tensor_fits(a, b, g)) step = GEMM_BLOCKED;
-    gemm_step((GemmStep)step, c, a, b, bias, residual, g, -1);
+    gemm_step((GemmStep)step, c, a, b, bias, residual, g);
 }
+
+void gemm_kernels(Backend &b) { b.gemm = launch_gemm; }

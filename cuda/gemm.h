@@ -1,12 +1,12 @@
-// gemm.h: the steps of the ladder in gemm.cu, for tests and timings. k_gemm chooses one by itself.
+// gemm.h: the steps of the ladder in gemm.cu, for tests and timings. backend.gemm chooses one by itself.
 #ifndef GEMM_H
 #define GEMM_H
 #include "lib/nn/kernels.h"
 
 typedef enum { GEMM_NAIVE, GEMM_TILED, GEMM_BLOCKED, GEMM_TENSOR } GemmStep;
-// As k_gemm, by one given step. activation: an Activation applied before the residual is added, or -1.
-void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g, int activation);
-// Whether the tensor cores can take these operands: one type for both, rows that begin at multiples of 16 bytes.
+// As backend.gemm, by one given step.
+void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);
+// Whether the tensor cores can take these operands: one type for both, rows aligned to 16 bytes.
 bool gemm_tensor_fits(Mem a, Mem b, Gemm g);
 
 #endif

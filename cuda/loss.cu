@@ -30,19 +30,19 @@ __device__ static float loss_slope(Loss f, float d, float c) {
 }
 
 // loss = 1 / (rows cols) sum_{r, i} weight[r] f(prediction[r, i] - target[r, i])
-static __global__ void loss_part(float *part, Mem prediction, Mem target, const float *weight, size_t count, int cols, Loss f,
-                          float c) {
+static __global__ void loss_part(float *part, Mem prediction, Mem target, const float *weight, size_t count,
+                                 int cols, Loss f, float c) {
     __shared__ float scratch[32];
     float sum = 0;
-    EACH(i, count) sum += (weight ? weight[i / cols] : 1) * loss_of(f, load(prediction, i) - load(target, i), c);
+    EACH(i, count)
+    sum += (weight ? weight[i / cols] : 1) * loss_of(f, load(prediction, i) - load(target, i), c);
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
-void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f, float c) {
+static void launch_loss(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols,
+                        Loss f, float c) {
     size_t count = (size_t)rows * cols;
-    unsigned blocks = ceil_div(count, 4 * THREADS);
-    if (blocks > 1024) blocks = 1024;
-    if (!blocks) blocks = 1;
+    unsigned blocks = parts_for(count);
     Scratch scratch;
     float *part = scratch.floats(blocks);
     loss_part<<<blocks, THREADS, 0, stream>>>(part, prediction, target, weight, count, cols, f, c);
@@ -50,19 +50,20 @@ void k_loss(float *loss, Mem prediction, Mem target, const float *weight, int ro
     finish_sum(loss, part, (int)blocks, (float)(1 / (double)count), false);
 }
 // dprediction[r, i] += dloss weight[r] / (rows cols) f'(prediction[r, i] - target[r, i])
-static __global__ void loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight,
-                              size_t count, int cols, Loss f, float c, float share) {
+static __global__ void loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target,
+                                     const float *weight, size_t count, int cols, Loss f, float c,
+                                     float share) {
     EACH(i, count) {
         float d = load(prediction, i) - load(target, i);
         accumulate(dprediction, i, *dloss * share * (weight ? weight[i / cols] : 1) * loss_slope(f, d, c));
     }
 }
-void k_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target, const float *weight, int rows,
-                     int cols, Loss f, float c) {
+static void launch_loss_backward(Mem dprediction, const float *dloss, Mem prediction, Mem target,
+                                 const float *weight, int rows, int cols, Loss f, float c) {
     size_t count = (size_t)rows * cols;
     if (!count || !dprediction.at) return;
-    loss_backward<<<blocks_for(count), THREADS, 0, stream>>>(dprediction, dloss, prediction, target, weight, count, cols, f,
-                                                             c, (float)(1 / (double)count));
+    loss_backward<<<blocks_for(count), THREADS, 0, stream>>>(dprediction, dloss, prediction, target, weight,
+                                                             count, cols, f, c, (float)(1 / (double)count));
     check_launch("loss_backward", blocks_for(count), THREADS);
 }
 
@@ -75,9 +76,10 @@ static __global__ void log_softmax(Mem y, Mem x, int cols) {
     largest = block_max(largest, scratch);
     for (int c = threadIdx.x; c < cols; c += blockDim.x) sum += expf(load(x, row + c) - largest);
     float log_sum = logf(block_sum(sum, scratch));
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) store(y, row + c, load(x, row + c) - largest - log_sum);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x)
+        store(y, row + c, load(x, row + c) - largest - log_sum);
 }
-void k_log_softmax(Mem y, Mem x, int rows, int cols) {
+static void launch_log_softmax(Mem y, Mem x, int rows, int cols) {
     if (!rows || !cols) return;
     log_softmax<<<rows, THREADS, 0, stream>>>(y, x, cols);
     check_launch("log_softmax", rows, THREADS);
@@ -92,7 +94,7 @@ static __global__ void log_softmax_backward(Mem dx, Mem dy, Mem y, int cols) {
     for (int c = threadIdx.x; c < cols; c += blockDim.x)
         accumulate(dx, row + c, load(dy, row + c) - expf(load(y, row + c)) * sum);
 }
-void k_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols) {
+static void launch_log_softmax_backward(Mem dx, Mem dy, Mem y, int rows, int cols) {
     if (!rows || !cols || !dx.at) return;
     log_softmax_backward<<<rows, THREADS, 0, stream>>>(dx, dy, y, cols);
     check_launch("log_softmax_backward", rows, THREADS);
@@ -107,7 +109,7 @@ static __global__ void pick(float *loss, Mem x, const int32_t *ids, int rows, in
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) *loss = -sum / rows;
 }
-void k_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
+static void launch_pick(float *loss, Mem x, const int32_t *ids, int rows, int cols) {
     pick<<<1, THREADS, 0, stream>>>(loss, x, ids, rows, cols);
     check_launch("pick", 1, THREADS);
 }
@@ -117,8 +119,17 @@ static __global__ void pick_backward(Mem dx, const float *dloss, const int32_t *
         if (ids[r] >= 0) accumulate(dx, r * cols + ids[r], -*dloss / rows);
     }
 }
-void k_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
+static void launch_pick_backward(Mem dx, const float *dloss, const int32_t *ids, int rows, int cols) {
     if (!rows || !dx.at) return;
     pick_backward<<<blocks_for(rows), THREADS, 0, stream>>>(dx, dloss, ids, rows, cols);
     check_launch("pick_backward", blocks_for(rows), THREADS);
+}
+
+void loss_kernels(Backend &b) {
+    b.loss = launch_loss;
+    b.loss_backward = launch_loss_backward;
+    b.log_softmax = launch_log_softmax;
+    b.log_softmax_backward = launch_log_softmax_backward;
+    b.pick = launch_pick;
+    b.pick_backward = launch_pick_backward;
 }

@@ -2,13 +2,13 @@
 //
 // Statistics are taken in two passes over the data: a mean, then the squared distances from it. (The one-pass
 // formula, average of squares minus square of the average, loses everything where the mean is large against
-// the spread.) The second pass also sums the distances themselves; what is not zero there corrects the mean.
+// the standard deviation.) The second pass also sums the distances themselves; the rest corrects the mean.
 #include "device.h"
 
 // ---- sums over rows --------------------------------------------------------------------------------------
-// Two sums at once for each column of (groups, rows, cols): of term(group, row, col).x and .y. A block sums 32
-// columns of one chunk of rows, 8 rows at a time; the chunks' parts are added by a second kernel. Chunks depend
-// on the shape alone, so the order of the sum does too.
+// Two sums at once for each column of (groups, rows, cols): of term(group, row, col).x and .y. A block sums
+// 32 columns of one chunk of rows, 8 rows at a time; the chunks' parts are added by a second kernel. Chunks
+// depend on the shape alone, so the order of the sum does too.
 
 enum { COLUMNS = 32, ROWS_AT_ONCE = 8 };
 
@@ -72,27 +72,27 @@ struct RowTerm {
         return make_float2(load(x, ((size_t)group * rows + r) * cols + c), 0);
     }
 };
-void k_sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
+static void launch_sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
     for (int g = 0; g < groups; g += 65535) { // a grid has at most so many blocks along z
         int n = groups - g < 65535 ? groups - g : 65535;
-        size_t size = x.type == F32 ? 4 : 2, y_size = y.type == F32 ? 4 : 2;
-        Mem from = {(char *)x.at + (size_t)g * rows * cols * size, x.type};
-        Mem to = {(char *)y.at + (size_t)g * cols * y_size, y.type};
+        Mem from = {(char *)x.at + (size_t)g * rows * cols * size_of(x.type), x.type};
+        Mem to = {(char *)y.at + (size_t)g * cols * size_of(y.type), y.type};
         sum_over_rows(to, Mem{NULL, F32}, RowTerm{from, rows, cols}, n, rows, cols);
     }
 }
 
 // ---- group norm ------------------------------------------------------------------------------------------
-// A block normalises one group of one picture: hw pixels of `size` channels, `count` numbers.
+// A block normalises one group of one picture: hw pixels of `size` channels, `count` elements.
 
-// Number e of group g of picture n.
+// Element e of group g of picture n.
 __device__ __forceinline__ size_t group_element(GroupNorm p, int n, int g, size_t e, int *channel) {
     int size = p.c / p.groups;
     *channel = g * size + (int)(e % size);
     return ((size_t)n * p.hw + e / size) * p.c + *channel;
 }
 
-static __global__ void __launch_bounds__(512) group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
+static __global__ void __launch_bounds__(512)
+    group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
     __shared__ float part[32];
     int g = blockIdx.x, n = blockIdx.y, c;
     size_t count = (size_t)p.hw * (p.c / p.groups);
@@ -120,7 +120,7 @@ static __global__ void __launch_bounds__(512) group_norm(Mem y, float *stats, Me
         stats[((size_t)n * p.groups + g) * 2 + 1] = rstd;
     }
 }
-void k_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
+static void launch_group_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p) {
     if (!p.n || !p.hw || !p.c) return;
     dim3 grid(p.groups, p.n);
     group_norm<<<grid, 512, 0, stream>>>(y, stats, x, gamma, beta, p);
@@ -146,7 +146,8 @@ static __global__ void __launch_bounds__(512) group_norm_backward(Mem dx, GroupN
     GroupNorm p = term.p;
     int g = blockIdx.x, n = blockIdx.y, c;
     size_t count = (size_t)p.hw * (p.c / p.groups);
-    float mean = term.stats[((size_t)n * p.groups + g) * 2], rstd = term.stats[((size_t)n * p.groups + g) * 2 + 1];
+    float mean = term.stats[((size_t)n * p.groups + g) * 2],
+          rstd = term.stats[((size_t)n * p.groups + g) * 2 + 1];
     float sum = 0, sum_xhat = 0;
     for (size_t e = threadIdx.x; e < count; e += blockDim.x) {
         size_t i = group_element(p, n, g, e, &c);
@@ -162,8 +163,8 @@ static __global__ void __launch_bounds__(512) group_norm_backward(Mem dx, GroupN
         accumulate(dx, i, rstd * (dxhat - average - xhat * average_xhat));
     }
 }
-void k_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, Mem beta, const float *stats,
-                           GroupNorm p) {
+static void launch_group_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma,
+                                       Mem beta, const float *stats, GroupNorm p) {
     if (!p.n || !p.hw || !p.c) return;
     GroupNormTerm term = {dy, x, gamma, beta, stats, p};
     if (dx.at) {
@@ -202,7 +203,8 @@ static __global__ void __launch_bounds__(32 * ROWS)
         stats[(size_t)r * 2 + 1] = rstd;
     }
 }
-void k_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols, float eps) {
+static void launch_layer_norm(Mem y, float *stats, Mem x, Mem gamma, Mem beta, int rows, int cols,
+                              float eps) {
     if (!rows || !cols) return;
     layer_norm<<<ceil_div(rows, ROWS), 32 * ROWS, 0, stream>>>(y, stats, x, gamma, beta, rows, cols, eps);
     check_launch("layer_norm", ceil_div(rows, ROWS), 32 * ROWS);
@@ -214,11 +216,13 @@ struct LayerNormTerm { // dy and dy xhat
     int cols;
     __device__ float2 operator()(int, int r, int c) const {
         float d = load(dy, (size_t)r * cols + c);
-        return make_float2(d, d * ((load(x, (size_t)r * cols + c) - stats[(size_t)r * 2]) * stats[(size_t)r * 2 + 1]));
+        return make_float2(
+            d, d * ((load(x, (size_t)r * cols + c) - stats[(size_t)r * 2]) * stats[(size_t)r * 2 + 1]));
     }
 };
 // dxhat = dy gamma     dx += rstd (dxhat - average of dxhat - xhat average of (dxhat xhat))
-static __global__ void __launch_bounds__(32 * ROWS) layer_norm_backward(Mem dx, LayerNormTerm term, Mem gamma, int rows) {
+static __global__ void __launch_bounds__(32 * ROWS)
+    layer_norm_backward(Mem dx, LayerNormTerm term, Mem gamma, int rows) {
     int r = blockIdx.x * ROWS + threadIdx.x / 32, lane = threadIdx.x % 32, cols = term.cols;
     if (r >= rows) return; // the whole warp
     float mean = term.stats[(size_t)r * 2], rstd = term.stats[(size_t)r * 2 + 1];
@@ -235,8 +239,8 @@ static __global__ void __launch_bounds__(32 * ROWS) layer_norm_backward(Mem dx, 
         accumulate(dx, i, rstd * (load(term.dy, i) * load(gamma, c) - average - xhat * average_xhat));
     }
 }
-void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma, const float *stats, int rows,
-                           int cols) {
+static void launch_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, Mem gamma,
+                                       const float *stats, int rows, int cols) {
     if (!rows || !cols) return;
     LayerNormTerm term = {dy, x, stats, cols};
     if (dx.at) {
@@ -244,4 +248,12 @@ void k_layer_norm_backward(Mem dx, float *dgamma, float *dbeta, Mem dy, Mem x, M
         check_launch("layer_norm_backward", ceil_div(rows, ROWS), 32 * ROWS);
     }
     sum_over_rows(f32(dbeta), f32(dgamma), term, 1, rows, cols);
+}
+
+void norm_kernels(Backend &b) {
+    b.sum_rows = launch_sum_rows;
+    b.group_norm = launch_group_norm;
+    b.group_norm_backward = launch_group_norm_backward;
+    b.layer_norm = launch_layer_norm;
+    b.layer_norm_backward = launch_layer_norm_backward;
 }

@@ -10,10 +10,9 @@ static __global__ void square_part(float *part, const float *g, size_t count) {
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
-void k_sum_square(OptimiserState *s, const float *g, size_t count) {
+static void launch_sum_square(OptimiserState *s, const float *g, size_t count) {
     if (!count) return;
-    unsigned blocks = ceil_div(count, 4 * THREADS);
-    if (blocks > 1024) blocks = 1024;
+    unsigned blocks = parts_for(count);
     Scratch scratch;
     float *part = scratch.floats(blocks);
     square_part<<<blocks, THREADS, 0, stream>>>(part, g, count);
@@ -21,8 +20,8 @@ void k_sum_square(OptimiserState *s, const float *g, size_t count) {
     finish_sum(&s->sum_square, part, (int)blocks, 1, true);
 }
 
-// rate = c.rate step / warmup                                         while step < warmup; step 1 is the first
-// rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2)      progress from 0 at warmup to 1 at total
+// rate = c.rate step / warmup                                         while step < warmup; step 1 is the
+// first rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2)      progress: 0 at warmup, 1 at total
 __device__ static double scheduled_rate(OptimiserConfig c, double step) {
     if (step < c.warmup) return (double)c.rate * step / c.warmup;
     if (c.total <= c.warmup) return c.rate; // no decay
@@ -40,7 +39,7 @@ static __global__ void optimiser_begin(OptimiserState *s, OptimiserConfig c) {
     if (!isfinite(s->norm)) s->bad = s->step;
     s->sum_square = 0;
 }
-void k_optimiser_begin(OptimiserState *s, OptimiserConfig c) {
+static void launch_optimiser_begin(OptimiserState *s, OptimiserConfig c) {
     optimiser_begin<<<1, 1, 0, stream>>>(s, c);
     check_launch("optimiser_begin", 1, 1);
 }
@@ -54,7 +53,8 @@ __device__ static float unbias(float beta, float step) { return -expm1f(step * l
 // g' = clip g
 // m = beta1 m + (1 - beta1) g'     v = beta2 v + (1 - beta2) g'^2
 // w = (1 - rate weight_decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
-static __global__ void adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count) {
+static __global__ void adamw(float *w, float *m, float *v, float *g, const OptimiserState *s,
+                             OptimiserConfig c, size_t count) {
     bool bad = is_bad(s);
     float unbias1 = unbias(c.beta1, s->step), unbias2 = unbias(c.beta2, s->step);
     EACH(i, count) {
@@ -63,12 +63,14 @@ static __global__ void adamw(float *w, float *m, float *v, float *g, const Optim
             float mi = c.beta1 * m[i] + (1 - c.beta1) * gi, vi = c.beta2 * v[i] + (1 - c.beta2) * gi * gi;
             m[i] = mi;
             v[i] = vi;
-            w[i] -= s->rate * c.weight_decay * w[i] + s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
+            w[i] -=
+                s->rate * c.weight_decay * w[i] + s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
         }
         g[i] = 0;
     }
 }
-void k_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c, size_t count) {
+static void launch_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
+                         size_t count) {
     if (!count) return;
     adamw<<<blocks_for(count), THREADS, 0, stream>>>(w, m, v, g, s, c, count);
     check_launch("adamw", blocks_for(count), THREADS);
@@ -79,8 +81,15 @@ static __global__ void ema(float *e, const float *w, const OptimiserState *s, fl
     if (s && is_bad(s)) return;
     EACH(i, count) e[i] += (1 - decay) * (w[i] - e[i]);
 }
-void k_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
+static void launch_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (!count) return;
     ema<<<blocks_for(count), THREADS, 0, stream>>>(e, w, s, decay, count);
     check_launch("ema", blocks_for(count), THREADS);
+}
+
+void optim_kernels(Backend &b) {
+    b.sum_square = launch_sum_square;
+    b.optimiser_begin = launch_optimiser_begin;
+    b.adamw = launch_adamw;
+    b.ema = launch_ema;
 }

@@ -1,5 +1,5 @@
-// pointwise.cu: kernels whose threads each compute one number (or one after another) from a few others:
-// activations, sums with coefficients, moving, pooling, embeddings. All are bound by memory traffic.
+// pointwise.cu: activations, sums with coefficients, data movement, pooling, embeddings: a thread computes
+// one element (or one after another) from a few others. All are bound by memory traffic.
 //
 // A backward gathers: the thread that owns an element of dx looks for every output that used it. Nothing is
 // scattered, so no atomic is needed and the order of each sum is fixed.
@@ -7,10 +7,22 @@
 
 // ---- activations -----------------------------------------------------------------------------------------
 
+__device__ static float activate(float x, Activation f) {
+    switch (f) {
+    case SILU: return x * sigmoid(x);
+    case GELU: return gelu(x);
+    case QUICK_GELU: return x * sigmoid(1.702f * x);
+    case RELU: return x < 0 ? 0 : x; // NaN stays NaN
+    case EXP: return expf(x);
+    case LOG: return logf(x);
+    default: return x * x;
+    }
+}
+// y = f(x)
 static __global__ void activation(Mem y, Mem x, size_t count, Activation f) {
     EACH(i, count) store(y, i, activate(load(x, i), f));
 }
-void k_activation(Mem y, Mem x, size_t count, Activation f) {
+static void launch_activation(Mem y, Mem x, size_t count, Activation f) {
     if (!count) return;
     activation<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, f);
     check_launch("activation", blocks_for(count), THREADS);
@@ -31,7 +43,7 @@ __device__ static float slope(float x, Activation f) {
 static __global__ void activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
     EACH(i, count) accumulate(dx, i, load(dy, i) * slope(load(x, i), f));
 }
-void k_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
+static void launch_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
     if (!count || !dx.at) return;
     activation_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, x, count, f);
     check_launch("activation_backward", blocks_for(count), THREADS);
@@ -44,7 +56,7 @@ static __global__ void geglu(Mem y, Mem x, size_t count, int inner) {
         store(y, i, load(x, value) * gelu(load(x, value + inner)));
     }
 }
-void k_geglu(Mem y, Mem x, int rows, int inner) {
+static void launch_geglu(Mem y, Mem x, int rows, int inner) {
     size_t count = (size_t)rows * inner;
     if (!count) return;
     geglu<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, inner);
@@ -59,7 +71,7 @@ static __global__ void geglu_backward(Mem dx, Mem dy, Mem x, size_t count, int i
         accumulate(dx, gate, d * load(x, value) * gelu_slope(g));
     }
 }
-void k_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
+static void launch_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
     size_t count = (size_t)rows * inner;
     if (!count || !dx.at) return;
     geglu_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, x, count, inner);
@@ -78,14 +90,15 @@ static __global__ void combine(Mem y, float a, Mem x, float b, Mem z, float c, s
         store(y, i, sum);
     }
 }
-void k_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
+static void launch_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
     if (!count) return;
     combine<<<blocks_for(count), THREADS, 0, stream>>>(y, a, x, b, z, c, count);
     check_launch("combine", blocks_for(count), THREADS);
 }
 
 // y[r, i] = a[r] x[r, i] + b[r] z[r, i] (+ y[r, i])
-static __global__ void combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, size_t count, int cols, bool add) {
+static __global__ void combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, size_t count,
+                                    int cols, bool add) {
     EACH(i, count) {
         size_t r = i / cols;
         float sum = a[r] * load(x, i);
@@ -93,7 +106,8 @@ static __global__ void combine_rows(Mem y, const float *a, Mem x, const float *b
         store(y, i, add ? load(y, i) + sum : sum);
     }
 }
-void k_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add) {
+static void launch_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols,
+                                bool add) {
     size_t count = (size_t)rows * cols;
     if (!count) return;
     combine_rows<<<blocks_for(count), THREADS, 0, stream>>>(y, a, x, b, z, count, cols, add);
@@ -107,7 +121,7 @@ static __global__ void clamp(Mem y, Mem x, float low, float high, size_t count) 
         store(y, i, v < low ? low : v > high ? high : v);
     }
 }
-void k_clamp(Mem y, Mem x, float low, float high, size_t count) {
+static void launch_clamp(Mem y, Mem x, float low, float high, size_t count) {
     if (!count) return;
     clamp<<<blocks_for(count), THREADS, 0, stream>>>(y, x, low, high, count);
     check_launch("clamp", blocks_for(count), THREADS);
@@ -117,7 +131,7 @@ void k_clamp(Mem y, Mem x, float low, float high, size_t count) {
 static __global__ void multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
     EACH(i, count) store(y, i, load(a, i) * load(b, i) + (add ? load(y, i) : 0));
 }
-void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
+static void launch_multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
     if (!count) return;
     multiply<<<blocks_for(count), THREADS, 0, stream>>>(y, a, b, count, add);
     check_launch("multiply", blocks_for(count), THREADS);
@@ -127,23 +141,24 @@ void k_multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
 static __global__ void add_vector(Mem y, Mem x, Mem v, size_t count, int rows, int cols) {
     EACH(i, count) store(y, i, load(x, i) + load(v, i / cols / rows * cols + i % cols));
 }
-void k_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
+static void launch_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
     size_t count = (size_t)groups * rows * cols;
     if (!count) return;
     add_vector<<<blocks_for(count), THREADS, 0, stream>>>(y, x, v, count, rows, cols);
     check_launch("add_vector", blocks_for(count), THREADS);
 }
 
-// ---- moving ----------------------------------------------------------------------------------------------
+// ---- data movement ----------------------------------------------------------------------------------------
 
 // y[r, c] = x[r, c] (+ y[r, c]), rows y_stride and x_stride apart
-static __global__ void copy_columns(Mem y, int y_stride, Mem x, int x_stride, size_t count, int cols, bool add) {
+static __global__ void copy_columns(Mem y, int y_stride, Mem x, int x_stride, size_t count, int cols,
+                                    bool add) {
     EACH(i, count) {
         size_t to = i / cols * y_stride + i % cols;
         store(y, to, load(x, i / cols * x_stride + i % cols) + (add ? load(y, to) : 0));
     }
 }
-void k_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add) {
+static void launch_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add) {
     size_t count = (size_t)rows * cols;
     if (!count) return;
     copy_columns<<<blocks_for(count), THREADS, 0, stream>>>(y, y_stride, x, x_stride, count, cols, add);
@@ -169,7 +184,7 @@ static __global__ void upsample(Mem y, Mem x, size_t count, int h, int w, int c)
         store(y, at, load(x, at4(p.n, p.i / 2, h, p.j / 2, w, p.c, c)));
     }
 }
-void k_upsample(Mem y, Mem x, int n, int h, int w, int c) {
+static void launch_upsample(Mem y, Mem x, int n, int h, int w, int c) {
     size_t count = (size_t)n * h * w * c * 4;
     if (!count) return;
     upsample<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, h, w, c);
@@ -185,7 +200,7 @@ static __global__ void upsample_backward(Mem dx, Mem dy, size_t count, int h, in
         accumulate(dx, at, sum);
     }
 }
-void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
+static void launch_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
     size_t count = (size_t)n * h * w * c;
     if (!count || !dx.at) return;
     upsample_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, count, h, w, c);
@@ -194,15 +209,15 @@ void k_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
 
 // ---- pooling ---------------------------------------------------------------------------------------------
 
-// What the window of output pixel `o` sees: its sum, how many pixels lie inside, the place of the largest (the
-// first in row order; NaN wins, so that it is seen).
-struct Window {
+// What the kernel sees at output pixel `o`: its sum, how many pixels lie inside, the place of the largest
+// (the first in row order; NaN wins, so that it is seen).
+struct Look {
     float sum, largest;
     int inside;
     size_t at;
 };
-__device__ static Window look(Mem x, Conv p, Pixel o) {
-    Window s = {0, 0, 0, 0};
+__device__ static Look look(Mem x, Conv p, Pixel o) {
+    Look s = {0, 0, 0, 0};
     for (int ki = 0; ki < p.kh; ki++)
         for (int kj = 0; kj < p.kw; kj++) {
             int i = o.i * p.stride - p.pad_top + ki, j = o.j * p.stride - p.pad_left + kj;
@@ -220,18 +235,18 @@ __device__ static Window look(Mem x, Conv p, Pixel o) {
 }
 static __global__ void pool(Mem y, Mem x, Conv p, Pool kind, size_t count) {
     EACH(at, count) {
-        Window s = look(x, p, pixel_of(at, p.oh, p.ow, p.c));
-        store(y, at, kind == POOL_MAX ? s.largest : s.sum / (kind == POOL_AVERAGE ? s.inside : p.kh * p.kw));
+        Look s = look(x, p, pixel_of(at, p.oh, p.ow, p.c));
+        store(y, at, kind == POOL_MAX ? s.largest : s.sum / s.inside);
     }
 }
-void k_pool(Mem y, Mem x, Conv p, Pool kind) {
+static void launch_pool(Mem y, Mem x, Conv p, Pool kind) {
     size_t count = (size_t)p.n * p.oh * p.ow * p.c;
     if (!count) return;
     pool<<<blocks_for(count), THREADS, 0, stream>>>(y, x, p, kind, count);
     check_launch("pool", blocks_for(count), THREADS);
 }
-// Each input pixel asks every window that saw it: y = x[largest], dx[largest] += dy;
-// y = sum / divisor, dx += dy / divisor.
+// Each input pixel asks every output that saw it: y = x[largest], dx[largest] += dy;
+// y = sum / inside, dx += dy / inside.
 static __global__ void pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind, size_t count) {
     EACH(at, count) {
         Pixel q = pixel_of(at, p.h, p.w, p.c);
@@ -242,15 +257,17 @@ static __global__ void pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind, s
                 if (i < 0 || j < 0 || i % p.stride || j % p.stride) continue;
                 i /= p.stride, j /= p.stride;
                 if (i >= p.oh || j >= p.ow) continue;
-                Window s = look(x, p, {q.n, i, j, q.c});
+                Look s = look(x, p, {q.n, i, j, q.c});
                 float d = load(dy, at4(q.n, i, p.oh, j, p.ow, q.c, p.c));
-                if (kind == POOL_MAX) sum += s.at == at ? d : 0;
-                else sum += d / (kind == POOL_AVERAGE ? s.inside : p.kh * p.kw);
+                if (kind == POOL_MAX)
+                    sum += s.at == at ? d : 0;
+                else
+                    sum += d / s.inside;
             }
         accumulate(dx, at, sum);
     }
 }
-void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
+static void launch_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
     size_t count = (size_t)p.n * p.h * p.w * p.c;
     if (!count || !dx.at) return;
     pool_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, x, p, kind, count);
@@ -263,7 +280,7 @@ void k_pool_backward(Mem dx, Mem dy, Mem x, Conv p, Pool kind) {
 static __global__ void embed(Mem y, Mem table, const int32_t *ids, size_t count, int cols) {
     EACH(i, count) store(y, i, load(table, (size_t)ids[i / cols] * cols + i % cols));
 }
-void k_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
+static void launch_embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
     size_t count = (size_t)rows * cols;
     if (!count) return;
     embed<<<blocks_for(count), THREADS, 0, stream>>>(y, table, ids, count, cols);
@@ -275,15 +292,15 @@ static __global__ void embed_backward(float *dtable, Mem dy, const int32_t *ids,
         for (int r = 0; r < rows; r++) dtable[(size_t)ids[r] * cols + c] += load(dy, (size_t)r * cols + c);
     }
 }
-void k_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
+static void launch_embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
     if (!rows || !cols || !dtable) return;
     embed_backward<<<blocks_for(cols), THREADS, 0, stream>>>(dtable, dy, ids, rows, cols);
     check_launch("embed_backward", blocks_for(cols), THREADS);
 }
 
-// angle = t[r] exp(-i ln(10000) / (half - shift)), each step rounded to fp32 as diffusers does: the networks
-// were trained with that. The exponential is double, because an fp32 one is off by a last place, which t = 999
-// makes visible.
+// angle = t[r] exp(-i ln(10000) / (half - shift)), each step rounded to fp32 as diffusers does, whose
+// networks were trained with that. The exponential is double: an fp32 one is off by a last place, which t =
+// 999 shows.
 static __global__ void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
     int half = dim / 2;
     EACH(at, (size_t)rows * dim) {
@@ -298,9 +315,29 @@ static __global__ void sinusoid(Mem y, const float *t, int rows, int dim, bool c
         store(y, at, cosine ? cosf(angle) : sinf(angle));
     }
 }
-void k_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
+static void launch_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
     size_t count = (size_t)rows * dim;
     if (!count) return;
     sinusoid<<<blocks_for(count), THREADS, 0, stream>>>(y, t, rows, dim, cos_first, shift);
     check_launch("sinusoid", blocks_for(count), THREADS);
+}
+
+void pointwise_kernels(Backend &b) {
+    b.activation = launch_activation;
+    b.activation_backward = launch_activation_backward;
+    b.geglu = launch_geglu;
+    b.geglu_backward = launch_geglu_backward;
+    b.combine = launch_combine;
+    b.combine_rows = launch_combine_rows;
+    b.clamp = launch_clamp;
+    b.multiply = launch_multiply;
+    b.add_vector = launch_add_vector;
+    b.copy_columns = launch_copy_columns;
+    b.upsample = launch_upsample;
+    b.upsample_backward = launch_upsample_backward;
+    b.pool = launch_pool;
+    b.pool_backward = launch_pool_backward;
+    b.embed = launch_embed;
+    b.embed_backward = launch_embed_backward;
+    b.sinusoid = launch_sinusoid;
 }

@@ -1,17 +1,17 @@
-// ptx.h: the instructions that CUDA C++ has no words for, each behind a function: asynchronous copies, ldmatrix,
-// mma.sync, rounding to TF32. Nothing else in this folder holds inline assembly.
+// ptx.h: the instructions that CUDA C++ has no words for, each behind a function: asynchronous copies,
+// ldmatrix, mma.sync, rounding to TF32. Nothing else in this folder holds inline assembly.
 //
-// Two versions of one list: PTX for nvcc, calls into the emulator for g++ and clang++. test/cuda/wrap.cu tests
-// both against tables taken from the PTX ISA manual, on raw registers.
+// Two versions of one list: PTX for nvcc, calls into the emulator for g++ and clang++. test/cuda/wrap.cu
+// tests both against tables taken from the PTX ISA manual, on raw registers.
 //
-//   cp_async16(shared, global, bytes)  starts a copy of 16 bytes; of these only the first `bytes` (0 to 16) are
+//   cp_async16(shared, global, bytes)  starts a copy of 16 bytes; of these the first `bytes` (0 to 16) are
 //                                      read, the others become zero. Both addresses are multiples of 16.
 //   cp_async_commit()                  closes a group of copies; cp_async_wait<N>() waits until at most the
 //                                      last N groups of this thread are under way.
-//   ldmatrix_xN[_trans](r, row)        loads N matrices of 8 x 8 numbers of 16 bits: lane 8 j + i gives the
+//   ldmatrix_xN[_trans](r, row)        loads N matrices of 8 x 8 values of 16 bits: lane 8 j + i gives the
 //                                      shared address of row i of matrix j
 //   mma_m16n8k16_f16 / _bf16, mma_m16n8k8_tf32(d, a, b)   d += a b, for a warp; fragments as in the PTX ISA
-//   round_tf32(f)                      the nearest number with a mantissa of 10 bits, ties away from zero
+//   round_tf32(f)                      the nearest value with a mantissa of 10 bits, ties away from zero
 #ifndef PTX_H
 #define PTX_H
 #include <stdint.h>
@@ -76,7 +76,7 @@ __device__ __forceinline__ uint32_t round_tf32(float f) {
 #else // ---- the emulator's
 
 static inline void cp_async16(void *shared, const void *global, int bytes, EMU_AT) {
-    emu_cp_async(shared, global, 16, bytes, EMU_SITE("cp.async"));
+    emu_cp_async16(shared, global, bytes, EMU_SITE("cp.async"));
 }
 static inline void cp_async_commit() { emu_cp_async_commit(); }
 template <int N> static inline void cp_async_wait() { emu_cp_async_wait(N); }

@@ -1,12 +1,12 @@
 // tile.h: the register-blocked matrix product, the third step of the ladder in gemm.cu, as a function that is
-// told where the numbers of A and B come from. gemm.cu gives it matrices; conv.cu gives it pictures, of which a
-// convolution is a product too, so that both share one text.
+// told where the elements of A and B come from. gemm.cu gives it matrices; conv.cu gives it pictures, of
+// which a convolution is a product too, so that both share one text.
 #ifndef TILE_H
 #define TILE_H
 #include "device.h"
 
-// A block of 16 x 16 threads makes a tile of 64 x 64 of C; each thread 4 x 4 of it, in registers. For each number
-// of k, a thread reads 4 + 4 numbers and does 16 multiplications: half a read each, instead of two.
+// A block of 16 x 16 threads makes a tile of 64 x 64 of C; each thread 4 x 4 of it, in registers. For each
+// element of k, a thread reads 4 + 4 elements and does 16 multiplications: half a read each, instead of two.
 enum { TILE = 64, TILE_K = 16, TILE_THREADS = 256 };
 struct Tiles {
     // Rows of 68 floats: a multiple of 4, for float4, and not of 32, to spread writes over banks.
@@ -24,7 +24,7 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
     float(*a_tile)[TILE + 4] = t.rows, (*b_tile)[TILE + 4] = t.rows + TILE_K; // [k][row], [k][column]
     float sum[4][4] = {};
     for (int k0 = k_begin; k0 < k_end; k0 += TILE_K) {
-        // 4 numbers of each tile a thread; neighbours in memory to neighbouring threads
+        // 4 elements of each tile a thread; neighbours in memory to neighbouring threads
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             int p = a.along_k ? tid % 16 : tid / 64 + 4 * r, i = a.along_k ? tid / 16 + 16 * r : tid % 64;
@@ -33,8 +33,8 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
             b_tile[q][j] = col0 + j < n && k0 + q < k_end ? b(k0 + q, col0 + j) : 0;
         }
         __syncthreads(); // the tiles are there
-        // 16 products are added up by themselves, and then to the rest: a sum of k terms in two stages is rounded
-        // about 16 times less than one that grows term by term, for one more addition in 17.
+        // 16 products are added up by themselves, and then to the rest: a sum of k terms in two stages is
+        // rounded about 16 times less than one that grows term by term, for one more addition in 17.
         float part[4][4] = {};
 #pragma unroll
         for (int p = 0; p < TILE_K; p++) {
@@ -51,8 +51,8 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
             for (int j = 0; j < 4; j++) sum[i][j] += part[i][j];
         __syncthreads(); // all have read them: the next round may write
     }
-    // The results go through shared memory, 32 rows at a time, so that a warp writes whole rows, not 4 columns a
-    // thread. The tiles are free: the loop ended with a barrier.
+    // The results go through shared memory, 32 rows at a time, so that a warp writes whole rows, not 4
+    // columns a thread. The tiles are free: the loop ended with a barrier.
     float(*turn)[TILE + 4] = t.rows;
     for (int half = 0; half < 2; half++) {
         if (ty / 8 == half)
@@ -70,27 +70,25 @@ __device__ __forceinline__ void tile_product(Tiles &t, A a, B b, Out out, int m,
     }
 }
 
-// What becomes of a sum: C = f(alpha sum + bias) [+ residual] [+ C].
+// What becomes of a sum: C = alpha sum [+ bias] [+ residual] [+ C].
 struct Epilogue {
     Mem c, bias, residual; // (m, n), (n), (m, n)
     int n;
     float alpha;
     bool add;
-    int activation; // an Activation, or -1
     __device__ __forceinline__ void operator()(int i, int j, float sum) const {
         size_t at = (size_t)i * n + j;
         sum *= alpha;
         if (bias.at) sum += load(bias, j);
-        if (activation >= 0) sum = activate(sum, (Activation)activation);
         if (residual.at) sum += load(residual, at);
         if (add) sum += load(c, at);
         store(c, at, sum);
     }
 };
 
-// A product with few tiles and a long k (the gradient of a weight) would leave most of a GPU idle. Then k is split:
-// each part's C goes to scratch memory, and finish_split() adds the parts in ascending order. How it is split
-// depends on the shape alone, so the bits do too.
+// A product with few tiles and a long k (the gradient of a weight) would leave most of a GPU idle. Then k is
+// split: each part's C goes to scratch memory, and finish_split() adds the parts in ascending order. How it
+// is split depends on the shape alone, so the bits do too.
 struct Part {
     float *part; // (splits, m, n)
     int m, n;

@@ -11,7 +11,10 @@ draw() { # draw NAME FILE OPTIONS...
 }
 echo "\"$caption\""
 draw "base" demo-base.png
-[ -e weights/tiny-lora.safetensors ] && draw "fine-tuned LoRA" demo-lora.png --lora weights/tiny-lora.safetensors
-[ -e weights/tiny-lcm-lora-8k.safetensors ] && draw "LCM-LoRA, 8,000 pictures" demo-lcm-lora-8k.png --lora weights/tiny-lcm-lora-8k.safetensors
-[ -e weights/tiny-lcm-lora-30k.safetensors ] && draw "LCM-LoRA, 31,783 pictures" demo-lcm-lora-30k.png --lora weights/tiny-lcm-lora-30k.safetensors
+[ -e weights/tiny-lora.safetensors ] &&
+    draw "fine-tuned LoRA" demo-lora.png --lora weights/tiny-lora.safetensors
+[ -e weights/tiny-lcm-lora-8k.safetensors ] &&
+    draw "LCM-LoRA, 8,000 pictures" demo-lcm-lora-8k.png --lora weights/tiny-lcm-lora-8k.safetensors
+[ -e weights/tiny-lcm-lora-30k.safetensors ] &&
+    draw "LCM-LoRA, 31,783 pictures" demo-lcm-lora-30k.png --lora weights/tiny-lcm-lora-30k.safetensors
 exit 0

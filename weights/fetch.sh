@@ -5,13 +5,14 @@
 #
 # sd15       Stable Diffusion v1.5, the diffusers folder (4.3 GB): DIR/sd15, for sd -m
 # lcm-lora   LCM-LoRA for it (135 MB): DIR/lcm-lora-sdv1-5.safetensors, for sd sample --lora
-# inception  pytorch-fid's Inception-v3 (96 MB): DIR/inception.safetensors, for sd fid --weights; the conversion from
-#            PyTorch's format needs Python with torch and safetensors
+# inception  pytorch-fid's Inception-v3 (96 MB): DIR/inception.safetensors, for sd fid --weights; the
+#            conversion from PyTorch's format needs Python with torch and safetensors
 #
-# A download that was cut off goes on where it stopped when the script is run again. Large files are checked against
-# their SHA-256. Sources: Hugging Face shows it on each large file's page (it names the file in LFS); for pytorch-fid's
-# file, the first 8 digits are part of its published name, the rest is printed by several projects that pin the file.
-# The small text files (configurations, tokenizer) have no published SHA-256; the script says so.
+# A download that was cut off goes on where it stopped when the script is run again. Large files are checked
+# against their SHA-256. Sources: Hugging Face shows it on each large file's page (it names the file in LFS);
+# for pytorch-fid's file, the first 8 digits are part of its published name, the rest is printed by several
+# projects that pin the file. The small text files (configurations, tokenizer) have no published SHA-256; the
+# script says so.
 set -eu
 
 what=${1:-}
@@ -55,7 +56,7 @@ fetch() {
     if [ -z "$want" ]; then
         say "$file: no published SHA-256 is known, so it was not checked"
     elif [ "$(sha256 "$file.part")" != "$want" ]; then
-        say "$file.part has the SHA-256 $(sha256 "$file.part"), $want is expected: it is removed; run this again"
+        say "$file.part has the SHA-256 $(sha256 "$file.part"), not $want: it is removed; run this again"
         rm -f "$file.part"
         exit 1
     fi
@@ -75,9 +76,11 @@ sd15)
     done
     fetch "$from/text_encoder/model.safetensors" "$dir/sd15/text_encoder/model.safetensors" \
         d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334
-    fetch "$from/vae/diffusion_pytorch_model.safetensors" "$dir/sd15/vae/diffusion_pytorch_model.safetensors" \
+    fetch "$from/vae/diffusion_pytorch_model.safetensors" \
+        "$dir/sd15/vae/diffusion_pytorch_model.safetensors" \
         a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c
-    fetch "$from/unet/diffusion_pytorch_model.safetensors" "$dir/sd15/unet/diffusion_pytorch_model.safetensors" \
+    fetch "$from/unet/diffusion_pytorch_model.safetensors" \
+        "$dir/sd15/unet/diffusion_pytorch_model.safetensors" \
         19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1
     say "done: sd sample -m $dir/sd15 -p \"...\""
     ;;
@@ -91,7 +94,8 @@ inception)
     fetch https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/$name "$dir/$name" \
         6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2
     if [ ! -e "$dir/inception.safetensors" ]; then
-        "${PYTHON:-python3}" "$(dirname "$0")/convert_inception.py" "$dir/$name" "$dir/inception.safetensors" || {
+        "${PYTHON:-python3}" "$(dirname "$0")/convert_inception.py" "$dir/$name" \
+            "$dir/inception.safetensors" || {
             say "the conversion failed; it needs torch and safetensors (PYTHON=... names another Python)"
             exit 1
         }

@@ -1,6 +1,7 @@
 #!/bin/sh
-# `make paper`: the paper from data to report, phase by phase. Each stage's result is kept under $OUT with what it was
-# made of; a stage whose result is there is skipped, so after an interruption the same command goes on.
+# `make paper`: the paper from data to report, phase by phase. Each stage's result is kept under $OUT, along
+# with what it was made of. A stage whose result is there is skipped, so after an interruption the same
+# command continues.
 #
 #   make paper                                     the toy world and the weights that the project ships
 #   make paper-from-scratch                        the toy world, everything trained from nothing first
@@ -10,15 +11,17 @@
 #   COUNT        pictures a system, for FID [500; from scratch 2000; real 1000]
 #   STEPS        guided steps of the base and the fine-tuned LoRA for those [25]; the LCM systems take 4
 #   SWEEP        numbers of steps for the figure of steps against quality ["1 2 4 8"; "" for none]
-#   SPEED        numbers of steps at which a picture is timed ["50 4"], TIMED pictures [2] in each of ROUNDS [3]
+#   SPEED        numbers of steps at which a picture is timed ["50 4"]: TIMED pictures [2] in each of
+#                ROUNDS [3]
 #   PICTURES     of Figure 3, a system [3]; 4 at most
 #   BOOTSTRAP    resamplings for the FID's interval [200]
-#   OUT          where results stand [run/paper, run/paper-from-scratch, run/paper-real], REPORT [report/index.html]
+#   OUT          folder of the results [run/paper, run/paper-from-scratch, run/paper-real]
+#   REPORT       the report's file [report/index.html]
 # Training, where there is any:
 #   VAE_STEPS TEXT_STEPS UNET_STEPS INCEPTION_STEPS LCM_STEPS FINETUNE_STEPS DISTILL_STEPS
 #   PRETRAIN_OPTIONS LCM_OPTIONS FINETUNE_OPTIONS DISTILL_OPTIONS   more options of those commands
 #   BROAD SMALL LARGE   scenes to learn from [20000, 8000, 31783]; real: SMALL and LARGE are limits
-#   LCM=DIR      real: stands in for Phase 2's result where that phase asks for too much memory; the report says so
+#   LCM=DIR      real: replaces Phase 2's result where that phase needs too much memory; the report says so
 #   PLAN=1       real: print the plan and stop
 set -eu
 FIGURE3="A child in a pink dress is climbing up a set of stairs in an entryway"
@@ -27,7 +30,7 @@ say() { printf 'paper: %s\n' "$*" >&2; }
 refuse() { say "$*"; exit "${status:-1}"; }
 usage() { status=2; refuse "$*"; }
 
-# ---- what is asked for -------------------------------------------------------------------------------------------
+# ---- what is asked for -------------------------------------------------------------------------------------
 MODEL=${MODEL:-} DATA=${DATA:-} DATA30K=${DATA30K:-} INCEPTION=${INCEPTION:-} LCM=${LCM:-}
 if [ -n "${FROM_SCRATCH:-}" ]; then world=scratch
 elif [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ]; then world=real
@@ -37,14 +40,21 @@ toy) OUT=${OUT:-run/paper} COUNT=${COUNT:-500} ;;
 scratch) OUT=${OUT:-run/paper-from-scratch} COUNT=${COUNT:-2000} ;;
 real) OUT=${OUT:-run/paper-real} COUNT=${COUNT:-1000} ;;
 esac
-STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3} BOOTSTRAP=${BOOTSTRAP:-200} PICTURES=${PICTURES:-3} REPORT=${REPORT:-report/index.html}
+STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} PICTURES=${PICTURES:-3} BOOTSTRAP=${BOOTSTRAP:-200}
+SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3}
+REPORT=${REPORT:-report/index.html}
 
-case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in *[][\ \*\?]*) usage "paths with blanks or wildcards are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;; esac
+case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in
+*[][\ \*\?]*)
+    usage "paths with blanks or wildcards are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;;
+esac
 [ $world = real ] || [ -z "${PLAN:-}" ] || usage "PLAN goes with MODEL, DATA and INCEPTION"
 [ $world = scratch ] && [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ] &&
-    usage "paper-from-scratch trains its own models on its own data; MODEL, DATA, DATA30K, INCEPTION and LCM do not go with it"
+    usage "paper-from-scratch trains its own models on its own data;" \
+        "MODEL, DATA, DATA30K, INCEPTION and LCM do not go with it"
 if [ $world = real ]; then
-    [ -n "$MODEL" ] && [ -n "$DATA" ] && [ -n "$INCEPTION" ] || usage "MODEL=DIR, DATA=DIR and INCEPTION=FILE go together; one is missing"
+    [ -n "$MODEL" ] && [ -n "$DATA" ] && [ -n "$INCEPTION" ] ||
+        usage "MODEL=DIR, DATA=DIR and INCEPTION=FILE go together; one is missing"
     for path in "$MODEL" "$DATA" ${DATA30K:+"$DATA30K"} "$INCEPTION" ${LCM:+"$LCM"}; do
         [ -e "$path" ] || refuse "$path does not exist"
     done
@@ -77,11 +87,16 @@ if [ -n "$running" ] && ps -p "$running" -o args= 2>/dev/null | grep -q 'paper\.
 fi
 echo $$ >"$OUT/running"
 
-# ---- stages ------------------------------------------------------------------------------------------------------
-# A stage's record, $OUT/made/NAME.json, appears when its result is whole: {"stage", "made_of", "seconds", "command",
-# "result"}; the last is what the command printed. $OUT/made/NAME.begun says what is being made meanwhile.
-identity() { # a number that changes with the contents of these files and folders, less what a killed writer left (.part)
-    for path; do find -L "$path" -type f ! -name '*.part' | LC_ALL=C sort; done | while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
+# ---- stages ------------------------------------------------------------------------------------------------
+# A stage's record, $OUT/made/NAME.json, appears when its result is complete: {"stage", "made_of", "seconds",
+# "command", "result"}, where "result" is what the command printed. Until then $OUT/made/NAME.begun says what
+# is being made.
+
+# identity PATHS: a number that changes with the contents of these files and folders. What a killed writer
+# left behind (.part) does not count.
+identity() {
+    for path; do find -L "$path" -type f ! -name '*.part' | LC_ALL=C sort; done |
+        while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
 }
 data_identity() { # of a data set: the names in its folder and what its lists say
     { ls "$1" && cat "$1"/*.txt "$1"/*.csv "$1"/*.json "$1"/*.token 2>/dev/null || true; } | cksum | tr ' ' -
@@ -98,14 +113,18 @@ typed() { # a command as one would type it: what has a blank in it stands in quo
 clock=$(date +%s)
 : >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
 
-# stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, as are the files PATHS. A result that
-# is made of something else is removed; one that was trained is not, since hours are in it. One that is gone is made again.
+# stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, and so are the files
+# PATHS. A result made of something else is removed, unless it was trained: that took hours, so the run stops
+# instead. A missing result is made again.
 stage() {
     name=$1 made_of=$2 paths=$3 record=$OUT/made/$1
     shift 3
     before=$(cat "$record.begun" 2>/dev/null || true)
     if [ -n "$before" ] && [ "$before" != "$made_of" ]; then
-        case $name in train-*) refuse "$name was trained with other models, data or options ($before; asked for: $made_of); take another OUT, or remove $paths and $record.*" ;; esac
+        case $name in train-*)
+            refuse "$name was trained with other models, data or options ($before; asked for: $made_of);" \
+                "take another OUT, or remove $paths and $record.*" ;;
+        esac
         say "$name is of something else ($before) and is made again ($made_of)"
         rm -rf "$record.json" $paths
     fi
@@ -127,27 +146,31 @@ stage() {
         case $result in '{'* | '['*) ;; ?*) result=$(quoted "$result") ;; esac # words are a JSON string
         seconds=$((now - clock)) # since the stage before, so that the times add up
         printf '{"stage": "%s", "made_of": %s, "seconds": %d, "command": %s, "result": %s}\n' \
-            "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$(typed "$@")}")" "${result:-null}" >"$record.part"
+            "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$(typed "$@")}")" \
+            "${result:-null}" >"$record.part"
         mv "$record.part" "$record.json" && rm -f "$record.out"
     fi
     clock=$(date +%s) command=
     echo "$name" >>"$OUT/stages.txt"
 }
-figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1" | tail -n 1; } # figure FILE KEY: a number of a JSON line
+# figure FILE KEY: a number of a JSON line
+figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1" | tail -n 1; }
 
-# ---- the models --------------------------------------------------------------------------------------------------
+# ---- the models --------------------------------------------------------------------------------------------
 w=weights
 [ $world = toy ] || w=$OUT/weights
 reference=$OUT/reference
 mkdir -p "$OUT/logs" "$w" # logs: of the training runs, thinned to a hundred points each
-base=$w/tiny judge=$w/tiny-inception.safetensors lcm=$w/tiny-lcm lora=$w/tiny-lora.safetensors adapters=$w/tiny-lcm-lora size=128
+base=$w/tiny judge=$w/tiny-inception.safetensors lcm=$w/tiny-lcm
+lora=$w/tiny-lora.safetensors adapters=$w/tiny-lcm-lora size=128
 if [ $world = real ]; then
     base=$MODEL judge=$INCEPTION lcm=$w/lcm-8k lora=$w/lora.safetensors adapters=$w/lcm-lora
     size=$(sed -n 's/.*"sample_size": *\([0-9]*\).*/\1/p' "$MODEL/unet/config.json" 2>/dev/null || true)
     size=$((${size:-64} * 8))
 fi
 
-# train NAME MADE_OF PATHS RUN PICTURES COMMAND...: a stage that trains, continues from its checkpoint, and leaves a log
+# train NAME MADE_OF PATHS RUN PICTURES COMMAND...: a stage that trains, continues from its checkpoint and
+# leaves a log
 train() {
     training=$1 of=$2 paths=$3 run=$4 pictures=$5
     shift 5
@@ -158,24 +181,33 @@ pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
     part=$1 steps=$2 after=$3 paths=$4 set_=""
     shift 4
     [ $# = 0 ] || set_=$(ls "$OUT/broad/Images" | wc -l) # those with --data; the others draw on the way
-    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" "$OUT/runs/$part" "$set_" \
-        ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" ${steps:+--steps $steps} ${PRETRAIN_OPTIONS:-} "$@"
+    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" \
+        "$OUT/runs/$part" "$set_" \
+        ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" \
+        ${steps:+--steps $steps} ${PRETRAIN_OPTIONS:-} "$@"
 }
 # Phases 2 and 3 on one data set. distil SIZE DATA LCM: the LCM, and adapters that imitate it.
 distil() {
     set_=$1 data=$2 teacher=$3 pictures=$(ls "$2/Images" | wc -l)
+    captions_id=$(identity "$data/captions.txt")
     if [ -z "$LCM" ]; then
-        train "lcm-$set_" "teacher $base_id, data $(identity "$data/captions.txt"), ${LCM_STEPS:-default} steps ${LCM_OPTIONS:-}" "$teacher" "$OUT/runs/lcm-$set_" "$pictures" \
-            ./sd lcm -m "$base" --data "$data" --cache "$OUT/cache" -o "$teacher" --run "$OUT/runs/lcm-$set_" \
-            ${LCM_STEPS:+--steps $LCM_STEPS} ${LCM_OPTIONS:-} --json
+        train "lcm-$set_" \
+            "teacher $base_id, data $captions_id, ${LCM_STEPS:-default} steps ${LCM_OPTIONS:-}" \
+            "$teacher" "$OUT/runs/lcm-$set_" "$pictures" \
+            ./sd lcm -m "$base" --data "$data" --cache "$OUT/cache" -o "$teacher" \
+            --run "$OUT/runs/lcm-$set_" ${LCM_STEPS:+--steps $LCM_STEPS} ${LCM_OPTIONS:-} --json
     fi
-    train "lcm-lora-$set_" "teacher $(identity "$teacher/unet"), base $base_id, data $(identity "$data/captions.txt"), ${DISTILL_STEPS:-default} steps ${DISTILL_OPTIONS:-}" \
+    of="teacher $(identity "$teacher/unet"), base $base_id, data $captions_id"
+    train "lcm-lora-$set_" "$of, ${DISTILL_STEPS:-default} steps ${DISTILL_OPTIONS:-}" \
         "$adapters-$set_.safetensors" "$OUT/runs/lcm-lora-$set_" "$pictures" \
-        ./sd lora distill -m "$base" --teacher "$teacher" --data "$data" --cache "$OUT/cache" -o "$adapters-$set_.safetensors" \
-        --run "$OUT/runs/lcm-lora-$set_" ${DISTILL_STEPS:+--steps $DISTILL_STEPS} ${DISTILL_OPTIONS:-} --json
+        ./sd lora distill -m "$base" --teacher "$teacher" --data "$data" --cache "$OUT/cache" \
+        -o "$adapters-$set_.safetensors" --run "$OUT/runs/lcm-lora-$set_" \
+        ${DISTILL_STEPS:+--steps $DISTILL_STEPS} ${DISTILL_OPTIONS:-} --json
 }
 finetune() { # finetune DATA
-    train lora "base $base_id, data $(identity "$1/captions.txt"), ${FINETUNE_STEPS:-default} steps ${FINETUNE_OPTIONS:-}" "$lora" "$OUT/runs/lora" "$(ls "$1/Images" | wc -l)" \
+    of="base $base_id, data $(identity "$1/captions.txt")"
+    train lora "$of, ${FINETUNE_STEPS:-default} steps ${FINETUNE_OPTIONS:-}" \
+        "$lora" "$OUT/runs/lora" "$(ls "$1/Images" | wc -l)" \
         ./sd lora finetune -m "$base" --data "$1" --cache "$OUT/cache" -o "$lora" --run "$OUT/runs/lora" \
         ${FINETUNE_STEPS:+--steps $FINETUNE_STEPS} ${FINETUNE_OPTIONS:-} --json
 }
@@ -216,43 +248,55 @@ scratch)
     distil 30k "$OUT/flickr30k" "$w/tiny-lcm-30k"
     ;;
 real)
-    LCM_OPTIONS=${LCM_OPTIONS---batch 1 --checkpointing} FINETUNE_OPTIONS=${FINETUNE_OPTIONS---batch 1 --checkpointing}
+    LCM_OPTIONS=${LCM_OPTIONS---batch 1 --checkpointing}
+    FINETUNE_OPTIONS=${FINETUNE_OPTIONS---batch 1 --checkpointing}
     DISTILL_OPTIONS=${DISTILL_OPTIONS---batch 1 --checkpointing --rank 64}
     data_id=$(data_identity "$DATA")
     stage data-8k "$DATA $data_id, at most ${SMALL:-all}, $COUNT held out" "$OUT/data-8k" \
         ./sd data "$DATA" -o "$OUT/data-8k" --part train --hold-out "$COUNT" ${SMALL:+-n $SMALL} --json
     # Before hours are spent: can the held-out pictures be read?
     stage reference "$COUNT held-out pictures of $DATA $data_id, $size pixels" "$reference" \
-        ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" --size "$size" --json
+        ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" \
+        --size "$size" --json
     plan
     [ -n "$LCM" ] && lcm=$LCM
     finetune "$OUT/data-8k"
     distil 8k "$OUT/data-8k" "$lcm"
     if [ -n "$DATA30K" ]; then
-        stage data-30k "$DATA30K $(data_identity "$DATA30K"), at most ${LARGE:-all}, $COUNT held out" "$OUT/data-30k" \
-            ./sd data "$DATA30K" -o "$OUT/data-30k" --part train --hold-out "$COUNT" ${LARGE:+-n $LARGE} --json
+        large_id=$(data_identity "$DATA30K")
+        stage data-30k "$DATA30K $large_id, at most ${LARGE:-all}, $COUNT held out" "$OUT/data-30k" \
+            ./sd data "$DATA30K" -o "$OUT/data-30k" --part train --hold-out "$COUNT" \
+            ${LARGE:+-n $LARGE} --json
         distil 30k "$OUT/data-30k" "${LCM:-$w/lcm-30k}"
     fi
     ;;
 esac
 
-# ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ---------------------------
+# ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ----------------
 # (Real ones were read above, before the training.)
 if [ $world != real ]; then
-    stage held-out "$COUNT scenes" "$OUT/held-out" ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
+    stage held-out "$COUNT scenes" "$OUT/held-out" \
+        ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
     stage reference "$COUNT scenes" "$reference" ./sd data "$OUT/held-out" -o "$reference" --json
     cp "$OUT/held-out/scenes.jsonl" "$reference/Images/prompts.jsonl"
-    stage fidelity-real "$COUNT scenes, judge $judge_id" "" ./sd fid fidelity "$reference/Images" --weights "$judge" --json
+    stage fidelity-real "$COUNT scenes, judge $judge_id" "" \
+        ./sd fid fidelity "$reference/Images" --weights "$judge" --json
 fi
 drawn=$(grep -c . "$reference/prompts.txt")
 # What the report says of the whole.
 about() { # about FINISHED
     cpu=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo '?')
-    printf '{"world": "%s", "finished": %s, "model": %s, "data": %s, "inception": %s, "standin": %s, "count": %d, "steps": %d, "machine": %s, "version": %s}\n' \
-        $world "$1" "$(quoted "$base")" "$(quoted "${DATA:-the Flickr world, held-out scenes}")" "$(quoted "$judge")" "$(quoted "$LCM")" "$drawn" "$STEPS" \
-        "$(quoted "${cpu:-$(uname -m)}, $cores cores, threads used: ${OMP_NUM_THREADS:-all}, $(uname -s)")" \
-        "$(quoted "$(git describe --always --dirty 2>/dev/null || echo unknown)")" >"$OUT/paper.json.part"
+    {
+        printf '{"world": "%s", "finished": %s, ' $world "$1"
+        printf '"model": %s, ' "$(quoted "$base")"
+        printf '"data": %s, ' "$(quoted "${DATA:-the Flickr world, held-out scenes}")"
+        printf '"inception": %s, "standin": %s, ' "$(quoted "$judge")" "$(quoted "$LCM")"
+        printf '"count": %d, "steps": %d, ' "$drawn" "$STEPS"
+        printf '"machine": %s, ' "$(quoted "${cpu:-$(uname -m)}, $cores cores," \
+            "threads used: ${OMP_NUM_THREADS:-all}, $(uname -s)")"
+        printf '"version": %s}\n' "$(quoted "$(git describe --always --dirty 2>/dev/null || echo unknown)")"
+    } >"$OUT/paper.json.part"
     mv "$OUT/paper.json.part" "$OUT/paper.json"
 }
 about false
@@ -265,11 +309,15 @@ draw_and_judge() {
     name=$1 steps=$2 id=$3 interval=$4 of="$steps steps, model $3, captions $prompts_id, $drawn pictures"
     shift 4
     system=$name # stage() sets name
-    stage "draw-$system" "$of" "$OUT/$system" ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 --steps "$steps" --json "$@"
-    stage "fid-$system" "$of, Inception $judge_id${interval:+, $interval}" "" ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
+    stage "draw-$system" "$of" "$OUT/$system" \
+        ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 \
+        --steps "$steps" --json "$@"
+    stage "fid-$system" "$of, Inception $judge_id${interval:+, $interval}" "" \
+        ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
     [ $world = real ] && return
     cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
-    stage "fidelity-$system" "$of, judge $judge_id" "" ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
+    stage "fidelity-$system" "$of, judge $judge_id" "" \
+        ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
 }
 systems="" # "NAME ID OPTIONS...", a line each, for the speed
 # system NAME STEPS OPTIONS...: one row of the paper's table
@@ -284,7 +332,8 @@ system() {
     figures="$OUT/figure3-$row.png" # one is named so, several are numbered
     [ "$PICTURES" = 1 ] || figures="$OUT/figure3-$row-[0-9].png"
     stage "figure3-$row" "$row_steps steps, model $row_id, $PICTURES pictures" "$figures" \
-        ./sd sample -p "$FIGURE3" --steps "$row_steps" --seed 3 -n "$PICTURES" -o "$OUT/figure3-$row.png" --json -q "$@"
+        ./sd sample -p "$FIGURE3" --steps "$row_steps" --seed 3 -n "$PICTURES" \
+        -o "$OUT/figure3-$row.png" --json -q "$@"
     case $row in lcm | lcm-lora-*)
         for n in $SWEEP; do
             [ "$n" = "$row_steps" ] || draw_and_judge "$row-at-$n" "$n" "$row_id" "" "$@"
@@ -299,14 +348,15 @@ system lcm 4 -m "$lcm"
 system lcm-lora-8k 4 -m "$base" --lora "$adapters-8k.safetensors"
 [ $world = real ] && [ -z "$DATA30K" ] || system lcm-lora-30k 4 -m "$base" --lora "$adapters-30k.safetensors"
 
-# Seconds a picture, all systems in turn so that a busy moment of the machine meets them all. The first picture of each
-# call warms up and does not count.
+# Seconds a picture. The systems take turns, so that a busy moment of the machine affects them all alike. The
+# first picture of each call is a warm-up and does not count.
 speed() {
     before="["
     for round in $(seq "$ROUNDS"); do
         for n in $SPEED; do
             printf '%s' "$systems" | while read -r row id options; do
-                sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) -o "$OUT/speed.png" --json -q $options) || exit 1
+                sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) \
+                    -o "$OUT/speed.png" --json -q $options) || exit 1
                 printf '%s{"system": "%s", "steps": %d, "sample": %s}\n' "$before" "$row" "$n" "$sample"
                 before=", "
             done
@@ -317,9 +367,10 @@ speed() {
     rm -f "$OUT"/speed-*.png
 }
 command="./sd sample -p \"$FIGURE3\" --steps N -n $((TIMED + 1)) --json -q, $ROUNDS rounds over all systems"
-[ -z "$SPEED" ] || stage speed "$(printf '%s' "$systems" | cksum | tr ' ' -), steps $SPEED, $ROUNDS rounds of $TIMED" "" speed
+systems_id=$(printf '%s' "$systems" | cksum | tr ' ' -)
+[ -z "$SPEED" ] || stage speed "$systems_id, steps $SPEED, $ROUNDS rounds of $TIMED" "" speed
 
-# ---- the report --------------------------------------------------------------------------------------------------
+# ---- the report --------------------------------------------------------------------------------------------
 about true
 ./sd report "$OUT" -o "$REPORT"
 rm -f "$OUT/running"

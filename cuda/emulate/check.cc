@@ -1,17 +1,18 @@
 // check.cc: the checks and the counters of the emulator.
 //
-// Kernels compiled with -fsanitize=thread call a function at each load and store; the compiler's own library is
-// not linked, the functions are here. So unmodified kernels tell the emulator every access they make.
+// Kernels compiled with -fsanitize=thread call a function at each load and store; the compiler's own library
+// is not linked, the functions are here. So unmodified kernels tell the emulator every access they make.
 //
-// What is found: races between threads of a block (in shared and global memory) and between blocks of a launch;
-// reads of bytes never written; accesses outside of an array, an allocation, or device memory altogether (host
-// pointers); misaligned vectors; reads and writes of what a cp.async still fills. What is not: an overrun that
-// stays within the same kernel's next array of shared memory (unless the compiler knows the array's size, then
-// -fsanitize=bounds-strict finds it), and orders of memory weaker than the processor's.
+// What is found: races between threads of a block (in shared and global memory) and between blocks of a
+// launch; reads of bytes never written; accesses outside of an array, an allocation, or device memory
+// altogether (host pointers); misaligned vectors; reads and writes of what a cp.async still fills. What is
+// not: an overrun that stays within the same kernel's next array of shared memory (unless the compiler knows
+// the array's size, then -fsanitize=bounds-strict finds it), and orders of memory weaker than the
+// processor's.
 //
 // The rule for races: two accesses of different threads to the same two bytes, one of them a write, with no
-// barrier between them (or __syncwarp of the whole warp, within one warp). It holds for every order of threads,
-// because it looks at what orders the accesses, not at when they happened to come.
+// barrier between them (or __syncwarp of the whole warp, within one warp). It holds for every order of
+// threads, because it looks at what orders the accesses, not at when they happened to come.
 #include "inside.h"
 
 #include <algorithm>
@@ -43,8 +44,8 @@ static std::string line_name(const std::string &file, int line) { // "gemm.cu:33
     return base_name(file) + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
 }
 
-// The line of a kernel, and behind it those of what is inlined there, down to the access itself: "norm.cu:40 `sum +=
-// load(x, i);` (device.h:46 `default: ...`)". The emulator's and the wrappers' headers are looked through.
+// The line of a kernel, and behind it those of what is inlined there, down to the access itself: "norm.cu:40
+// `sum += load(x, i);` (device.h:46 `default: ...`)". Headers of the emulator are looked through.
 static std::string place(void *pc) {
     char command[300], s[500];
     snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe %lx", getpid(),
@@ -73,21 +74,28 @@ void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite 
     if (told[key]++ || told.size() > 20) return; // each place once
     w.inside = false;
     emu_say("emulate: %s in kernel %s at %s, %s: %s\n", what, w.launch->kernel->name.c_str(),
-            pc ? place(pc).c_str() : line_name(at.file ? at.file : "", at.line).c_str(), emu_who(w.current).c_str(), detail.c_str());
+            pc ? place(pc).c_str() : line_name(at.file ? at.file : "", at.line).c_str(),
+            emu_who(w.current).c_str(), detail.c_str());
     w.inside = true;
     emu_abort_if_wanted();
+}
+
+void emu_fatal(const char *what, const std::string &detail, void *pc, EmuSite at) {
+    emu_finding(what, detail, pc, at);
+    emu_stop();
 }
 
 static std::string shared_name(Worker &w, uintptr_t a) {
     char text[300];
     if (a - w.dynamic < MAX_DYNAMIC_SHARED) {
-        snprintf(text, sizeof text, "dynamic shared memory + %zu (of %zu)", (size_t)(a - w.dynamic), w.launch->shared);
+        snprintf(text, sizeof text, "dynamic shared memory + %zu (of %zu)", (size_t)(a - w.dynamic),
+                 w.launch->shared);
         return text;
     }
     for (const SharedVariable &v : emu_variables)
         if (a - w.tls - v.offset < v.size) {
-            snprintf(text, sizeof text, "shared %s + %zu (of %zu)", v.name.c_str(), (size_t)(a - w.tls - v.offset),
-                     (size_t)v.size);
+            snprintf(text, sizeof text, "shared %s + %zu (of %zu)", v.name.c_str(),
+                     (size_t)(a - w.tls - v.offset), (size_t)v.size);
             bool foreign = w.launch->kernel->allowed[a - w.tls] == FOREIGN;
             return text + (foreign ? " of " + emu_kernel_name(v.owner) : std::string());
         }
@@ -106,7 +114,8 @@ static std::string thread_name(Worker &w, uint16_t t) {
     return text;
 }
 static std::string block_name(Worker &w, uint32_t time) { // the block that ran at that time of the clock
-    size_t i = (size_t)(std::upper_bound(w.block_times.begin(), w.block_times.end(), time) - w.block_times.begin());
+    size_t i =
+        (size_t)(std::upper_bound(w.block_times.begin(), w.block_times.end(), time) - w.block_times.begin());
     uint64_t n = i ? w.block_order[i - 1] : 0;
     dim3 g = w.launch->grid;
     char text[80];
@@ -121,8 +130,8 @@ static Cell *shared_cells; // beside the thread-local memory of the one worker
 
 // Is what thread `t` did at `time` ordered before what the current thread does now?
 static inline bool ordered(Worker &w, uint32_t time, uint16_t t, bool shared) {
-    if (time < w.launch_time) return true;    // an earlier kernel
-    if (time < w.block_start) return shared;  // another block of this launch, whose shared memory was another
+    if (time < w.launch_time) return true;   // an earlier kernel
+    if (time < w.block_start) return shared; // another block of this launch, whose shared memory was another
     if (time < w.barrier_time) return true;
     int warp = w.current->id / 32;
     if (t == SEVERAL) return false;
@@ -131,8 +140,8 @@ static inline bool ordered(Worker &w, uint32_t time, uint16_t t, bool shared) {
     return other == warp && time < w.warp[warp].synced;
 }
 
-// One access to a range of cells. Returns false after a report.
-static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc, void *p, bool shared) {
+// One access to a range of cells.
+static void race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc, void *p, bool shared) {
     auto name = [&] { return shared ? shared_name(w, (uintptr_t)p) : emu_describe(p); };
     auto by = [&](uint32_t time, uint16_t t) {
         std::string s = thread_name(w, t & (t == SEVERAL || t & WHOLE_WARP ? 0xffff : 1023));
@@ -143,8 +152,10 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
     for (Cell *c = first; c <= last; c++) {
         if (c->wrote < since) { // the common cases first
             if (c->read < since) {
-                if (kind == READ) c->reader = me, c->read = w.clock;
-                else c->wrote = w.clock, c->writer = kind == ATOMIC ? me | ATOMICALLY : me, c->reader = NOBODY;
+                if (kind == READ)
+                    c->reader = me, c->read = w.clock;
+                else
+                    c->wrote = w.clock, c->writer = kind == ATOMIC ? me | ATOMICALLY : me, c->reader = NOBODY;
                 continue;
             }
             if (kind == READ && c->read >= w.block_start && (c->reader == me || c->reader == SEVERAL)) {
@@ -153,9 +164,10 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
             }
         }
         if (c->wrote == IN_FLIGHT) {
-            emu_finding(kind == READ ? "READ BEFORE THE cp.async WAIT" : "WRITE UNDER cp.async", name(), pc, {});
+            emu_finding(kind == READ ? "READ BEFORE THE cp.async WAIT" : "WRITE UNDER cp.async", name(), pc,
+                        {});
             c->wrote = w.clock;
-            return false;
+            return;
         }
         bool both_atomic = kind == ATOMIC && c->writer & ATOMICALLY && c->writer < WHOLE_WARP;
         if (c->writer != NOBODY && c->wrote && !both_atomic && !ordered(w, c->wrote, c->writer, shared)) {
@@ -163,17 +175,16 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
                         name() + ", written by " + by(c->wrote, c->writer), pc, {});
             c->writer = me;
             c->wrote = w.clock;
-            return false;
+            return;
         }
         bool read_before = c->read && c->reader != NOBODY;
         bool read_ordered = !read_before || ordered(w, c->read, c->reader, shared);
         if (kind == READ) {
             // Only one reader is kept: alone if all others are ordered before it, else its warp, else anyone.
-            if (read_ordered) c->reader = me;
-            else if (c->read < w.block_start) c->reader = SEVERAL; // other blocks read it too
-            else if (c->reader != SEVERAL && (c->reader & WHOLE_WARP ? c->reader & 31 : c->reader / 32) == me / 32)
-                c->reader = (uint16_t)(WHOLE_WARP | me / 32);
-            else c->reader = SEVERAL;
+            bool this_block = c->read >= w.block_start && c->reader != SEVERAL;
+            int reader_warp = c->reader & WHOLE_WARP ? c->reader & 31 : c->reader / 32;
+            bool this_warp = this_block && reader_warp == me / 32;
+            c->reader = read_ordered ? me : this_warp ? (uint16_t)(WHOLE_WARP | me / 32) : (uint16_t)SEVERAL;
             // Readers of several blocks: keep the earlier time, so that a later write sees another block.
             if (read_ordered || c->read >= w.block_start) c->read = w.clock;
             continue;
@@ -181,13 +192,12 @@ static bool race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
         if (!read_ordered) {
             emu_finding("RACE (write after read)", name() + ", read by " + by(c->read, c->reader), pc, {});
             c->reader = NOBODY;
-            return false;
+            return;
         }
         c->wrote = w.clock;
         c->writer = kind == ATOMIC ? me | ATOMICALLY : me;
         c->reader = NOBODY;
     }
-    return true;
 }
 
 // ---- one access ------------------------------------------------------------------------------------------
@@ -196,7 +206,8 @@ static void count_access(Worker &w, uintptr_t a, unsigned bytes, bool shared, vo
 
 static void shared_access(Worker &w, uintptr_t a, unsigned bytes, Access kind, void *pc) {
     bool dynamic = a - w.dynamic < MAX_DYNAMIC_SHARED;
-    if (dynamic ? a - w.dynamic + bytes > w.launch->shared : w.launch->kernel->allowed[a - w.tls] != ITS_OWN) {
+    if (dynamic ? a - w.dynamic + bytes > w.launch->shared
+                : w.launch->kernel->allowed[a - w.tls] != ITS_OWN) {
         bool named = dynamic;
         for (const SharedVariable &v : emu_variables) named |= a - w.tls - v.offset < v.size;
         if (named || a - w.tls < emu_tls_size)
@@ -218,18 +229,15 @@ static void global_access(Worker &w, uintptr_t a, unsigned bytes, Access kind, v
     size_t offset = a - (uintptr_t)emu_arena;
     char *state = emu_state + offset, lowest = WRITTEN;
     for (unsigned i = 0; i < bytes; i++) lowest = std::min(lowest, state[i]);
-    if (lowest == NOT_ALLOCATED) {
-        emu_finding("OUT OF BOUNDS", emu_describe((void *)a), pc, {});
-        return;
-    }
+    if (lowest == NOT_ALLOCATED) return emu_finding("OUT OF BOUNDS", emu_describe((void *)a), pc, {});
     if (lowest == NOT_WRITTEN && kind != WRITE) {
         emu_finding("UNINITIALISED READ", emu_describe((void *)a), pc, {});
         memset(state, WRITTEN, bytes);
         return;
     }
     if (kind != READ) memset(state, WRITTEN, bytes);
-    race_check(w, &emu_global_cell[offset / GRAIN], &emu_global_cell[(offset + bytes - 1) / GRAIN], kind, pc, (void *)a,
-               false);
+    race_check(w, &emu_global_cell[offset / GRAIN], &emu_global_cell[(offset + bytes - 1) / GRAIN], kind, pc,
+               (void *)a, false);
 }
 
 void emu_access(void *p, unsigned bytes, Access kind, void *pc) {
@@ -244,38 +252,29 @@ void emu_access(void *p, unsigned bytes, Access kind, void *pc) {
         return;
     }
     if ((shared || global) && bytes > 1 && a & (bytes - 1) && bytes <= 16) {
-        emu_finding("MISALIGNED ACCESS", "the address is no multiple of the size; " +
-                    (shared ? shared_name(w, a) : emu_describe(p)), pc, {});
-        emu_stop(); // the processor's own instruction may fault too
+        std::string name = shared ? shared_name(w, a) : emu_describe(p);
+        // The processor's own instruction may fault too.
+        emu_fatal("MISALIGNED ACCESS", "the address is no multiple of the size; " + name, pc, {});
     }
-    if (shared) shared_access(w, a, bytes, kind, pc);
-    else if (global) global_access(w, a, bytes, kind, pc);
-    else if (emu_on_a_stack(w, a)) return;                                   // a local variable
-    else if (a - emu_image_low < emu_image_high - emu_image_low) return;     // __constant__, __device__, literals
-    else if (a - (uintptr_t)w.launch->call->arguments < w.launch->call->arguments_size) return;
-    else if (a < PAGE) {
-        emu_finding("NULL POINTER", "the address is " + std::to_string(a), pc, {});
-        emu_stop();
-    }
-    else emu_finding("HOST POINTER", "the address is neither shared, nor of cudaMalloc, nor local", pc, {});
+    if (shared) return shared_access(w, a, bytes, kind, pc);
+    if (global) return global_access(w, a, bytes, kind, pc);
+    if (emu_on_a_stack(w, a)) return;                               // a local variable
+    if (a - emu_image_low < emu_image_high - emu_image_low) return; // __constant__, __device__, literals
+    if (a - (uintptr_t)w.launch->call->arguments < w.launch->call->arguments_size) return;
+    if (a < PAGE) emu_fatal("NULL POINTER", "the address is " + std::to_string(a), pc, {});
+    emu_finding("HOST POINTER", "the address is neither shared, nor of cudaMalloc, nor local", pc, {});
 }
 
-void check_worker(Worker &w) {
-    if (!shared_cells) shared_cells = (Cell *)calloc(emu_tls_size / GRAIN + 16, sizeof(Cell));
-    (void)w;
-}
-void check_block(Worker &) {}
-void check_in_flight(Worker &w, void *to, int bytes) {
+void check_begin() { shared_cells = (Cell *)calloc(emu_tls_size / GRAIN + 16, sizeof(Cell)); }
+
+// The 16 bytes that a cp.async fills.
+static void copy_wrote(Worker &w, void *to, uint32_t time) {
     uintptr_t offset = (uintptr_t)to - w.tls;
-    if (!opt_check || offset >= emu_tls_size) return;
-    for (uintptr_t i = offset / GRAIN; i <= (offset + (unsigned)bytes - 1) / GRAIN; i++) shared_cells[i].wrote = IN_FLIGHT;
+    Cell written = {time, 0, (uint16_t)w.current->id, NOBODY};
+    if (opt_check && offset < emu_tls_size) std::fill_n(&shared_cells[offset / GRAIN], 16 / GRAIN, written);
 }
-void check_landed(Worker &w, void *to, int bytes) {
-    uintptr_t offset = (uintptr_t)to - w.tls;
-    if (!opt_check || offset >= emu_tls_size) return;
-    for (uintptr_t i = offset / GRAIN; i <= (offset + (unsigned)bytes - 1) / GRAIN; i++)
-        shared_cells[i] = {w.clock, 0, (uint16_t)w.current->id, NOBODY};
-}
+void check_in_flight(Worker &w, void *to) { copy_wrote(w, to, IN_FLIGHT); }
+void check_landed(Worker &w, void *to) { copy_wrote(w, to, w.clock); }
 
 // ---- the compiler's calls --------------------------------------------------------------------------------
 
@@ -300,7 +299,9 @@ void __tsan_init() { emu_instrumented = true; }
 void __tsan_vptr_update(void *, void *) {}
 void __tsan_vptr_read(void *) {}
 // Atomic operations that the compiler itself puts in: guards of static variables, fences.
-unsigned char __tsan_atomic8_load(const volatile unsigned char *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+unsigned char __tsan_atomic8_load(const volatile unsigned char *p, int) {
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
 void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 void *__tsan_memcpy(void *to, const void *from, size_t n) {
     emu_access((void *)from, (unsigned)n, READ, CALLER);
@@ -334,13 +335,15 @@ void __ubsan_handle_out_of_bounds(UbsanBounds *d, uintptr_t index) {
     snprintf(text, sizeof text, "index %ld out of bounds for type %s", (long)index, d->array->name);
     emu_finding("OUT OF BOUNDS", text, nullptr, {"", d->file, (int)d->line});
 }
-void __ubsan_handle_out_of_bounds_abort(UbsanBounds *d, uintptr_t index) { __ubsan_handle_out_of_bounds(d, index); }
+void __ubsan_handle_out_of_bounds_abort(UbsanBounds *d, uintptr_t index) {
+    __ubsan_handle_out_of_bounds(d, index);
+}
 }
 
 // ---- bank conflicts and coalescing -----------------------------------------------------------------------
-// The lanes' n-th executions of one instruction since they last met form one access of the warp. Shared memory
-// has 32 banks of 4 bytes: an access takes as many passes as the fullest bank has different words (of 8 bytes a
-// lane: half a warp at a time, of 16: a quarter). Global memory moves in sectors of 32 bytes.
+// The lanes' n-th executions of one instruction since they last met form one access of the warp. Shared
+// memory has 32 banks of 4 bytes: an access takes as many passes as the fullest bank has different words (of
+// 8 bytes a lane: half a warp at a time, of 16: a quarter). Global memory moves in sectors of 32 bytes.
 
 struct WarpAccess {
     unsigned mask;
@@ -368,7 +371,8 @@ static void close_access(Instruction &s, WarpAccess &g) {
         std::vector<uintptr_t> units;
         for (unsigned l = from; l < from + lanes_at_once; l++)
             if (g.mask >> l & 1)
-                for (uintptr_t a = g.at[l] & ~(unit - 1); a < g.at[l] + s.bytes; a += unit) units.push_back(a);
+                for (uintptr_t a = g.at[l] & ~(unit - 1); a < g.at[l] + s.bytes; a += unit)
+                    units.push_back(a);
         if (units.empty()) continue;
         std::sort(units.begin(), units.end());
         units.erase(std::unique(units.begin(), units.end()), units.end());
@@ -427,16 +431,21 @@ void check_launch_end(Worker &w) {
     std::vector<Instruction *> all;
     for (auto &i : w.counter->instructions)
         if (i.second->accesses) all.push_back(i.second);
-    std::sort(all.begin(), all.end(), [](const Instruction *a, const Instruction *b) { return a->cost - a->ideal > b->cost - b->ideal; });
+    std::sort(all.begin(), all.end(), [](const Instruction *a, const Instruction *b) {
+        return a->cost - a->ideal > b->cost - b->ideal;
+    });
     if (!told[w.launch->kernel->name]++) { // the first launch of each kernel speaks for the others
-        emu_say("emulate: kernel %s, grid (%u,%u,%u), block (%u,%u,%u)\n", w.launch->kernel->name.c_str(), w.launch->grid.x,
-                w.launch->grid.y, w.launch->grid.z, w.launch->block.x, w.launch->block.y, w.launch->block.z);
+        emu_say("emulate: kernel %s, grid (%u,%u,%u), block (%u,%u,%u)\n", w.launch->kernel->name.c_str(),
+                w.launch->grid.x, w.launch->grid.y, w.launch->grid.z, w.launch->block.x, w.launch->block.y,
+                w.launch->block.z);
         for (size_t i = 0; i < all.size() && i < 12; i++) {
             const Instruction &s = *all[i];
-            emu_say("  x%-5.2f %s %2u bytes a lane, %9llu %s, ideal %9llu, %4.1f lanes  %s\n", (double)s.cost / (double)s.ideal,
-                    s.shared ? "shared" : "global", s.bytes, (unsigned long long)s.cost, s.shared ? "passes " : "sectors",
-                    (unsigned long long)s.ideal, (double)s.lanes / (double)s.accesses, place(s.pc).c_str());
+            emu_say("  x%-5.2f %s %2u bytes a lane, %9llu %s, ideal %9llu, %4.1f lanes  %s\n",
+                    (double)s.cost / (double)s.ideal, s.shared ? "shared" : "global", s.bytes,
+                    (unsigned long long)s.cost, s.shared ? "passes " : "sectors", (unsigned long long)s.ideal,
+                    (double)s.lanes / (double)s.accesses, place(s.pc).c_str());
         }
     }
-    for (auto &i : w.counter->instructions) i.second->accesses = i.second->lanes = i.second->cost = i.second->ideal = 0;
+    for (auto &i : w.counter->instructions)
+        i.second->accesses = i.second->lanes = i.second->cost = i.second->ideal = 0;
 }

@@ -1,8 +1,8 @@
-// emulate.cc: the emulator's scheduler: fibers, barriers, launches over cores, device memory, streams, graphs.
-// Never compile it with -fsanitize=thread: check.cc answers the calls which that makes.
+// emulate.cc: the emulator's scheduler: fibers, barriers, launches over cores, device memory, streams,
+// graphs. Never compile it with -fsanitize=thread: check.cc answers the calls which that makes.
 //
-// A thread of a block runs until it waits (barrier, warp operation) or returns; then the next one runs. Nothing
-// is preempted, so a kernel in which one thread spins until another writes would hang here; none does.
+// A thread of a block runs until it waits (barrier, warp operation) or returns; then the next one runs.
+// Nothing is preempted, so a kernel in which one thread spins until another writes would hang.
 #include "inside.h"
 
 #include <algorithm>
@@ -40,25 +40,33 @@ __thread Worker *emu_worker;
 #ifndef EMU_COUNT_DEFAULT
 #define EMU_COUNT_DEFAULT 0
 #endif
-int opt_check, opt_count, opt_seed, opt_exited;
+int opt_check, opt_count, opt_seed;
 static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability;
-static int break_at[6];
-static bool break_set;
 std::atomic<int> emu_findings;
 bool emu_instrumented;
 
-void emu_say(const char *format, ...) {
+static void say(const char *format, va_list v) {
     char text[2000];
-    va_list v;
-    va_start(v, format);
     int n = vsnprintf(text, sizeof text, format, v);
-    va_end(v);
     n = std::min(n, (int)sizeof text - 1);
     for (int at = 0; at < n;) {
         ssize_t wrote = write(2, text + at, (size_t)(n - at));
         if (wrote <= 0) break;
         at += (int)wrote;
     }
+}
+
+void emu_say(const char *format, ...) {
+    va_list v;
+    va_start(v, format);
+    say(format, v);
+    va_end(v);
+}
+void emu_die(const char *format, ...) {
+    va_list v;
+    va_start(v, format);
+    say(format, v);
+    emu_stop();
 }
 
 std::string emu_who(const Thread *t) {
@@ -85,8 +93,7 @@ static int option(const char *name, int otherwise) {
     char *end;
     long value = strtol(s, &end, 10);
     if (!*end && value >= 0 && value <= INT_MAX) return (int)value;
-    emu_say("emulate: %s is \"%s\"; a whole number is expected\n", name, s);
-    emu_stop();
+    emu_die("emulate: %s is \"%s\"; a whole number is expected\n", name, s);
 }
 
 // ---- fibers ----------------------------------------------------------------------------------------------
@@ -146,10 +153,7 @@ static Fiber *fiber_take(Worker &w) {
     }
     char *memory = (char *)mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-        emu_say("emulate: no memory for the stack of a thread\n");
-        emu_stop();
-    }
+    if (memory == MAP_FAILED) emu_die("emulate: no memory for the stack of a thread\n");
     mprotect(memory, PAGE, PROT_NONE); // running off the stack faults instead of writing on a neighbour's
     Fiber *f = new Fiber();
     f->stack = memory + PAGE;
@@ -175,7 +179,7 @@ static inline uint32_t next_random(Worker &w) {
 
 // Takes a thread that can go on; NULL if there is none.
 static inline Thread *pick(Worker &w) {
-    int v = w.current_warp;
+    int v = w.current_warp, lane;
     if (opt_seed) {
         unsigned total = 0;
         for (int i = 0; i < w.warps; i++) total += (unsigned)__builtin_popcount(w.ready[i]);
@@ -184,15 +188,13 @@ static inline Thread *pick(Worker &w) {
         for (v = 0; n >= __builtin_popcount(w.ready[v]); v++) n -= __builtin_popcount(w.ready[v]);
         uint32_t lanes = w.ready[v];
         while (n--) lanes &= lanes - 1;
-        int lane = __builtin_ctz(lanes);
-        w.ready[v] &= ~(1u << lane);
-        w.current_warp = v;
-        return &w.thread[v * 32 + lane];
+        lane = __builtin_ctz(lanes);
+    } else {
+        for (int i = 0; !w.ready[v]; v = v + 1 == w.warps ? 0 : v + 1)
+            if (i++ == w.warps) return nullptr;
+        lane = __builtin_ctz(w.ready[v]);
     }
-    for (int i = 0; !w.ready[v]; v = v + 1 == w.warps ? 0 : v + 1)
-        if (i++ == w.warps) return nullptr;
-    int lane = __builtin_ctz(w.ready[v]);
-    w.ready[v] &= w.ready[v] - 1;
+    w.ready[v] &= ~(1u << lane);
     w.current_warp = v;
     return &w.thread[v * 32 + lane];
 }
@@ -202,7 +204,6 @@ static inline void resume(Worker &w, Fiber *from, Thread *t) {
     threadIdx = t->index;
     if (!t->fiber) t->fiber = fiber_take(w);
     if (t->fiber == from) return;
-    w.switches++;
     fiber_switch(from, t->fiber);
 }
 
@@ -231,7 +232,8 @@ static inline void resume(Worker &w, Fiber *from, Thread *t) {
         if (p.at.line)
             emu_say("  %4d threads wait in %s at %s:%d:%s%s\n", p.count, p.at.what, p.at.file, p.at.line,
                     p.who.c_str(), p.count > 4 ? " ..." : "");
-        else emu_say("  %4d threads have returned:%s%s\n", p.count, p.who.c_str(), p.count > 4 ? " ..." : "");
+        else
+            emu_say("  %4d threads have returned:%s%s\n", p.count, p.who.c_str(), p.count > 4 ? " ..." : "");
     emu_stop();
 }
 
@@ -241,18 +243,9 @@ static inline void wait_here(Worker &w) {
     resume(w, me->fiber, next);
 }
 
-extern "C" __attribute__((noinline)) void emu_break() { asm volatile(""); } // for a debugger, see EMU_BREAK
-
-static void barrier_open(Worker &w);
-static void meetings_after_exit(Worker &w, Thread *gone);
-
 static void fiber_main() {
     Worker &w = *emu_worker;
     for (;;) {
-        if (break_set && blockIdx.x == (unsigned)break_at[0] && blockIdx.y == (unsigned)break_at[1] &&
-            blockIdx.z == (unsigned)break_at[2] && threadIdx.x == (unsigned)break_at[3] &&
-            threadIdx.y == (unsigned)break_at[4] && threadIdx.z == (unsigned)break_at[5])
-            emu_break();
         w.launch->call->run(w.launch->call->arguments);
         Thread *me = w.current;
         Fiber *f = me->fiber;
@@ -263,10 +256,6 @@ static void fiber_main() {
             me->copies.clear();
         }
         me->fiber = nullptr;
-        if (opt_exited) {
-            if (w.arrived && w.arrived == w.live) barrier_open(w);
-            meetings_after_exit(w, me);
-        }
         Thread *next = pick(w);
         if (!next && w.live) deadlock(w);
         if (next && !next->fiber) { // a thread that has not begun: it takes this stack over, without a switch
@@ -276,17 +265,20 @@ static void fiber_main() {
             continue;
         }
         w.idle.push_back(f);
-        if (next) resume(w, f, next);
-        else fiber_switch(f, &own_fiber);
+        if (next)
+            resume(w, f, next);
+        else
+            fiber_switch(f, &own_fiber);
     }
 }
 
 // ---- barriers --------------------------------------------------------------------------------------------
 
 static void barrier_open(Worker &w) {
-    w.result = w.kind == EMU_COUNT_TRUE ? w.count : w.kind == EMU_ALL_TRUE ? w.all : w.any;
-    w.arrived = w.count = w.any = 0;
-    w.all = 1;
+    w.result = w.kind == EMU_COUNT_TRUE ? w.count
+               : w.kind == EMU_ALL_TRUE ? w.count == w.threads
+                                        : w.count > 0;
+    w.arrived = w.count = 0;
     w.barrier_time = ++w.clock;
     if (opt_count)
         for (int i = 0; i < w.warps; i++) check_warp(w, i);
@@ -297,18 +289,15 @@ static void barrier_open(Worker &w) {
 int emu_barrier(EmuBarrier kind, int predicate, EmuSite at) {
     Worker &w = *emu_worker;
     Thread *me = w.current;
-    if (w.arrived && (w.barrier_at.line != at.line || w.kind != kind)) {
-        emu_say("emulate: DIVERGENT BARRIER in kernel %s: %s is in %s at %s:%d, others wait in %s at line %d\n",
-                w.launch->kernel->name.c_str(), emu_who(me).c_str(), at.what, at.file, at.line, w.barrier_at.what,
-                w.barrier_at.line);
-        emu_stop();
-    }
+    if (w.arrived && (w.barrier_at.line != at.line || w.kind != kind))
+        emu_die(
+            "emulate: DIVERGENT BARRIER in kernel %s: %s is in %s at %s:%d, others wait in %s at line %d\n",
+            w.launch->kernel->name.c_str(), emu_who(me).c_str(), at.what, at.file, at.line, w.barrier_at.what,
+            w.barrier_at.line);
     w.barrier_at = me->at = at;
     w.kind = kind;
     w.count += predicate != 0;
-    w.any |= predicate != 0;
-    w.all &= predicate != 0;
-    if (++w.arrived == (opt_exited ? w.live : w.threads)) {
+    if (++w.arrived == w.threads) {
         barrier_open(w);
         if (!opt_seed) { // the last to come simply goes on
             w.ready[me->id / 32] &= ~(1u << me->id % 32);
@@ -319,7 +308,7 @@ int emu_barrier(EmuBarrier kind, int predicate, EmuSite at) {
     return w.result; // stays until the next barrier opens, and that waits for this thread
 }
 
-// ---- meetings of lanes -----------------------------------------------------------------------------------
+// ---- barriers of a warp -----------------------------------------------------------------------------------
 
 static void sync_operation(void **, unsigned) {}
 void emu_syncwarp(unsigned mask, EmuSite at) { emu_collective(mask, sync_operation, 0, nullptr, at); }
@@ -329,7 +318,7 @@ static unsigned lanes_of(const Worker &w, int warp) { // lanes that exist: the l
     return n == 32 ? ~0u : (1u << n) - 1;
 }
 
-static void meeting_hold(Worker &w, int warp, Meeting *m) {
+static void warp_barrier_open(Worker &w, int warp, WarpBarrier *m) {
     Warp &v = w.warp[warp];
     m->arrived = 0;
     v.open--;
@@ -349,17 +338,16 @@ void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *
     int warp = me.id / 32, lane = me.id % 32;
     unsigned bit = 1u << lane;
     Warp &v = w.warp[warp];
-    if (!(mask & bit)) {
-        emu_say("emulate: WRONG MASK in kernel %s: %s calls %s at %s:%d with mask %08x, which lacks its own lane\n",
-                w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, mask);
-        emu_stop();
-    }
+    if (!(mask & bit))
+        emu_die(
+            "emulate: WRONG MASK in kernel %s: %s calls %s at %s:%d with mask %08x, which lacks its own lane\n",
+            w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, mask);
     mask &= lanes_of(w, warp); // lanes that do not exist have exited, so to speak: nobody waits for them
-    Meeting *m = &v.meeting[0];
-    if (v.open && !(m->arrived && m->mask == mask)) { // several meetings are open: find ours, or a free place
-        Meeting *end = v.meeting + 32;
-        m = std::find_if(v.meeting, end, [&](const Meeting &x) { return x.arrived && x.mask == mask; });
-        if (m == end) m = std::find_if(v.meeting, end, [](const Meeting &x) { return !x.arrived; });
+    WarpBarrier *m = &v.barrier[0];
+    if (v.open && !(m->arrived && m->mask == mask)) { // several are open: find ours, or a free place
+        WarpBarrier *end = v.barrier + 32;
+        m = std::find_if(v.barrier, end, [&](const WarpBarrier &x) { return x.arrived && x.mask == mask; });
+        if (m == end) m = std::find_if(v.barrier, end, [](const WarpBarrier &x) { return !x.arrived; });
     }
     if (!m->arrived) {
         m->mask = mask;
@@ -368,16 +356,15 @@ void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *
         v.open++;
     } else if (m->operation != operation || m->variant != variant) {
         const Thread &other = w.thread[warp * 32 + __builtin_ctz(m->arrived)];
-        emu_say("emulate: WARP DIVERGED in kernel %s: %s is in %s at %s:%d, lane %d waits in %s at line %d\n",
-                w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, other.id % 32,
-                other.at.what, other.at.line);
-        emu_stop();
+        emu_die("emulate: WARP DIVERGED in kernel %s: %s is in %s at %s:%d, lane %d waits in %s at line %d\n",
+                w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line,
+                other.id % 32, other.at.what, other.at.line);
     }
     me.at = at;
     m->argument[lane] = argument;
     m->arrived |= bit;
     if (m->arrived == mask) {
-        meeting_hold(w, warp, m);
+        warp_barrier_open(w, warp, m);
         if (!opt_seed) { // the last lane goes on at once, the others after it
             w.ready[warp] |= mask & ~bit;
             return;
@@ -385,19 +372,6 @@ void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *
         w.ready[warp] |= mask;
     }
     wait_here(w);
-}
-
-// EMU_EXITED_OK: a lane that has returned is no longer waited for.
-static void meetings_after_exit(Worker &w, Thread *gone) {
-    int warp = gone->id / 32;
-    for (Meeting &m : w.warp[warp].meeting)
-        if (m.arrived && m.mask >> gone->id % 32 & 1) {
-            m.mask &= ~(1u << gone->id % 32);
-            if (m.arrived != m.mask) continue;
-            unsigned mask = m.mask;
-            meeting_hold(w, warp, &m);
-            w.ready[warp] |= mask;
-        }
 }
 
 // ---- shared variables, by name ---------------------------------------------------------------------------
@@ -409,7 +383,8 @@ uintptr_t emu_tls_size, emu_image_low, emu_image_high, emu_load_address;
 static std::unordered_map<uintptr_t, std::string> function_names;
 static std::set<std::string> kernel_names;
 // The addresses of all kernels (see __global__), from the linker.
-extern "C" __attribute__((weak)) const uintptr_t __start___patchable_function_entries[], __stop___patchable_function_entries[];
+extern "C" __attribute__((weak)) const uintptr_t __start___patchable_function_entries[],
+    __stop___patchable_function_entries[];
 
 static std::string demangle(const std::string &name) {
     int status;
@@ -445,7 +420,7 @@ static void read_symbols() {
     dl_iterate_phdr(look_at_segments, nullptr);
     int fd = open("/proc/self/exe", O_RDONLY);
     off_t bytes = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
-    char *file = fd < 0 ? (char *)MAP_FAILED : (char *)mmap(nullptr, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    char *file = (char *)mmap(nullptr, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0); // fails if open did
     if (file == MAP_FAILED) return;
     auto *header = (const ElfW(Ehdr) *)file;
     auto *section = (const ElfW(Shdr) *)(file + header->e_shoff);
@@ -468,7 +443,8 @@ static void read_symbols() {
     }
     munmap(file, (size_t)bytes);
     close(fd);
-    for (auto *entry = __start___patchable_function_entries; entry < __stop___patchable_function_entries; entry++)
+    for (auto *entry = __start___patchable_function_entries; entry < __stop___patchable_function_entries;
+         entry++)
         for (int before : {0, 4}) { // the instruction may stand behind an endbr64, which has 4 bytes
             auto found = function_names.find(*entry - (uintptr_t)before);
             if (found != function_names.end()) kernel_names.insert(found->second);
@@ -484,11 +460,14 @@ static void read_symbols() {}
 static std::map<const void *, Kernel> kernels;
 static std::map<const void *, int> max_dynamic_shared;
 
-std::string emu_kernel_name(const std::string &mangled) { // with its template arguments, without its parameters
+// With its template arguments, without its parameters.
+std::string emu_kernel_name(const std::string &mangled) {
     std::string full = demangle(mangled);
     size_t begin = full.rfind("void ", 0) == 0 ? 5 : 0, end = full.find('(', begin);
-    while (end != std::string::npos && full.compare(end, 2, "((") && full.rfind('<', end) != std::string::npos &&
-           std::count(full.begin(), full.begin() + (long)end, '<') > std::count(full.begin(), full.begin() + (long)end, '>'))
+    while (end != std::string::npos && full.compare(end, 2, "((") &&
+           full.rfind('<', end) != std::string::npos &&
+           std::count(full.begin(), full.begin() + (long)end, '<') >
+               std::count(full.begin(), full.begin() + (long)end, '>'))
         end = full.find('(', end + 1); // a parenthesis within the template arguments
     return full.substr(begin, end - begin);
 }
@@ -498,8 +477,6 @@ static Kernel *kernel_of(const EmuCall &call) {
     if (!k.name.empty()) return &k;
     std::string mangled = function_names[(uintptr_t)call.kernel];
     k.name = mangled.empty() ? call.name : emu_kernel_name(mangled);
-    for (SharedVariable &v : emu_variables)
-        if (v.owner == mangled) k.static_shared += v.size;
     // Its own variables, and those of functions that are no kernels.
     k.allowed.assign(emu_tls_size, FOREIGN);
     for (SharedVariable &v : emu_variables) {
@@ -517,7 +494,7 @@ static Kernel *kernel_of(const EmuCall &call) {
 }
 
 // ---- device memory ---------------------------------------------------------------------------------------
-// Addresses are given out in turn through 64 GiB of address space, so one that was freed is not soon used again.
+// Addresses are given out in turn through 64 GiB of address space: one that was freed is not soon used again.
 
 char *emu_arena, *emu_state;
 Cell *emu_global_cell;
@@ -529,11 +506,9 @@ static cudaError_t last_error;
 static cudaError_t fail(cudaError_t e) { return last_error = e; }
 
 static char *reserve(size_t bytes) {
-    void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) {
-        emu_say("emulate: cannot reserve %zu GiB of address space\n", bytes >> 30);
-        emu_stop();
-    }
+    void *p =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) emu_die("emulate: cannot reserve %zu GiB of address space\n", bytes >> 30);
     return (char *)p;
 }
 
@@ -550,21 +525,12 @@ static void setup() {
     opt_poison = option("EMU_POISON", 1);
     opt_count = option("EMU_COUNT", EMU_COUNT_DEFAULT) && emu_instrumented;
     opt_check = option("EMU_CHECK", 1) && emu_instrumented && !opt_count;
-    opt_exited = option("EMU_EXITED_OK", 0);
     opt_devices = option("EMU_DEVICES", 1);
     opt_memory = option("EMU_MEMORY", 16384);
     opt_capability = option("EMU_CAPABILITY", 80);
     // The checks keep one history of each byte: one thread of the operating system, always the same report.
     int cores = (int)std::thread::hardware_concurrency();
     opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
-    if (const char *s = getenv("EMU_BREAK")) {
-        break_set = sscanf(s, "%d,%d,%d,%d,%d,%d", break_at, break_at + 1, break_at + 2, break_at + 3, break_at + 4,
-                           break_at + 5) == 6;
-        if (!break_set) {
-            emu_say("emulate: EMU_BREAK is \"%s\"; six numbers are expected: blockIdx and threadIdx, x,y,z,x,y,z\n", s);
-            emu_stop();
-        }
-    }
     emu_arena = reserve(ARENA);
     next_address = (uintptr_t)emu_arena + PAGE; // so that what lies before the first is recognised too
     if (emu_instrumented) {
@@ -572,6 +538,7 @@ static void setup() {
         emu_global_cell = (Cell *)reserve(ARENA / 2 * sizeof(Cell));
     }
     read_symbols();
+    if (emu_instrumented) check_begin();
     atexit(report_at_exit);
 }
 
@@ -628,10 +595,13 @@ std::string emu_describe(const void *p) {
     auto own = allocation_before(a), next = allocations.upper_bound(a);
     char text[120];
     if (own != allocations.end() && (a - own->first < own->second + 4096 || next == allocations.end()))
-        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", (size_t)(a - own->first), own->second);
+        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", (size_t)(a - own->first),
+                 own->second);
     else if (next != allocations.end())
-        snprintf(text, sizeof text, "%zu bytes before an allocation of %zu bytes", (size_t)(next->first - a), next->second);
-    else snprintf(text, sizeof text, "freed global memory");
+        snprintf(text, sizeof text, "%zu bytes before an allocation of %zu bytes", (size_t)(next->first - a),
+                 next->second);
+    else
+        snprintf(text, sizeof text, "freed global memory");
     return text;
 }
 
@@ -658,8 +628,10 @@ struct EmuEvent {
 };
 
 static void submit(cudaStream_t s, std::function<void()> work) {
-    if (s && s->capture) s->capture->work.push_back(std::move(work));
-    else work();
+    if (s && s->capture)
+        s->capture->work.push_back(std::move(work));
+    else
+        work();
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
@@ -676,8 +648,10 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         memmove(to, from, bytes);
         if (!emu_state || !to_device) return;
         char *state = emu_state + ((char *)to - emu_arena);
-        if (from_device) memmove(state, emu_state + ((const char *)from - emu_arena), bytes);
-        else memset(state, WRITTEN, bytes);
+        if (from_device)
+            memmove(state, emu_state + ((const char *)from - emu_arena), bytes);
+        else
+            memset(state, WRITTEN, bytes);
     });
     return cudaSuccess;
 }
@@ -693,14 +667,12 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
     });
     return cudaSuccess;
 }
-cudaError_t cudaMemset(void *to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
+cudaError_t cudaMemset(void *to, int value, size_t bytes) {
+    return cudaMemsetAsync(to, value, bytes, nullptr);
+}
 cudaError_t emu_malloc_host(void **p, size_t bytes) {
     *p = malloc(bytes ? bytes : 1);
     return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
-}
-cudaError_t cudaFreeHost(void *p) {
-    free(p);
-    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
@@ -727,7 +699,6 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char *cudaGetErrorString(cudaError_t e) {
     switch (e) {
@@ -740,7 +711,6 @@ const char *cudaGetErrorString(cudaError_t e) {
     default: return "unknown error";
     }
 }
-const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     *s = new EmuStream();
@@ -754,7 +724,6 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     return s && s->capture ? fail(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
     *e = new EmuEvent();
     return cudaSuccess;
@@ -810,7 +779,8 @@ static void run_block(Worker &w, uint64_t number) {
                 (unsigned)(number / l.grid.x / l.grid.y)};
     if (opt_poison) { // shared memory holds nothing at first: NaN in every type
         if (w.tls)
-            for (const SharedVariable *v : l.kernel->variables) memset((void *)(w.tls + v->offset), 0xff, v->size);
+            for (const SharedVariable *v : l.kernel->variables)
+                memset((void *)(w.tls + v->offset), 0xff, v->size);
         memset(dynamic_shared, 0xff, l.shared);
     }
     for (int i = 0; i < w.threads; i++) {
@@ -822,25 +792,22 @@ static void run_block(Worker &w, uint64_t number) {
         w.ready[i] = lanes_of(w, i);
         w.warp[i].open = 0;
         w.warp[i].synced = 0;
-        for (Meeting &m : w.warp[i].meeting) m.arrived = 0;
+        for (WarpBarrier &m : w.warp[i].barrier) m.arrived = 0;
     }
     w.live = w.threads;
-    w.arrived = w.count = w.any = 0;
-    w.all = 1;
+    w.arrived = w.count = 0;
     w.current_warp = 0;
     w.block_start = w.barrier_time = ++w.clock;
     w.random = 0x9e3779b97f4a7c15ull * (uint64_t)(opt_seed + 1) + number * 0xd1342543de82ef95ull + 1;
     if (opt_check || opt_count) {
         w.block_times.push_back(w.clock);
         w.block_order.push_back(number);
-        check_block(w);
     }
     w.inside = true;
     resume(w, &own_fiber, pick(w));
     w.inside = false;
     if (opt_count)
         for (int i = 0; i < w.warps; i++) check_warp(w, i);
-    w.blocks++;
 }
 
 static void run_blocks(Worker &w) {
@@ -855,7 +822,6 @@ static void run_blocks(Worker &w) {
     w.launch_time = ++w.clock;
     w.block_times.clear();
     w.block_order.clear();
-    if (opt_check || opt_count) check_worker(w);
     for (int i = 0; i < w.threads; i++) {
         unsigned u = (unsigned)i;
         w.thread[i].id = i;
@@ -863,8 +829,8 @@ static void run_blocks(Worker &w) {
     }
     uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, number;
     while ((number = l.next++) < blocks) {
-        // With a seed, the blocks begin somewhere else too. (They may not depend on one another; the checks see it
-        // if they do.)
+        // With a seed, the blocks begin somewhere else too. (They may not depend on one another; the checks
+        // see it if they do.)
         if (opt_seed) number = (number + (uint64_t)opt_seed * 7919) % blocks;
         run_block(w, number);
     }
@@ -874,7 +840,8 @@ static void run_blocks(Worker &w) {
 // Never destroyed: at exit the others still wait on them.
 static std::vector<Worker *> workers;
 static std::mutex &pool_lock = *new std::mutex();
-static std::condition_variable &pool_go = *new std::condition_variable(), &pool_done = *new std::condition_variable();
+static std::condition_variable &pool_go = *new std::condition_variable(),
+                               &pool_done = *new std::condition_variable();
 static unsigned pool_round;
 static int pool_busy;
 
@@ -892,19 +859,10 @@ static void worker_main(Worker *w) {
 }
 
 static void run(const emu_config &c, const EmuCall &call) {
-    Launch l;
-    l.call = &call;
-    l.kernel = kernel_of(call);
-    l.grid = c.grid;
-    l.block = c.block;
-    l.shared = c.shared;
-    l.next = 0;
-    if (workers.empty()) {
+    Launch l = {&call, kernel_of(call), c.grid, c.block, c.shared, {0}};
+    for (int i = (int)workers.size(); i < opt_threads; i++) {
         workers.push_back(new Worker());
-        for (int i = 1; i < opt_threads; i++) {
-            workers.push_back(new Worker());
-            std::thread(worker_main, workers.back()).detach();
-        }
+        if (i) std::thread(worker_main, workers.back()).detach(); // number 0 is this thread's
     }
     for (Worker *w : workers) w->launch = &l;
     uint64_t blocks = (uint64_t)c.grid.x * c.grid.y * c.grid.z;
@@ -918,7 +876,8 @@ static void run(const emu_config &c, const EmuCall &call) {
         run_blocks(*workers[0]);
         std::unique_lock<std::mutex> guard(pool_lock);
         pool_done.wait(guard, [] { return !pool_busy; });
-    } else run_blocks(*workers[0]);
+    } else
+        run_blocks(*workers[0]);
     if (opt_count) check_launch_end(*workers[0]);
 }
 
@@ -929,14 +888,10 @@ void emu_submit(const emu_config &c, const EmuCall &call) {
     auto raised = max_dynamic_shared.find(call.kernel);
     size_t dynamic = raised == max_dynamic_shared.end() ? 48 << 10 : (size_t)raised->second;
     bool empty = !threads || !c.grid.x || !c.grid.y || !c.grid.z;
-    if (empty || threads > MAX_THREADS || c.block.z > 64 || c.grid.x > 0x7fffffffu || c.grid.y > 65535 || c.grid.z > 65535) {
-        fail(cudaErrorInvalidConfiguration);
-        return;
-    }
-    if (c.shared > dynamic) {
-        fail(cudaErrorInvalidValue);
-        return;
-    }
+    if (empty || threads > MAX_THREADS || c.block.z > 64 || c.grid.x > 0x7fffffffu || c.grid.y > 65535 ||
+        c.grid.z > 65535)
+        return (void)fail(cudaErrorInvalidConfiguration);
+    if (c.shared > dynamic) return (void)fail(cudaErrorInvalidValue);
     submit(c.stream, [=] {
         (void)keep;
         run(c, call);

@@ -28,7 +28,7 @@ struct Fiber;
 struct Copy { // one cp.async under way
     void *to;
     const void *from;
-    int bytes, source_bytes, group;
+    int source_bytes, group; // of 16 bytes
     EmuSite at;
 };
 
@@ -44,7 +44,7 @@ struct Thread {
 
 // Lanes of a warp that meet in one operation. The last one to arrive carries it out for all.
 typedef void WarpOperation(void **argument, unsigned mask); // argument[lane] for the lanes of the mask
-struct Meeting {
+struct WarpBarrier {
     unsigned mask, arrived;
     WarpOperation *operation;
     int variant; // lanes must agree on it
@@ -52,8 +52,8 @@ struct Meeting {
 };
 
 struct Warp {
-    Meeting meeting[32];
-    int open;        // meetings that wait for lanes
+    WarpBarrier barrier[32];
+    int open;        // barriers that wait for lanes
     uint32_t synced; // time of the last __syncwarp of all lanes
 };
 
@@ -70,17 +70,12 @@ struct SharedVariable {
     std::string owner, name;
 };
 
-enum Allowed : char {
-    FOREIGN,
-    ITS_OWN,
-    BUILT_IN
-}; // BUILT_IN: threadIdx and its like, whose reads clang reports too
+enum Allowed : char { FOREIGN, ITS_OWN, BUILT_IN }; // BUILT_IN: threadIdx..., whose reads clang reports too
 
 struct Kernel { // what is known of a kernel once it was launched
     std::string name;
     std::vector<const SharedVariable *> variables;
     std::vector<char> allowed; // for each byte of thread-local memory
-    size_t static_shared;
 };
 
 struct Launch {
@@ -102,12 +97,12 @@ struct Worker { // one thread of the operating system, which runs one block at a
     Thread *current;
     bool inside; // a kernel is running
     // the barrier that some threads wait in
-    int arrived, count, all, any, result;
+    int arrived, count, result;
     EmuBarrier kind;
     EmuSite barrier_at;
     std::vector<Fiber *> idle;
     int fibers;
-    uint64_t random, switches, blocks;
+    uint64_t random;
     // for the checks: a clock that is raised at every launch, block, barrier and __syncwarp
     uint32_t clock, launch_time, block_start, barrier_time;
     std::vector<uint32_t> block_times; // of this launch, by order of execution
@@ -117,7 +112,7 @@ struct Worker { // one thread of the operating system, which runs one block at a
 };
 
 extern __thread Worker *emu_worker;
-extern int opt_check, opt_count, opt_seed, opt_exited;
+extern int opt_check, opt_count, opt_seed;
 extern std::atomic<int> emu_findings;
 extern bool emu_instrumented; // kernels were compiled with -fsanitize=thread
 
@@ -125,6 +120,7 @@ extern bool emu_instrumented; // kernels were compiled with -fsanitize=thread
 [[gnu::format(printf, 1, 2)]] void emu_say(const char *format, ...);
 std::string emu_who(const Thread *t); // "thread (1,2,3) of block (4,5,6)"
 [[noreturn]] void emu_stop();
+[[noreturn, gnu::format(printf, 1, 2)]] void emu_die(const char *format, ...); // emu_say, emu_stop
 void emu_abort_if_wanted();                              // EMU_ABORT=1: to stop in a debugger at a finding
 std::string emu_kernel_name(const std::string &mangled); // "tiled<float>"
 void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *argument, EmuSite at);
@@ -144,12 +140,12 @@ std::string emu_describe(const void *p); // "byte 512 of an allocation of 512 by
 enum Access { READ, WRITE, ATOMIC };
 void emu_access(void *p, unsigned bytes, Access kind, void *pc);
 void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite at);
-void check_worker(Worker &w);      // a worker joins a launch
-void check_block(Worker &w);       // a block begins
+[[noreturn]] void emu_fatal(const char *what, const std::string &detail, void *pc, EmuSite at); // and stops
+void check_begin();                // before the first launch
 void check_warp(Worker &w, int i); // the lanes of warp i met: what they do next is another access
 void check_launch_end(Worker &w);
-void check_in_flight(Worker &w, void *to, int bytes);
-void check_landed(Worker &w, void *to, int bytes);
+void check_in_flight(Worker &w, void *to); // the 16 bytes of a cp.async
+void check_landed(Worker &w, void *to);
 #define CALLER __builtin_return_address(0)
 
 #endif

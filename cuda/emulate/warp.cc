@@ -8,7 +8,8 @@
 #include <algorithm>
 
 #define EACH_LANE(lane, mask)                                                                                \
-    for (unsigned left_ = mask, lane; left_ && (lane = (unsigned)__builtin_ctz(left_), true); left_ &= left_ - 1)
+    for (unsigned left_ = mask, lane; left_ && (lane = (unsigned)__builtin_ctz(left_), true);                \
+         left_ &= left_ - 1)
 
 // ---- shuffles: PTX ISA, "shfl.sync" ----------------------------------------------------------------------
 
@@ -16,7 +17,6 @@ struct ShuffleLane {
     EmuShuffle kind;
     uint64_t in, out;
     int arg, width;
-    EmuSite at;
 };
 
 static void shuffle_operation(void **argument, unsigned mask) {
@@ -31,16 +31,12 @@ static void shuffle_operation(void **argument, unsigned mask) {
         case EMU_DOWN: from = me + by > last ? me : me + by; break;
         default: from = (me ^ by) > last ? me : me ^ by; break;
         }
-        if (mask >> from & 1) s.out = ((ShuffleLane *)argument[from])->in;
-        else {
-            // The PTX ISA leaves the value open. A lane that does not exist is read at the ends of partial warps,
-            // where kernels then discard the value: poison is enough.
-            s.out = 0xfffbadbafffbadbaull; // NaN, as a float and as a double
-        }
+        // The PTX ISA leaves open what comes from a lane that takes no part: here NaN.
+        s.out = mask >> from & 1 ? ((ShuffleLane *)argument[from])->in : 0xfffbadbafffbadbaull;
     }
 }
 uint64_t emu_shuffle(EmuShuffle kind, unsigned mask, uint64_t value, int arg, int width, EmuSite at) {
-    ShuffleLane lane = {kind, value, 0, arg, width, at};
+    ShuffleLane lane = {kind, value, 0, arg, width};
     emu_collective(mask, shuffle_operation, kind, &lane, at);
     return lane.out;
 }
@@ -57,35 +53,37 @@ static void reduce_operation(void **argument, unsigned mask) {
     unsigned sum = 0;
     EACH_LANE(lane, mask) {
         const ReduceLane &r = *(ReduceLane *)argument[lane];
-        unsigned v = r.kind == EMU_BALLOT ? r.in << lane : r.in;
-        if (first) sum = v;
+        unsigned v = r.kind == EmuReduce::BALLOT ? r.in << lane : r.in;
+        if (first)
+            sum = v;
         else
             switch (r.kind) {
-            case EMU_ADD: sum += v; break;
-            case EMU_MIN: sum = (unsigned)std::min((int)sum, (int)v); break;
-            case EMU_MAX: sum = (unsigned)std::max((int)sum, (int)v); break;
-            case EMU_UMIN: sum = std::min(sum, v); break;
-            case EMU_UMAX: sum = std::max(sum, v); break;
-            case EMU_ALL:
-            case EMU_AND: sum &= v; break;
-            case EMU_BITXOR: sum ^= v; break;
-            case EMU_BALLOT:
-            case EMU_ANY:
-            case EMU_OR: sum |= v; break;
+            case EmuReduce::ADD: sum += v; break;
+            case EmuReduce::MIN: sum = (unsigned)std::min((int)sum, (int)v); break;
+            case EmuReduce::MAX: sum = (unsigned)std::max((int)sum, (int)v); break;
+            case EmuReduce::UMIN: sum = std::min(sum, v); break;
+            case EmuReduce::UMAX: sum = std::max(sum, v); break;
+            case EmuReduce::ALL:
+            case EmuReduce::AND: sum &= v; break;
+            case EmuReduce::XOR: sum ^= v; break;
+            case EmuReduce::BALLOT:
+            case EmuReduce::ANY:
+            case EmuReduce::OR: sum |= v; break;
             }
         first = false;
     }
-    EACH_LANE(lane, mask) ((ReduceLane *)argument[lane])->out = sum;
+    EACH_LANE(lane, mask)((ReduceLane *)argument[lane])->out = sum;
 }
 unsigned emu_reduce(EmuReduce kind, unsigned mask, unsigned value, EmuSite at) {
     ReduceLane lane = {kind, value, 0};
-    emu_collective(mask, reduce_operation, kind, &lane, at);
+    emu_collective(mask, reduce_operation, (int)kind, &lane, at);
     return lane.out;
 }
 
 // ---- ldmatrix: PTX ISA, "ldmatrix" -----------------------------------------------------------------------
-// Lane 8 j + i gives the address of row i (8 numbers of 16 bits) of matrix j. Lane l receives in register j the
-// pair at row l / 4, columns 2 (l % 4) and the next; transposed: rows 2 (l % 4) and the next, column l / 4.
+// Lane 8 j + i gives the address of row i (8 values of 16 bits) of matrix j. Lane l receives in register j
+// the pair at row l / 4, columns 2 (l % 4) and the next; transposed: rows 2 (l % 4) and the next, column l
+// / 4.
 
 struct MatrixLane {
     uint32_t *r;
@@ -103,10 +101,9 @@ static void ldmatrix_operation(void **argument, unsigned) {
     int count = lane_of(0).count;
     for (int l = 0; l < 8 * count; l++) {
         w.current = &w.thread[(me->id & ~31) + l]; // the access is this lane's
-        if ((uintptr_t)lane_of(l).row & 15) {
-            emu_finding("MISALIGNED ldmatrix", "the address of a row is no multiple of 16", nullptr, lane_of(l).at);
-            emu_stop();
-        }
+        if ((uintptr_t)lane_of(l).row & 15)
+            emu_fatal("MISALIGNED ldmatrix", "the address of a row is no multiple of 16", nullptr,
+                      lane_of(l).at);
         if (emu_instrumented) emu_access((void *)lane_of(l).row, 16, READ, lane_of(l).pc);
     }
     w.current = me;
@@ -130,9 +127,9 @@ void emu_ldmatrix(uint32_t *r, const void *row, int count, bool transposed, EmuS
 // ---- mma.sync: PTX ISA, "Matrix Fragments for mma.m16n8k16" and "m16n8k8" ---------------------------------
 // D (16, 8) = A (16, K) B (K, 8) + C. With g = lane / 4, t = lane % 4:
 //   D, C   registers 0, 1: row g, columns 2t, 2t + 1; registers 2, 3: row g + 8
-//   16-bit A  register 0: row g, columns 2t, 2t + 1; 1: row g + 8; 2: row g, columns 2t + 8, + 9; 3: row g + 8
+//   16-bit A  register 0: row g, columns 2t, 2t + 1; 1: row g + 8; 2: as 0, columns + 8; 3: as 1, columns + 8
 //   16-bit B  register 0: rows 2t, 2t + 1, column g; register 1: rows 2t + 8, 2t + 9
-//   tf32 A (K = 8)  registers: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4);  B: (t, g), (t + 4, g)
+//   tf32 (K = 8)  A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)   B: (t, g), (t + 4, g)
 // The tensor core reads the upper 19 bits of a tf32 register; the rest are ignored.
 
 struct MmaLane {
@@ -181,14 +178,7 @@ template <class Convert> static void mma_16_bit(void **argument, Convert to_floa
     multiply<16>(argument, A, B);
 }
 
-// emu_half_to_float without branches, so that the compiler makes vectors of it.
-static inline float half_to_float(uint16_t h) {
-    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, exponent = h & 0x7c00;
-    uint32_t normal = magnitude + (exponent == 0x7c00 ? 224u << 23 : 112u << 23);
-    float small = __uint_as_float(magnitude + (113u << 23)) - __uint_as_float(113u << 23);
-    return __uint_as_float((exponent ? normal : __float_as_uint(small)) | (uint32_t)(h & 0x8000) << 16);
-}
-static void mma_f16(void **argument, unsigned) { mma_16_bit(argument, half_to_float); }
+static void mma_f16(void **argument, unsigned) { mma_16_bit(argument, emu_half_to_float); }
 static void mma_bf16(void **argument, unsigned) { mma_16_bit(argument, emu_bf16_to_float); }
 static void mma_tf32(void **argument, unsigned) {
     float A[16][8], B[8][8];
@@ -209,19 +199,16 @@ void emu_mma(EmuMma kind, float *d, const uint32_t *a, const uint32_t *b, EmuSit
 
 // ---- cp.async: the bytes are read and land at the wait, the latest moment that the PTX ISA allows --------
 
-void emu_cp_async(void *shared, const void *global, int bytes, int source_bytes, EmuSite at) {
+void emu_cp_async16(void *shared, const void *global, int source_bytes, EmuSite at) {
     Worker &w = *emu_worker;
     Thread &me = *w.current;
     uintptr_t low = (uintptr_t)shared | (source_bytes ? (uintptr_t)global : 0);
-    if (low & (uintptr_t)(bytes - 1)) {
-        emu_finding("MISALIGNED cp.async", "an address is no multiple of the size", nullptr, at);
-        emu_stop();
-    }
-    me.copies.push_back({shared, global, bytes, source_bytes, me.group, at});
+    if (low & 15) emu_fatal("MISALIGNED cp.async", "an address is no multiple of 16", nullptr, at);
+    me.copies.push_back({shared, global, source_bytes, me.group, at});
     if (!emu_instrumented) return;
     if (source_bytes) emu_access((void *)global, (unsigned)source_bytes, READ, CALLER);
-    emu_access(shared, (unsigned)bytes, WRITE, CALLER);
-    check_in_flight(w, shared, bytes);
+    emu_access(shared, 16, WRITE, CALLER);
+    check_in_flight(w, shared);
 }
 void emu_cp_async_commit() { emu_worker->current->group++; }
 void emu_cp_async_wait(int keep) {
@@ -231,8 +218,8 @@ void emu_cp_async_wait(int keep) {
     for (; done < me.copies.size() && me.copies[done].group < me.group - keep; done++) {
         const Copy &c = me.copies[done];
         if (c.source_bytes) memcpy(c.to, c.from, (size_t)c.source_bytes);
-        memset((char *)c.to + c.source_bytes, 0, (size_t)(c.bytes - c.source_bytes));
-        if (emu_instrumented) check_landed(w, c.to, c.bytes);
+        memset((char *)c.to + c.source_bytes, 0, (size_t)(16 - c.source_bytes));
+        if (emu_instrumented) check_landed(w, c.to);
     }
     me.copies.erase(me.copies.begin(), me.copies.begin() + (long)done);
 }
@@ -247,19 +234,22 @@ template <class T, class Change> static T atomically(T *p, void *pc, Change chan
         memcpy(&old, &seen, sizeof old);
         T changed = change(old);
         memcpy(&wanted, &changed, sizeof wanted);
-    } while (!__atomic_compare_exchange_n((uint32_t *)p, &seen, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    } while (
+        !__atomic_compare_exchange_n((uint32_t *)p, &seen, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
-float atomicAdd(float *p, float v) { return atomically(p, CALLER, [=](float o) { return o + v; }); }
-int atomicAdd(int *p, int v) { return atomically(p, CALLER, [=](int o) { return (int)((unsigned)o + (unsigned)v); }); }
-unsigned atomicAdd(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return o + v; }); }
-int atomicMax(int *p, int v) { return atomically(p, CALLER, [=](int o) { return std::max(o, v); }); }
-int atomicMin(int *p, int v) { return atomically(p, CALLER, [=](int o) { return std::min(o, v); }); }
-unsigned atomicMax(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return std::max(o, v); }); }
-unsigned atomicOr(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned o) { return o | v; }); }
-unsigned atomicExch(unsigned *p, unsigned v) { return atomically(p, CALLER, [=](unsigned) { return v; }); }
-float atomicExch(float *p, float v) { return atomically(p, CALLER, [=](float) { return v; }); }
+float atomicAdd(float *p, float v) {
+    return atomically(p, CALLER, [=](float o) { return o + v; });
+}
+int atomicAdd(int *p, int v) {
+    return atomically(p, CALLER, [=](int o) { return (int)((unsigned)o + (unsigned)v); });
+}
+unsigned atomicAdd(unsigned *p, unsigned v) {
+    return atomically(p, CALLER, [=](unsigned o) { return o + v; });
+}
+int atomicMax(int *p, int v) {
+    return atomically(p, CALLER, [=](int o) { return std::max(o, v); });
+}
 unsigned atomicCAS(unsigned *p, unsigned compare, unsigned v) {
     return atomically(p, CALLER, [=](unsigned o) { return o == compare ? v : o; });
 }
-int atomicCAS(int *p, int compare, int v) { return atomically(p, CALLER, [=](int o) { return o == compare ? v : o; }); }

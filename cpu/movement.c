@@ -1,5 +1,5 @@
-// moving.c: numbers that change places: columns, doubling, pooling, tables, and the sinusoids of time. Copies of
-// whole rows of channels, shared among threads by rows of the output.
+// movement.c: data movement: columns, nearest-neighbour upsampling, pooling, tables, and the sinusoids of
+// time. Copies of whole rows of channels, shared among threads by rows of the output.
 #include "vector.h"
 
 #include "lib/base.h"
@@ -13,7 +13,7 @@ INLINE void add_row(float *y, const float *x, float factor, int count) { // y +=
     }
 }
 
-void LOCAL(copy_columns)(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add) {
+static void copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add) {
     if (!y.at) return;
     PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD)
     for (int r0 = 0; r0 < rows; r0 += 64)
@@ -24,22 +24,21 @@ void LOCAL(copy_columns)(Mem y, int y_stride, Mem x, int x_stride, int rows, int
             else if (y.type == F32 && x.type == F32)
                 add_row(to.at, s.at, 1, cols);
             else
-                LOCAL(combine)(to, 1, s, 0, (Mem){0}, add ? 1 : 0, (size_t)cols);
+                combine(to, 1, s, 0, (Mem){0}, add ? 1 : 0, (size_t)cols);
         }
 }
 
-void LOCAL(upsample)(Mem y, Mem x, int n, int h, int w, int c) {
+static void upsample(Mem y, Mem x, int n, int h, int w, int c) {
     PARALLEL_FOR((double)n * h * w * c > WORTH_A_THREAD / 4)
     for (int row = 0; row < n * 2 * h; row++) {
-        const float *s =
-            (const float *)x.at + (size_t)(row / 2) * (size_t)w * (size_t)c; // n 2h rows, halved, are n h
+        const float *s = (const float *)x.at + (size_t)(row / 2) * (size_t)w * (size_t)c;
         float *to = (float *)y.at + (size_t)row * 2 * (size_t)w * (size_t)c;
         for (int j = 0; j < 2 * w; j++)
             copy_floats(to + (size_t)j * (size_t)c, s + (size_t)(j / 2) * (size_t)c, c);
     }
 }
 
-void LOCAL(upsample_backward)(Mem dx, Mem dy, int n, int h, int w, int c) {
+static void upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
     if (!dx.at) return;
     PARALLEL_FOR((double)n * h * w * c > WORTH_A_THREAD / 4)
     for (int row = 0; row < n * h; row++)
@@ -57,30 +56,28 @@ void LOCAL(upsample_backward)(Mem dx, Mem dy, int n, int h, int w, int c) {
         }
 }
 
-// ---- pooling -----------------------------------------------------------------------------------------------------
+// ---- pooling ----------------------------------------------------------------------------------------------
 
-// The part of a window that lies inside the picture: rows y0..y1, columns x0..x1 of picture `n`.
+// The part of a kernel that lies inside the picture: rows y0..y1, columns x0..x1 of picture `n`.
 typedef struct {
     int n, y0, y1, x0, x1;
-} Window;
-static Window window_of(Conv p, int pixel) {
+} Inside;
+static Inside inside_of(Conv p, int pixel) {
     int y = pixel / p.ow % p.oh * p.stride - p.pad_top, x = pixel % p.ow * p.stride - p.pad_left;
-    return (Window){pixel / (p.oh * p.ow), max_int(y, 0), min_int(y + p.kh, p.h), max_int(x, 0),
+    return (Inside){pixel / (p.oh * p.ow), max_int(y, 0), min_int(y + p.kh, p.h), max_int(x, 0),
                     min_int(x + p.kw, p.w)};
 }
 static size_t pixel_at(Conv p, int n, int y, int x) {
     return (((size_t)n * (size_t)p.h + (size_t)y) * (size_t)p.w + (size_t)x) * (size_t)p.c;
 }
-static float divisor_of(Conv p, Window s, Pool kind) {
-    return kind == POOL_AVERAGE ? (float)((s.y1 - s.y0) * (s.x1 - s.x0)) : (float)(p.kh * p.kw);
-}
+static float pixels_of(Inside s) { return (float)((s.y1 - s.y0) * (s.x1 - s.x0)); }
 
-void LOCAL(pool)(Mem y, Mem xm, Conv p, Pool kind) {
+static void pool(Mem y, Mem xm, Conv p, Pool kind) {
     const float *x = xm.at;
     PARALLEL_FOR((double)p.n * p.oh * p.ow * p.c * p.kh * p.kw > WORTH_A_THREAD)
     for (int row = 0; row < p.n * p.oh; row++)
         for (int pixel = row * p.ow; pixel < (row + 1) * p.ow; pixel++) {
-            Window s = window_of(p, pixel);
+            Inside s = inside_of(p, pixel);
             float *to = (float *)y.at + (size_t)pixel * (size_t)p.c;
             for (int c = 0; c < p.c; c += W) {
                 int lanes = min_int(W, p.c - c);
@@ -93,13 +90,13 @@ void LOCAL(pool)(Mem y, Mem xm, Conv p, Pool kind) {
                         else
                             v += q;
                     }
-                store_part(to + c, kind == POOL_MAX ? v : v / divisor_of(p, s, kind), lanes);
+                store_part(to + c, kind == POOL_MAX ? v : v / pixels_of(s), lanes);
             }
         }
 }
 
-// Windows overlap, so a picture belongs to one thread.
-void LOCAL(pool_backward)(Mem dxm, Mem dy, Mem xm, Conv p, Pool kind) {
+// Kernels overlap, so a picture belongs to one thread.
+static void pool_backward(Mem dxm, Mem dy, Mem xm, Conv p, Pool kind) {
     if (!dxm.at) return;
     const float *x = xm.at;
     float *dx = dxm.at;
@@ -107,12 +104,12 @@ void LOCAL(pool_backward)(Mem dxm, Mem dy, Mem xm, Conv p, Pool kind) {
     PARALLEL_FOR((double)p.n * pixels * p.c * p.kh * p.kw > WORTH_A_THREAD)
     for (int picture = 0; picture < p.n; picture++)
         for (int pixel = picture * pixels; pixel < (picture + 1) * pixels; pixel++) {
-            Window s = window_of(p, pixel);
+            Inside s = inside_of(p, pixel);
             const float *d = (const float *)dy.at + (size_t)pixel * (size_t)p.c;
             if (kind != POOL_MAX) {
                 for (int i = s.y0; i < s.y1; i++)
                     for (int j = s.x0; j < s.x1; j++)
-                        add_row(dx + pixel_at(p, s.n, i, j), d, 1 / divisor_of(p, s, kind), p.c);
+                        add_row(dx + pixel_at(p, s.n, i, j), d, 1 / pixels_of(s), p.c);
                 continue;
             }
             for (int c = 0; c < p.c; c++) {
@@ -127,23 +124,23 @@ void LOCAL(pool_backward)(Mem dxm, Mem dy, Mem xm, Conv p, Pool kind) {
         }
 }
 
-// ---- tables ------------------------------------------------------------------------------------------------------
+// ---- tables -----------------------------------------------------------------------------------------------
 
-void LOCAL(embed)(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
+static void embed(Mem y, Mem table, const int32_t *ids, int rows, int cols) {
     for (int r = 0; r < rows; r++)
         convert_floats((float *)y.at + (size_t)r * (size_t)cols,
                        from(table, (size_t)ids[r] * (size_t)cols).at, table.type, cols);
 }
 
-void LOCAL(embed_backward)(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
+static void embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, int cols) {
     if (!dtable) return;
     for (int r = 0; r < rows; r++)
         add_row(dtable + (size_t)ids[r] * (size_t)cols, (const float *)dy.at + (size_t)r * (size_t)cols, 1,
                 cols);
 }
 
-// A few hundred numbers a step, so in plain C. Every step is rounded to fp32 as in diffusers; see plain.c.
-void LOCAL(sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
+// A few hundred values a step, so in plain C. Every step is rounded to fp32 as in diffusers; see plain.c.
+static void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
     int half = dim / 2;
     for (int r = 0; r < rows; r++) {
         float *to = (float *)y.at + (size_t)r * (size_t)dim;

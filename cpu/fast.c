@@ -1,0 +1,23 @@
+// fast.c: the fast kernels, one file a family, and their table, which bears the name of an instruction set.
+// The Makefile compiles this file for each set (-march=... -DISA=avx512); cpu.c chooses among the tables when
+// the program starts. As the families are one translation unit, all their names can be static.
+#include "vector.h"
+
+#include "lib/base.h"
+
+#include <math.h>
+
+// Each uses only what stands above it.
+#include "pointwise.c"
+#include "movement.c"
+#include "losses.c"
+#include "optim.c"
+#include "norm.c"
+#include "gemm.c"
+#include "winograd.c"
+#include "conv.c"
+#include "attention.c"
+
+const Backend ISA = {
+    KERNELS_BY_NAME,
+};
