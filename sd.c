@@ -1173,7 +1173,7 @@ static Store *open_part(const char *dir, const char *base) {
     die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
 }
 
-// The stored tensor of a parameter, whose name has the part in front ("unet.conv_in.weight") here only.
+// The stored tensor of a parameter, whose name here has the part in front ("unet.conv_in.weight").
 static const Stored *find_in_part(void *store, const char *name) {
     const Stored *t = store_find(store, strchr(name, '.') + 1);
     if (t) return t;

@@ -236,7 +236,7 @@ static inline uint16_t emu_float_to_bf16(float f) {
 }
 static inline float emu_bf16_to_float(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
 
-// fp32 has 24 bits >= 2 * 11 + 2: a sum or product rounded there, then to 16 bits, is right at once.
+// fp32 has 24 bits >= 2 * 11 + 2: rounding there, then to 16 bits, is the same as rounding once.
 #define EMU_FLOAT16(H, H2, from, to)                                                                         \
     struct H {                                                                                               \
         uint16_t bits;                                                                                       \
