@@ -34,6 +34,14 @@ double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);
 const char *json_get_string(const Json *object, const char *key, const char *fallback);
 char *json_quote(const char *s); // a JSON string of it: in quotes, escaped; the caller frees it
+// The keys that a configuration may have. `obeyed` lists the values that this program obeys, as in
+// "'silu'|'swish'|null"; NULL where the reader takes any value, or checks it by itself.
+typedef struct {
+    const char *key, *obeyed;
+} JsonKey;
+// Dies of a key whose value is not obeyed, and names both. Notes a key that is not among `keys`, unless its
+// value is null or false or its name begins with "_". `file` is for the messages; a NULL key ends `keys`.
+void json_check_keys(const Json *object, const char *file, const JsonKey *keys);
 
 // ---- safetensors.c: named tensors in a file --------------------------------------------------------------
 

@@ -256,6 +256,49 @@ const char *json_get_string(const Json *object, const char *key, const char *fal
     return value ? value->string : fallback;
 }
 
+// A value in a line: 'silu', 0.5, true, null, [1, 2].
+static char *value_text(const Json *value) {
+    if (value->kind == JSON_NULL) return xstrdup("null");
+    if (value->kind == JSON_BOOL) return xstrdup(value->number != 0 ? "true" : "false");
+    if (value->kind == JSON_NUMBER) return format("%.9g", value->number);
+    if (value->kind == JSON_STRING) return format("'%s'", value->string);
+    if (value->kind == JSON_OBJECT || value->length > 16) return xstrdup("...");
+    char *text = xstrdup("[");
+    for (size_t i = 0; i < value->length; i++) {
+        char *item = value_text(&value->items[i]), *longer = format("%s%s%s", text, i ? ", " : "", item);
+        free(text), free(item);
+        text = longer;
+    }
+    char *whole = format("%s]", text);
+    free(text);
+    return whole;
+}
+
+// Is the text one of the list's, which are separated by "|"?
+static bool listed(const char *text, const char *list) {
+    size_t length = strlen(text);
+    for (const char *at = list; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
+        if (!strncmp(at, text, length) && (at[length] == '|' || !at[length])) return true;
+    return false;
+}
+
+void json_check_keys(const Json *object, const char *file, const JsonKey *keys) {
+    if (!object || object->kind != JSON_OBJECT) die("%s: an object with keys is expected", file);
+    for (size_t i = 0; i < object->length; i++) {
+        const Json *value = json_get(object, object->items[i].key);
+        const char *name = value->key;
+        const JsonKey *known = keys;
+        while (known->key && strcmp(known->key, name)) known++;
+        bool says_nothing = value->kind == JSON_NULL || (value->kind == JSON_BOOL && value->number == 0);
+        char *text = value_text(value);
+        if (known->key && known->obeyed && !listed(text, known->obeyed))
+            die("%s: \"%s\" is %s; what is supported is %s", file, name, text, known->obeyed);
+        if (!known->key && !says_nothing && name[0] != '_')
+            note("%s: \"%s\" is not known; its value, %s, is ignored", file, name, text);
+        free(text);
+    }
+}
+
 // ---- writing -------------------------------------------------------------------------------------------
 
 char *json_quote(const char *s) {
