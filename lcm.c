@@ -1,26 +1,27 @@
 // lcm.c: Phase 2, latent consistency distillation (Luo et al. 2023, "Latent Consistency Models", Algorithm
-// 1). A model that needs 50 steps with guidance becomes one that needs 4 without.
+// 1). A model that needs 50 steps of two UNet evaluations each becomes one that needs 4 steps of one each.
 //
 // Sampling follows a path from noise z_T to a picture z_0, the solution of a differential equation (an ODE).
 // A consistency model f(z_t, t) predicts the end of the path from any point on it. Two points of one path
 // have the same end, so f must give the same at both, and that is what it is trained for:
 //   the student   predicts at one point of the path, at timestep t_{n+k}
-//   the teacher   leads from there to a nearer point, at t_n, by one step of an ODE solver; it is frozen
-//   the target    predicts there; it is a moving average of the student, and counts as a constant
+//   the teacher   goes from there nearer to the end, to t_n, by one step of an ODE solver; it is frozen
+//   the target    predicts at t_n; it is a moving average of the student, and gets no gradient
 // The path depends on the teacher's guidance scale w, so w is an input of the student and the target.
 //
 // The file is in reading order: the loop, then Algorithm 1 as one function, then its parts. The data set is
 // read in lib/io/pairs.c, the run is logged and saved in lib/io/train.c, and the options are in cli/train.c.
 //
 // Names are the paper's: theta are the student's weights, theta- the target's, t_{n+k} and t_n two
-// neighbouring timesteps of the solver, k apart. `[L1]`, `[L2]`, ... are stops of doc/READING.md.
+// neighbouring timesteps of the solver, k apart. In code the paper's n is `index`, and n is the batch size.
+// `[L1]`, `[L2]`, ... are stops of doc/READING.md.
 #include "sd.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-const LcmConfig lcm_defaults = {.k = 20,
+const LcmConfig lcm_defaults = {.k = 20, // the fields: LcmConfig in sd.h
                                 .w_min = 5,
                                 .w_max = 15,
                                 .sigma_data = 0.5f,
@@ -47,7 +48,7 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
     float *w = scope_floats(n);
 
     while (run_continues(run)) {
-        // [L5] (z, c) ~ data, n ~ U[1, N], w ~ U[w_min, w_max], noise ~ N(0, I)
+        // [L5] (z, c) ~ data, index ~ U{0, ..., N - 1}, w ~ U[w_min, w_max], noise ~ N(0, I)
         Scope step = scope_begin();
         pairs_draw(&batch, pairs, r);
         for (int i = 0; i < n; i++) {
@@ -87,21 +88,21 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
     Times far = solver_times(l, b->index, b->n, 1);  // t_{n+k}, where the student predicts
     Times near = solver_times(l, b->index, b->n, 0); // t_n, where the target predicts
 
-    // 1. [L6] z_{t_{n+k}} ~ N(alpha(t_{n+k}) z, sigma(t_{n+k})^2 I)
+    // 1. [L6] z_far ~ N(alpha(t_{n+k}) z, sigma(t_{n+k})^2 I). The paper calls it z_{t_{n+k}}.
     Tensor *z_far = noised(far, b->z, b->noise);
 
-    // 2. One step of the solver to t_n, with the teacher under guidance w. Nothing is recorded.
-    //    z^_{t_n} = z_{t_{n+k}} + (1 + w) Psi(z_{t_{n+k}}, t_{n+k}, t_n, c)
-    //                           -      w  Psi(z_{t_{n+k}}, t_{n+k}, t_n, no c)
+    // 2. One step of the solver to t_n, with the teacher under guidance w. The tape is paused.
+    //    z_near = z_far + (1 + w) Psi(z_far, t_{n+k}, t_n, c) - w Psi(z_far, t_{n+k}, t_n, no caption)
+    //    Psi is the change that the solver makes to z. The paper writes z_near as z_{t_n} with a hat.
     bool recording = tape_pause();
     Scope unrecorded = scope_begin();
     Tensor *z_near = lcm_solve(l, z_far, guided(l, z_far, far, b), b->index);
 
-    // 3. [L9] The target's prediction there, f_{theta-}(z^_{t_n}, w, c, t_n), which counts as a constant.
+    // 3. [L9] The target's prediction there, f_{theta-}(z_near, w, c, t_n). It gets no gradient.
     Tensor *target = scope_end(unrecorded, consistency(l, l->target, z_near, near, b->text, b->w));
     tape_resume(recording);
 
-    // 4. [L10] L = lambda(t_{n+k}) d(f_theta(z_{t_{n+k}}, w, c, t_{n+k}), target)
+    // 4. [L10] L = lambda(t_{n+k}) d(f_theta(z_far, w, c, t_{n+k}), target), d: Huber or MSE
     Tensor *prediction = consistency(l, l->student, z_far, far, b->text, b->w);
     return loss_between(prediction, target, lambda(l, far), l->c.loss, l->c.huber_c);
 }
@@ -110,10 +111,10 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
 // Its parts
 // ===========================================================================================================
 
-// [L7] The teacher with guidance: its output with captions, out_c, away from its output without, out_0.
+// [L7] The teacher's output with guidance, from out_c with captions and out_0 without:
 //   out = out_c + w (out_c - out_0)
 // Both come from one batch of 2 n. This is the paper's w: 0 means no guidance, and diffusers' guidance_scale
-// is w + 1. The predicted x0 and eps are affine in `out`, so this guides them in the same way.
+// is w + 1. The paper guides Psi instead, with the same result: Psi is affine in `out`, and (1 + w) - w = 1.
 static Tensor *guided(const Lcm *l, Tensor *z, Times at, const LcmBatch *b) {
     int n = at.n;
     float *t = scope_floats(2 * n), *with = scope_floats(n), *without = scope_floats(n);
@@ -122,7 +123,7 @@ static Tensor *guided(const Lcm *l, Tensor *z, Times at, const LcmBatch *b) {
     return combine_each(with, take(both, n, n), without, take(both, 0, n));
 }
 
-// [L8] Psi, the solver, is DDIM (Song et al. 2020): the predicted x0 and eps, mixed for t_n.
+// [L8] The solver is DDIM (Song et al. 2020): the predicted x0 and eps, mixed for t_n. Psi is z_{t_n} - z.
 //   z_{t_n} = alpha(t_n) x0 + sigma(t_n) eps
 Tensor *lcm_solve(const Lcm *l, Tensor *z, Tensor *output, const int *index) {
     Times far = solver_times(l, index, z->shape[0], 1), near = solver_times(l, index, z->shape[0], 0);
@@ -148,7 +149,7 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out) {
 }
 
 // lambda(t), the weight of timestep t in the loss. It is 1 in the paper. As an option it is
-//   lambda(t) = alpha / sigma = sqrt(SNR)
+//   lambda(t) = alpha / sigma = sqrt(SNR), the square root of the signal-to-noise ratio
 // x0 = (z - sigma eps) / alpha, so an error of the predicted noise is multiplied by sigma / alpha. Without
 // the option the noisiest timesteps dominate the gradient; weights/README.md has the measurements.
 static float *lambda(const Lcm *l, Times at) {

@@ -7,9 +7,8 @@
 // updates can be attached to one model.
 //
 // The layers compute y += s B A x themselves: see `adapt` in lib/nn/ops.c. The networks in sd.c know nothing
-// of it. This file is in reading order: the adapters, plain fine-tuning (the baseline of the paper),
-// distillation, files. The options are in cli/train.c. `[P1]`, `[P2]`, ... are the stops of doc/READING.md on
-// the way of a LoRA step.
+// of it. This file is in reading order: the adapters, plain fine-tuning, distillation, files. The options are
+// in cli/train.c. "The paper" is the one that README.md names. `[P1]`, ... are stops of doc/READING.md.
 #define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 
@@ -33,7 +32,7 @@ static const struct {
     {"ends", "unet.", {"unet.conv_in", "time_embedding.linear_1", "time_embedding.linear_2"}},
     {"text", "text_encoder.", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}},
 };
-// The layers of lcm-lora-sdv1-5.
+// The layers that the published lcm-lora-sdv1-5 adapts.
 static const char lcm_targets[] = "attention,ff,resnet,proj,samplers,ends";
 
 // Does `target`, a group or a part of layer names, include this layer?
@@ -165,7 +164,7 @@ void lora_free(Lora *l) {
 // Noise prediction (Ho et al. 2020), where only the adapters learn:
 //   z_t = alpha z + sigma eps,   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
 // The weighting is an option (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting"):
-//   weight(t) = min(SNR, gamma) / SNR,   SNR = alpha^2 / sigma^2
+//   weight(t) = min(SNR, gamma) / SNR,   SNR = alpha^2 / sigma^2 (signal-to-noise ratio),   gamma = min_snr
 // With it a nearly clean picture, in which the noise is hardly visible, counts less.
 Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text,
                            const int *t, float min_snr) {
@@ -180,7 +179,7 @@ Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tenso
 }
 
 // Some pictures come without their caption, so that the model keeps the unconditional prediction that
-// guidance needs (Ho and Salimans 2022). A text encoder with adapters runs while the tape records.
+// guidance needs (Ho and Salimans 2022). The text encoder is recorded only if it has adapters.
 void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *pairs, FinetuneConfig c) {
     Scheduler s;
     scheduler_init(&s, scheduler_config(model->scheduler_json, -1));
@@ -198,7 +197,7 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     while (used < tokens) nothing[used++] = tokenizer_pad(model->tokenizer);
 
     while (run_continues(run)) {
-        // [P3] (z, c) ~ data, t ~ U, eps ~ N(0, I); sometimes no caption
+        // [P3] (z, c) ~ data, t ~ U{0, ..., T - 1}, eps ~ N(0, I); sometimes no caption
         Scope step = scope_begin();
         pairs_draw(&batch, pairs, r);
         for (int i = 0; i < n; i++) t[i] = random_below(r, s.config.num_train_timesteps);
@@ -243,7 +242,7 @@ static Tensor *kl_of_softmax(Tensor *teacher, Tensor *student, int rows, int col
 static void gaussians(Tensor *x, Tensor **m, Tensor **log_v) {
     *m = spatial_mean(x);
     Tensor *v = spatial_mean(square(add_vector(x, scale(*m, -1))));
-    *log_v = logarithm(add_scalar(v, 1e-6f)); // a constant channel has a logarithm too
+    *log_v = logarithm(add_scalar(v, 1e-6f)); // so that a variance of 0 has a logarithm
 }
 
 // The elements of a channel are taken as draws from a Gaussian, the teacher's N(m_t, v_t) and the student's
@@ -277,8 +276,8 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
 }
 
 // [P5] Both networks get the same noised latent and predict the end of its path (see lcm.c):
-//   f_teacher = c_skip z_t + c_out x0,   x0 predicted by LCM(z_t, t, c, w)
-//   f_student = c_skip z_t + c_out x0,   x0 predicted by the base with adapters, (z_t, t, c)
+//   f_teacher = c_skip z_t + c_out x0,   x0 predicted by the LCM from (z_t, t, c, w)
+//   f_student = c_skip z_t + c_out x0,   x0 predicted by the base with adapters from (z_t, t, c)
 // The base has no input for w. So the student learns one prediction for the whole range of w.
 void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **mse, Tensor **kl) {
     Tensor *z_t = lcm_noised(l, b->z, b->noise, b->index);
@@ -291,7 +290,7 @@ void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **
     *kl = kl_divergence(teacher, student, c.reading, c.temperature);
 }
 
-// [P8] How much of the gradient is the KL term's: its norm over the sum of both norms.
+// [P8] The KL term's share: the norm of its gradient over the sum of the norms of both terms' gradients.
 static double kl_fraction(const Lcm *l, const LcmBatch *b, const Lora *lora, MimicConfig c) {
     double norm[2];
     for (int which = 0; which < 2; which++) {
@@ -348,15 +347,15 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
 // Files
 // ===========================================================================================================
 
-// What is not understood is refused by name. A LoRA that is applied in part draws a picture that looks right
-// and is not, and nobody would notice. The spellings of keys are in lib/io/lora_names.c.
+// An unknown key is an error: a LoRA that is applied in part draws plausible but wrong pictures. The keys
+// of PEFT (Hugging Face's adapters), kohya (kohya-ss/sd-scripts) and others are in lib/io/lora_names.c.
 
 // What a file has for one layer.
 typedef struct {
     const Stored *down, *up, *alpha;
 } Found;
 
-// What the width of a cross-attention tells about the model that a file was made for.
+// The model that a file was made for. The width of its text states tells which.
 static const char *made_for(const Store *s) {
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
@@ -467,8 +466,8 @@ bool lora_fits(const Params *model, const char *path) {
     return fits;
 }
 
-// PEFT's LoraConfig: in the header under "lora_adapter_metadata", where a network's name is in front of each
-// key; or, of PEFT's own files, beside them in adapter_config.json. NULL where there is none.
+// PEFT's LoraConfig, or NULL. diffusers writes it into the header under "lora_adapter_metadata", with the
+// network's name in front of each key (*prefixed). PEFT writes it into adapter_config.json beside the file.
 static Json *read_config(const Store *s, const char *path, bool *prefixed) {
     const char *text = store_metadata(s, "lora_adapter_metadata");
     *prefixed = text != NULL;
@@ -507,7 +506,7 @@ static float config_alpha(const Json *config, bool prefixed, const char *layer, 
         const Json *p = &pattern->items[i];
         if (p->kind != JSON_NUMBER || !ends_with(name, p->key)) continue;
         size_t before = strlen(name) - strlen(p->key);
-        if (before == 0 || name[before - 1] == '.') alpha = p->number; // whole members of the name
+        if (before == 0 || name[before - 1] == '.') alpha = p->number; // whole parts between dots
     }
     if (is_true(setting(config, prefixed, layer, "use_rslora"))) alpha *= sqrt(rank);
     return (float)alpha;
@@ -556,8 +555,8 @@ Lora *lora_load(const Params *model, const char *path) {
 }
 
 // PEFT's LoraConfig of each network, in one object as diffusers writes it: {"unet.r": 8, "unet.lora_alpha":
-// 8, ...}. The first layer's rank and alpha stand for all; layers that differ are listed by name. PEFT
-// compares the ends of names, so "text_model.", which transformers 5 has no more, is left out.
+// 8, ...}. The first layer's rank and alpha are those of all layers that are not listed by name. PEFT
+// compares the ends of names. So "text_model.", which only transformers before version 5 has, is left out.
 static char *config_text(const Lora *l) {
     static const char *const networks[] = {"unet", "text_encoder"};
     char *text = NULL;
@@ -618,7 +617,7 @@ void lora_save(const Lora *l, const char *path, LoraFormat f, Type type) {
         store_metadata_add(w, "lora_adapter_metadata", config);
         free(config);
     } else {
-        store_metadata_add(w, "ss_network_module", "networks.lora"); // by which kohya's tools know their own
+        store_metadata_add(w, "ss_network_module", "networks.lora"); // kohya's tools look for it
     }
     for (int i = 0; i < l->count; i++) {
         const LoraPart *p = &l->parts[i];

@@ -3,10 +3,9 @@
 //
 //   prompt -> tokens -> text states -> loop over timesteps (UNet, guidance, scheduler step) -> VAE -> picture
 //
-// The file is in reading order. First comes the pipeline, which is the line above as one function. Then come
-// the three networks and the schedulers that it calls, and last the loading of a model. There is no
-// arithmetic here: the operations are in lib/nn/ops.c, their kernels in cpu/ and cuda/. There is no training
-// either: see lcm.c and lora.c.
+// The file is in reading order: the pipeline above as one function, the three networks, the schedulers, the
+// loading of a model. There is no arithmetic here: the operations are in lib/nn/ops.c, their kernels in cpu/
+// and cuda/. Training is in lcm.c and lora.c.
 //
 // Names are those of diffusers and the papers. Shapes: n pictures, h x w pixels, c channels, stored NHWC.
 // Three functions of lib/nn/nn.h recur:
@@ -35,7 +34,8 @@ static void die_of_nan(const Model *m, SampleOptions o);
 // and the scheduler remove it step by step, (4) the decoder turns latents into pixels.
 Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     int c = m->unet_config.in_channels, h = o.height / 8, w = o.width / 8;
-    // A full LCM takes the guidance scale as an input. Other models run without and with the caption.
+    // A full LCM (lcm.c), unlike an LCM-LoRA (lora.c), takes the guidance scale as an input. Other models
+    // need two predictions for guidance, without and with the caption.
     bool embeds_guidance = m->unet_config.time_cond_proj_dim > 0, guided = o.cfg > 1 && !embeds_guidance;
     float guidance = o.cfg - 1; // diffusers embeds guidance_scale - 1
     Scope everything = scope_begin();
@@ -47,7 +47,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         trace(encode_prompts(m, guided ? captions : captions + 1, guided ? 2 : 1), "text_encoder");
     double text_s = seconds() - started;
 
-    // 2. Timesteps, and z_T ~ N(0, I). Image-to-image begins at a later timestep, with a noised picture.
+    // 2. Timesteps, and z_T ~ N(0, I). Image-to-image skips some timesteps and begins with a noised picture.
     Scheduler s;
     scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
     scheduler_set_timesteps(&s, o.steps);
@@ -95,9 +95,8 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     return image;
 }
 
-// [T3] Captions -> token ids -> text states (n, tokens, hidden_size). Every caption is padded to the full
-// number of tokens; CLIP's padding token is its end token. The network reads the padding too: Stable
-// Diffusion was trained that way and attends to all 77 states.
+// [T3] Captions -> token ids -> text states (n, tokens, hidden_size). CLIP pads every caption to 77 tokens by
+// repeating its end token. The UNet attends to the padding too, because it was trained that way.
 Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     int tokens = m->text_config.max_position_embeddings;
     int *ids = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
@@ -113,9 +112,9 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
     return states;
 }
 
-// [T9] Classifier-free guidance (Ho and Salimans 2022): away from the prediction without the caption.
-//   eps = eps_uncond + w (eps_cond - eps_uncond)
-// `both` is one batch, with the unconditional prediction first.
+// [T9] Classifier-free guidance (Ho and Salimans 2022) moves the prediction away from the unconditional one.
+//   eps = eps_uncond + w (eps_cond - eps_uncond),   w > 1
+// `both` is one batch: first the prediction without the caption (uncond), then the one with it (cond).
 static Tensor *guide(Tensor *both, float w) { return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1)); }
 
 // Normal noise in PyTorch's order: its elements are drawn as NCHW and stored as NHWC.
@@ -128,7 +127,8 @@ static Tensor *random_latents(Random *r, int c, int h, int w) {
     return t;
 }
 
-// The latents of a picture, drawn from the encoder's N(mu, sigma^2) and scaled for the UNet.
+// The latents of a picture, scaled for the UNet. The encoder gives their moments: mu and the logarithm of
+// sigma^2. The latents are drawn from N(mu, sigma^2).
 static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
     Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
     Tensor *pixels = trace(image_to_tensor((const Image *const[]){fitted}, 1), "inputs.image");
@@ -174,7 +174,7 @@ static void find_bad_block(const char *name, const Tensor *t) {
     if (!tensor_finite(t)) die("a NaN or an infinity arose in the block %s", name);
 }
 
-// Sampling reads nothing back until its end, so nobody knows where a NaN arose: draw again and look.
+// A NaN is noticed only after the last step. To find the block that made it, sample again and check each one.
 static void die_of_nan(const Model *m, SampleOptions o) {
     if (trace_sink == find_bad_block) die("a NaN or an infinity arose, but in no block");
     trace_sink = find_bad_block;
@@ -184,9 +184,9 @@ static void die_of_nan(const Model *m, SampleOptions o) {
 
 SampleOptions sample_defaults(const Model *m) {
     const Json *own = json_get(m->index_json, "_sd_defaults");
-    if (!own) own = json_get(m->index_json, "sd_defaults"); // its name before diffusers began to warn of it
+    if (!own) own = json_get(m->index_json, "sd_defaults"); // in older folders; diffusers warns of this name
     int size = 8 * m->unet_config.sample_size;
-    // A full LCM needs 4 steps. Its guidance scale is 1 + w, with w in the middle of the paper's range.
+    // diffusers' defaults: LatentConsistencyModelPipeline's for a full LCM, else StableDiffusionPipeline's.
     bool lcm = m->unet_config.time_cond_proj_dim > 0;
     return (SampleOptions){
         .prompt = "",
@@ -264,8 +264,8 @@ static Tensor *text_layer(const void *layer, Tensor *const *in) {
     return linear_add(h, l->fc2, x);
 }
 
-// [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. A
-// token enters as the sum of its embedding and its position's. Nothing else tells the order of the words.
+// [T4] Token ids (n, tokens) -> the last hidden states (n, tokens, hidden_size), after the final norm. The
+// first layer's input is the sum of two embeddings: one of the token, one of its position in the caption.
 Tensor *text_encode(const TextEncoder *e, const int *ids, int n) {
     return text_encode_first(e, ids, n, e->c.max_position_embeddings);
 }
@@ -304,9 +304,9 @@ static ResNet resnet_new(Params *p, int in, int out, int temb, int groups, float
     return r;
 }
 
-// [T6] ResNet block, x (n, h, w, in), temb (n, temb) or absent -> (n, h, w, out):
-//   h = conv1(silu(norm1(x))) + time_emb_proj(silu(temb));   out = x + conv2(silu(norm2(h)))
-// If the channel counts differ, a 1x1 convolution brings x to `out` channels (conv_shortcut).
+// [T6] ResNet block, x (n, h, w, in) and the timestep's embedding temb (n, channels) -> y (n, h, w, out):
+//   h = conv1(silu(norm1(x))) + time_emb_proj(silu(temb));   y = x + conv2(silu(norm2(h)))
+// If `in` and `out` differ, a 1x1 convolution gives x `out` channels (conv_shortcut). The VAE has no temb.
 static Tensor *resnet(const void *layer, Tensor *const *in) {
     const ResNet *r = layer;
     Tensor *x = in[0], *h = conv2d(group_norm_silu(x, r->norm1, r->groups, r->eps), r->conv1, 1, 1);
@@ -364,8 +364,8 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
 }
 
 // in: x (n, h, w, c), context (n, tokens, cross_attention_dim). In NHWC the pixels are a sequence of h w
-// tokens already, so nothing is reshaped. For the same reason proj_in may be a 1x1 convolution or a linear
-// layer, as the checkpoint has it: both are the same matrix product.
+// tokens already, so nothing is reshaped. Some checkpoints store proj_in and proj_out as 1x1 convolutions,
+// others as linear layers. Both are the same matrix product.
 static Tensor *transformer(const void *layer, Tensor *const *in) {
     const Transformer *t = layer;
     Tensor *context = in[1];
@@ -403,7 +403,7 @@ struct UNet {
 
 UNet *unet_new(UNetConfig c, Params *p) {
     UNet *u = xcalloc(1, sizeof *u);
-    const int *ch = c.block_out_channels, top = c.levels - 1, temb = 4 * ch[0];
+    const int *ch = c.block_out_channels, top = c.levels - 1, temb = 4 * ch[0]; // size of the time embedding
     char at[128];
     u->c = c;
     u->conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "unet.conv_in");
@@ -417,7 +417,7 @@ UNet *unet_new(UNetConfig c, Params *p) {
         UNetLevel *l = &u->down[i];
         *l = (UNetLevel){.layers = c.layers_per_block, .attends = c.cross_attention[i]};
         for (int j = 0; j < l->layers; j++) {
-            int in = j ? ch[i] : ch[i ? i - 1 : 0];
+            int in = j ? ch[i] : ch[i ? i - 1 : 0]; // the first ResNet reads the block before, or conv_in
             snprintf(at, sizeof at, "unet.down_blocks.%d.resnets.%d", i, j);
             l->resnets[j] = resnet_new(p, in, ch[i], temb, c.norm_num_groups, c.norm_eps, at);
             snprintf(at, sizeof at, "unet.down_blocks.%d.attentions.%d", i, j);
@@ -434,8 +434,10 @@ UNet *unet_new(UNetConfig c, Params *p) {
     u->mid_resnets[1] =
         resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
 
-    // Up block i mirrors down block `level`. Each of its ResNets gets the current h and one skip connection.
-    // The skips are the outputs of the down block's layers, from last to first, and then its input.
+    // Up block i mirrors down block `level`. Each of its ResNets reads h concatenated with a skip connection.
+    // For the first ResNet, h comes from the block before and has from_below channels. After it, h has
+    // ch[level]. The skips are the outputs of the down block's layers, from last to first, with ch[level]
+    // channels. The last skip is the down block's input, with from_above channels.
     for (int i = 0; i <= top; i++) {
         int level = top - i, from_below = ch[i ? level + 1 : top], from_above = ch[level ? level - 1 : 0];
         UNetLevel *l = &u->up[i];
@@ -474,10 +476,10 @@ void unet_view_free(UNet *u, Params *params) {
     free(u);
 }
 
-// The embedding of a full LCM's guidance scale, (n, dim): sines, then cosines, of the angles
-//   1000 w / 10000^(i / (half - 1))
-// They reach 14,000 rad, so the last bit of a frequency shows in the third digit of its sine. Therefore every
-// step is rounded as in diffusers' guidance_scale_embedding, whose timestep embedding rounds elsewhere.
+// The embedding of a full LCM's guidance scale w, (n, dim): first the sines, then the cosines of the angles
+//   1000 w / 10000^(i / (half - 1)),   i = 0, ..., half - 1,   half = dim / 2
+// For w = 14 the largest is 14,000 rad. There neighbouring fp32 numbers are 0.001 apart, so rounding changes
+// the third decimal of a sine. Every step rounds as diffusers' get_guidance_scale_embedding does.
 Tensor *guidance_embedding(const float *guidance, int n, int dim) {
     int half = dim / 2;
     float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)),
@@ -506,9 +508,9 @@ static Tensor *time_embedding(const UNet *u, const float *timesteps, const float
 
 static Tensor *downsample(const void *layer, Tensor *const *in) { return conv2d(in[0], layer, 2, 1); }
 
-// [T5] The noise that the network predicts in x at timestep t, given the caption's states. The way leads down
-// through the levels, through the middle, and up again. On the way down every output is kept as a skip
-// connection. On the way up each ResNet reads the skip connection of its mirror image as well.
+// [T5] Predicts the noise in x at each picture's timestep, given the text states (context). The data pass
+// through the down blocks, the middle block and the up blocks. On the way down the output of every layer is
+// kept as a skip connection. On the way up each ResNet also reads one skip connection, the newest first.
 //
 // This is Stable Diffusion v1.5 for pictures of 512 x 512 pixels, that is, latents of 64 x 64. Where a block
 // has cross-attention, a transformer follows each ResNet. Down blocks end with downsampling, up blocks with
@@ -601,7 +603,7 @@ typedef struct { // the encoder and the decoder alike
 struct Vae {
     VaeConfig c;
     VaeHalf encoder, decoder;
-    Layer *quant_conv, *post_quant_conv; // 1x1, between moments and latents
+    Layer *quant_conv, *post_quant_conv; // 1x1: the last layer of vae_encode(), the first of vae_decode()
 };
 
 static const float vae_eps = 1e-6f;
@@ -678,7 +680,7 @@ static Tensor *vae_mid(const VaeHalf *v, Tensor *h, const char *half) {
 }
 
 // The VAE's downsampling pads only below and on the right, one row and one column (F.pad(0, 1, 0, 1) in the
-// original). Symmetric padding would shift the picture.
+// original code). The weights were trained with this padding.
 static Tensor *vae_downsample(const void *layer, Tensor *const *in) {
     return conv2d_padded(in[0], layer, 2, 0, 0, in[0]->shape[1] / 2, in[0]->shape[2] / 2);
 }
@@ -725,10 +727,10 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
 // Schedulers: how much noise there is at timestep t, and the step from t to the next timestep
 // ===========================================================================================================
 
-// alphas_cumprod[t] is the product of (1 - beta) up to timestep t. It says how noisy a latent is there:
+// alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t, where beta is the variance of the
+// noise that one timestep adds (Ho et al. 2020). It says how noisy a latent is at timestep t:
 //   z_t = sqrt(a) z_0 + sqrt(1 - a) eps,   a = alphas_cumprod[t]
-// PyTorch rounds some values to fp32 on the way and multiplies in double. So does this function, because "the
-// same picture" depends on the last digits.
+// PyTorch keeps each beta in fp32 and multiplies in double precision. So does this function.
 static float *alphas_cumprod(SchedulerConfig c) {
     int n = c.num_train_timesteps;
     float *a = xmalloc((size_t)n * sizeof(float));
@@ -737,7 +739,7 @@ static float *alphas_cumprod(SchedulerConfig c) {
     float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
     for (int i = 0; i < n; i++) {
-        // torch.linspace counts from both ends towards the middle, with fused multiply-adds.
+        // As in torch.linspace: up from `first` in the first half, then down from `last`. One rounding each.
         float beta =
             (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
         if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
@@ -779,6 +781,7 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
         }
         return;
     }
+    // Leading includes timestep 0 (+ steps_offset), trailing the noisiest, linspace both (Lin et al. 2023).
     for (int i = 0; i < steps; i++) {
         int t;
         if (c->timestep_spacing == LEADING)
@@ -819,7 +822,7 @@ Times times_at(const Scheduler *s, const int *t, int n) {
 Tensor *noised(Times at, Tensor *z, Tensor *noise) { return combine_each(at.alpha, z, at.sigma, noise); }
 
 // A network's output `out` is eps, or v = alpha eps - sigma x0 (Salimans and Ho 2022), or x0 ("sample").
-// Together with z = alpha x0 + sigma eps each of them gives both x0 and eps:
+// As z = alpha x0 + sigma eps, each of them gives both x0, the prediction of z_0, and eps, that of the noise:
 //
 //   out is   x0                                  eps
 //   eps      (1 / alpha) z - (sigma / alpha) out   out
@@ -856,23 +859,24 @@ static Tensor *clipped_x0(const Scheduler *s, Times at, Tensor *z, Tensor *out) 
     return s->config.clip_sample ? clamp(x0, s->config.clip_sample_range) : x0;
 }
 
-// DDIM (Song et al. 2020, equation 12 with sigma = 0): the predicted x0 and eps, mixed for the next timestep.
+// DDIM (Song et al. 2020, equation 12, deterministic): the predicted x0 and eps, mixed for the next timestep.
 static Tensor *ddim_step(const Scheduler *s, Tensor *z, Tensor *out) {
     int t = s->timesteps[s->at];
-    float a_prev = cumprod_at(s, t - s->step_ratio);
+    float a_prev = cumprod_at(s, t - s->step_ratio); // at the next step; diffusers calls it previous
     Times now = times_all_at(s, t, z->shape[0]);
     Tensor *x0 = clipped_x0(s, now, z, out), *eps = predicted_eps(s, now, z, out);
     return combine(sqrtf(a_prev), x0, sqrtf(1 - a_prev), eps);
 }
 
+// c_skip and c_out of a consistency model: 1 and 0 at t = 0, close to 0 and 1 at later t. See lcm_scalings().
 void boundary_scalings(double sigma_data, double timestep_scaling, int t, float *c_skip, float *c_out) {
     double scaled = t * timestep_scaling;
     *c_skip = (float)(sigma_data * sigma_data / (scaled * scaled + sigma_data * sigma_data));
     *c_out = (float)(scaled / sqrt(scaled * scaled + sigma_data * sigma_data));
 }
 
-// LCM (Luo et al. 2023, algorithm 3). The consistency function f(z, t) = c_skip z + c_out x0 jumps to the
-// end. Then it is noised again for the next timestep, unless this was the last step.
+// LCM (Luo et al. 2023, algorithm 3). The consistency function f(z, t) = c_skip z + c_out x0 predicts z_0.
+// Unless this is the last step, the prediction is noised again for the next timestep.
 static Tensor *lcm_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     int t = s->timesteps[s->at];
     float c_skip, c_out;
@@ -945,7 +949,7 @@ static int whole(const Json *config, const char *key, double fallback) {
     return (int)x;
 }
 
-// A configuration of a network that this file does not implement is refused by name, never half-obeyed.
+// Stops unless the key is absent, null, false or `expected`. Other settings are not implemented here.
 static void refuse_unless(const Json *config, const char *key, const char *expected) {
     const Json *v = json_get(config, key);
     if (!v || v->kind == JSON_NULL || (v->kind == JSON_BOOL && !v->number)) return;
@@ -1010,8 +1014,8 @@ UNetConfig unet_config(const Json *j) {
     refuse_unless(j, "dual_cross_attention", NULL);
     refuse_unless(j, "only_cross_attention", NULL);
 
-    // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that
-    // every published config.json carries. "num_attention_heads", where present, says the same openly.
+    // "attention_head_dim" is the number of heads, not their size. diffusers keeps this wrong name, because
+    // published files use it. "num_attention_heads", where present, is the same number.
     const Json *heads = json_get(j, "num_attention_heads"), *types = json_get(j, "down_block_types");
     if (!heads || heads->kind == JSON_NULL) heads = json_get(j, "attention_head_dim");
     if (types && (types->kind != JSON_ARRAY || types->length != (size_t)c.levels))
@@ -1055,7 +1059,7 @@ VaeConfig vae_config(const Json *j) {
     return c;
 }
 
-// The classes' own defaults, where scheduler_config.json is silent: those of diffusers' constructors.
+// A key that scheduler_config.json lacks takes the default of diffusers' scheduler class.
 SchedulerConfig scheduler_config(const Json *j, int kind) {
     if (kind < 0) {
         const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
@@ -1173,7 +1177,7 @@ static Store *open_part(const char *dir, const char *base) {
     die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
 }
 
-// The stored tensor of a parameter, whose name here has the part in front ("unet.conv_in.weight").
+// The stored tensor of a parameter. "unet.conv_in.weight" here is "conv_in.weight" in the UNet's file.
 static const Stored *find_in_part(void *store, const char *name) {
     const Stored *t = store_find(store, strchr(name, '.') + 1);
     if (t) return t;
@@ -1243,8 +1247,8 @@ static Json *known_config(const char *text) {
     return json_parse(text, strlen(text), "the configuration of Stable Diffusion v1.5");
 }
 
-// One file with all networks, as the original code (CompVis/stable-diffusion) saves them and most of the
-// web's checkpoints are. It has no configuration: v1.5's is assumed, and the shapes must fit it.
+// One file with all networks, as the original code saves them (CompVis/stable-diffusion, package `ldm`). Most
+// published checkpoints are such files. The configuration is missing: v1.5's is assumed, and shapes must fit.
 static void load_ldm(Model *m, ModelParts parts) {
     const char *path = m->path;
     if (ends_with(path, ".ckpt") || ends_with(path, ".bin") || ends_with(path, ".pt") ||

@@ -1,25 +1,24 @@
 // check.cc: the checks and the counters of the emulator.
 //
-// Kernels compiled with -fsanitize=thread call a function at each load and store; the compiler's own library
-// is not linked, the functions are here. So unmodified kernels tell the emulator every access they make.
-//
-// What is found: races between threads of a block (in shared and global memory) and between blocks of a
-// launch; reads of bytes never written; accesses outside of an array, an allocation, or device memory
-// altogether (host pointers); misaligned vectors; reads and writes of what a cp.async still fills. What is
-// not: an overrun that stays within the same kernel's next array of shared memory (unless the compiler knows
-// the array's size, then -fsanitize=bounds-strict finds it), and orders of memory weaker than the
-// processor's.
-//
-// The rule for races: two accesses of different threads to the same two bytes, one of them a write, with no
-// barrier between them (or __syncwarp of the whole warp, within one warp). It holds for every order of
-// threads, because it looks at what orders the accesses, not at when they happened to come.
+// Kernels compiled with -fsanitize=thread call a function at each load and store. These are here, in place
+// of the compiler's own library. So the emulator sees every access, and kernels need no change.
+// It finds
+//   races between threads of a block (in shared and global memory) and between blocks of a launch
+//   reads of bytes never written, and reads and writes of bytes that a cp.async has yet to fill
+//   misaligned vectors, and accesses outside of an array, an allocation or device memory (host pointers)
+// It does not find
+//   an overrun into the kernel's next shared array (-fsanitize=bounds-strict finds it where sizes are known)
+//   mistakes that show only on a GPU, because it orders memory less strictly than the processor
+// A race is two accesses of different threads to the same two bytes, one of them a write, with no barrier
+// between them. Within a warp, a __syncwarp of the whole warp is a barrier too. The times of the accesses do
+// not matter, so a race is found whatever the order in which the threads run.
 #include "inside.h"
 
 #include <algorithm>
 #include <unordered_map>
 #include <unistd.h>
 
-enum { GRAIN = 2 }; // bytes a cell: fine enough for half; a kernel that shares bytes would be blamed wrongly
+enum { GRAIN = 2 }; // bytes per cell, the size of half; single bytes that neighbours write look like a race
 
 // ---- reports ---------------------------------------------------------------------------------------------
 
@@ -45,7 +44,7 @@ static std::string line_name(const std::string &file, int line) { // "gemm.cu:33
 }
 
 // The line of a kernel, and behind it those of what is inlined there, down to the access itself: "norm.cu:40
-// `sum += load(x, i);` (device.h:46 `default: ...`)". Headers of the emulator are looked through.
+// `sum += load(x, i);` (device.h:46 `default: ...`)". Lines of emulate.h and ptx.h are left out.
 static std::string place(void *pc) {
     char command[300], s[500];
     snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe %lx", getpid(),
@@ -131,7 +130,7 @@ static Cell *shared_cells; // beside the thread-local memory of the one worker
 // Is what thread `t` did at `time` ordered before what the current thread does now?
 static inline bool ordered(Worker &w, uint32_t time, uint16_t t, bool shared) {
     if (time < w.launch_time) return true;   // an earlier kernel
-    if (time < w.block_start) return shared; // another block of this launch, whose shared memory was another
+    if (time < w.block_start) return shared; // another block of this launch, with other shared memory
     if (time < w.barrier_time) return true;
     int warp = w.current->id / 32;
     if (t == SEVERAL) return false;
@@ -148,7 +147,7 @@ static void race_check(Worker &w, Cell *first, Cell *last, Access kind, void *pc
         return time < w.block_start ? s + " of " + block_name(w, time) : s;
     };
     uint16_t me = (uint16_t)w.current->id;
-    uint32_t since = shared ? w.barrier_time : w.launch_time; // what was before needs no thought
+    uint32_t since = shared ? w.barrier_time : w.launch_time; // older accesses cannot race with this one
     for (Cell *c = first; c <= last; c++) {
         if (c->wrote < since) { // the common cases first
             if (c->read < since) {
@@ -342,8 +341,8 @@ void __ubsan_handle_out_of_bounds_abort(UbsanBounds *d, uintptr_t index) {
 
 // ---- bank conflicts and coalescing -----------------------------------------------------------------------
 // The lanes' n-th executions of one instruction since they last met form one access of the warp. Shared
-// memory has 32 banks of 4 bytes: an access takes as many passes as the fullest bank has different words (of
-// 8 bytes a lane: half a warp at a time, of 16: a quarter). Global memory moves in sectors of 32 bytes.
+// memory has 32 banks of 4 bytes. The bank with the most different words decides how many passes an access
+// takes. 8 bytes a lane are served half a warp at a time, 16 a quarter. Global memory moves 32-byte sectors.
 
 struct WarpAccess {
     unsigned mask;

@@ -158,7 +158,7 @@ static Fiber *fiber_take(Worker &w) {
     Fiber *f = new Fiber();
     f->stack = memory + PAGE;
     f->size = STACK;
-    // Tops at different distances from a page's end: else all stacks share the same few cache sets.
+    // Stacks begin at different offsets in a page. Otherwise all would compete for the same cache sets.
     fiber_make(f, f->stack + STACK - w.fibers++ * 320 % 4096, fiber_main);
     return f;
 }
@@ -324,8 +324,8 @@ static void warp_barrier_open(Worker &w, int warp, WarpBarrier *m) {
     v.open--;
     if (m->mask == lanes_of(w, warp)) {
         ++w.clock;
-        // Shuffles, votes, ldmatrix and mma do not order memory; only __syncwarp does. One of only some lanes
-        // is not taken as ordering: a kernel that relies on it would be blamed.
+        // Shuffles, votes, ldmatrix and mma do not order memory. Only __syncwarp does. A __syncwarp of only
+        // some lanes is not counted, so a kernel that relies on it is reported.
         if (m->operation == sync_operation) v.synced = w.clock;
         if (opt_count) check_warp(w, warp);
     }
@@ -342,7 +342,7 @@ void emu_collective(unsigned mask, WarpOperation *operation, int variant, void *
         emu_die(
             "emulate: WRONG MASK in kernel %s: %s calls %s at %s:%d with mask %08x, which lacks its own lane\n",
             w.launch->kernel->name.c_str(), emu_who(&me).c_str(), at.what, at.file, at.line, mask);
-    mask &= lanes_of(w, warp); // lanes that do not exist have exited, so to speak: nobody waits for them
+    mask &= lanes_of(w, warp); // nobody waits for lanes that do not exist
     WarpBarrier *m = &v.barrier[0];
     if (v.open && !(m->arrived && m->mask == mask)) { // several are open: find ours, or a free place
         WarpBarrier *end = v.barrier + 32;
@@ -829,15 +829,13 @@ static void run_blocks(Worker &w) {
     }
     uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, number;
     while ((number = l.next++) < blocks) {
-        // With a seed, the blocks begin somewhere else too. (They may not depend on one another; the checks
-        // see it if they do.)
+        // With a seed, another block comes first. Blocks must not depend on one another; the checks see it.
         if (opt_seed) number = (number + (uint64_t)opt_seed * 7919) % blocks;
         run_block(w, number);
     }
 }
 
-// The workers beside the calling thread wait here between launches.
-// Never destroyed: at exit the others still wait on them.
+// Workers other than the calling thread wait here between launches, even at exit. So nothing is destroyed.
 static std::vector<Worker *> workers;
 static std::mutex &pool_lock = *new std::mutex();
 static std::condition_variable &pool_go = *new std::condition_variable(),

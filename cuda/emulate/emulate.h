@@ -1,12 +1,12 @@
 // emulate.h: lets g++ or clang++ build the .cu files of this folder for the processor, so that every kernel
 // can be run, tested and stepped through without a GPU.
 //
-// Included before a .cu file that launch.sed has been over (it turns `k<<<grid, block>>>(...)` into a call;
-// nothing else of the file is changed). The threads of a block are fibers of one thread of the operating
-// system; blocks are spread over cores. What lies behind the declarations here:
-//   emulate.cc        the scheduler of fibers, launches, barriers, device memory, streams, graphs
-//   warp.cc   what the lanes of a warp do together: shuffles, votes, ldmatrix, mma; cp.async; atomics
-//   check.cc  races, bounds, uninitialised reads, bank conflicts (answers to -fsanitize=thread)
+// It is included before a .cu file. launch.sed has turned `k<<<grid, block>>>(...)` in that file into a call,
+// and changed nothing else. The threads of a block are fibers: they take turns on one thread of the operating
+// system. Blocks are spread over cores. The declarations here are implemented in
+//   emulate.cc  the scheduler of fibers, launches, barriers, device memory, streams, graphs
+//   warp.cc     what the lanes of a warp do together: shuffles, votes, ldmatrix, mma; cp.async; atomics
+//   check.cc    races, bounds, uninitialised reads, bank conflicts (the calls that -fsanitize=thread makes)
 //
 // It is not a simulator of the hardware: it knows no time, no caches, no registers, and orders memory as the
 // processor does. Sums inside an mma are taken in ascending order of k; a GPU may differ in the last bits.
@@ -31,12 +31,12 @@
 #pragma GCC diagnostic ignored "-Wattributes" // __shared__ says `used`, which means nothing after extern
 
 // ---- keywords --------------------------------------------------------------------------------------------
-// A shared array is one per block, and a thread of the operating system runs one block at a time without ever
-// giving it to another: so thread_local is exactly right, in a function's scope (where it implies static) and
-// after extern. __constinit: without it g++ guards arrays of classes with a hidden test at each use.
-// `used`: one that nothing writes is a mistake to be found, not a zero for the compiler to put in its place.
-// A kernel begins with an instruction to be patched, which does nothing, so that the linker lists its
-// address.
+// Each block has its own shared arrays. A thread of the operating system runs one block at a time, from start
+// to end. So shared arrays are thread_local.
+// __constinit: without it, g++ tests at each use whether an array of classes has been initialised.
+// `used`: without it, the compiler reads zeros from an array that nothing writes, which hides a mistake.
+// patchable_function_entry: a kernel begins with an instruction that does nothing. The linker lists the
+// addresses of these instructions, and so those of the kernels.
 #define __global__ __attribute__((patchable_function_entry(1)))
 #define __device__
 #define __host__
@@ -84,8 +84,8 @@ struct dim3 {
 };
 
 // ---- built-in variables ----------------------------------------------------------------------------------
-// Real objects, so that a debugger knows them by name. They are const here, because a thread's never change
-// (so the checks leave them alone, and a compiler may keep them across a barrier), and set by emulate.cc.
+// These are variables, so a debugger knows them by name. emulate.cc sets them. For kernels they are const,
+// so the checks ignore them and the compiler may keep their values across a barrier.
 extern "C" {
 extern const __thread uint3 threadIdx, blockIdx, blockDim, gridDim;
 }
@@ -187,8 +187,7 @@ static inline float __uint_as_float(unsigned u) {
 }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
-// PTX min and max: -0 is below +0; a NaN gives way to a number; two NaN give 0x7fffffff. C leaves the first
-// open.
+// As PTX: -0 is less than +0, a number wins over a NaN, two NaN give 0x7fffffff. C does not order the zeros.
 static inline float emu_minf(float a, float b) {
     if (a != a) return b != b ? __uint_as_float(0x7fffffffu) : b;
     if (b != b) return a;
@@ -236,7 +235,7 @@ static inline uint16_t emu_float_to_bf16(float f) {
 }
 static inline float emu_bf16_to_float(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
 
-// fp32 has 24 bits >= 2 * 11 + 2: rounding there, then to 16 bits, is the same as rounding once.
+// fp32 has 24 bits, fp16 11. As 24 >= 2 * 11 + 2, rounding to fp32 first does not change a sum or product.
 #define EMU_FLOAT16(H, H2, from, to)                                                                         \
     struct H {                                                                                               \
         uint16_t bits;                                                                                       \

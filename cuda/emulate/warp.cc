@@ -1,8 +1,8 @@
 // warp.cc: what the lanes of a warp do together, as the PTX ISA describes it: shuffles, votes and
 // reductions, ldmatrix, mma.sync; and beside them cp.async and the atomics.
 //
-// Each operation has a record of what one lane brings and takes; the last lane of the mask to arrive carries
-// the operation out on the records of all (emu_collective).
+// Each lane of the mask brings a record with its inputs and with room for its result. The last lane to arrive
+// carries the operation out for all (emu_collective).
 #include "inside.h"
 
 #include <algorithm>
@@ -81,9 +81,8 @@ unsigned emu_reduce(EmuReduce kind, unsigned mask, unsigned value, EmuSite at) {
 }
 
 // ---- ldmatrix: PTX ISA, "ldmatrix" -----------------------------------------------------------------------
-// Lane 8 j + i gives the address of row i (8 values of 16 bits) of matrix j. Lane l receives in register j
-// the pair at row l / 4, columns 2 (l % 4) and the next; transposed: rows 2 (l % 4) and the next, column l
-// / 4.
+// Lane 8 j + i gives the address of row i (8 values of 16 bits) of matrix j. In register j, lane l
+// receives row l / 4, columns 2 (l % 4) and the next. Transposed: rows 2 (l % 4) and the next, column l / 4.
 
 struct MatrixLane {
     uint32_t *r;

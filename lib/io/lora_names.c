@@ -5,8 +5,7 @@
 //   diffusers before PEFT   ... .to_q.lora.down.weight, .lora.up.weight; ... .processor.to_q_lora.down.weight
 //   its text encoder        text_encoder.text_model. ... .q_proj.lora_linear_layer.down.weight
 //   kohya                   lora_unet_down_blocks_0_attentions_0_ ... _to_q.lora_down.weight,
-//   .lora_up.weight,
-//                           .alpha; so are the keys of lcm-lora-sdv1-5
+//                           .lora_up.weight, .alpha; so are the keys of lcm-lora-sdv1-5
 // kohya's spelling cannot tell a dot from an underscore, so layers are compared by "flat" names, which have
 // underscores only. One comparison then serves all spellings.
 #include "io.h"

@@ -1,7 +1,7 @@
-// ops.c: the operations of nn.h. Each is a pair of functions. The forward computes and notes a record on the
-// tape. Its backward stands above it, under the derivative in one line: y is the output, x an input, dy and
-// dx are the derivatives of the loss by y and by x. They are summed up (`dx +=`), because a tensor may be
-// used more than once.
+// ops.c: the operations of nn.h. Most are a pair of functions. The forward computes and notes a record on the
+// tape. Its backward stands above it, under the formula: y is the output, x an input, dy and dx are the
+// derivatives of the loss with respect to y and x. They are added up (`dx +=`), because a tensor may be used
+// more than once.
 //
 // No arithmetic happens here. An operation checks shapes and calls the kernels of kernels.h.
 //   products  convolution  norms  attention  elementwise  sums  data movement  losses
@@ -44,7 +44,7 @@ static int32_t *upload_ids(const int *host, int count) {
 
 // ---- products ---------------------------------------------------------------------------------------------
 
-// [G3] Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or (n, k) transposed
+// [G3] gemm, the general matrix product: Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or B^T (n, k)
 //   dA += alpha dY B^T     dB += alpha A^T dY     dbias += column sums of dY     dresidual += dY
 static void gemm_backward(Record *r) {
     Tensor *a = r->in[0], *b = r->in[1];
@@ -77,8 +77,8 @@ Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha) {
     return gemm(like_with_cols(a, f.n), a, b, NULL, NULL, f);
 }
 
-// LoRA: y += s B A x, with A = down, B = up and low = A x. The sum is made in y itself. The y of before has
-// the same gradient as the y of after, so there is nothing to add for it in the backward.
+// LoRA: y += s B A x, with A = down, B = up and low = A x. y is updated in place. Its gradient is
+// the same before and after the update, so the backward adds nothing for y itself.
 static void adapt(Tensor *y, Tensor *low, const Adapter *a) {
     Gemm f = {tensor_rows(low),     tensor_cols(y), tensor_cols(low),
               .b_transposed = true, .add = true,    .alpha = a->scale};
@@ -93,10 +93,11 @@ void adapter_add(Tensor *w, const Adapter *a, float scale) {
                  (Gemm){out, in, rank, .add = true, .alpha = scale});
 }
 
-// The weights W that a layer multiplies its `rows` rows by. If it has adapters and nothing is recorded, there
-// are two ways to apply them. To add s B A to a copy of W takes in x out multiply-adds a rank. To update
-// every row of the output takes rows x (in + out). The cheaper one is taken: the copy in a layer of 320
-// channels over 64 x 64 latents (26 times cheaper), the rows in one of 1280 over 8 x 8 (10 times).
+// The weights by which a layer multiplies its `rows` input rows: W itself, or a copy of W + s B A. The copy
+// takes in * out multiply-adds per unit of rank. With W itself, adapt() follows, which takes
+// rows * (in + out). The cheaper way is chosen. While the tape records it is always adapt(), because A and B
+// need gradients. Examples: with 320 channels and 64 x 64 pixels the copy is 26 times cheaper. With 1280
+// channels and 8 x 8 pixels adapt() is 10 times cheaper.
 static Tensor *weights_for(const Layer *l, int rows) {
     Tensor *w = l->weight;
     double out = w->shape[0], in = layer_inputs(l);
@@ -125,7 +126,7 @@ Tensor *linear(Tensor *x, const Layer *l) { return linear_add(x, l, NULL); }
 
 // ---- convolution ------------------------------------------------------------------------------------------
 
-// y[i, o] = sum over k, c of w[o, k, c] x[i + k, c] (+ bias + residual), i a pixel, k a place in the kernel
+// y[i, o] = sum over k, c of w[o, k, c] x[i + k, c] (+ bias + residual), i a pixel, k an offset in the kernel
 //   dx[i + k, c] += sum over o of w[o, k, c] dy[i, o]     dw[o, k, c] += sum over i of dy[i, o] x[i + k, c]
 static void conv_backward(Record *r) {
     Tensor *x = r->in[0], *w = r->in[1];
@@ -180,7 +181,8 @@ Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
 
 // ---- norms ------------------------------------------------------------------------------------------------
 
-// xhat = (x - mean) rstd, over the elements of a group;  y = gamma xhat + beta, then SiLU where it is fused
+// xhat = (x - mean) rstd over the elements of a group, rstd = 1 / sqrt(variance + eps)
+// y = gamma xhat + beta. If SiLU is fused, it is applied to this y, and dy below is multiplied by SiLU'(y).
 //   dgamma += dy xhat;  dbeta += dy;  dx += rstd (g - mean(g) - xhat mean(g xhat)),  g = gamma dy
 static void group_norm_backward(Record *r) {
     Tensor *gamma = r->in[1], *beta = r->in[2];
@@ -240,8 +242,8 @@ Tensor *layer_norm(Tensor *x, const Layer *l, float eps) {
 
 // P = softmax(S), S = scale q k^T, o = P v
 //   dv += P^T do;  dP = do v^T;  dS = P (dP - rowsum(do o));  dq += scale dS k;  dk += scale dS^T q
-// P is not stored. The backward makes it again, from S and the logarithm of each row's sum of exponentials,
-// `lse` (Dao et al. 2022, "FlashAttention").
+// P is not stored. The backward computes it again, as exp(S - lse). lse is the logarithm of the sum of exp(S)
+// over a row (log-sum-exp; Dao et al. 2022, "FlashAttention").
 static void attention_backward(Record *r) {
     Tensor *q = r->in[0], *k = r->in[1], *v = r->in[2];
     backend.attention_backward(grad(q), grad(k), grad(v), grad(r->out), mem(q), mem(k), mem(v), mem(r->out),
@@ -326,7 +328,7 @@ Tensor *add_scalar(Tensor *x, float a) {
     return record((Record){.backward = combine_backward, .out = y, .in = {x}, .a = 1});
 }
 
-Tensor *clamp(Tensor *x, float range) {
+Tensor *clamp(Tensor *x, float range) { // no backward: not for training
     Tensor *y = like(x);
     backend.clamp(mem(y), mem(x), -range, range, tensor_count(x));
     return y;
@@ -417,7 +419,7 @@ Tensor *spatial_mean(Tensor *x) {
     return scale(sum_middle(x, n, pixels, c, SHAPE(n, c)), 1 / (float)pixels);
 }
 
-// average: dx += dy / pixels under the kernel, for each pixel under it;  max: dx of the largest += dy
+// average: dx += dy / count, for each of the `count` pixels under the kernel;  max: dx of the largest += dy
 static void pool_backward(Record *r) {
     backend.pool_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), r->pool_shape, r->p.pool);
 }
@@ -433,7 +435,7 @@ Tensor *pool(Tensor *x, Pool kind, int size, int stride, int padding) {
 
 // ---- data movement ----------------------------------------------------------------------------------------
 
-// m from its element number `elements` on.
+// m without its first `elements` elements.
 static Mem offset(Mem m, size_t elements) {
     if (!m.at) return m;
     return (Mem){(char *)m.at + elements * (m.type == F32 ? 4 : 2), m.type};
@@ -479,7 +481,7 @@ Tensor *slice(Tensor *x, int from, int count) {
     return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.from = from});
 }
 
-// y = pictures of x;  those pictures of dx += dy. They lie side by side, like one long row.
+// y = pictures of x;  those pictures of dx += dy. In memory they follow one another.
 static void take_backward(Record *r) {
     Tensor *x = r->in[0];
     size_t n = tensor_count(r->out), from = (size_t)r->p.from * (tensor_count(x) / (size_t)x->shape[0]);
@@ -498,7 +500,7 @@ Tensor *take(Tensor *x, int from, int count) {
     return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.from = from});
 }
 
-// y = a's pictures, then b's;  da += its pictures of dy, db += its own
+// y = a's pictures, then b's;  da += the first pictures of dy, db += the others
 static void stack_backward(Record *r) {
     Tensor *part = r->in[0];
     size_t from = (size_t)r->p.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);

@@ -149,8 +149,8 @@ static void mask_edge(Canvas *c, Point a, Point b, int direction) {
     }
 }
 
-// A closed path in 1/256 pixel. All paths are given the same direction, so that paths which overlap unite; a
-// hole gets the other direction and cuts.
+// A closed path in 1/256 pixel. A pixel is inside where the winding number is positive. Paths get the same
+// direction, so overlapping ones unite. A hole gets the other direction, so it is cut out.
 static void mask_path(Canvas *c, const Point *p, int n, bool hole) {
     int64_t area = 0;
     for (int i = 0; i < n; i++) {
@@ -354,7 +354,7 @@ static Colour lit(Colour c, int time) { // a colour of the background by the tim
     if (time == SUNSET) return scaled((Colour){c.r + 18, c.g, c.b}, 252, 210, 188);
     return c;
 }
-// A figure stays readable at any hour, as if somebody held a lamp: its colours must not depend on the sky.
+// Night and sunset change a figure's colours less than the background's, so that each can still be named.
 static Colour lit_figure(Colour c, int time) {
     if (time == NIGHT) return scaled(c, 216, 218, 226);
     if (time == SUNSET) return scaled(c, 256, 244, 232);
@@ -635,7 +635,7 @@ static Person person_make(Dice *r, const Scene *s, const Look *k) {
     int tone = below(r, 4);
     p.skin = lit_figure(skins[tone], s->time);
     p.hair = lit_figure(hairs[tone == 3 ? 3 : below(r, 4)], s->time);
-    int bright = between(r, 244, 264); // no two red coats are the same red
+    int bright = between(r, 244, 264); // the same colour varies a little
     p.garment = lit_figure(shade(garment_colours[s->colour], bright), s->time);
     return p;
 }
@@ -708,7 +708,7 @@ static void head(Canvas *c, const Person *p, const Scene *s, int x, int y, int r
         arc(c, x + r / 5, y + r * 42 / 100, r * 3 / 10, r / 5, 10, 170, (Colour){186, 64, 68}, 256);
 }
 
-// A limb of two parts; a darker rim on its lower side would be lost at this size, so the far limb is darker.
+// A limb of two parts. Callers draw the far limb darker than the near one, to tell the two apart.
 static void limb(Canvas *c, Point a, Point b, Point d, int width, Colour upper, Colour lower) {
     line(c, b.x, b.y, d.x, d.y, width, lower);
     line(c, a.x, a.y, b.x, b.y, width, upper);
@@ -953,7 +953,7 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
     c->top = 0, c->bottom = N * SUB, c->pass = PAINT;
     c->outline = k.outline, c->outline_colour = k.outline_colour;
 
-    // 1. How large: at a nominal size in pixels of 1,000 units, but never under 60 or over 85 in all.
+    // 1. Size: 1,000 units are size_low to size_high pixels. The whole figure is 60 to 85 pixels high.
     int direction = below(r, 2) ? 1 : -1;
     int age = s->subject == DOG ? 80 : child ? 92 : 100;
     int size = between(r, k.size_low, k.size_high) * age; // 1/100 pixel
@@ -963,7 +963,7 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
         c->pen = (int)unit;
         c->box[0] = c->box[1] = 1 << 28, c->box[2] = c->box[3] = -(1 << 28);
         figure(c, s, &p, MEASURE);
-        // In hundredths of a pixel, with half a pixel in hand for the outline's and the rows' rounding.
+        // In hundredths of a pixel. The limits leave half a pixel for the rounding of outline and rows.
         int height = (c->box[3] - c->box[1]) * 100 / 256, width = (c->box[2] - c->box[0]) * 100 / 256,
             want = height;
         int least = s->subject == DOG ? 6050 : world == WORLD_FLICKR ? 6800 : 6400; // sitting is nearer
@@ -1031,7 +1031,7 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
     if (k.outline) figure(c, s, &p, OUTLINE);
     figure(c, s, &p, PAINT);
 
-    // 5. Weather before it, and the film.
+    // 5. Weather in front of the figure, then the look of the film.
     c->t = (Transform){unit, 0, 0, unit, 0, 0};
     c->pen = unit;
     if (k.weather == RAIN) weather(c, &k, r, s->time);
@@ -1195,7 +1195,7 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
                *time = pick(r, time_words[s->time]);
     const char *doing = pick(r, is_dog && s->action == SIT ? dog_sits : action_words[s->action]);
     const char *colour = attributes[2].values[s->colour], *garment = attributes[1].values[s->garment];
-    // A child in a dress is a girl; elsewhere "child" leaves it open, which only later captions may.
+    // A child in a dress is a girl. Else "child" does not say boy or girl, so only later captions have it.
     if (child && (s->garment == DRESS || !first) && below(r, s->garment == DRESS ? 2 : 8) == 0)
         who = below(r, 2) ? "child" : "little child";
     if (s->action == CLIMB && below(r, 2)) place = "in an entryway";
