@@ -47,6 +47,7 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
     int *index = scope_ints(n);
     float *w = scope_floats(n);
 
+    if (after_step && run->step > 0) after_step(context, run->step); // a kill may have come before it
     while (run_continues(run)) {
         // [L5] (z, c) ~ data, index ~ U{0, ..., N - 1}, w ~ U[w_min, w_max], noise ~ N(0, I)
         Scope step = scope_begin();
@@ -183,6 +184,9 @@ void lcm_init(Lcm *l, LcmConfig c, SchedulerConfig scheduler, const UNet *teache
         die("--weighting snr is for teachers that predict noise; this one does not");
     if (l->solver_steps < 1)
         die("--skip is %d; the schedule has %d timesteps", c.k, scheduler.num_train_timesteps);
+    if (scheduler.prediction_type == EPSILON && !(l->schedule.alphas_cumprod[l->solver_steps * c.k - 1] > 0))
+        die("scheduler_config.json: the schedule leaves nothing of the picture at its last timestep "
+            "(\"rescale_betas_zero_snr\"), from which a teacher that predicts noise cannot lead");
 }
 
 void lcm_free(Lcm *l) { scheduler_free(&l->schedule); }

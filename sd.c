@@ -49,7 +49,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
 
     // 2. Timesteps, and z_T ~ N(0, I). Image-to-image skips some timesteps and begins with a noised picture.
     Scheduler s;
-    scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
+    scheduler_init(&s, sample_scheduler(m, &o));
     scheduler_set_timesteps(&s, o.steps);
     Random rng;
     if (o.philox)
@@ -66,17 +66,20 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     progress_begin(&bar, "sampling", steps);
     for (int i = 0; i < steps; i++) {
         double begun = seconds();
-        float t = (float)s.timesteps[s.at];
-        Tensor *eps;
+        float t = s.timesteps[s.at];
+        Tensor *in = scheduler_input(&s, z), *eps;
         if (guided)
-            eps = guide(unet(m->unet, stack(z, z), (float[]){t, t}, context, NULL), o.cfg);
+            eps = guide(unet(m->unet, trace(stack(in, in), "unet.input"), (float[]){t, t}, context, NULL),
+                        o.cfg);
         else
-            eps = unet(m->unet, z, &t, context, embeds_guidance ? &guidance : NULL);
+            eps = unet(m->unet, trace(in, "unet.input"), &t, context, embeds_guidance ? &guidance : NULL);
+        trace(eps, "guidance");
         if (times) backend.sync();
         step_s[i] = seconds() - begun;
         Tensor *noise =
             scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
         z = scope_end(loop, scheduler_step(&s, z, eps, noise)); // frees all else of the step, the old z too
+        trace(z, "sampler");
         if (o.progress) progress_step(&bar, i + 1, NULL);
     }
     if (o.progress) progress_end(&bar);
@@ -85,7 +88,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     // that is 1 / 0.18215. For the UNet they were scaled to a standard deviation of 1, like the noise.
     started = seconds();
     trace(z, "latents");
-    Tensor *pixels = vae_decode(m->vae, scale(z, 1 / m->vae_config.scaling_factor));
+    Tensor *pixels = vae_decode(m->vae, trace(scale(z, 1 / m->vae_config.scaling_factor), "vae.scaling"));
     if (!tensor_finite(z) || !tensor_finite(pixels)) die_of_nan(m, o);
     Image *image = tensor_to_image(pixels, 0);
     if (times) *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started, steps};
@@ -150,14 +153,13 @@ static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *
         Tensor *clean = encode_init(m, o->init, o->width, o->height, r);
         int run = (int)(o->steps * o->strength);
         scheduler_skip(s, o->steps - (run < o->steps ? run : o->steps));
-        float a = s->alphas_cumprod[s->timesteps[s->at]];
-        return combine(sqrtf(a), clean, sqrtf(1 - a), random_latents(r, c, h, w));
+        return scheduler_start(s, clean, random_latents(r, c, h, w));
     }
-    if (!o->latents) return random_latents(r, c, h, w);
+    if (!o->latents) return scheduler_start(s, NULL, random_latents(r, c, h, w));
     float *nhwc = nchw_to_nhwc(o->latents, 1, c, h, w);
     Tensor *z = tensor_from(SHAPE(1, h, w, c), nhwc);
     free(nhwc);
-    return z;
+    return scheduler_start(s, NULL, z);
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -193,11 +195,27 @@ SampleOptions sample_defaults(const Model *m) {
         .width = size,
         .height = size,
         .scheduler = -1,
+        .spacing = -1,
         .steps = (int)json_get_number(own, "steps", lcm ? 4 : 50),
         .cfg = (float)json_get_number(own, "guidance_scale", lcm ? 8.5 : 7.5),
         .strength = 0.8,
+        .eta = json_get_number(own, "eta", 0),
         .progress = true,
     };
+}
+
+SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o) {
+    const Json *named = json_get(m->index_json, "scheduler"); // ["diffusers", a class], which diffusers takes
+    const char *class =
+        named && named->kind == JSON_ARRAY && named->length == 2 ? named->items[1].string : NULL;
+    const char *own = json_get_string(m->scheduler_json, "_class_name", "PNDMScheduler");
+    if (o->scheduler < 0 && class && strcmp(class, own))
+        die("model_index.json names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
+            class, own);
+    SchedulerConfig c = scheduler_config(m->scheduler_json, o->scheduler);
+    if (o->spacing >= 0) c.timestep_spacing = o->spacing;
+    c.eta = o->eta;
+    return c;
 }
 
 // ===========================================================================================================
@@ -727,38 +745,90 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
 // Schedulers: how much noise there is at timestep t, and the step from t to the next timestep
 // ===========================================================================================================
 
-// alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t, where beta is the variance of the
-// noise that one timestep adds (Ho et al. 2020). It says how noisy a latent is at timestep t:
-//   z_t = sqrt(a) z_0 + sqrt(1 - a) eps,   a = alphas_cumprod[t]
-// PyTorch keeps each beta in fp32 and multiplies in double precision. So does this function.
-static float *alphas_cumprod(SchedulerConfig c) {
-    int n = c.num_train_timesteps;
-    float *a = xmalloc((size_t)n * sizeof(float));
-    double product = 1;
-    float first = (float)(c.scaled_linear ? sqrt(c.beta_start) : c.beta_start);
-    float last = (float)(c.scaled_linear ? sqrt(c.beta_end) : c.beta_end);
+// kept[t] = 1 - beta, where beta is the variance of the noise that timestep t adds (Ho et al. 2020). PyTorch
+// keeps each beta in fp32. So does this function.
+static void read_kept(const SchedulerConfig *c, float *kept) {
+    int n = c->num_train_timesteps;
+    bool squared = c->beta_schedule == SCALED_LINEAR_BETAS;
+    float first = (float)(squared ? sqrt(c->beta_start) : c->beta_start);
+    float last = (float)(squared ? sqrt(c->beta_end) : c->beta_end);
     float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
     for (int i = 0; i < n; i++) {
         // As in torch.linspace: up from `first` in the first half, then down from `last`. One rounding each.
         float beta =
             (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
-        if (c.scaled_linear) beta = (float)((double)beta * (double)beta);
-        float kept = 1 - beta;
-        a[i] = (float)(product *= (double)kept);
+        if (squared) beta = (float)((double)beta * (double)beta);
+        if (c->beta_schedule == COSINE_BETAS) { // alphas_cumprod is a squared cosine
+            double now = cos(((double)i / n + 0.008) / 1.008 * acos(0)),
+                   next = cos(((double)(i + 1) / n + 0.008) / 1.008 * acos(0));
+            beta = (float)fmin(1 - next * next / (now * now), 0.999);
+        }
+        if (c->trained_betas) beta = (float)c->trained_betas->items[i].number;
+        kept[i] = 1 - beta;
+    }
+}
+
+// Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1: sqrt(a) is
+// shifted and scaled so that nothing of the picture is left at the last timestep, and the first stays.
+static void remove_last_signal(float *kept, int n) {
+    double product = 1;
+    float before = 1, *root = xmalloc((size_t)n * sizeof *root);
+    for (int i = 0; i < n; i++) root[i] = sqrtf((float)(product *= (double)kept[i]));
+    float last = root[n - 1], up = root[0] / (root[0] - last);
+    for (int i = 0; i < n; i++) {
+        float scaled = (root[i] - last) * up, a = scaled * scaled;
+        kept[i] = 1 - (1 - a / before), before = a;
+    }
+    free(root);
+}
+
+// alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t. It says how noisy a latent is at t:
+//   z_t = sqrt(a) z_0 + sqrt(1 - a) eps,   a = alphas_cumprod[t]
+// PyTorch multiplies in double precision.
+static float *alphas_cumprod(const SchedulerConfig *c) {
+    int n = c->num_train_timesteps;
+    float *a = xmalloc((size_t)n * sizeof(float));
+    double product = 1;
+    read_kept(c, a);
+    if (c->zero_snr) remove_last_signal(a, n);
+    for (int i = 0; i < n; i++) {
+        a[i] = (float)(product *= (double)a[i]);
+        if (!(a[i] >= 0 && a[i] <= (i ? a[i - 1] : 1)))
+            die("scheduler_config.json: the betas are no noise schedule: each must be from 0 to 1");
     }
     return a;
 }
 
 void scheduler_init(Scheduler *s, SchedulerConfig c) {
-    *s = (Scheduler){.config = c, .alphas_cumprod = alphas_cumprod(c)};
+    *s = (Scheduler){.config = c, .alphas_cumprod = alphas_cumprod(&c)};
     s->final_alpha_cumprod = c.set_alpha_to_one ? 1 : s->alphas_cumprod[0];
+    // A sigma cannot be infinite. diffusers leaves a trace of the picture here, fp16's smallest number.
+    if (c.zero_snr && in_sigmas(s)) s->alphas_cumprod[c.num_train_timesteps - 1] = 0x1p-24f;
 }
 
 void scheduler_free(Scheduler *s) {
     for (int i = 0; i < 4; i++) tensor_discard(s->history[i]);
     tensor_discard(s->held);
-    free(s->alphas_cumprod), free(s->timesteps);
+    free(s->alphas_cumprod), free(s->timesteps), free(s->sigmas);
     *s = (Scheduler){0};
+}
+
+// The timestep at place i of `steps`, from noisy to clean. Leading includes timestep 0 (+ steps_offset),
+// trailing the noisiest, linspace both (Lin et al. 2023, table 2). NumPy's arithmetic to the last bit decides
+// where halves are rounded to. Where its arange() makes one step more than asked for, as for 61 "trailing"
+// ones, diffusers goes on to timestep -1 and ruins the picture; here it is the steps asked for.
+static float spaced_timestep(const SchedulerConfig *c, int steps, int i) {
+    // DPM-Solver++ leaves out the last of steps + 1 timesteps, which is the end.
+    int train = c->num_train_timesteps;
+    int points = steps + (c->kind == DPMPP_2M || c->kind == DPMPP_2M_KARRAS), k = points - 1 - i;
+    if (c->timestep_spacing == LEADING) return (float)(k * (train / points) + c->steps_offset);
+    if (c->timestep_spacing == TRAILING) {
+        double next = train - (double)train / steps;
+        return (float)nearbyint(train + i * (next - train)) - 1;
+    }
+    double t = points > 1 ? k * ((train - 1.0) / (points - 1)) : 0;
+    if (k && k == points - 1) t = train - 1;
+    return (float)(c->kind == EULER || c->kind == EULER_ANCESTRAL ? t : nearbyint(t));
 }
 
 // The timesteps at which the network is evaluated, from noisy to clean.
@@ -767,36 +837,37 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     int train = c->num_train_timesteps;
     if (steps < 1 || steps > train) die("--steps is %d; it must be from 1 to %d", steps, train);
     s->step_ratio = train / steps;
-    s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof(int));
+    s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof *s->timesteps);
     s->count = steps, s->at = 0, s->steps_taken = 0, s->history_count = 0;
-    if (c->kind == LCM) {
-        // The model was distilled at `original` timesteps only: k - 1, 2k - 1, ... Take `steps` of them,
-        // evenly spaced, beginning with the noisiest.
-        int original = c->original_inference_steps, k = train / original;
-        if (steps > original)
-            die("--steps is %d; LCM's schedule has %d timesteps to choose from", steps, original);
-        for (int i = 0; i < steps; i++) {
-            int index = (int)floor((double)i * original / steps);
-            s->timesteps[i] = (original - index) * k - 1;
-        }
-        return;
-    }
-    // Leading includes timestep 0 (+ steps_offset), trailing the noisiest, linspace both (Lin et al. 2023).
+    // An LCM was distilled at `original` timesteps only: k - 1, 2k - 1, ... Take `steps` of them, evenly
+    // spaced, beginning with the noisiest. TCD does the same.
+    bool distilled = c->kind == LCM || c->kind == TCD;
+    int original = c->original_inference_steps, k = distilled ? train / original : 0;
+    if (distilled && steps > original)
+        die("--steps is %d; the schedule of a distilled model has %d timesteps to choose from", steps,
+            original);
     for (int i = 0; i < steps; i++) {
-        int t;
-        if (c->timestep_spacing == LEADING)
-            t = (steps - 1 - i) * s->step_ratio + c->steps_offset;
-        else if (c->timestep_spacing == TRAILING)
-            t = (int)nearbyint(train - (double)i * train / steps) - 1;
-        else
-            t = (int)nearbyint(steps > 1 ? (double)(train - 1) * (steps - 1 - i) / (steps - 1) : 0);
-        if (t >= train) die("--steps %d asks for timestep %d; the schedule ends at %d", steps, t, train - 1);
+        float t = distilled ? (float)((original - (int)floor(i * ((double)original / steps))) * k - 1)
+                            : spaced_timestep(c, steps, i);
+        if (!(t < (float)train))
+            die("--steps %d asks for timestep %g; the schedule ends at %d", steps, (double)t, train - 1);
+        if (i && t >= s->timesteps[i - 1]) die("--steps is %d; two of the timesteps would be one", steps);
         s->timesteps[i] = t;
     }
     if (c->kind == PNDM && steps > 1) { // the second timestep comes twice: see pndm_step
-        memmove(s->timesteps + 2, s->timesteps + 1, (size_t)(steps - 1) * sizeof(int));
+        memmove(s->timesteps + 2, s->timesteps + 1, (size_t)(steps - 1) * sizeof *s->timesteps);
         s->count = steps + 1;
     }
+    if (in_sigmas(s)) sigma_schedule(s);
+    bool blind = c->prediction_type == EPSILON; // diffusers divides by 0 there, and draws black
+    if ((blind || in_sigmas(s)) && !(s->alphas_cumprod[(int)s->timesteps[0]] > 0))
+        die("scheduler_config.json: \"%s\" leaves nothing of the picture at timestep %g, where %s",
+            c->zero_snr        ? "rescale_betas_zero_snr"
+            : c->trained_betas ? "trained_betas"
+                               : "beta_end",
+            (double)s->timesteps[0],
+            blind ? "a network that predicts the noise (\"prediction_type\" 'epsilon') cannot begin"
+                  : "sigma is infinite");
 }
 
 void scheduler_skip(Scheduler *s, int count) {
@@ -848,23 +919,18 @@ Tensor *predicted_eps(const Scheduler *s, Times at, Tensor *z, Tensor *out) {
 }
 
 // In sampling all pictures of a batch are at the same timestep.
-static Times times_all_at(const Scheduler *s, int t, int n) {
+Times times_all_at(const Scheduler *s, int t, int n) {
     int *same = scope_ints(n);
     for (int i = 0; i < n; i++) same[i] = t;
     return times_at(s, same, n);
 }
 
-static Tensor *clipped_x0(const Scheduler *s, Times at, Tensor *z, Tensor *out) {
-    Tensor *x0 = predicted_x0(s, at, z, out);
-    return s->config.clip_sample ? clamp(x0, s->config.clip_sample_range) : x0;
-}
-
 // DDIM (Song et al. 2020, equation 12, deterministic): the predicted x0 and eps, mixed for the next timestep.
 static Tensor *ddim_step(const Scheduler *s, Tensor *z, Tensor *out) {
-    int t = s->timesteps[s->at];
+    int t = (int)s->timesteps[s->at];
     float a_prev = cumprod_at(s, t - s->step_ratio); // at the next step; diffusers calls it previous
     Times now = times_all_at(s, t, z->shape[0]);
-    Tensor *x0 = clipped_x0(s, now, z, out), *eps = predicted_eps(s, now, z, out);
+    Tensor *x0 = predicted_x0(s, now, z, out), *eps = predicted_eps(s, now, z, out);
     return combine(sqrtf(a_prev), x0, sqrtf(1 - a_prev), eps);
 }
 
@@ -878,12 +944,12 @@ void boundary_scalings(double sigma_data, double timestep_scaling, int t, float 
 // LCM (Luo et al. 2023, algorithm 3). The consistency function f(z, t) = c_skip z + c_out x0 predicts z_0.
 // Unless this is the last step, the prediction is noised again for the next timestep.
 static Tensor *lcm_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
-    int t = s->timesteps[s->at];
+    int t = (int)s->timesteps[s->at];
     float c_skip, c_out;
     boundary_scalings(0.5, (double)s->config.timestep_scaling, t, &c_skip, &c_out);
-    Tensor *end = combine(c_out, clipped_x0(s, times_all_at(s, t, z->shape[0]), z, out), c_skip, z);
+    Tensor *end = combine(c_out, predicted_x0(s, times_all_at(s, t, z->shape[0]), z, out), c_skip, z);
     if (s->at == s->count - 1) return end;
-    float a_next = cumprod_at(s, s->timesteps[s->at + 1]);
+    float a_next = cumprod_at(s, (int)s->timesteps[s->at + 1]);
     return combine(sqrtf(a_next), end, sqrtf(1 - a_next), noise);
 }
 
@@ -909,7 +975,7 @@ static void remember(Scheduler *s, const Tensor *prediction) {
 // extrapolates from the last four predictions. The first step is taken twice, the second time with the mean
 // of the predictions at both its ends (Heun's method). That is why 50 steps evaluate the network 51 times.
 static Tensor *pndm_step(Scheduler *s, Tensor *z, Tensor *out) {
-    int t = s->timesteps[s->at];
+    int t = (int)s->timesteps[s->at];
     Tensor **e = s->history; // newest first
     if (s->steps_taken == 1)
         return pndm_transfer(s, s->held, t + s->step_ratio, t, combine(0.5f, out, 0.5f, e[0]));
@@ -925,15 +991,27 @@ static Tensor *pndm_step(Scheduler *s, Tensor *z, Tensor *out) {
     return pndm_transfer(s, z, t, t - s->step_ratio, eps);
 }
 
-bool scheduler_wants_noise(const Scheduler *s) { return s->config.kind == LCM && s->at < s->count - 1; }
+bool scheduler_wants_noise(const Scheduler *s) {
+    SchedulerKind kind = s->config.kind;
+    return (kind == LCM || kind == EULER_ANCESTRAL || (kind == TCD && s->config.eta > 0)) &&
+           s->at < s->count - 1;
+}
 
 // [T10] One step of the sampler: from z at this timestep to z at the next one, which has less noise.
 Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     if (s->at >= s->count) die("the scheduler has no step left");
     Scope scope = scope_begin();
-    Tensor *next = s->config.kind == DDIM  ? ddim_step(s, z, out)
-                   : s->config.kind == LCM ? lcm_step(s, z, out, noise)
-                                           : pndm_step(s, z, out);
+    Tensor *next = NULL;
+    switch (s->config.kind) {
+    case PNDM: next = pndm_step(s, z, out); break;
+    case DDIM: next = ddim_step(s, z, out); break;
+    case LCM: next = lcm_step(s, z, out, noise); break;
+    case EULER:
+    case EULER_ANCESTRAL: next = euler_step(s, z, out, noise); break; // these are in samplers.c
+    case DPMPP_2M:
+    case DPMPP_2M_KARRAS: next = dpmpp_2m_step(s, z, out); break;
+    case TCD: next = tcd_step(s, z, out, noise); break;
+    }
     s->at++, s->steps_taken++;
     return scope_end(scope, next);
 }
@@ -942,168 +1020,186 @@ Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // Where a model comes from: configurations, pictures, files
 // ===========================================================================================================
 
+// A number of things, at least one.
 static int whole(const Json *config, const char *key, double fallback) {
     double x = json_get_number(config, key, fallback);
-    if (!(x >= 0 && x < 1e9) || x != floor(x))
-        die("config.json: \"%s\" is %g; a whole number is expected", key, x);
+    if (!(x >= 1 && x < 1e9) || x != floor(x))
+        die("config.json: \"%s\" is %g; a whole number above 0 is expected", key, x);
     return (int)x;
 }
 
-// Stops unless the key is absent, null, false or `expected`. Other settings are not implemented here.
-static void refuse_unless(const Json *config, const char *key, const char *expected) {
-    const Json *v = json_get(config, key);
-    if (!v || v->kind == JSON_NULL || (v->kind == JSON_BOOL && !v->number)) return;
-    if (v->kind == JSON_STRING && expected && !strcmp(v->string, expected)) return;
-    if (v->kind == JSON_STRING)
-        die("config.json: \"%s\" is \"%s\"; only %s is supported", key, v->string,
-            expected ? expected : "null");
-    die("config.json: \"%s\" is set; this network is not Stable Diffusion v1's", key);
-}
+// The keys of each configuration: all of the reference's constructor (diffusers 0.42, transformers 5.23). A
+// key that changes what the network computes is obeyed, or it has the one value with which the network is
+// Stable Diffusion v1's. An absent key takes the constructor's default. NULL: the key is read by the function
+// below, or it does nothing when a picture is drawn.
+static const JsonKey unet_keys[] = {
+    {"_class_name", "'UNet2DConditionModel'"},
+    {"act_fn", "'silu'|'swish'"},
+    {"attention_type|resnet_time_scale_shift", "'default'"},
+    {"center_input_sample|class_embeddings_concat|dual_cross_attention|only_cross_attention|resnet_skip_time_act",
+     "false"},
+    {"addition_embed_type|addition_time_embed_dim|class_embed_type|cross_attention_norm|encoder_hid_dim|"
+     "encoder_hid_dim_type|num_attention_heads|num_class_embeds|projection_class_embeddings_input_dim|"
+     "reverse_transformer_layers_per_block|time_embedding_act_fn|time_embedding_dim|timestep_post_act",
+     "null"},
+    {"conv_in_kernel|conv_out_kernel", "3"},
+    {"downsample_padding|mid_block_scale_factor|resnet_out_scale_factor|transformer_layers_per_block", "1"},
+    {"dropout", "0"},
+    {"flip_sin_to_cos|upcast_attention|use_linear_projection", "boolean"}, // all of attention is fp32 here
+    {"cross_attention_dim|freq_shift|in_channels|layers_per_block|norm_eps|norm_num_groups|out_channels",
+     "number"},
+    {"mid_block_only_cross_attention|_use_default_values", "null|false|[]"},
+    {"mid_block_type", "'UNetMidBlock2DCrossAttn'"}, // null: a network without a middle
+    {"sample_size|time_cond_proj_dim", "number|null"},
+    {"time_embedding_type", "'positional'"},
+    {"attention_head_dim", "number|list"},
+    {"block_out_channels|down_block_types|up_block_types", "list"},
+    {"addition_embed_type_num_heads", NULL}, // of an embedding that is refused above
+    {0}};
+static const JsonKey vae_keys[] = {
+    {"_class_name", "'AutoencoderKL'"},
+    {"act_fn", "'silu'|'swish'"},
+    {"in_channels|out_channels", "3"},
+    {"latent_channels|layers_per_block|norm_num_groups|scaling_factor", "number"},
+    {"latents_mean|latents_std|shift_factor|_use_default_values", "null|[]"},
+    {"mid_block_add_attention|use_post_quant_conv|use_quant_conv", "true"},
+    {"block_out_channels|down_block_types|up_block_types", "list"},
+    {"force_upcast|sample_size", NULL}, // of half precision; of tiles, which nobody asks for here
+    {0}};
+static const JsonKey text_keys[] = {
+    {"attention_dropout", "0"},
+    {"hidden_act", "'quick_gelu'|'gelu'"},
+    {"hidden_size|intermediate_size|layer_norm_eps|max_position_embeddings|num_attention_heads|num_hidden_layers|"
+     "vocab_size",
+     "number"},
+    {"model_type", "'clip_text_model'|'clip'"},
+    {"use_attention_mask", "false|null"},
+    {"bos_token_id|eos_token_id|pad_token_id", NULL}, // the tokenizer's count
+    {"projection_dim", NULL},                         // CLIP's, for comparing with pictures
+    {"initializer_factor|initializer_range", NULL},   // how training began
+    {"architectures|dropout|dtype|torch_dtype|transformers_version", NULL},
+    {0}};
 
-static int read_levels(const Json *config, int channels[MAX_LEVELS]) {
+static int read_levels(const Json *config, const char *file, int channels[MAX_LEVELS]) {
     const Json *list = json_get(config, "block_out_channels");
     if (!list || list->kind != JSON_ARRAY || list->length < 1 || list->length > MAX_LEVELS)
-        die("config.json: \"block_out_channels\" must list 1 to %d levels", MAX_LEVELS);
+        die("%s: \"block_out_channels\" must list 1 to %d levels", file, MAX_LEVELS);
     for (size_t i = 0; i < list->length; i++) {
         double x = list->items[i].number;
         if (list->items[i].kind != JSON_NUMBER || !(x >= 1 && x <= 65536) || x != floor(x))
-            die("config.json: \"block_out_channels\"[%zu] is not a number of channels", i);
+            die("%s: \"block_out_channels\"[%zu] is not a number of channels", file, i);
         channels[i] = (int)x;
     }
     return (int)list->length;
 }
 
+// The kind of block i among as many as there are levels. `otherwise`: where the list, of four then, is
+// absent.
+static const char *block_type(const Json *config, const char *file, const char *key, int i, int levels,
+                              const char *otherwise) {
+    const Json *list = json_get(config, key);
+    if (!list && otherwise && levels == 4) return otherwise;
+    if (!list || list->kind != JSON_ARRAY || list->length != (size_t)levels ||
+        list->items[i].kind != JSON_STRING)
+        die("%s: \"%s\" must list the kinds of %d blocks, as many as \"block_out_channels\" has levels", file,
+            key, levels);
+    return list->items[i].string;
+}
+
+static void check_level(const char *file, int layers, int groups, int channels) {
+    if (layers >= MAX_LAYERS)
+        die("%s: \"layers_per_block\" is %d; at most %d is supported", file, layers, MAX_LAYERS - 1);
+    if (channels % groups)
+        die("%s: %d channels do not divide into %d groups (\"norm_num_groups\")", file, channels, groups);
+}
+
 TextConfig text_config(const Json *j) {
+    const char *file = "text_encoder/config.json";
+    if (json_get(j, "text_config")) j = json_get(j, "text_config"); // of all of CLIP
+    json_check_keys(j, file, text_keys);
     const char *act = json_get_string(j, "hidden_act", "quick_gelu");
-    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu"))
-        die("config.json: \"hidden_act\" is \"%s\"; quick_gelu or gelu is expected", act);
     TextConfig c = {
         whole(j, "vocab_size", 49408),           whole(j, "hidden_size", 512),
         whole(j, "num_hidden_layers", 12),       whole(j, "num_attention_heads", 8),
         whole(j, "intermediate_size", 2048),     whole(j, "max_position_embeddings", 77),
         strcmp(act, "gelu") ? QUICK_GELU : GELU, (float)json_get_number(j, "layer_norm_eps", 1e-5)};
-    if (!c.num_attention_heads || c.hidden_size % c.num_attention_heads)
-        die("config.json: hidden_size %d does not divide into %d heads", c.hidden_size,
+    if (c.hidden_size % c.num_attention_heads)
+        die("%s: \"hidden_size\": %d does not divide into \"num_attention_heads\": %d", file, c.hidden_size,
             c.num_attention_heads);
     return c;
 }
 
 UNetConfig unet_config(const Json *j) {
+    const char *file = "unet/config.json";
+    json_check_keys(j, file, unet_keys);
     UNetConfig c = {.in_channels = whole(j, "in_channels", 4),
                     .out_channels = whole(j, "out_channels", 4),
                     .sample_size = whole(j, "sample_size", 64)};
-    c.levels = read_levels(j, c.block_out_channels);
+    // StableDiffusionPipeline takes a smaller size for a slip in files of diffusers before 0.9.
+    const char *version = json_get_string(j, "_diffusers_version", "");
+    if (c.sample_size < 64 && starts_with(version, "0.") && atoi(version + 2) < 9) c.sample_size = 64;
+    if (c.sample_size < 1 || c.sample_size > 2048)
+        die("%s: \"sample_size\" is %d; 1 to 2048 is expected", file, c.sample_size);
+    c.levels = read_levels(j, file, c.block_out_channels);
     c.layers_per_block = whole(j, "layers_per_block", 2);
-    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS)
-        die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
     c.cross_attention_dim = whole(j, "cross_attention_dim", 1280);
     c.norm_num_groups = whole(j, "norm_num_groups", 32);
-    c.time_cond_proj_dim = whole(j, "time_cond_proj_dim", 0);
+    const Json *guidance = json_get(j, "time_cond_proj_dim");
+    if (guidance && guidance->kind != JSON_NULL) c.time_cond_proj_dim = whole(j, "time_cond_proj_dim", 0);
     c.flip_sin_to_cos = json_get_bool(j, "flip_sin_to_cos", true);
     c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
     c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
     c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
     c.transformer_norm_eps = 1e-6f; // of attentions.*.norm: not the ResNets' 1e-5, and nowhere in config.json
-    refuse_unless(j, "addition_embed_type", NULL); // SDXL
-    refuse_unless(j, "class_embed_type", NULL);
-    refuse_unless(j, "encoder_hid_dim_type", NULL);
-    refuse_unless(j, "act_fn", "silu");
-    refuse_unless(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
-    refuse_unless(j, "time_embedding_type", "positional");
-    refuse_unless(j, "resnet_time_scale_shift", "default");
-    refuse_unless(j, "dual_cross_attention", NULL);
-    refuse_unless(j, "only_cross_attention", NULL);
 
-    // "attention_head_dim" is the number of heads, not their size. diffusers keeps this wrong name, because
-    // published files use it. "num_attention_heads", where present, is the same number.
-    const Json *heads = json_get(j, "num_attention_heads"), *types = json_get(j, "down_block_types");
-    if (!heads || heads->kind == JSON_NULL) heads = json_get(j, "attention_head_dim");
-    if (types && (types->kind != JSON_ARRAY || types->length != (size_t)c.levels))
-        die("config.json: \"down_block_types\" and \"block_out_channels\" differ in length");
+    // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that
+    // every published config.json carries. diffusers itself refuses "num_attention_heads".
+    const Json *heads = json_get(j, "attention_head_dim");
+    bool each = heads && heads->kind == JSON_ARRAY && heads->length == (size_t)c.levels;
     for (int i = 0; i < c.levels; i++) {
-        const Json *own =
-            heads && heads->kind == JSON_ARRAY && (size_t)i < heads->length ? &heads->items[i] : heads;
-        c.heads[i] = own && own->kind == JSON_NUMBER ? (int)own->number : 8;
-        const char *type = types              ? types->items[i].string
-                           : i < c.levels - 1 ? "CrossAttnDownBlock2D"
-                                              : "DownBlock2D";
-        c.cross_attention[i] = type && !strcmp(type, "CrossAttnDownBlock2D");
-        if (!c.cross_attention[i] && (!type || strcmp(type, "DownBlock2D")))
-            die("config.json: block type \"%s\" is not of Stable Diffusion v1", type ? type : "?");
-        if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
-            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i],
-                c.norm_num_groups);
-        if (c.heads[i] < 1 || c.block_out_channels[i] % c.heads[i])
-            die("config.json: %d channels do not divide into %d heads", c.block_out_channels[i], c.heads[i]);
+        const Json *own = each ? &heads->items[i] : heads;
+        int channels = c.block_out_channels[i], up = c.levels - 1 - i;
+        double n = !own ? 8 : own->kind == JSON_NUMBER ? own->number : 0;
+        if (!(n >= 1) || n != floor(n) || fmod(channels, n) != 0)
+            die("%s: \"attention_head_dim\", the number of heads, must divide %d channels (one number, or %d of them)",
+                file, channels, c.levels);
+        c.heads[i] = (int)n;
+        check_level(file, c.layers_per_block, c.norm_num_groups, channels);
+        const char *cross = "CrossAttnDownBlock2D", *plain = "DownBlock2D";
+        const char *down = block_type(j, file, "down_block_types", i, c.levels, i < 3 ? cross : plain);
+        const char *above =
+            block_type(j, file, "up_block_types", up, c.levels, i < 3 ? "CrossAttnUpBlock2D" : "UpBlock2D");
+        c.cross_attention[i] = !strcmp(down, cross);
+        if (!c.cross_attention[i] && strcmp(down, plain))
+            die("%s: \"down_block_types\"[%d] is '%s'; what is supported is '%s'|'%s'", file, i, down, cross,
+                plain);
+        if (strcmp(above, c.cross_attention[i] ? "CrossAttnUpBlock2D" : "UpBlock2D"))
+            die("%s: \"up_block_types\"[%d] is '%s', not the mirror image of \"down_block_types\"[%d], '%s'",
+                file, up, above, i, down);
     }
     return c;
 }
 
 VaeConfig vae_config(const Json *j) {
-    VaeConfig c = {.in_channels = whole(j, "in_channels", 3),
-                   .out_channels = whole(j, "out_channels", 3),
-                   .latent_channels = whole(j, "latent_channels", 4)};
-    c.levels = read_levels(j, c.block_out_channels);
+    const char *file = "vae/config.json", *down = "DownEncoderBlock2D", *up = "UpDecoderBlock2D";
+    json_check_keys(j, file, vae_keys);
+    VaeConfig c = {.in_channels = 3, .out_channels = 3, .latent_channels = whole(j, "latent_channels", 4)};
+    c.levels = read_levels(j, file, c.block_out_channels);
+    if (c.levels != 4)
+        die("%s: \"block_out_channels\" lists %d levels; what is supported is 4: latents an eighth as wide as the "
+            "picture",
+            file, c.levels);
     c.layers_per_block = whole(j, "layers_per_block", 1);
     c.norm_num_groups = whole(j, "norm_num_groups", 32);
-    c.sample_size = whole(j, "sample_size", 512);
     c.scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215);
-    if (c.layers_per_block < 1 || c.layers_per_block >= MAX_LAYERS)
-        die("config.json: \"layers_per_block\" is %d", c.layers_per_block);
-    for (int i = 0; i < c.levels; i++)
-        if (c.norm_num_groups < 1 || c.block_out_channels[i] % c.norm_num_groups)
-            die("config.json: %d channels do not divide into %d groups", c.block_out_channels[i],
-                c.norm_num_groups);
-    refuse_unless(j, "act_fn", "silu");
-    refuse_unless(j, "shift_factor", NULL);
-    return c;
-}
-
-// A key that scheduler_config.json lacks takes the default of diffusers' scheduler class.
-SchedulerConfig scheduler_config(const Json *j, int kind) {
-    if (kind < 0) {
-        const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
-        kind = !strcmp(class, "PNDMScheduler")   ? PNDM
-               : !strcmp(class, "DDIMScheduler") ? DDIM
-               : !strcmp(class, "LCMScheduler")  ? LCM
-                                                 : -1;
-        if (kind < 0)
-            die("scheduler_config.json: the scheduler \"%s\" is not known; choose one with --scheduler",
-                class);
+    if (c.scaling_factor == 0) die("%s: \"scaling_factor\" is 0", file);
+    for (int i = 0; i < c.levels; i++) {
+        check_level(file, c.layers_per_block, c.norm_num_groups, c.block_out_channels[i]);
+        if (strcmp(block_type(j, file, "down_block_types", i, c.levels, NULL), down) ||
+            strcmp(block_type(j, file, "up_block_types", i, c.levels, NULL), up))
+            die("%s: \"down_block_types\" and \"up_block_types\" must list '%s' and '%s' only", file, down,
+                up);
     }
-    SchedulerConfig c = {.kind = (SchedulerKind)kind};
-    c.num_train_timesteps = whole(j, "num_train_timesteps", 1000);
-    if (c.num_train_timesteps < 1 || c.num_train_timesteps > 100000)
-        die("scheduler_config.json: \"num_train_timesteps\" is %d", c.num_train_timesteps);
-    c.beta_start = json_get_number(j, "beta_start", kind == LCM ? 0.00085 : 0.0001);
-    c.beta_end = json_get_number(j, "beta_end", kind == LCM ? 0.012 : 0.02);
-    const char *schedule = json_get_string(j, "beta_schedule", kind == LCM ? "scaled_linear" : "linear");
-    c.scaled_linear = !strcmp(schedule, "scaled_linear");
-    if (!c.scaled_linear && strcmp(schedule, "linear"))
-        die("scheduler_config.json: the schedule \"%s\" is not known", schedule);
-    c.set_alpha_to_one = json_get_bool(j, "set_alpha_to_one", kind != PNDM);
-    c.clip_sample = kind != PNDM && json_get_bool(j, "clip_sample", kind == DDIM);
-    c.clip_sample_range = (float)json_get_number(j, "clip_sample_range", 1);
-    c.skip_prk_steps = json_get_bool(j, "skip_prk_steps", false);
-    c.steps_offset = whole(j, "steps_offset", 0);
-    c.original_inference_steps = whole(j, "original_inference_steps", 50);
-    c.timestep_scaling = (float)json_get_number(j, "timestep_scaling", 10);
-    const char *type = json_get_string(j, "prediction_type", "epsilon");
-    c.prediction_type = !strcmp(type, "v_prediction") ? V_PREDICTION
-                        : !strcmp(type, "sample")     ? SAMPLE
-                                                      : EPSILON;
-    if (c.prediction_type == EPSILON && strcmp(type, "epsilon"))
-        die("scheduler_config.json: the prediction type \"%s\" is not known", type);
-    const char *spacing = json_get_string(j, "timestep_spacing", "leading");
-    c.timestep_spacing = !strcmp(spacing, "trailing")   ? TRAILING
-                         : !strcmp(spacing, "linspace") ? LINSPACE
-                                                        : LEADING;
-    if (c.timestep_spacing == LEADING && strcmp(spacing, "leading"))
-        die("scheduler_config.json: the spacing \"%s\" is not known", spacing);
-    if (kind == PNDM && !c.skip_prk_steps)
-        die("PNDM with Runge-Kutta steps (\"skip_prk_steps\": false) is not supported");
-    if (kind == LCM && (c.original_inference_steps < 1 || c.original_inference_steps > c.num_train_timesteps))
-        die("scheduler_config.json: \"original_inference_steps\" is %d", c.original_inference_steps);
     return c;
 }
 
@@ -1177,25 +1273,6 @@ static Store *open_part(const char *dir, const char *base) {
     die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
 }
 
-// The stored tensor of a parameter. "unet.conv_in.weight" here is "conv_in.weight" in the UNet's file.
-static const Stored *find_in_part(void *store, const char *name) {
-    const Stored *t = store_find(store, strchr(name, '.') + 1);
-    if (t) return t;
-    if (starts_with(name, "text_encoder.text_model."))
-        return store_find(store, name + strlen("text_encoder.text_model.")); // as transformers 5 saves
-    char other[256]; // checkpoints before diffusers 0.18 call the VAE's attention by other names
-    static const char *const old[][2] = {
-        {".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
-    for (int i = 0; i < 4; i++) {
-        const char *at = strstr(name, old[i][0]);
-        if (!at || !starts_with(name, "vae.")) continue;
-        snprintf(other, sizeof other, "%.*s%s%s", (int)(at - strchr(name, '.') - 1), strchr(name, '.') + 1,
-                 old[i][1], at + strlen(old[i][0]));
-        return store_find(store, other);
-    }
-    return NULL;
-}
-
 // The networks of a model: folders of diffusers' layout, and the files in them.
 static const struct {
     ModelParts part;
@@ -1213,11 +1290,61 @@ static void declare_network(Model *m, ModelParts part, const Json *config) {
         m->vae = vae_new(m->vae_config = vae_config(config), &m->params);
 }
 
+// A file, and in which spelling it has the names of each network: the one under which most are found.
+typedef struct {
+    const Store *store;
+    int spelling[3];
+} Source;
+
+static Source source(const Store *s, const Params *p) {
+    Source from = {.store = s};
+    char spelled[512];
+    for (int k = 0; k < 3; k++) {
+        Params own = params_part(p, networks[k].folder);
+        for (int i = 0, most = 0; own.count && name_spelling(own.list[0].name, i, spelled, 512); i++) {
+            int found = 0;
+            for (int j = 0; j < own.count; j++) {
+                name_spelling(own.list[j].name, i, spelled, sizeof spelled);
+                found += store_find(s, spelled) != NULL;
+            }
+            if (found > most) most = found, from.spelling[k] = i;
+        }
+    }
+    return from;
+}
+
+// The stored tensor of a parameter.
+static const Stored *find_tensor(void *context, const char *name) {
+    const Source *from = context;
+    char spelled[512];
+    int k = 0;
+    while (!starts_with(name, networks[k].folder)) k++;
+    name_spelling(name, from->spelling[k], spelled, sizeof spelled);
+    const Stored *t = store_find(from->store, spelled);
+    if (t || ends_with(name, spelled)) return t; // params_load() says what is missing
+    die("%s: tensor %s is missing (%s of diffusers)", store_at(from->store, 0)->file, spelled, name);
+}
+
+// Pipelines that draw a picture from a caption with one UNet; others (inpainting, SDXL, ...) need more.
+static const JsonKey index_keys[] = {
+    {"_class_name",
+     "'StableDiffusionPipeline'|'StableDiffusionImg2ImgPipeline'|'LatentConsistencyModelPipeline'|"
+     "'LatentConsistencyModelImg2ImgPipeline'"},
+    {"text_encoder", "['transformers', 'CLIPTextModel']"},
+    {"tokenizer", "['transformers', 'CLIPTokenizer']|['transformers', 'CLIPTokenizerFast']"},
+    {"unet", "['diffusers', 'UNet2DConditionModel']"},
+    {"vae", "['diffusers', 'AutoencoderKL']"},
+    {"feature_extractor|image_encoder|requires_safety_checker|safety_checker|scheduler|sd_defaults", NULL},
+    {0}};
+
 static void load_folder(Model *m, ModelParts parts) {
     char *index = format("%s/model_index.json", m->path);
     m->index_json = file_exists(index) ? json_load(index) : NULL;
+    if (m->index_json) json_check_keys(m->index_json, index, index_keys);
     free(index);
-    m->scheduler_json = part_config(m->path, "scheduler", "scheduler_config.json");
+    char *scheduler = format("%s/scheduler/scheduler_config.json", m->path);
+    m->scheduler_json = scheduler_load(scheduler);
+    free(scheduler);
     for (int i = 0; i < 3; i++) {
         if (!(parts & networks[i].part)) continue;
         Json *config = part_config(m->path, networks[i].folder, "config.json");
@@ -1226,25 +1353,49 @@ static void load_folder(Model *m, ModelParts parts) {
         Params own = {m->params.list + before, m->params.count - before};
         char *folder = format("%s/%s", m->path, networks[i].folder);
         Store *s = open_part(folder, networks[i].file);
-        const char *file = store_count(s) ? store_at(s, 0)->file : folder;
-        params_load(&own, find_in_part, s, file);
-        params_note_extra(&own, find_in_part, s, s, file);
+        const char *file = store_at(s, 0)->file;
+        Source from = source(s, &own);
+        params_load(&own, find_tensor, &from, file);
+        params_note_extra(&own, find_tensor, &from, s, file);
         store_close(s);
         free(folder), json_free(config);
     }
 }
 
-// The stored tensor of a parameter in a file that has the original code's names.
-static const Stored *find_ldm(void *store, const char *name) {
-    char original[512];
-    if (!ldm_name(name, original, sizeof original)) return NULL;
-    const Stored *t = store_find(store, original);
-    if (!t) die("%s: tensor %s is missing (%s of diffusers)", store_at(store, 0)->file, original, name);
-    return t;
-}
-
 static Json *known_config(const char *text) {
     return json_parse(text, strlen(text), "the configuration of Stable Diffusion v1.5");
+}
+
+// What a single file's metadata says of its model (SAI's ModelSpec, kohya), and two empty tensors by which
+// other tools tell: "v_pred", the network predicts v, and "ztsnr", it learnt with an SNR of zero at the end.
+// Returns the scheduler's configuration. Such a network is sampled by DDIM at the last timestep too (Lin et
+// al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
+static Json *ldm_scheduler(const Store *s, const char *path, const Architecture *a) {
+    static const char *const versions[][2] = {{"modelspec.architecture", "stable-diffusion-v1"},
+                                              {"ss_base_model_version", "sd_v1"}};
+    for (int i = 0; i < 2; i++) {
+        const char *says = store_metadata(s, versions[i][0]);
+        if (says && !starts_with(says, versions[i][1]))
+            die("%s: its metadata says that \"%s\" is '%s'; what is supported is '%s'", path, versions[i][0],
+                says, versions[i][1]);
+    }
+    const char *type = store_metadata(s, "modelspec.prediction_type"),
+               *zero = store_metadata(s, "ss_zero_terminal_snr");
+    bool v = store_find(s, "v_pred") || (type && (!strcmp(type, "v") || !strcmp(type, "v_prediction")));
+    bool zero_snr = store_find(s, "ztsnr") || (zero && !strcmp(zero, "True"));
+    if (type && !v && strcmp(type, "epsilon"))
+        die("%s: its metadata says that \"modelspec.prediction_type\" is '%s'; what is supported is 'epsilon'|'v'",
+            path, type);
+    if (v) note("%s: it says that the network predicts v", path);
+    if (zero_snr) note("%s: it says that the SNR is zero at the last timestep; DDIM samples it", path);
+    char *text = format("%.*s%s%s}", (int)(strrchr(a->scheduler, '}') - a->scheduler), a->scheduler,
+                        v ? ", \"prediction_type\": \"v_prediction\"" : "",
+                        zero_snr ? ", \"_class_name\": \"DDIMScheduler\", \"rescale_betas_zero_snr\": true, "
+                                   "\"timestep_spacing\": \"trailing\""
+                                 : "");
+    Json *config = known_config(text);
+    free(text);
+    return config;
 }
 
 // One file with all networks, as the original code saves them (CompVis/stable-diffusion, package `ldm`). Most
@@ -1256,9 +1407,9 @@ static void load_ldm(Model *m, ModelParts parts) {
         die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
     Store *s = store_open(path);
     if (!store_find(s, "model.diffusion_model.input_blocks.0.0.weight"))
-        die("%s is no Stable Diffusion checkpoint: tensor model.diffusion_model.input_blocks.0.0.weight is "
-            "missing",
-            path);
+        die("%s is no Stable Diffusion checkpoint but holds %s: tensor "
+            "model.diffusion_model.input_blocks.0.0.weight is missing",
+            path, store_kind(s));
     const Stored *context =
         store_find(s, "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight");
     if (context && context->ndim == 2 && context->shape[1] != 768)
@@ -1268,16 +1419,31 @@ static void load_ldm(Model *m, ModelParts parts) {
     bool guidance = store_find(s, "model.diffusion_model.time_embed.cond_proj.weight");
     const Architecture *a = architecture(guidance ? "sd15-lcm" : "sd15");
     const char *const configs[] = {a->text_encoder, a->unet, a->vae};
-    m->scheduler_json = known_config(a->scheduler);
+    m->scheduler_json = ldm_scheduler(s, path, a);
     for (int i = 0; i < 3; i++) {
         if (!(parts & networks[i].part)) continue;
         Json *config = known_config(configs[i]);
         declare_network(m, networks[i].part, config);
         json_free(config);
     }
-    params_load(&m->params, find_ldm, s, path);
-    if (parts == NEED_ALL) params_note_extra(&m->params, find_ldm, s, s, path);
+    Source from = source(s, &m->params);
+    params_load(&m->params, find_tensor, &from, path);
+    if (parts == NEED_ALL) params_note_extra(&m->params, find_tensor, &from, s, path);
     store_close(s);
+}
+
+// Do the networks fit one another?
+static void check_fit(const Model *m) {
+    int in = m->unet_config.in_channels, out = m->unet_config.out_channels, z = m->vae_config.latent_channels;
+    if (m->unet && in != out)
+        die("%s: the UNet reads %d channels and writes %d; both must be the latents (models for inpainting read 9, "
+            "InstructPix2Pix 8)",
+            m->path, in, out);
+    if (m->unet && m->vae && in != z)
+        die("%s: the VAE's latents have %d channels, the UNet's %d", m->path, z, in);
+    if (m->text_encoder && m->unet && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
+        die("%s: the text encoder gives %d channels a token, the UNet expects %d", m->path,
+            m->text_config.hidden_size, m->unet_config.cross_attention_dim);
 }
 
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
@@ -1290,21 +1456,26 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
         load_ldm(m, parts);
     if (parts & NEED_TOKENIZER) {
         if (!tokenizer && !folder)
-            die("%s holds no tokenizer; name a folder with vocab.json and merges.txt by --tokenizer DIR",
-                path);
+            die("%s holds no tokenizer; name the folder of one by --tokenizer DIR", path);
         char *own = format("%s/tokenizer", path);
         m->tokenizer = tokenizer_open(tokenizer ? tokenizer : own);
         free(own);
     }
+    check_fit(m);
     if (m->tokenizer && m->text_encoder) {
-        int last = tokenizer_end(m->tokenizer); // special tokens come last
+        // Captions are cut and padded to the tokenizer's length. The encoder may have more positions than
+        // that.
+        int tokens = tokenizer_max_length(m->tokenizer), positions = m->text_config.max_position_embeddings;
+        if (tokens > positions)
+            die("%s: a caption has %d tokens (model_max_length in tokenizer_config.json, else 77), the text encoder "
+                "%d positions",
+                path, tokens, positions);
+        m->text_config.max_position_embeddings = m->text_encoder->c.max_position_embeddings = tokens;
+        int last = tokenizer_last(m->tokenizer);
         if (last >= m->text_config.vocab_size)
             die("%s: the tokenizer has %d tokens, the text encoder knows %d", path, last + 1,
                 m->text_config.vocab_size);
     }
-    if (m->text_encoder && m->unet && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
-        die("%s: the text encoder gives %d channels a token, the UNet expects %d", path,
-            m->text_config.hidden_size, m->unet_config.cross_attention_dim);
     return m;
 }
 

@@ -1,5 +1,6 @@
 // sd.h: the four phases of the paper, a section each.
-//   Phase 1  sd.c    Stable Diffusion: text encoder, UNet, VAE, schedulers, text to image
+//   Phase 1  sd.c    Stable Diffusion: text encoder, UNet, VAE, schedulers, text to image; more schedulers in
+//                    samplers.c
 //   Phase 2  lcm.c   latent consistency distillation
 //   Phase 3  lora.c  low-rank adapters: fine-tuning and distillation
 //   Phase 4  fid.c   Inception-v3, FID, KID
@@ -35,7 +36,7 @@ typedef struct {
 } UNetConfig;
 typedef struct {
     int in_channels, out_channels, latent_channels, levels, block_out_channels[MAX_LEVELS], layers_per_block;
-    int norm_num_groups, sample_size;
+    int norm_num_groups;
     float scaling_factor;
 } VaeConfig;
 TextConfig text_config(const Json *config);
@@ -71,14 +72,18 @@ Tensor *vae_encode(const Vae *v, Tensor *pixels);
 Tensor *vae_decode(const Vae *v, Tensor *latents);
 
 // Schedulers (samplers): the noise schedule, and the step from one timestep to the next.
-typedef enum { PNDM, DDIM, LCM } SchedulerKind;
+typedef enum { PNDM, DDIM, LCM, EULER, EULER_ANCESTRAL, DPMPP_2M, DPMPP_2M_KARRAS, TCD } SchedulerKind;
 typedef enum { EPSILON, V_PREDICTION, SAMPLE } PredictionType;
 typedef struct {
     SchedulerKind kind;
-    int num_train_timesteps, steps_offset, original_inference_steps;
+    int num_train_timesteps, steps_offset, original_inference_steps, solver_order;
     double beta_start, beta_end;
-    float timestep_scaling, clip_sample_range;
-    bool scaled_linear, set_alpha_to_one, clip_sample, skip_prk_steps;
+    enum { LINEAR_BETAS, SCALED_LINEAR_BETAS, COSINE_BETAS } beta_schedule;
+    const Json *trained_betas; // in the file's Json, which must stay; NULL: beta_schedule
+    bool zero_snr;             // "rescale_betas_zero_snr"
+    bool set_alpha_to_one, karras, end_at_sigma_min, lower_order_final, euler_at_final;
+    float timestep_scaling;
+    double eta; // TCD: how much of each step is new noise, 0 to 1
     PredictionType prediction_type;
     enum { LEADING, TRAILING, LINSPACE } timestep_spacing;
 } SchedulerConfig;
@@ -86,24 +91,41 @@ typedef struct {
     SchedulerConfig config;
     float *alphas_cumprod; // (num_train_timesteps)
     float final_alpha_cumprod;
-    int count, *timesteps; // at which the network is evaluated, in order
-    int at;                // index of the next one
+    int count;
+    float *timesteps; // (count) at which the network is evaluated, in order; whole numbers but for Euler
+    float *sigmas;    // (count + 1) of these timesteps and of the end; samplers.c
+    int at;           // index of the next timestep
     int steps_taken;
     int step_ratio;     // num_train_timesteps / steps asked for
-    Tensor *history[4]; // PNDM: the last predictions, newest first,
+    Tensor *history[4]; // PNDM, DPM-Solver++: the last predictions, newest first,
     int history_count;  //       how many there are,
     Tensor *held;       //       and z before the first step, which is taken twice
 } Scheduler;
+// In the order of SchedulerKind: the names of --scheduler, what A1111 writes into a PNG (NULL ends both), and
+// diffusers' classes.
+extern const char *const scheduler_names[], *const scheduler_titles[], *const scheduler_classes[];
 // from_config(scheduler_config.json): absent keys take the class's defaults. kind -1: the class it names.
+// Dies of a key whose value is not obeyed.
 SchedulerConfig scheduler_config(const Json *config, int kind);
+Json *scheduler_load(const char *path); // the file, as Python writes it
 void scheduler_init(Scheduler *s, SchedulerConfig c);
 void scheduler_set_timesteps(Scheduler *s, int steps);
 void scheduler_skip(Scheduler *s, int count); // image-to-image starts later
+// What sampling begins with, at the first timestep that remains: noise alone (clean is NULL), or noised
+// `clean`.
+Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise);
+Tensor *scheduler_input(const Scheduler *s, Tensor *z); // z as the network gets it
 // One step: the next z, given z (n, h, w, c) and the network's output. noise: if scheduler_wants_noise(), new
 // noise of the same shape; else NULL.
 Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
 bool scheduler_wants_noise(const Scheduler *s);
 void scheduler_free(Scheduler *s);
+// Between sd.c and samplers.c: of the classes that count in sigmas, and TCD.
+bool in_sigmas(const Scheduler *s);
+void sigma_schedule(Scheduler *s); // sigmas, given timesteps
+Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
+Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out);
+Tensor *tcd_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
 
 // The timesteps of a batch: z_t = alpha z_0 + sigma eps. (n) host arrays, which go with the scope.
 typedef struct {
@@ -111,7 +133,8 @@ typedef struct {
     float *t, *alpha, *sigma;
 } Times;
 Times times_at(const Scheduler *s, const int *t, int n);
-Tensor *noised(Times at, Tensor *z, Tensor *noise); // z_t
+Times times_all_at(const Scheduler *s, int t, int n); // all pictures of the batch at the same one
+Tensor *noised(Times at, Tensor *z, Tensor *noise);   // z_t
 // z_0 and eps, given z_t and the network's output, whichever of eps, v and x0 that is.
 Tensor *predicted_x0(const Scheduler *s, Times at, Tensor *z, Tensor *out);
 Tensor *predicted_eps(const Scheduler *s, Times at, Tensor *z, Tensor *out);
@@ -140,6 +163,8 @@ void model_free(Model *m);
 typedef struct {
     const char *prompt, *negative;
     int width, height, steps, scheduler; // scheduler: SchedulerKind, -1 the model's own
+    int spacing;                         // of the timesteps: LEADING and so on; -1: the scheduler's own
+    double eta;                          // of TCD
     float cfg;                           // diffusers' guidance_scale
     uint64_t seed;
     bool philox;
@@ -153,6 +178,7 @@ typedef struct {
     int evaluations;                   // of the UNet; PNDM has one more than steps
 } SampleTimes;
 SampleOptions sample_defaults(const Model *m); // what the model says, else 50 steps, cfg 7.5
+SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o); // scheduler, spacing and eta
 Image *sample(const Model *m, SampleOptions o, SampleTimes *times);
 
 // Parts of it, for training and tools.
@@ -229,7 +255,8 @@ typedef struct {
     Params params; // "unet.conv_in.lora_A.weight" (down), "unet.conv_in.lora_B.weight" (up), ...
     LoraPart *parts;
     int count;
-    char *mode; // how it was trained: "finetune", "mimic", "consistency"; NULL: not known
+    char *mode;  // how it was trained: "finetune", "mimic", "consistency"; NULL: not known
+    char *title; // what its metadata calls it, or ""
 } Lora;
 // New adapters for the layers that `targets` names (see lora.c). As in PEFT, down is random and up is zero.
 Lora *lora_new(const Params *model, const char *targets, int rank, float alpha, Random *r);
@@ -246,6 +273,16 @@ Lora *lora_load(const Params *model, const char *path); // dies where a part of 
 bool lora_fits(const Params *model, const char *path);  // would lora_load() take it?
 void lora_save(const Lora *l, const char *path, LoraFormat f, Type type);
 bool lora_describe(const char *path); // to stdout; false if it is none
+
+// How the authors of LoRAs that were distilled for a few steps draw with them.
+typedef struct {
+    const char *name; // for messages; NULL: it seems to be none of these
+    int scheduler;    // SchedulerKind; -1: none of these
+    int steps;
+    float cfg, eta;
+    bool trailing; // the timesteps' spacing
+} FewSteps;
+FewSteps lora_few_steps(const Lora *l, const char *path); // path: its file's. A guess is said in a line
 
 // Fine-tuning: the loss of a batch of latents z at the timesteps t (n, host). min_snr 0: no weighting.
 Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tensor *noise, Tensor *text,
@@ -306,6 +343,7 @@ typedef struct {
     FidResize resize;
     int batch; // pictures a forward pass
     bool statistics, keep_features;
+    bool recursive; // also the pictures of folders within the folder
 } FidOptions;
 FidSet fid_scan(Inception *net, const char *dir, FidOptions o); // all pictures of the folder
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o);
@@ -327,9 +365,13 @@ void moments_end(Moments *m, FidSet *s);                        // needs two at 
 
 double frechet_distance(const double *mu1, const double *c1, const double *mu2, const double *c2, int dim);
 double fid_distance(const FidSet *a, const FidSet *b);
-// Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error.
-double kid_distance(const FidSet *a, const FidSet *b, uint64_t seed, double *standard_error);
-// 95 % interval of the FID, by resampling the pictures `rounds` times.
-void fid_bootstrap(const FidSet *a, const FidSet *b, int rounds, uint64_t seed, double interval[2]);
+// Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error,
+// NaN of less than 4. paired: row i of both sets has something in common, such as the caption, so the counts
+// are equal.
+double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed, double *standard_error);
+// 95 % interval about the FID's expectation at these numbers of pictures, by halving the sets `rounds` times
+// (2 at least); NaN of less than 4 pictures.
+void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed,
+                  double interval[2]);
 
 #endif

@@ -92,10 +92,14 @@ static const char *parse_string(Parser *p, size_t *length) {
         const char *which = p->at < p->end && *p->at ? strchr(escapes, *p->at) : NULL;
         if (!which && !next_is(p, 'u')) fail_expected(p, "one of \"\\/bfnrtu behind a backslash");
         p->at++;
-        if (which)
+        if (which) {
             *out++ = meanings[which - escapes];
-        else
-            out += utf8_put(out, parse_escaped_point(p));
+            continue;
+        }
+        const char *escape = p->at - 2;
+        uint32_t point = parse_escaped_point(p);
+        if (!point) fail(p, escape, "U+0000: names and captions would end there");
+        out += utf8_put(out, point);
     }
     p->at++;
     *length = (size_t)(out - start);
@@ -155,10 +159,8 @@ static Json parse_family(Parser *p, JsonKind kind) {
         if (kind == JSON_OBJECT) {
             size_t length;
             skip_blanks(p);
-            const char *start = p->at;
             if (!next_is(p, '"')) fail_expected(p, "a member's name in quotes");
             key = parse_string(p, &length);
-            if (strlen(key) != length) fail(p, start, "a member's name that holds U+0000");
             skip_blanks(p);
             if (!next_is(p, ':')) fail_expected(p, "':' behind a member's name");
             p->at++;
@@ -216,6 +218,8 @@ Json *json_parse(const char *text, size_t length, const char *name) {
 Json *json_load(const char *path) {
     size_t length;
     char *text = read_file(path, &length);
+    const char *kind = file_kind((const unsigned char *)text, length);
+    if (kind) die("%s is no JSON text but %s", path, kind);
     Json *root = json_parse(text, length, path);
     free(text);
     return root;
@@ -283,15 +287,17 @@ static bool listed(const char *text, const char *list) {
 }
 
 void json_check_keys(const Json *object, const char *file, const JsonKey *keys) {
+    static const char *const kinds[] = {"null", "boolean", "number", "string", "list", "object"};
     if (!object || object->kind != JSON_OBJECT) die("%s: an object with keys is expected", file);
     for (size_t i = 0; i < object->length; i++) {
         const Json *value = json_get(object, object->items[i].key);
         const char *name = value->key;
         const JsonKey *known = keys;
-        while (known->key && strcmp(known->key, name)) known++;
+        while (known->key && !listed(name, known->key)) known++;
         bool says_nothing = value->kind == JSON_NULL || (value->kind == JSON_BOOL && value->number == 0);
         char *text = value_text(value);
-        if (known->key && known->obeyed && !listed(text, known->obeyed))
+        if (known->key && known->obeyed && !listed(text, known->obeyed) &&
+            !listed(kinds[value->kind], known->obeyed))
             die("%s: \"%s\" is %s; what is supported is %s", file, name, text, known->obeyed);
         if (!known->key && !says_nothing && name[0] != '_')
             note("%s: \"%s\" is not known; its value, %s, is ignored", file, name, text);
@@ -304,9 +310,16 @@ void json_check_keys(const Json *object, const char *file, const JsonKey *keys) 
 char *json_quote(const char *s) {
     char *out = xmalloc(6 * strlen(s) + 3), *to = out;
     *to++ = '"';
-    for (; *s; s++) {
+    size_t length = strlen(s), bad_at = 0; // the first byte that is no UTF-8
+    const char *bad = utf8_valid(s, length, &bad_at) ? s + length : s + bad_at;
+    for (const char *end = s + length; s < end; s++) {
+        if (s == bad) {
+            to += sprintf(to, "\\ufffd");
+            bad = utf8_valid(s + 1, (size_t)(end - s - 1), &bad_at) ? end : s + 1 + bad_at;
+            continue;
+        }
         if (*s == '"' || *s == '\\') *to++ = '\\';
-        if ((unsigned char)*s < ' ')
+        if ((unsigned char)*s < ' ' || *s == 0x7f)
             to += sprintf(to, "\\u%04x", *s);
         else
             *to++ = *s;

@@ -47,7 +47,7 @@ void optimiser_step(Optimiser *o) {
         backend.sum_square(o->state, o->tensors[i]->gradient, tensor_count(o->tensors[i]));
     backend.optimiser_begin(o->state, o->config);
     float n = (float)o->steps++, decay = o->ema_decay;
-    if (o->ema_warmup && (1 + n) / (10 + n) < decay) decay = (1 + n) / (10 + n);
+    if (o->ema_warmup) decay = fminf(decay, (1 + n) / (10 + n));
     for (int i = 0; i < o->count; i++) {
         Tensor *t = o->tensors[i];
         backend.adamw(t->data, o->m[i], o->v[i], t->gradient, o->state, o->config, tensor_count(t));

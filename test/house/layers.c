@@ -50,6 +50,7 @@ static void finding(char *what) {
 static int room_of(const char *path) {
     int room = -1;
     size_t longest = 0;
+    if (!strcmp(path, "samplers.c")) path = "sd.c"; // Phase 1 has two files
     for (int r = 0; r < ROOMS; r++) {
         size_t n = strlen(rooms[r].path);
         if (n > longest && !strncmp(path, rooms[r].path, n)) room = r, longest = n;
@@ -274,6 +275,7 @@ int main(void) {
     planted("lib/base.h", "#include \"lib/nn/nn.h\"", "cycle");
     planted("cpu/cpu.h", "#include \"vector.h\"", "cpu/vector.h -> cpu/cpu.h");
     planted("sd.c", "static void f(void) { lcm_free(0); }", "calls lcm_free of lcm.c");
+    planted("samplers.c", "static void f(void) { lcm_free(0); }", "calls lcm_free of lcm.c");
     planted("lcm.c", "static void f(void) { lora_free(0); }", "calls lora_free of lora.c");
     planted("lcm.c", "static void f(void) { fid_distance(0, 0); }", "calls fid_distance of fid.c");
     planted("fid.c", "static void f(void) { lcm_free(0); }", "calls lcm_free of lcm.c");

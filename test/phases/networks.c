@@ -8,6 +8,7 @@
 #include "weights/toy/made.h"
 #include "test/test.h"
 
+#include <setjmp.h>
 #include <stdint.h>
 #include <unistd.h>
 
@@ -366,6 +367,12 @@ static void gpu_noise(void) {
         }
         free(want), free(got), free(name);
     }
+    float near_zero[1], angle = (float)(6.283185307179586 * 30.5 / 4294967296.0);
+    Random r;
+    random_seed_philox(&r, 118838085); // its second word is 30: curand's offset of half a step is felt
+    random_normal(&r, near_zero, 1);
+    float want = (float)(sqrt(-2 * log(3535391076.5 / 4294967296.0)) * sin((double)angle));
+    check_close("noise of an angle near zero", near_zero, &want, 1, 1e-5);
     judge("noise of --rng philox, 1 to a million values, three draws each", worst, 2e-6, 6);
     store_close(s);
 }
@@ -418,6 +425,50 @@ static void schedulers(void) {
     store_close(s);
 }
 
+// LCM's timesteps where its configuration is silent, and where the model was distilled at a single one.
+static void lcm_timesteps(void) {
+    static const char *const texts[] = {"{}", "{\"original_inference_steps\": 1}"};
+    static const int steps[] = {4, 1}, want[2][4] = {{999, 759, 499, 259}, {999}};
+    for (int i = 0; i < 2; i++) {
+        Json *j = json_parse(texts[i], strlen(texts[i]), "a scheduler");
+        Scheduler s;
+        scheduler_init(&s, scheduler_config(j, LCM));
+        scheduler_set_timesteps(&s, steps[i]);
+        bool same = s.count == steps[i];
+        for (int k = 0; same && k < s.count; k++) same = s.timesteps[k] == want[i][k];
+        check(same, texts[i]);
+        scheduler_free(&s), json_free(j);
+    }
+}
+
+static jmp_buf refusal;
+static void go_back(const char *message) { longjmp(refusal, strstr(message, "Runge-Kutta") ? 2 : 1); }
+
+// 0 if the configuration is taken, 2 where PNDM's Runge-Kutta steps are the reason, else 1.
+static int refused(const char *text, int scheduler) {
+    Json *j = json_parse(text, strlen(text), "a configuration");
+    die_hook = go_back;
+    int said = setjmp(refusal);
+    if (!said && scheduler >= 0) scheduler_config(j, scheduler);
+    if (!said && scheduler < 0) unet_config(j), vae_config(j);
+    die_hook = NULL;
+    json_free(j);
+    return said;
+}
+
+static void configurations(void) {
+    check(refused("{}", PNDM) == 2, "PNDMScheduler begins with Runge-Kutta steps unless it is told not to");
+    check(!refused("{\"num_train_timesteps\": 100000}", DDIM), "100,000 timesteps");
+    check(refused("{\"num_train_timesteps\": 100001}", DDIM), "no more than 100,000");
+    check(refused("{\"num_train_timesteps\": 0}", DDIM), "at least one");
+    static const char *const levels[] = {"32", "[]", "[32, 32, 32, 32, 32, 32, 32, 32, 32]", "[0]", "\"32\""};
+    for (int i = 0; i < 5; i++) {
+        char *text = format("{\"block_out_channels\": %s}", levels[i]);
+        check(refused(text, -1), text);
+        free(text);
+    }
+}
+
 // ---- the whole pipeline -----------------------------------------------------------------------------------
 
 // The tiny model of `sd synth` has bytes as tokens, Stable Diffusion CLIP's vocabulary.
@@ -435,6 +486,10 @@ static Tokenizer *tokenizer_of(const char *arch) {
 
 static void collect_latents(const char *name, const Tensor *t) {
     if (!strcmp(name, "latents")) collect(name, t);
+}
+
+static void collect_ends(const char *name, const Tensor *t) {
+    if (!strcmp(name, "inputs.latents") || !strcmp(name, "latents")) collect(name, t);
 }
 
 // 99.9 % of the 8-bit values are within 1: of all of a small picture, of samples of a large one.
@@ -457,8 +512,7 @@ static void compare_pictures(const char *name, const Image *image, const float *
 
 // A whole picture with made weights, seed 0, guidance 7.5.
 static void picture(const char *arch, SchedulerKind kind, int steps, const char *prompt) {
-    static const char *const kinds[] = {"pndm", "ddim", "lcm"};
-    char *name = format("%s-picture-%s-%d", arch, kinds[kind], steps);
+    char *name = format("%s-picture-%s-%d", arch, scheduler_names[kind], steps);
     Store *s = fixture(name);
     Model m = {.tokenizer = tokenizer_of(arch)};
     if (s && !m.tokenizer) skip(name, "CLIP's merges are not at hand (../shared/data/clip)");
@@ -491,6 +545,146 @@ static void picture(const char *arch, SchedulerKind kind, int steps, const char 
     free(name);
 }
 
+// A whole model with made weights, in the size of the tests.
+static Model *small_model(const char *name) {
+    const Architecture *a = architecture(name);
+    Json *text = json_parse(a->text_encoder, strlen(a->text_encoder), name),
+         *net = json_parse(a->unet, strlen(a->unet), name), *vae = json_parse(a->vae, strlen(a->vae), name);
+    Model *m = xcalloc(1, sizeof *m);
+    m->tokenizer = tokenizer_of("tiny"), m->path = xstrdup(name);
+    m->scheduler_json = json_parse(a->scheduler, strlen(a->scheduler), name);
+    m->text_config = text_config(text), m->unet_config = unet_config(net), m->vae_config = vae_config(vae);
+    m->text_encoder = text_encoder_new(m->text_config, &m->params);
+    m->unet = unet_new(m->unet_config, &m->params), m->vae = vae_new(m->vae_config, &m->params);
+    made_params(&m->params, "", MADE_SOFT, F32);
+    json_free(text), json_free(net), json_free(vae);
+    return m;
+}
+
+// Where image-to-image begins: z_T = sqrt(a) scale (mu + sigma n_1) + sqrt(1 - a) n_2 at the first timestep
+// that remains, n_1 and n_2 from one generator in this order. 2 of 4 steps remain at a strength of 0.5.
+static void image_to_image(void) {
+    Model *m = small_model("tiny");
+    m->vae_config.scaling_factor = 0.3f; // the tiny model's own is 1
+    enum { SIDE = 64, COUNT = 4 * 8 * 8 };
+    Image *picture = image_new(SIDE, SIDE);
+    for (int i = 0; i < 3 * SIDE * SIDE; i++) picture->rgb[i] = (unsigned char)(i * 37 % 251);
+    SampleOptions o = sample_defaults(m);
+    o.prompt = "a", o.width = o.height = SIDE, o.steps = 4, o.scheduler = DDIM, o.progress = false,
+    o.seed = 5;
+    o.init = picture, o.strength = 0.5;
+    trace_sink = collect_ends;
+    Image *drawn = sample(m, o, NULL);
+    trace_sink = NULL;
+    Scheduler s;
+    scheduler_init(&s, scheduler_config(m->scheduler_json, DDIM));
+    scheduler_set_timesteps(&s, 4);
+    double a = (double)s.alphas_cumprod[(int)s.timesteps[2]];
+    float first[COUNT], second[COUNT], want[COUNT];
+    Random r;
+    random_seed(&r, 5), random_normal(&r, first, COUNT), random_normal(&r, second, COUNT);
+    Scope scope = scope_begin();
+    float *x = tensor_read(vae_encode(m->vae, image_to_tensor((const Image *const[]){picture}, 1)));
+    float *moments = nhwc_to_nchw(x, 1, 8, 8, 8);
+    scope_end(scope, NULL);
+    for (int i = 0; i < COUNT; i++) {
+        double latent = moments[i] + exp(moments[COUNT + i] / 2.0) * first[i];
+        want[i] = (float)(sqrt(a) * (double)m->vae_config.scaling_factor * latent + sqrt(1 - a) * second[i]);
+    }
+    check(block_count == 2 && blocks[0].count == COUNT, "there is a start and an end");
+    check_close("image-to-image begins at", blocks[0].data, want, COUNT, 1e-5);
+    for (int i = 0; i < COUNT; i++) want[i] = blocks[1].data[i] / m->vae_config.scaling_factor;
+    float *last = nchw_to_nhwc(want, 1, 4, 8, 8);
+    scope = scope_begin();
+    Image *decoded = tensor_to_image(vae_decode(m->vae, tensor_from(SHAPE(1, 8, 8, 4), last)), 0);
+    scope_end(scope, NULL);
+    int far = 0;
+    for (int i = 0; i < 3 * SIDE * SIDE; i++) {
+        int off = drawn->rgb[i] - decoded->rgb[i];
+        far += off * off > 1;
+    }
+    check(far == 0, "the picture is what the VAE makes of the latents by the scaling factor");
+    forget_blocks();
+    free(x), free(moments), free(last), scheduler_free(&s);
+    image_free(picture), image_free(drawn), image_free(decoded);
+    model_free(m);
+}
+
+// A full LCM takes its guidance scale as an input: w = scale - 1, beside one evaluation without a second
+// batch.
+static void collect_first(const char *name, const Tensor *t) {
+    if (!strcmp(name, "inputs.latents") || !strcmp(name, "text_encoder") || !strcmp(name, "unet.conv_out"))
+        collect(name, t);
+}
+static void embedded_guidance(void) {
+    Model *m = small_model("tiny-lcm");
+    SampleOptions o = sample_defaults(m);
+    check(
+        o.steps == 4 && o.cfg == 8.5f && o.width == 8 * m->unet_config.sample_size && o.height == o.width,
+        "a full LCM draws in 4 steps, at the middle of its guidance scales, in the size that it was made for");
+    o.prompt = "a", o.width = o.height = 64, o.steps = 1, o.cfg = 6, o.progress = false;
+    trace_sink = collect_first;
+    image_free(sample(m, o, NULL));
+    trace_sink = NULL;
+    check(block_count == 3, "one evaluation for one step");
+    Scope scope = scope_begin();
+    float *z = nchw_to_nhwc(blocks[1].data, 1, 4, 8, 8), w = 5, t = 999;
+    Tensor *out = unet(m->unet, tensor_from(SHAPE(1, 8, 8, 4), z), &t,
+                       tensor_from(SHAPE(1, 32, 128), blocks[0].data), &w);
+    float *want = tensor_read(out), *got = nchw_to_nhwc(blocks[2].data, 1, 4, 8, 8);
+    check_close("the output of a full LCM at the guidance scale 6", got, want, 256, 1e-6);
+    scope_end(scope, NULL);
+    free(z), free(got), free(want);
+    forget_blocks();
+    model_free(m);
+}
+
+// Pictures of 8 bits: -1 is 0, 1 is 255, what lies beyond is cut, and halves are rounded to even.
+static void eight_bits(void) {
+    static const float x[] = {-1,           1, 0, -1.5f, 1.5f, 0.5f / 127.5f, -0.4f / 127.5f, 126.4f / 127.5f,
+                              1.4f / 127.5f};
+    static const unsigned char want[] = {0, 255, 128, 0, 255, 128, 127, 254, 129};
+    Scope s = scope_begin();
+    Image *image = tensor_to_image(tensor_from(SHAPE(1, 1, 3, 3), x), 0);
+    check(image->width == 3 && image->height == 1 && !memcmp(image->rgb, want, 9), "values become 8 bits");
+    float *back = tensor_read(image_to_tensor((const Image *const[]){image}, 1));
+    double worst = 0;
+    for (int i = 0; i < 9; i++) keep_largest(&worst, fabs(back[i] - (want[i] / 127.5 - 1)));
+    check(worst <= 1e-6, "and 8 bits values");
+    image_free(image), free(back);
+    scope_end(s, NULL);
+}
+
+// The built-in configurations are those of the published models.
+static void architectures(void) {
+    static const struct {
+        const char *name;
+        size_t unet, text, vae; // parameters; PyTorch's counts
+    } known[] = {{"sd15", 859520964, 123060480, 83653863}, {"sd15-lcm", 859602884, 123060480, 83653863}};
+    for (int i = 0; i < 2; i++) {
+        const Architecture *a = architecture(known[i].name);
+        Json *net = json_parse(a->unet, strlen(a->unet), ""), *vae = json_parse(a->vae, strlen(a->vae), ""),
+             *text = json_parse(a->text_encoder, strlen(a->text_encoder), "");
+        Params p[3] = {0};
+        free(unet_new(unet_config(net), &p[0])), free(vae_new(vae_config(vae), &p[2]));
+        text_encoder_free(text_encoder_new(text_config(text), &p[1]));
+        printf("        %s: %zu, %zu and %zu parameters\n", a->name, params_count(&p[0]), params_count(&p[1]),
+               params_count(&p[2]));
+        check(params_count(&p[0]) == known[i].unet && params_count(&p[1]) == known[i].text &&
+                  params_count(&p[2]) == known[i].vae,
+              "it has the published model's number of parameters");
+        for (int k = 0; k < 3; k++) params_free(&p[k]);
+        json_free(net), json_free(vae), json_free(text);
+    }
+    static const char *const names[] = {"sd15", "sd15-lcm", "tiny", "tiny-lcm"};
+    for (int i = 0; i < 4; i++) {
+        const char *index = architecture(names[i])->model_index;
+        check((strstr(index, "_sd_defaults") != NULL) == (i == 2),
+              "the tiny model alone has its own defaults");
+    }
+    check(!architecture("sd16"), "no other is known");
+}
+
 // What model_index.json says of steps and guidance, under today's name and the one of older models.
 static void own_defaults(void) {
     static const char *const texts[] = {"{\"_sd_defaults\": {\"steps\": 7, \"guidance_scale\": 3}}",
@@ -518,6 +712,8 @@ int main(void) {
     noise();
     gpu_noise();
     schedulers();
+    lcm_timesteps();
+    configurations();
     networks("tiny");
     first_tokens();
     wide_unet("tiny", "tiny-soft-unet-5x9", 5, 9); // odd at every level
@@ -525,6 +721,11 @@ int main(void) {
     picture("tiny", PNDM, 20, "a child in a pink dress");
     picture("tiny", DDIM, 20, "a child in a pink dress");
     picture("tiny", LCM, 4, "a child in a pink dress");
+    picture("tiny", EULER_ANCESTRAL, 6, "a child in a pink dress"); // scales its latents, and draws noise
+    image_to_image();
+    embedded_guidance();
+    eight_bits();
+    architectures();
     if (full_size("Stable Diffusion v1.5")) {
         networks("sd15");
         wide_unet("sd15", "sd15-soft-unet-48x80", 48, 80);

@@ -1,0 +1,333 @@
+// samplers.c: what scheduler_config.json says, and the samplers of diffusers that Phase 1 does without:
+// Euler, Euler ancestral, DPM-Solver++ 2M, and TCD, which belongs to distilled models. The noise schedule,
+// the timesteps and the samplers of the paper are in sd.c.
+#include "sd.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ===========================================================================================================
+// scheduler_config.json
+// ===========================================================================================================
+
+const char *const scheduler_names[] = {"pndm",    "ddim",           "lcm", "euler", "euler-a",
+                                       "dpm++2m", "dpm++2m-karras", "tcd", NULL};
+const char *const scheduler_titles[] = {
+    "PNDM", "DDIM", "LCM", "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "TCD", NULL};
+// diffusers' classes, and a letter for each; DPMPP_2M_KARRAS is a setting of the one before it.
+const char *const scheduler_classes[] = {"PNDMScheduler",
+                                         "DDIMScheduler",
+                                         "LCMScheduler",
+                                         "EulerDiscreteScheduler",
+                                         "EulerAncestralDiscreteScheduler",
+                                         "DPMSolverMultistepScheduler",
+                                         "",
+                                         "TCDScheduler"};
+static const char letters[] = "PDLEAMMT";
+
+// The keys of the constructors, the classes that have each, and the values that are obeyed; NULL where the
+// value is read and checked below, or where it changes nothing. A class does not read another one's keys: a
+// folder whose class is changed keeps them.
+static const struct {
+    const char *key, *classes, *obeyed;
+} keys[] = {
+    {"num_train_timesteps", "PDLEAMT", NULL},
+    {"beta_start", "PDLEAMT", NULL},
+    {"beta_end", "PDLEAMT", NULL},
+    {"beta_schedule", "PDLEAMT", "'linear'|'scaled_linear'|'squaredcos_cap_v2'"},
+    {"trained_betas", "PDLEAMT", NULL},
+    {"rescale_betas_zero_snr", "DLEAMT", "true|false|null"},
+    {"prediction_type", "PA", "'epsilon'|'v_prediction'"},
+    {"prediction_type", "DLEMT", "'epsilon'|'v_prediction'|'sample'"},
+    {"timestep_spacing", "PDEAM", "'leading'|'trailing'|'linspace'"},
+    {"timestep_spacing", "LT", NULL}, // their timesteps are those of the training
+    // StableDiffusionPipeline, when it is made, changes the configuration that it is given: steps_offset
+    // becomes 1 and a clip_sample that is true becomes false, whatever the file says or leaves to the class,
+    // and whether the file or --scheduler chooses that. So neither is read. skip_prk_steps stays as it is.
+    {"steps_offset", "PDLEAMT", NULL},
+    {"clip_sample", "DLT", "true|false|null"},
+    {"clip_sample_range", "DLT", NULL},
+    {"skip_prk_steps", "P", "true"},
+    {"set_alpha_to_one", "PDLT", "true|false|null"},
+    {"thresholding", "DLM", "false|null"},
+    {"thresholding", "T", NULL}, // TCD's step does not look at it
+    {"dynamic_thresholding_ratio", "DLMT", NULL},
+    {"sample_max_value", "DLMT", NULL},
+    {"original_inference_steps", "LT", NULL},
+    {"timestep_scaling", "LT", NULL},
+    {"interpolation_type", "E", "'linear'"},
+    {"timestep_type", "E", "'discrete'"},
+    {"sigma_min", "E", "null"},
+    {"sigma_max", "E", "null"},
+    {"use_karras_sigmas", "EM", "true|false"},
+    {"use_exponential_sigmas", "EM", "false"},
+    {"use_beta_sigmas", "EM", "false"},
+    {"final_sigmas_type", "EM", "'zero'|'sigma_min'"},
+    {"algorithm_type", "M", "'dpmsolver++'"},
+    {"solver_type", "M", "'midpoint'|'logrho'|'bh1'|'bh2'"}, // other classes' names, which mean midpoint here
+    {"solver_order", "M", "1|2"},
+    {"lower_order_final", "M", "true|false|null"},
+    {"euler_at_final", "M", "true|false|null"},
+    {"use_lu_lambdas", "M", "false|null"},
+    {"use_flow_sigmas", "M", "false|null"},
+    {"flow_shift", "M", NULL},
+    {"lambda_min_clipped", "M", "'-inf'"},
+    {"variance_type", "M", "null|'fixed_small'|'fixed_large'"}, // a learned one has channels of its own
+    {"use_dynamic_shifting", "M", NULL}, // only with a mu, which Stable Diffusion's pipeline has not
+    {"time_shift_type", "M", NULL},
+};
+enum { KEYS = sizeof keys / sizeof *keys };
+
+static const char file[] = "scheduler_config.json";
+
+// The members whose keys this class has, checked; the caller frees the items.
+static Json own_keys(const Json *j, char class) {
+    JsonKey known[KEYS + 1];
+    Json own = {.kind = JSON_OBJECT, .items = xcalloc(j->length + 1, sizeof(Json))};
+    int count = 0;
+    for (int k = 0; k < KEYS; k++) {
+        if (!strchr(keys[k].classes, class)) continue;
+        known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};
+        const Json *value = json_get(j, keys[k].key);
+        if (value) own.items[own.length++] = *value;
+    }
+    known[count] = (JsonKey){NULL, NULL};
+    json_check_keys(&own, file, known);
+    return own;
+}
+
+static double number(const Json *j, const char *key, double fallback, double least, double most,
+                     bool is_whole) {
+    const Json *value = json_get(j, key);
+    if (value && value->kind == JSON_NULL) die("%s: \"%s\" is null; a number is expected", file, key);
+    double x = json_get_number(j, key, fallback);
+    if (!(x >= least && x <= most) || (is_whole && x != floor(x)))
+        die("%s: \"%s\" is %g; a %s from %g to %g is expected", file, key, x,
+            is_whole ? "whole number" : "number", least, most);
+    return x;
+}
+
+// null is Python's None, which is false; an absent key has its default.
+static bool flag(const Json *j, const char *key, bool fallback) {
+    const Json *value = json_get(j, key);
+    return value ? json_get_bool(j, key, false) : fallback;
+}
+
+// The place of a string in "a|b|c".
+static int place(const Json *j, const char *key, const char *fallback, const char *names) {
+    const char *name = json_get_string(j, key, fallback), *at = strstr(names, name);
+    int count = 0;
+    for (const char *c = names; at && c < at; c++) count += *c == '|';
+    return count;
+}
+
+static const Json *read_betas(const Json *j, int steps) {
+    const Json *betas = json_get(j, "trained_betas");
+    if (!betas || betas->kind == JSON_NULL) return NULL;
+    bool fits = betas->kind == JSON_ARRAY && betas->length == (size_t)steps;
+    for (size_t i = 0; fits && i < betas->length; i++) fits = betas->items[i].kind == JSON_NUMBER;
+    if (!fits) die("%s: \"trained_betas\" must be %d numbers, as \"num_train_timesteps\" says", file, steps);
+    return betas;
+}
+
+// The classes' own defaults, where the file is silent: those of diffusers' constructors.
+SchedulerConfig scheduler_config(const Json *j, int kind) {
+    const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
+    for (int i = 0; kind < 0 && i <= TCD; i++)
+        if (!strcmp(class, scheduler_classes[i])) kind = i;
+    if (kind < 0) die("%s: the scheduler \"%s\" is not known; choose one with --scheduler", file, class);
+    SchedulerConfig c = {.kind = (SchedulerKind)kind, .steps_offset = 1};
+    bool distilled = kind == LCM || kind == TCD, sigmas = kind >= EULER && kind <= DPMPP_2M_KARRAS;
+    Json own = own_keys(j, letters[kind]);
+    c.num_train_timesteps = (int)number(&own, "num_train_timesteps", 1000, 1, 100000, true);
+    c.beta_start = number(&own, "beta_start", distilled ? 0.00085 : 0.0001, 0, 1, false);
+    c.beta_end = number(&own, "beta_end", distilled ? 0.012 : 0.02, 0, 1, false);
+    c.beta_schedule = place(&own, "beta_schedule", distilled ? "scaled_linear" : "linear",
+                            "linear|scaled_linear|squaredcos_cap_v2");
+    c.trained_betas = read_betas(j, c.num_train_timesteps);
+    c.zero_snr = flag(&own, "rescale_betas_zero_snr", false);
+    c.prediction_type = place(&own, "prediction_type", "epsilon", "epsilon|v_prediction|sample");
+    c.timestep_spacing = distilled ? LEADING
+                                   : place(&own, "timestep_spacing", sigmas ? "linspace" : "leading",
+                                           "leading|trailing|linspace");
+    c.set_alpha_to_one = flag(&own, "set_alpha_to_one", kind != PNDM);
+    if (kind == PNDM && !flag(&own, "skip_prk_steps", false))
+        die("%s: PNDM with Runge-Kutta steps (\"skip_prk_steps\" is absent or false) is not supported", file);
+    if (distilled)
+        c.original_inference_steps =
+            (int)number(&own, "original_inference_steps", 50, 1, c.num_train_timesteps, true);
+    c.timestep_scaling = (float)number(&own, "timestep_scaling", 10, -1e6, 1e6, false);
+    c.karras = flag(&own, "use_karras_sigmas", false) || kind == DPMPP_2M_KARRAS;
+    if (kind == DPMPP_2M && c.karras) c.kind = DPMPP_2M_KARRAS;
+    if (c.kind == DPMPP_2M_KARRAS && c.beta_schedule == COSINE_BETAS) // nor does it run in diffusers
+        die("%s: \"beta_schedule\" 'squaredcos_cap_v2' with Karras's sigmas is not supported", file);
+    c.end_at_sigma_min = place(&own, "final_sigmas_type", "zero", "zero|sigma_min");
+    c.solver_order = (int)number(&own, "solver_order", 2, 1, 2, true);
+    c.lower_order_final = flag(&own, "lower_order_final", true);
+    c.euler_at_final = flag(&own, "euler_at_final", false);
+    free(own.items);
+    return c;
+}
+
+// Python writes -Infinity, which is no JSON; DPMSolverMultistepScheduler has one. Notes keys that no class
+// has.
+Json *scheduler_load(const char *path) {
+    size_t length;
+    char *text = read_file(path, &length);
+    for (char *at = text; (at = strstr(at, ": -Infinity")); at += 11) memcpy(at, ": \"-inf\"   ", 11);
+    Json *j = json_parse(text, length, path);
+    JsonKey known[KEYS + 1] = {{NULL, NULL}};
+    for (int k = 0; k < KEYS; k++) known[k].key = keys[k].key;
+    json_check_keys(j, path, known);
+    free(text);
+    return j;
+}
+
+// ===========================================================================================================
+// Sigmas: Euler, Euler ancestral, DPM-Solver++
+// ===========================================================================================================
+
+// Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", divide z_t by
+// sqrt(a). What is left of the schedule is one number, the noise beside a picture of size 1:
+//   z_t / sqrt(a) = z_0 + sigma eps,   sigma = sqrt((1 - a) / a)
+// Euler's latents are kept in that scale, as diffusers has them, and divided by sqrt(sigma^2 + 1) for the
+// network. DPM-Solver++ keeps z_t as it is.
+bool in_sigmas(const Scheduler *s) { return s->config.kind >= EULER && s->config.kind <= DPMPP_2M_KARRAS; }
+
+static bool is_euler(const Scheduler *s) {
+    return s->config.kind == EULER || s->config.kind == EULER_ANCESTRAL;
+}
+
+static float sigma_of(const Scheduler *s, int t) {
+    float a = s->alphas_cumprod[t];
+    return sqrtf((1 - a) / a);
+}
+
+// Between two timesteps sigma is interpolated.
+static double sigma_at(const Scheduler *s, float t) {
+    int low = (int)t;
+    double sigma = (double)sigma_of(s, low), part = (double)t - low;
+    return part > 0 ? part * ((double)sigma_of(s, low + 1) - sigma) + sigma : sigma;
+}
+
+// Its inverse interpolates the logarithm.
+static double timestep_of(const Scheduler *s, double sigma) {
+    int low = 0;
+    double wanted = log(fmax(sigma, 1e-10));
+    while (low < s->config.num_train_timesteps - 2 && log((double)sigma_of(s, low + 1)) <= wanted) low++;
+    double from = log((double)sigma_of(s, low)), to = log((double)sigma_of(s, low + 1));
+    return low + fmin(fmax((from - wanted) / (from - to), 0), 1);
+}
+
+// Karras's sigmas (equation 5) are evenly spaced in sigma^(1/7): more of the steps have little noise.
+static void karras_sigmas(Scheduler *s) {
+    const SchedulerConfig *c = &s->config;
+    int n = s->count;
+    bool euler = is_euler(s); // begins and ends where its timesteps do, DPM-Solver++ where the schedule does
+    double most = euler ? sigma_at(s, s->timesteps[0]) : (double)sigma_of(s, c->num_train_timesteps - 1),
+           least = euler ? sigma_at(s, s->timesteps[n - 1]) : (double)sigma_of(s, 0);
+    double from = pow(most, 1 / 7.0), to = pow(least, 1 / 7.0);
+    for (int i = 0; i < n; i++) {
+        double sigma = pow(from + (i ? i / (n - 1.0) : 0) * (to - from), 7), t = timestep_of(s, sigma);
+        s->sigmas[i] = (float)sigma;
+        s->timesteps[i] = (float)(euler ? t : nearbyint(t));
+    }
+}
+
+void sigma_schedule(Scheduler *s) {
+    s->sigmas = xrealloc(s->sigmas, (size_t)(s->count + 1) * sizeof *s->sigmas);
+    for (int i = 0; i < s->count; i++) s->sigmas[i] = (float)sigma_at(s, s->timesteps[i]);
+    if (s->config.karras) karras_sigmas(s);
+    s->sigmas[s->count] = s->config.end_at_sigma_min ? sigma_of(s, 0) : 0;
+}
+
+// z_t = alpha z_0 + sigma eps, whose sigma is not the one above: that is sigma / alpha.
+static Times times_of_sigma(double sigma, int n) {
+    float *alpha_sigma = scope_floats(2 * n);
+    Times at = {n, NULL, alpha_sigma, alpha_sigma + n};
+    for (int i = 0; i < n; i++) {
+        at.alpha[i] = (float)(1 / sqrt(sigma * sigma + 1));
+        at.sigma[i] = (float)(sigma / sqrt(sigma * sigma + 1));
+    }
+    return at;
+}
+
+static float euler_scale(const Scheduler *s) {
+    double sigma = (double)s->sigmas[s->at];
+    return (float)sqrt(sigma * sigma + 1);
+}
+
+Tensor *scheduler_input(const Scheduler *s, Tensor *z) {
+    return is_euler(s) ? scale(z, 1 / euler_scale(s)) : z;
+}
+
+Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise) {
+    float sigma = in_sigmas(s) ? s->sigmas[s->at] : 0;
+    if (clean && is_euler(s)) return combine(1, clean, sigma, noise);
+    if (clean)
+        return noised(in_sigmas(s) ? times_of_sigma((double)sigma, clean->shape[0])
+                                   : times_all_at(s, (int)s->timesteps[s->at], clean->shape[0]),
+                      clean, noise);
+    if (!is_euler(s)) return noise;
+    // Noise of size sigma, to which "leading" timesteps, which begin below the last one, add the picture's.
+    return scale(noise, s->config.timestep_spacing == LEADING ? euler_scale(s) : sigma);
+}
+
+// Euler's method (Karras et al., algorithm 1 without its churn). dz/dsigma = (z - x0) / sigma = eps, so
+//   z' = z + (sigma' - sigma) eps = x0 + sigma' eps
+// which is DDIM in this scale. Euler ancestral goes farther down, and up again by new noise:
+//   z' = x0 + sigma_down eps + sigma_up noise,   sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2,
+//                                                sigma_down^2 = sigma'^2 - sigma_up^2
+Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
+    double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];
+    double up = noise ? sqrt(next * next * (sigma * sigma - next * next) / (sigma * sigma)) : 0;
+    Times now = times_of_sigma(sigma, z->shape[0]);
+    Tensor *in = scheduler_input(s, z);
+    Tensor *x0 = predicted_x0(s, now, in, out), *eps = predicted_eps(s, now, in, out);
+    Tensor *down = combine(1, x0, (float)sqrt(next * next - up * up), eps);
+    return noise ? combine(1, down, (float)up, noise) : down;
+}
+
+// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), for z = alpha x0 + sigma eps. Over lambda = log(alpha /
+// sigma) the equation is solved exactly but for x0, which is extrapolated from this step's prediction and the
+// one before:
+//   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
+//   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
+// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, so e^-h is
+// the ratio of two of them.
+Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
+    const SchedulerConfig *c = &s->config;
+    double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];
+    Times now = times_of_sigma(sigma, z->shape[0]), then = times_of_sigma(next, z->shape[0]);
+    bool last = s->at == s->count - 1 &&
+                (c->euler_at_final || (c->lower_order_final && s->count < 15) || !c->end_at_sigma_min);
+    Tensor *x0 = predicted_x0(s, now, z, out), *d = x0;
+    if (c->solver_order == 2 && s->history_count > 0 && !last) {
+        double r = log((double)s->sigmas[s->at - 1] / sigma) / log(sigma / next);
+        d = combine((float)(1 + 0.5 / r), x0, (float)(-0.5 / r), s->history[0]);
+    }
+    tensor_keep(&s->history[0], x0);
+    s->history_count = 1;
+    return combine(then.sigma[0] / now.sigma[0], z, then.alpha[0] * (float)(1 - next / sigma), d);
+}
+
+// ===========================================================================================================
+// TCD (Zheng et al. 2024, "Trajectory Consistency Distillation", algorithm 4: strategic stochastic sampling)
+// ===========================================================================================================
+
+// The network was distilled to jump from timestep t to any before it. It jumps to u = (1 - eta) t', farther
+// than the next timestep t', and new noise leads back to it:
+//   z_u  = sqrt(a_u) x0 + sqrt(1 - a_u) eps
+//   z_t' = sqrt(a_t' / a_u) z_u + sqrt(1 - a_t' / a_u) noise
+// With eta 0, the default of diffusers' pipeline, u = t' and nothing is random.
+Tensor *tcd_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
+    int t = (int)s->timesteps[s->at], next = s->at + 1 < s->count ? (int)s->timesteps[s->at + 1] : 0;
+    int u = (int)floorf((float)(1 - s->config.eta) * (float)next), n = z->shape[0];
+    Times now = times_all_at(s, t, n);
+    Tensor *x0 = predicted_x0(s, now, z, out), *eps = predicted_eps(s, now, z, out);
+    Tensor *z_u = noised(times_all_at(s, u, n), x0, eps);
+    if (!noise) return z_u;
+    float kept = s->alphas_cumprod[next] / s->alphas_cumprod[u];
+    return combine(sqrtf(kept), z_u, sqrtf(1 - kept), noise);
+}
