@@ -12,7 +12,9 @@
 #define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 
+#include <ctype.h>
 #include <math.h>
+#include <regex.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -154,7 +156,7 @@ void lora_merge(const Lora *l, float strength) {
 void lora_free(Lora *l) {
     lora_detach(l);
     params_free(&l->params);
-    free(l->parts), free(l->mode), free(l);
+    free(l->parts), free(l->mode), free(l->title), free(l);
 }
 
 // ===========================================================================================================
@@ -172,7 +174,7 @@ Tensor *lora_finetune_loss(const Scheduler *s, const UNet *net, Tensor *z, Tenso
     float *weight = scope_floats(at.n);
     for (int i = 0; i < at.n; i++) {
         float a = s->alphas_cumprod[t[i]], snr = a / (1 - a);
-        weight[i] = min_snr > 0 ? fminf(snr, min_snr) / snr : 1;
+        weight[i] = min_snr > 0 ? fminf(1, min_snr / snr) : 1; // SNR may be 0 at the last timestep
     }
     Tensor *prediction = unet(net, noised(at, z, noise), at.t, text, NULL);
     return loss_between(prediction, noise, weight, LOSS_MSE, 0);
@@ -355,17 +357,29 @@ typedef struct {
     const Stored *down, *up, *alpha;
 } Found;
 
-// The model that a file was made for. The width of its text states tells which.
+// What a layer's number of inputs tells about the model that a file was made for, or "". Names alone tell
+// little: those of the original code, and "lora_te1", are Stable Diffusion 1's and SDXL's alike.
 static const char *made_for(const Store *s) {
+    static const struct {
+        const char *part, *other_part;
+        int64_t inputs;
+        const char *words;
+    } widths[] = {{"attn2", "to_k", 768, "; it was made for Stable Diffusion 1"},
+                  {"attn2", "to_k", 1024, "; it was made for Stable Diffusion 2"},
+                  {"attn2", "to_k", 2048, "; it was made for SDXL"},
+                  {"te2_", "encoder_layers", 1280, "; it was made for SDXL"},
+                  {"text_encoder_2.", "encoder.layers", 1280, "; it was made for SDXL"},
+                  {"joint_blocks", "", 1536, "; it was made for Stable Diffusion 3"},
+                  {"single_", "blocks", 3072, "; its layers are as wide as Flux's"},
+                  {"double_blocks", "", 3072, "; its layers are as wide as Flux's"}};
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
         size_t n;
-        if (t->ndim < 2 || lora_role(t->name, &n) != LORA_DOWN || !strstr(t->name, "attn2") ||
-            !strstr(t->name, "to_k"))
-            continue;
-        if (t->shape[1] == 768) return "; it was made for Stable Diffusion 1";
-        if (t->shape[1] == 1024) return "; it was made for Stable Diffusion 2";
-        if (t->shape[1] == 2048) return "; it was made for SDXL";
+        if (t->ndim < 2 || lora_role(t->name, &n) != LORA_DOWN) continue;
+        for (size_t k = 0; k < sizeof widths / sizeof *widths; k++)
+            if (t->shape[1] == widths[k].inputs && strstr(t->name, widths[k].part) &&
+                strstr(t->name, widths[k].other_part))
+                return widths[k].words;
     }
     return "";
 }
@@ -389,8 +403,8 @@ static char *check_part(const Found *f, const Layer *l, const Store *s) {
                               : "weights");
     const Stored *pair[] = {f->down, f->up};
     for (int i = 0; i < 2; i++)
-        if (pair[i]->type != F32 && pair[i]->type != F16 && pair[i]->type != BF16)
-            return format("%s: tensor %s is neither F32, F16 nor BF16", any->file, pair[i]->name);
+        if (pair[i]->type > F64)
+            return format("%s: tensor %s is neither F64, F32, F16 nor BF16", any->file, pair[i]->name);
     char have[200];
     int64_t rank = f->down->ndim ? f->down->shape[0] : 0;
     if (rank < 1 || rank > 65536 || !has_shape(f->down, rank, w[1], w[2], w[3]))
@@ -409,18 +423,21 @@ static char *check_part(const Found *f, const Layer *l, const Store *s) {
     return NULL;
 }
 
+static const char bundled[] = "bundle_emb."; // OneTrainer's embeddings, learnt together with the LoRA
+
 // Finds the layer of each of a file's tensors. Returns NULL, or why the file does not fit this model.
 static char *sort_keys(Found *found, const Store *s, const char *path, Layer *const *layers, int count) {
-    if (!store_count(s)) return format("%s holds no tensors", path);
-    char **flats = xcalloc((size_t)count, sizeof *flats), *problem = NULL;
-    for (int i = 0; i < count; i++) flats[i] = lora_flat_name(layers[i]->name);
-    int alphas = 0, parts = 0;
+    Names names = {0};
+    char *problem = NULL;
+    bool any = false;
+    for (int i = 0; i < count; i++) lora_names_add(&names, layers[i]->name, i);
     for (size_t i = 0; i < store_count(s) && !problem; i++) {
         const Stored *t = store_at(s, i);
+        if (starts_with(t->name, bundled)) continue;
         size_t n = 0;
-        const char *foreign = lora_foreign(t->name);
-        LoraRole role = foreign ? LORA_NO_ROLE : lora_role(t->name, &n);
-        int at = role ? lora_find_layer(t->name, n, flats, count) : -1;
+        LoraRole role = lora_role(t->name, &n);
+        const char *foreign = role ? NULL : lora_foreign(t->name);
+        int at = role ? lora_find_layer(&names, t->name, n) : -1;
         const Stored **slot = at < 0              ? NULL
                               : role == LORA_DOWN ? &found[at].down
                               : role == LORA_UP   ? &found[at].up
@@ -428,7 +445,7 @@ static char *sort_keys(Found *found, const Store *s, const char *path, Layer *co
         if (foreign)
             problem = format("%s: the key %s belongs to %s, which cannot be applied", path, t->name, foreign);
         else if (!role)
-            problem = format("%s: the key %s is none of a LoRA", path, t->name);
+            problem = format("%s holds %s: the key %s is none of a LoRA", path, store_kind(s), t->name);
         else if (!slot)
             problem =
                 format("%s: the key %s belongs to no layer of this model%s", path, t->name, made_for(s));
@@ -436,21 +453,15 @@ static char *sort_keys(Found *found, const Store *s, const char *path, Layer *co
             problem = format("%s: the keys %s and %s mean the same tensor", path, (*slot)->name, t->name);
         else
             *slot = t;
-        alphas += role == LORA_ALPHA;
     }
-    const Layer *without = NULL;
     for (int i = 0; i < count && !problem; i++) {
         const Found *f = &found[i];
         if (!f->down && !f->up && !f->alpha) continue;
         problem = check_part(f, layers[i], s);
-        parts++;
-        if (!f->alpha) without = layers[i];
+        any = true;
     }
-    if (!problem && alphas && without)
-        problem = format("%s: alpha is missing for the layer %s; %d of %d layers have one", path,
-                         without->name, alphas, parts);
-    for (int i = 0; i < count; i++) free(flats[i]);
-    free(flats);
+    if (!problem && !any) problem = format("%s holds embeddings alone, no LoRA", path);
+    lora_names_free(&names);
     return problem;
 }
 
@@ -466,11 +477,10 @@ bool lora_fits(const Params *model, const char *path) {
     return fits;
 }
 
-// PEFT's LoraConfig, or NULL. diffusers writes it into the header under "lora_adapter_metadata", with the
-// network's name in front of each key (*prefixed). PEFT writes it into adapter_config.json beside the file.
-static Json *read_config(const Store *s, const char *path, bool *prefixed) {
+// PEFT's LoraConfig: in the header under "lora_adapter_metadata", or, of PEFT's own files, beside them in
+// adapter_config.json. NULL where there is none.
+static Json *read_config(const Store *s, const char *path) {
     const char *text = store_metadata(s, "lora_adapter_metadata");
-    *prefixed = text != NULL;
     if (text) return json_parse(text, strlen(text), path);
     if (!starts_with(store_at(s, 0)->name, "base_model.")) return NULL;
     const char *slash = strrchr(path, '/');
@@ -481,35 +491,144 @@ static Json *read_config(const Store *s, const char *path, bool *prefixed) {
     return j;
 }
 
-// "unet.lora_alpha" for a layer of the UNet, or, where keys have no prefix, "lora_alpha".
-static const Json *setting(const Json *config, bool prefixed, const char *layer, const char *key) {
-    int prefix = prefixed ? (int)(strchr(layer, '.') - layer) + 1 : 0;
-    char *full = format("%.*s%s", prefix, layer, key);
-    const Json *value = json_get(config, full);
-    free(full);
-    return value;
+// LoraConfig (peft 0.21), key by key, as in sd.c. What changes the adapters' arithmetic or the weights below
+// them is refused. So are the beginnings of training that take the adapter's first value off the base weights
+// (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA): PEFT does so again when it reads the file.
+static const JsonKey peft_keys[] = {
+    {"peft_type", "'LORA'"},
+    {"bias", "'none'"},
+    {"init_lora_weights", "true|false|null|'gaussian'|'orthogonal'|'eva'"},
+    {"ensure_weight_tying|fan_in_fan_out|lora_bias|use_dora|use_qalora", "false"},
+    {"exclude_modules|layers_pattern|layers_to_transform|modules_to_save", "null|[]"},
+    {"alora_invocation_tokens|arrow_config|corda_config|kasa_config|layer_replication|lora_ga_config|"
+     "megatron_config|monteclora_config|target_parameters|trainable_token_indices|use_bdlora|velora_config",
+     "null"},
+    {"lora_alpha|r", "number"},
+    {"use_rslora", "boolean"},
+    {"alpha_pattern|rank_pattern", "object"},
+    {"target_modules", "list|string|null"},
+    {"eva_config|loftq_config|megatron_core|qalora_group_size", NULL}, // EVA's beginning; of what is refused
+    {"auto_mapping|base_model_name_or_path|inference_mode|lora_dropout|peft_version|revision|runtime_config|"
+     "task_type",
+     NULL},
+    {0}};
+
+// Patterns for layer names are Python's regular expressions in PEFT, POSIX's here. Returns where in `p` the
+// two differ: \d and its like, (?...), lazy and possessive repeats, braces, a bracket or a backslash between
+// brackets. NULL: nowhere.
+static const char *not_posix(const char *p) {
+    bool repeatable = false; // is there something before p that a * would repeat?
+    while (*p) {
+        if (*p == '[') { // to the closing bracket; a first one stands for itself
+            const char *end = p + (p[1] == '^' ? 2 : 1);
+            end += *end == ']';
+            end += strcspn(end, "[]\\");
+            if (*end != ']') return p;
+            p = end + 1, repeatable = true;
+        } else if (*p == '\\' && p[1] && strchr(".^$*+?()[]{}|\\-", p[1])) {
+            p += 2, repeatable = true;
+        } else if (strchr("\\{}", *p) || (unsigned char)*p > 127 || (strchr("*+?", *p) && !repeatable)) {
+            return p;
+        } else {
+            repeatable = !strchr("*+?(|^$", *p++);
+        }
+    }
+    return NULL;
 }
 
-static bool is_true(const Json *value) { return value && value->kind == JSON_BOOL && value->number != 0; }
+static regex_t compile_pattern(const char *prefix, const char *pattern, const char *key, const char *where) {
+    regex_t compiled;
+    const char *odd = not_posix(pattern);
+    char *text = format("^(%s(%s)$)", prefix, pattern);
+    if (odd || regcomp(&compiled, text, REG_EXTENDED | REG_NOSUB))
+        die("%s: \"%s\": the pattern \"%s\" is not supported, from \"%s\" on", where, key, pattern,
+            odd ? odd : pattern);
+    free(text);
+    return compiled;
+}
 
-// A layer's alpha by that configuration, whose "alpha_pattern" lists ends of layer names. With "use_rslora"
-// the scale is alpha / sqrt(rank): as if alpha were sqrt(rank) times as large.
-static float config_alpha(const Json *config, bool prefixed, const char *layer, int rank, const char *path) {
-    if (is_true(setting(config, prefixed, layer, "use_dora")))
-        die("%s: its configuration says use_dora: a DoRA (magnitudes), which cannot be applied", path);
-    const Json *all = setting(config, prefixed, layer, "lora_alpha"),
-               *pattern = setting(config, prefixed, layer, "alpha_pattern");
-    if (all && all->kind != JSON_NUMBER) die("%s: lora_alpha of its configuration is no number", path);
-    double alpha = all ? all->number : rank;
-    const char *name = strchr(layer, '.') + 1;
-    for (size_t i = 0; pattern && pattern->kind == JSON_OBJECT && i < pattern->length; i++) {
-        const Json *p = &pattern->items[i];
-        if (p->kind != JSON_NUMBER || !ends_with(name, p->key)) continue;
-        size_t before = strlen(name) - strlen(p->key);
-        if (before == 0 || name[before - 1] == '.') alpha = p->number; // whole parts between dots
+// A layer's name in PEFT. transformers 5 has no "text_model." in its text encoder.
+static const char *peft_name(const Layer *l) {
+    const char *name = strchr(l->name, '.') + 1;
+    return starts_with(name, "text_model.") ? name + strlen("text_model.") : name;
+}
+
+// "rank_pattern" or "alpha_pattern": {"attn1.to_q": 8, ...}. A pattern fits a whole name, or all that follows
+// one of its dots. Of several that fit the first one counts.
+static void apply_patterns(double *values, const Json *config, const char *key, Layer *const *layers,
+                           int count, const char *where) {
+    const Json *patterns = json_get(config, key);
+    bool *taken = xcalloc((size_t)count + 1, sizeof *taken);
+    for (size_t k = 0; patterns && k < patterns->length; k++) {
+        const char *pattern = patterns->items[k].key;
+        double value = json_get_number(patterns, pattern, NAN);
+        regex_t compiled = compile_pattern("(.*\\.)?", pattern, key, where);
+        for (int i = 0; i < count; i++)
+            if (!taken[i] && !regexec(&compiled, peft_name(layers[i]), 0, NULL, 0))
+                values[i] = value, taken[i] = true;
+        regfree(&compiled);
     }
-    if (is_true(setting(config, prefixed, layer, "use_rslora"))) alpha *= sqrt(rank);
-    return (float)alpha;
+    free(taken);
+}
+
+// Is the layer one of "target_modules", a list of ends of names, or a pattern for whole names?
+static bool is_target(const Json *targets, const Layer *l, const char *where) {
+    const char *name = peft_name(l);
+    if (targets->kind == JSON_STRING) {
+        regex_t compiled = compile_pattern("", targets->string, targets->key, where);
+        bool fits = !regexec(&compiled, name, 0, NULL, 0);
+        regfree(&compiled);
+        return fits;
+    }
+    for (size_t i = 0; i < targets->length; i++) {
+        const char *end = targets->items[i].kind == JSON_STRING ? targets->items[i].string : "";
+        size_t before = strlen(name) - strlen(end);
+        if (*end && ends_with(name, end) && (!before || name[before - 1] == '.')) return true;
+    }
+    return false;
+}
+
+// The alphas of the layers that the file has, in a new array. With "use_rslora" the scale is alpha /
+// sqrt(rank): as if alpha were sqrt(rank) times as large. A layer without a configuration has its rank.
+// diffusers writes every network's configuration into one header ("unet.lora_alpha") and takes the layers
+// that the file has; PEFT's own ("lora_alpha") names them in "target_modules", and others would be left out.
+static double *config_alphas(const Json *config, const Found *found, Layer *const *layers, int count,
+                             const char *path) {
+    static const char *const networks[] = {"", "unet.", "text_encoder."};
+    size_t n = (size_t)count + 1;
+    double *alphas = xcalloc(n, sizeof *alphas), *ranks = xmalloc(n * sizeof *ranks),
+           *values = xmalloc(n * sizeof *values);
+    char *where = format("%s: its configuration", path);
+    for (int i = 0; i < count; i++) alphas[i] = found[i].down ? (double)found[i].down->shape[0] : 0;
+    for (int k = 0; k < 3; k++) {
+        Json own = {.kind = JSON_OBJECT, .items = xcalloc(config->length + 1, sizeof(Json))};
+        for (size_t i = 0; i < config->length; i++) {
+            Json *item = &own.items[own.length];
+            *item = config->items[i];
+            if (!starts_with(item->key, networks[k]) || strchr(item->key += strlen(networks[k]), '.'))
+                continue;
+            own.length++;
+        }
+        json_check_keys(&own, where, peft_keys);
+        const Json *targets = k == 0 ? json_get(&own, "target_modules") : NULL;
+        for (int i = 0; i < count; i++)
+            ranks[i] = json_get_number(&own, "r", 8), values[i] = json_get_number(&own, "lora_alpha", 8);
+        apply_patterns(ranks, &own, "rank_pattern", layers, count, where);
+        apply_patterns(values, &own, "alpha_pattern", layers, count, where);
+        for (int i = 0; own.length && i < count; i++) {
+            if (!found[i].down || !starts_with(layers[i]->name, networks[k])) continue;
+            if (ranks[i] != alphas[i])
+                die("%s gives the layer %s the rank %g (\"r\", \"rank_pattern\"); its tensors have %g", where,
+                    layers[i]->name, ranks[i], alphas[i]);
+            if (targets && !is_target(targets, layers[i], where))
+                die("%s leaves the layer %s out of \"target_modules\", but the file has tensors for it",
+                    where, layers[i]->name);
+            alphas[i] = values[i] * (json_get_bool(&own, "use_rslora", false) ? sqrt(ranks[i]) : 1);
+        }
+        free(own.items);
+    }
+    free(where), free(ranks), free(values);
+    return alphas;
 }
 
 static void read_tensor(Tensor *t, const Stored *s) {
@@ -527,31 +646,99 @@ Lora *lora_load(const Params *model, const char *path) {
     Store *s = store_open(path);
     char *problem = sort_keys(found, s, path, layers, count);
     if (problem) die("%s", problem);
-    bool prefixed, kohya = starts_with(store_at(s, 0)->name, "lora_"), guessed = false;
-    Json *config = read_config(s, path, &prefixed);
+    for (size_t i = 0; i < store_count(s); i++) {
+        const char *name = store_at(s, i)->name;
+        if (!starts_with(name, bundled)) continue;
+        name += strlen(bundled);
+        note("%s: the embedding %.*s in it is not applied", path, (int)strcspn(name, "."), name);
+    }
+    bool some = false, kohya = false;
+    const Layer *guessed = NULL;
+    Json *config = read_config(s, path);
+    double *alphas = config ? config_alphas(config, found, layers, count, path) : NULL;
     Lora *l = xcalloc(1, sizeof *l);
     const char *mode = store_metadata(s, "sd_mode");
     if (mode) l->mode = xstrdup(mode);
+    const char *title = store_metadata(s, "modelspec.title"), *output = store_metadata(s, "ss_output_name");
+    l->title = format("%s %s", title ? title : "", output ? output : "");
     for (int i = 0; i < count; i++) {
         const Found *f = &found[i];
         if (!f->down) continue;
         int rank = (int)f->down->shape[0];
         float alpha = (float)rank; // the convention where nothing says otherwise: a scale of 1
         if (f->alpha)
-            store_read_f32(f->alpha, &alpha);
+            store_read_f32(f->alpha, &alpha), some = true;
         else if (config)
-            alpha = config_alpha(config, prefixed, layers[i]->name, rank, path);
+            alpha = (float)alphas[i];
         else
-            guessed = true;
+            guessed = layers[i], kohya |= starts_with(f->down->name, "lora_");
         if (!isfinite(alpha)) die("%s: alpha of the layer %s is not finite", path, layers[i]->name);
         LoraPart *part = lora_add(l, layers[i], rank, alpha);
         read_tensor(part->adapter.down, f->down), read_tensor(part->adapter.up, f->up);
     }
-    if (guessed && kohya) note("%s: alpha is missing; the rank is taken, a scale of 1", path);
+    if (some ? guessed != NULL : kohya) // what kohya's tools take
+        note("%s: alpha is missing%s%s; the rank is taken, a scale of 1", path, some ? " for the layer " : "",
+             some ? guessed->name : "");
     if (config) json_free(config);
     store_close(s);
-    free(found), free(layers);
+    free(found), free(layers), free(alphas);
     return l;
+}
+
+// " lcm lora sdv1 5 " of "LCM-LoRA_SDv1.5": the words in small letters, a blank around each
+static char *words_of(const char *text, size_t length) {
+    char *words = format(" %.*s ", (int)length, text);
+    for (char *c = words; *c; c++) *c = (char)(isalnum((unsigned char)*c) ? tolower((unsigned char)*c) : ' ');
+    return words;
+}
+
+// Those of lcm-lora-sdv1-5 and its like. Hardly any other LoRA has the time embedding and conv_in, but not
+// conv_out and no text encoder. They tell that a LoRA is distilled, not for which sampler.
+static bool has_distilled_layers(const Lora *l) {
+    int ends = 0;
+    for (int i = 0; i < l->count; i++) {
+        const char *name = l->parts[i].layer->name;
+        if (!starts_with(name, "unet.") || !strcmp(name, "unet.conv_out")) return false;
+        ends += !strcmp(name, "unet.conv_in") || !strcmp(name, "unet.time_embedding.linear_2");
+    }
+    return ends == 2;
+}
+
+// By its metadata, else the name of its file or folder, else its layers.
+FewSteps lora_few_steps(const Lora *l, const char *path) {
+    static const struct {
+        const char *words;
+        FewSteps how;
+    } known[] = {{" lcm ", {"an LCM-LoRA", LCM, 4, 1, 0, false}},
+                 {" tcd ", {"a TCD-LoRA", TCD, 4, 1, 0.3f, false}},
+                 {" hyper sd", {"a Hyper-SD LoRA", DDIM, 0, 1, 0, true}}}; // its name says the steps
+    static const FewSteps none = {.scheduler = -1};
+    if (l->mode) return strcmp(l->mode, "finetune") ? known[0].how : none; // one of ours says so itself
+    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path, *folder = slash ? slash : path;
+    while (folder > path && folder[-1] != '/') folder--;
+    const char *hub = strstr(path, "models--"); // in the Hub's cache the folder itself is a hash
+    if (hub && hub < folder) folder = hub;
+    char *words[] = {words_of(l->title, strlen(l->title)), words_of(file, strlen(file)),
+                     words_of(folder, slash ? (size_t)(slash - folder) : 0)};
+    const char *how = has_distilled_layers(l) ? "layers" : NULL;
+    FewSteps f = how ? known[0].how : none;
+    for (int i = 2; i >= 0; i--) // the last that is found counts
+        for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+            const char *step = strstr(words[i], "step");
+            while (step && step > words[i] && step[-1] == ' ') step--;
+            while (step && step > words[i] && isdigit((unsigned char)step[-1])) step--;
+            int steps = known[k].how.steps ? known[k].how.steps : step ? atoi(step) : 0;
+            if (!strstr(words[i], known[k].words) || steps < 1) continue;
+            f = known[k].how, f.steps = steps;
+            if (f.trailing && strstr(words[i], " cfg "))
+                f.cfg = 7.5f; // Hyper-SD's own for guidance of 5 to 8
+            how = (const char *[]){"metadata", "file's name", "folder's name"}[i];
+        }
+    for (int i = 0; i < 3; i++) free(words[i]);
+    if (how)
+        note("%s is taken for %s by its %s, made for %d steps of %s%s, --cfg %g", path, f.name, how, f.steps,
+             scheduler_names[f.scheduler], f.trailing ? " with trailing timesteps" : "", (double)f.cfg);
+    return f;
 }
 
 // PEFT's LoraConfig of each network, in one object as diffusers writes it: {"unet.r": 8, "unet.lora_alpha":
@@ -660,7 +847,7 @@ bool lora_describe(const char *path) {
         if (role != LORA_DOWN || t->ndim < 2) continue;
         downs++;
         convolutions += t->ndim == 4 && t->shape[2] * t->shape[3] > 1;
-        text += starts_with(t->name, "text_encoder.") || starts_with(t->name, "lora_te_");
+        text += strstr(t->name, "encoder.layers.") || strstr(t->name, "encoder_layers_");
         if (t->shape[0] < least) least = t->shape[0];
         if (t->shape[0] > most) most = t->shape[0];
     }
@@ -678,6 +865,7 @@ bool lora_describe(const char *path) {
             printf("trained by    sd lora %s%s\n", strcmp(mode, "finetune") ? "distill --mode " : "", mode);
     }
     if (kind) printf("cannot be applied: it is %s\n", kind);
+    if (*made_for(s)) puts(made_for(s) + strlen("; "));
     store_close(s);
     return downs > 0 || kind;
 }

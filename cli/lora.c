@@ -19,12 +19,16 @@ static const struct {
 } networks[NETWORKS] = {{"unet", "unet/diffusion_pytorch_model.safetensors"},
                         {"text_encoder", "text_encoder/model.safetensors"}};
 
-// Adds the adapters to the weights, and tells which networks that changed.
-static void merge(const Model *m, Texts specs, bool changed[NETWORKS]) {
+// Adds the adapters to the weights, and tells which networks that changed. Returns how to draw with the first
+// of them that is made for a few steps.
+static FewSteps merge(const Model *m, Texts specs, bool changed[NETWORKS]) {
+    FewSteps few = {.scheduler = -1};
     for (int i = 0; i < specs.count; i++) {
         float scale;
         char *path = parse_lora(specs.at[i], &scale);
         Lora *l = lora_load(&m->params, path);
+        FewSteps its = lora_few_steps(l, path);
+        if (!few.name) few = its;
         for (int k = 0; k < l->count; k++)
             changed[!strncmp(l->parts[k].layer->name, "text_encoder.", 13)] = true;
         lora_merge(l, scale);
@@ -32,6 +36,7 @@ static void merge(const Model *m, Texts specs, bool changed[NETWORKS]) {
         lora_free(l);
         free(path);
     }
+    return few;
 }
 
 // The model's folder, without the weights of the networks that changed and without model_index.json.
@@ -41,7 +46,7 @@ static void copy_unchanged(const char *from, const char *to, const bool changed[
     make_directories(to);
     for (struct dirent *e; (e = readdir(folder));) {
         if (e->d_name[0] == '.') continue;
-        char *a = format("%s/%s", from, e->d_name), *b = format("%s/%s", to, e->d_name);
+        char *a = format("%s/%s", from, e->d_name), *b = path_inside(to, e->d_name);
         bool config_only = false;
         for (int k = 0; k < NETWORKS; k++) config_only |= changed[k] && !strcmp(e->d_name, networks[k].name);
         if (is_directory(a))
@@ -79,17 +84,24 @@ static int command_merge(int argc, char **argv) {
 
     Model *m = model_load(model, NULL, NEED_TEXT | NEED_UNET);
     bool changed[NETWORKS] = {false, false};
-    merge(m, specs, changed);
+    FewSteps few = merge(m, specs, changed);
     copy_unchanged(model, out, changed);
     for (int k = 0; k < NETWORKS; k++) {
         if (!changed[k]) continue;
-        char *prefix = format("%s.", networks[k].name), *path = format("%s/%s", out, networks[k].file);
+        char *prefix = format("%s.", networks[k].name), *path = path_inside(out, networks[k].file);
         Params part = params_part(&m->params, prefix);
         params_save(&part, path, strlen(prefix), type < 0 ? part.list[0].tensor->type : (Type)type);
         free(prefix), free(path);
     }
-    char *from = format("%s/model_index.json", model), *to = format("%s/model_index.json", out);
-    if (file_exists(from)) copy_file(from, to); // last: it makes the folder a model
+    char *from = format("%s/model_index.json", model), *to = path_inside(out, "model_index.json");
+    if (few.scheduler >= 0) { // a merged LCM-LoRA draws as an LCM does
+        char *scheduler, *index;
+        few_steps_configs(m, few, lcm_defaults, &scheduler, &index);
+        write_text_file(out, "scheduler/scheduler_config.json", scheduler);
+        write_text_file(out, "model_index.json", index);
+        free(scheduler), free(index);
+    } else if (file_exists(from))
+        copy_file(from, to); // last: it makes the folder a model
     if (json) {
         printf("{\"loras\": %d, \"output\": ", specs.count), print_json_string(stdout, out);
         printf(", \"seconds\": %.3f}\n", seconds() - started);
@@ -179,7 +191,8 @@ int command_lora(int argc, char **argv) {
     for (int i = 0; i < COUNT; i++)
         if (!strcmp(name, commands[i].name)) return commands[i].run(argc - 1, argv + 1);
     if (strcmp(name, "--help") && strcmp(name, "-h"))
-        die_usage("\"%s\" is no sub-command of sd lora; finetune, distill, merge and convert are", name);
+        die_usage("\"%s\" is no sub-command of sd lora; finetune, distill, merge and convert are%s", name,
+                  did_you_mean(name, "finetune|distill|merge|convert", ""));
     puts("usage: sd lora COMMAND [options]\n");
     for (int i = 0; i < COUNT; i++) printf("  %-10s %s\n", commands[i].name, commands[i].what);
     puts("\nsd lora COMMAND --help says more.");

@@ -79,25 +79,33 @@ StudentConfigs student_configs(const Model *teacher, LcmConfig c, bool guidance)
         json_changed(unet, (const char *const[][2]){{"time_cond_proj_dim", guidance ? "256" : "null"}, {0}});
     json_free(unet), free(path);
 
-    int steps = scheduler_config(teacher->scheduler_json, LCM).num_train_timesteps / c.k;
-    char original[32], scaling[32], defaults[96];
+    FewSteps how = {.scheduler = LCM, .steps = 4, .cfg = guidance ? 1 + (c.w_min + c.w_max) / 2 : 1};
+    few_steps_configs(teacher, how, c, &s.scheduler, &s.index);
+    return s;
+}
+
+void few_steps_configs(const Model *m, FewSteps how, LcmConfig c, char **scheduler, char **index) {
+    int steps = scheduler_config(m->scheduler_json, LCM).num_train_timesteps / c.k;
+    char class[64], named[80], original[32], scaling[32], defaults[96];
+    snprintf(class, sizeof class, "\"%s\"", scheduler_classes[how.scheduler]);
+    snprintf(named, sizeof named, "[\"diffusers\", %s]", class);
     snprintf(original, sizeof original, "%d", steps > 50 ? 50 : steps);
     snprintf(scaling, sizeof scaling, "%g", (double)c.timestep_scaling);
-    const char *const of_scheduler[][2] = {{"_class_name", "\"LCMScheduler\""},
-                                           {"original_inference_steps", original},
-                                           {"timestep_scaling", scaling},
-                                           {0}};
-    s.scheduler = json_changed(teacher->scheduler_json, of_scheduler);
-    snprintf(defaults, sizeof defaults, "{\"steps\": 4, \"guidance_scale\": %g}",
-             guidance ? 1 + (double)(c.w_min + c.w_max) / 2 : 1);
-    Json *index = teacher->index_json ? NULL : parsed(sd15->model_index);
-    s.index = json_changed(index ? index : teacher->index_json,
-                           (const char *const[][2]){{"scheduler", "[\"diffusers\", \"LCMScheduler\"]"},
-                                                    {"sd_defaults", NULL}, // the name before
-                                                    {"_sd_defaults", defaults},
-                                                    {0}});
-    if (index) json_free(index);
-    return s;
+    int n = snprintf(defaults, sizeof defaults, "{\"steps\": %d, \"guidance_scale\": %g", how.steps,
+                     (double)how.cfg);
+    snprintf(defaults + n, sizeof defaults - (size_t)n, how.eta > 0 ? ", \"eta\": %g}" : "}",
+             (double)how.eta);
+    const char *const distilled[][2] = {
+        {"_class_name", class}, {"original_inference_steps", original}, {"timestep_scaling", scaling}, {0}};
+    const char *const trailing[][2] = {{"_class_name", class}, {"timestep_spacing", "\"trailing\""}, {0}};
+    *scheduler = json_changed(m->scheduler_json, how.trailing ? trailing : distilled);
+    Json *other = m->index_json ? NULL : parsed(architecture("sd15")->model_index);
+    *index = json_changed(other ? other : m->index_json,
+                          (const char *const[][2]){{"scheduler", named},
+                                                   {"sd_defaults", NULL}, // the name before
+                                                   {"_sd_defaults", defaults},
+                                                   {0}});
+    if (other) json_free(other);
 }
 
 // ---- files and folders ------------------------------------------------------------------------------------
@@ -108,7 +116,7 @@ void copy_folder(const char *from, const char *to, bool config_only) {
     make_directories(to);
     for (struct dirent *e; (e = readdir(folder));) {
         if (e->d_name[0] == '.') continue;
-        char *a = format("%s/%s", from, e->d_name), *b = format("%s/%s", to, e->d_name);
+        char *a = format("%s/%s", from, e->d_name), *b = path_inside(to, e->d_name);
         if (is_directory(a))
             copy_folder(a, b, false);
         else if (!config_only || !strcmp(e->d_name, "config.json"))
@@ -124,8 +132,6 @@ bool same_folder(const char *a, const char *b) {
     free(x), free(y);
     return same;
 }
-
-static bool is_link(const char *path) { return readlink(path, (char[1]){0}, 1) >= 0; }
 
 // The way from folder `from` to `to`, both absolute and without links: "../tiny/vae".
 static char *relative_path(const char *from, const char *to) {
@@ -162,7 +168,7 @@ static void take_over(const ModelFolder *f, const char *name, const char *from) 
 
 static void write_network(const ModelFolder *f, const Params *all, const char *prefix, const char *file) {
     Params part = params_part(all, prefix);
-    char *path = format("%s/%s", f->out, file);
+    char *path = path_inside(f->out, file);
     params_save(&part, path, strlen(prefix), f->type);
     free(path);
 }

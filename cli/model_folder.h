@@ -10,6 +10,8 @@ typedef struct {
 } StudentConfigs;
 // guidance: the UNet has a guidance embedding.
 StudentConfigs student_configs(const Model *teacher, LcmConfig c, bool guidance);
+// scheduler_config.json and model_index.json of a model that draws in a few steps: JSON texts.
+void few_steps_configs(const Model *m, FewSteps how, LcmConfig c, char **scheduler, char **index);
 
 // Where an LCM goes, and what it takes over from its teacher: text encoder, VAE and tokenizer.
 typedef struct {

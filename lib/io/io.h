@@ -3,8 +3,8 @@
 // Nothing here knows a model. Readers check everything that a file claims before they use it; where it is
 // wrong they die (base.h). What they return belongs to the caller, who frees it by the function named beside
 // it, or else by free().
-//   json.c  safetensors.c  params_io.c  ldm_names.c  lora_names.c  tokenizer.c  unicode.c  image.c  dataset.c
-//   npz.c  deflate.c; and with headers of their own: pairs.c  train.c  architectures.c
+//   json.c  safetensors.c  params_io.c  names.c  lora_names.c  tokenizer.c  unicode.c  image.c  dataset.c
+//   npz.c  deflate.c  file_kind.c; and with headers of their own: pairs.c  train.c  architectures.c
 #ifndef IO_H
 #define IO_H
 
@@ -19,7 +19,7 @@ typedef struct Json {
     const char *key;    // its name, where it is the member of an object
     double number;      // JSON_NUMBER; JSON_BOOL: 0 or 1
     const char *string; // JSON_STRING: UTF-8 with a NUL behind it
-    size_t length;      // of the string in bytes (it may itself contain a NUL), or the number of items
+    size_t length;      // of the string in bytes (a NUL within it is refused), or the number of items
     struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;
 
@@ -33,9 +33,11 @@ const Json *json_get(const Json *object, const char *key); // NULL where absent,
 double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);
 const char *json_get_string(const Json *object, const char *key, const char *fallback);
-char *json_quote(const char *s); // a JSON string of it: in quotes, escaped; the caller frees it
-// The keys that a configuration may have. `obeyed` lists the values that this program obeys, as in
-// "'silu'|'swish'|null"; NULL where the reader takes any value, or checks it by itself.
+// A JSON string of it, which the caller frees: in quotes, escaped, and what is no UTF-8 as U+FFFD.
+char *json_quote(const char *s);
+// The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels". `obeyed` lists
+// the values that this program obeys, or their kinds: "'silu'|'swish'|null", "number|null"; also boolean,
+// string, list and object. NULL where the value does not matter.
 typedef struct {
     const char *key, *obeyed;
 } JsonKey;
@@ -66,7 +68,8 @@ const Stored *store_at(const Store *s, size_t i);            // in file order
 const Stored *store_find(const Store *s, const char *name);  // NULL where absent
 const char *store_metadata(const Store *s, const char *key); // "__metadata__" entry or NULL
 void store_read_f32(const Stored *t, float *out);            // all elements, converted to fp32
-float *store_floats(const Stored *t, const char *path);      // in a new array; dies of a NaN or infinity
+float *store_floats(const Stored *t,
+                    const char *path); // in a new array; dies of NaN, infinity, and a double beyond fp32
 void store_done_with(const Stored *t); // its pages may leave memory (they come back when touched)
 
 // Writing takes two rounds, so that a model larger than memory can pass through: first every tensor is
@@ -78,7 +81,10 @@ void store_metadata_add(StoreWriter *w, const char *key, const char *value);
 void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const int64_t *shape);
 void store_data(StoreWriter *w, const void *data, size_t bytes);      // may come in pieces
 void store_data_f32(StoreWriter *w, const float *data, size_t count); // converted to the type declared
+void store_seal(
+    StoreWriter *w); // before the data: an entry "digest" of all the file's bytes, for store_sealed()
 void store_commit(StoreWriter *w);
+bool store_sealed(const char *path); // the digest is there and agrees: no bit has changed
 
 // "(320, 4, 3, 3)", for messages; returns text.
 const char *shape_text(char text[200], const int64_t *shape, int ndim);
@@ -93,8 +99,9 @@ uint16_t f32_to_bf16(float f);
 
 // Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree,
 // but for ones at the end: a linear layer may be stored as a 1x1 convolution. Convolutions go from the file's
-// order (out, in, kh, kw) to (out, kh, kw, in). Weights keep their stored type: F32, F16 or BF16. Dies where
-// a tensor is missing or of another shape or type, and of a NaN or an infinity; `where` is for the message.
+// order (out, in, kh, kw) to (out, kh, kw, in). Weights keep their stored type: F32, F16 or BF16; F64 becomes
+// F32. Dies where a tensor is missing or of another shape or type, and of a NaN or an infinity; `where` is
+// for the message.
 typedef const Stored *FindStored(void *context, const char *name);
 void params_load(const Params *p, FindStored *find, void *context, const char *where);
 // Under --verbose: a note of what `s` has beyond what the parameters asked for.
@@ -108,11 +115,11 @@ void params_save_with(const Params *p, const char *path, size_t strip, Type type
 float *param_read(const Tensor *t);
 void param_write(Tensor *t, const float *file_order);
 
-// ---- ldm_names.c: names of tensors in the original code's files (CompVis/stable-diffusion) ----------------
+// ---- names.c: what other files call a parameter ----------------------------------------------------------
 
-// "unet.down_blocks.0.resnets.0.conv1.weight" -> "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
-// for Stable Diffusion v1's networks. False where there is no such name.
-bool ldm_name(const char *name, char *out, size_t room);
+// Spelling `number` of a parameter's name, "unet.conv_in.weight". 0 is that of the original code's files,
+// "model.diffusion_model.input_blocks.0.0.weight". False from the first number on that has none.
+bool name_spelling(const char *name, int number, char *out, size_t room);
 
 // ---- lora_names.c: names of tensors in LoRA files ---------------------------------------------------------
 
@@ -120,12 +127,13 @@ typedef enum { LORA_NO_ROLE, LORA_DOWN, LORA_UP, LORA_ALPHA } LoraRole;
 typedef enum { LORA_PEFT, LORA_KOHYA } LoraFormat; // the spellings that are written; more are read
 // What a key's tensor is to its layer, and how many of the key's characters name the layer.
 LoraRole lora_role(const char *key, size_t *layer_length);
-// "a LoHa (Hadamard products)": what a key belongs to that is no LoRA, or one for another model; else NULL.
+// "a LoHa (Hadamard products)": what a key belongs to that is no LoRA; else NULL.
 const char *lora_foreign(const char *key);
-// The form in which layer names are compared ("unet_down_blocks_0_..."); the caller frees it.
-char *lora_flat_name(const char *layer);
-// Which of `count` flat names the front of a key means, or -1.
-int lora_find_layer(const char *key, size_t layer_length, char *const *flats, int count);
+// Adds a layer's names ("unet.conv_in") in all spellings to a table, in the form in which they are compared.
+// lora_names_free() frees the table and its names.
+void lora_names_add(Names *names, const char *layer, int number);
+void lora_names_free(Names *names);
+int lora_find_layer(const Names *names, const char *key, size_t layer_length); // that number, or -1
 // The key for a layer ("unet.conv_in") in the given spelling; the caller frees it. PEFT knows no alpha keys.
 char *lora_key(const char *layer, LoraRole role, LoraFormat f);
 
@@ -133,11 +141,13 @@ char *lora_key(const char *layer, LoraRole role, LoraFormat f);
 
 // Equal to transformers' CLIPTokenizer, token for token.
 typedef struct Tokenizer Tokenizer;
-// DIR holds vocab.json + merges.txt (+ tokenizer_config.json), or bpe_simple_vocab_16e6.txt[.gz].
+// DIR holds tokenizer.json, or vocab.json + merges.txt (each + tokenizer_config.json, added_tokens.json,
+// ...), or bpe_simple_vocab_16e6.txt[.gz]. Dies of a tokenizer.json that is not CLIP's.
 Tokenizer *tokenizer_open(const char *dir);
 void tokenizer_close(Tokenizer *t);
 int tokenizer_max_length(const Tokenizer *t); // model_max_length, else 77
 int tokenizer_start(const Tokenizer *t), tokenizer_end(const Tokenizer *t), tokenizer_pad(const Tokenizer *t);
+int tokenizer_last(const Tokenizer *t); // the largest id: its text encoder knows one more at least
 // Ids of a text with start and end token, cut to max_length as diffusers does: the end token stays last.
 // Writes at most max_length ids and returns how many. *cut_at (may be NULL) is the byte offset in text of the
 // first token that was cut off, or -1. Dies of text that is not UTF-8.
@@ -156,9 +166,13 @@ typedef struct {
     unsigned char *rgb; // height rows of width pixels, 3 bytes each
 } Image;
 
-// JPEG or PNG, recognised by content, as 8-bit RGB by the rules of PIL's convert("RGB"). Where it cannot be
-// read: NULL, and *reason (unless reason is NULL) is valid until the thread's next call.
+// JPEG or PNG, recognised by content, as 8-bit RGB by the rules of PIL's convert("RGB"), for people to look
+// at: turned as EXIF says, 16 bits scaled. Where it cannot be read: NULL, and *reason (unless reason is NULL)
+// is valid until the thread's next call.
 Image *image_try_load(const char *path, const char **reason);
+// The same for measuring, as pytorch-fid reads it: neither turned nor scaled. *differs: would that have made
+// another picture of it?
+Image *image_try_measure(const char *path, const char **reason, bool *differs);
 Image *image_load(const char *path); // dies where it cannot
 Image *image_new(int width, int height);
 void image_free(Image *image);
@@ -193,7 +207,8 @@ typedef struct {
     const char *layout; // "captions.txt", "Flickr8k.token.txt", ...: which one was found
 } Dataset;
 // A folder in one of the layouts of Flickr8k and Flickr30k: see dataset.c. Pictures that are listed but
-// absent are left out with a note; dies where they are more than 1 %, and of lines in another form.
+// absent, and rows without a caption, are left out with a note. Dies where more than 10 pictures and more
+// than 1 % are absent, where all are, and of lines in another form.
 Dataset *dataset_open(const char *dir);
 void dataset_close(Dataset *d);
 // Whether it is of no split, of "train", or of "restval" (the rest of Karpathy's validation set).
@@ -202,7 +217,9 @@ bool dataset_trains(const Sample *s);
 // last `hold_out` samples, at most half, are held out; else those of the split "test".
 typedef enum { PART_ALL, PART_TRAIN, PART_HELD_OUT } DatasetPart;
 size_t dataset_choose(Dataset *set, DatasetPart part, size_t hold_out);
-char **list_images(const char *dir, size_t *count); // paths of its *.png, *.jpg, *.jpeg, sorted by name
+// Paths of its *.png, *.jpg, *.jpeg, sorted by name. deep: also of the folders within it, but for hidden ones
+// and links to folders.
+char **list_images(const char *dir, bool deep, size_t *count);
 // After a data set of `count` pictures was written to the folder `images`: a note if there are others.
 void dataset_note_others(const char *images, size_t count);
 
@@ -232,5 +249,14 @@ enum { MOST_INFLATED = 1032 }; // bytes that one byte of deflated data can becom
 uint32_t crc32_update(uint32_t crc, const void *data, size_t bytes);
 uint64_t little_endian(const unsigned char *p, int bytes); // the first `bytes` (at most 8) as a number
 uint32_t big_endian_32(const unsigned char *p);
+
+// ---- file_kind.c: what a file is, for messages ------------------------------------------------------------
+
+// "a PNG picture", "a web page", "a pickle", "a Git LFS pointer (...)", "a safetensors file", ...: what the
+// first n bytes of a file are; NULL where they tell nothing. 512 bytes are enough.
+const char *file_kind(const unsigned char *bytes, size_t n);
+// The same of a safetensors file, by its tensors: "a LoRA", "latents", ...; "tensors" where they tell
+// nothing.
+const char *store_kind(const Store *s);
 
 #endif

@@ -1,13 +1,13 @@
 // lora_names.c: how LoRA files call their tensors. What to do with them is in ../../lora.c.
 //
-// A file holds, for each layer, `down` (rank, in) and `up` (out, rank), in one of these spellings:
+// A file holds, for each layer, `down` (rank, in) and `up` (out, rank), under names that end so:
 //   PEFT, diffusers today   unet.down_blocks.0.attentions.0. ... .to_q.lora_A.weight, .lora_B.weight
 //   diffusers before PEFT   ... .to_q.lora.down.weight, .lora.up.weight; ... .processor.to_q_lora.down.weight
 //   its text encoder        text_encoder.text_model. ... .q_proj.lora_linear_layer.down.weight
 //   kohya                   lora_unet_down_blocks_0_attentions_0_ ... _to_q.lora_down.weight,
 //                           .lora_up.weight, .alpha; so are the keys of lcm-lora-sdv1-5
-// kohya's spelling cannot tell a dot from an underscore, so layers are compared by "flat" names, which have
-// underscores only. One comparison then serves all spellings.
+// What stands before is any spelling of names.c. kohya's has underscores for dots. So layers are compared by
+// "flat" names, which have underscores only.
 #include "io.h"
 
 #include <stdlib.h>
@@ -17,13 +17,13 @@
 
 static const struct {
     LoraRole role;
-    const char *endings[6]; // up to a NULL
+    const char *endings[7]; // up to a NULL
 } roles[] = {{LORA_DOWN,
               {".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
-               ".lora_linear_layer.down.weight"}},
+               ".lora_linear_layer.down.weight", ".lora_A.default.weight"}},
              {LORA_UP,
               {".lora_B.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight",
-               ".lora_linear_layer.up.weight"}},
+               ".lora_linear_layer.up.weight", ".lora_B.default.weight"}},
              {LORA_ALPHA, {".alpha"}}};
 
 LoraRole lora_role(const char *key, size_t *layer_length) {
@@ -36,7 +36,7 @@ LoraRole lora_role(const char *key, size_t *layer_length) {
     return LORA_NO_ROLE;
 }
 
-// Relatives of LoRA that need other arithmetic, and other models' files.
+// Relatives of LoRA that need other arithmetic.
 static const struct {
     const char *what, *parts[5]; // up to a NULL
 } foreign[] = {{"a LoHa (Hadamard products)", {"hada_w", "hada_t"}},
@@ -49,11 +49,7 @@ static const struct {
                {"a file of whole weight differences", {".diff"}},
                {"a LoRA with biases", {"lora_B.bias"}},
                {"a LoRA on embeddings", {"lora_embedding"}},
-               {"a LoRA on norms", {"w_norm"}},
-               {"a LoRA for SDXL", {"lora_te1_", "lora_te2_", "text_encoder_2.", "add_embedding"}},
-               {"a LoRA for SDXL (or in the original code's names)",
-                {"lora_unet_input_blocks", "lora_unet_output_blocks", "lora_unet_middle_block"}},
-               {"a LoRA for a diffusion transformer (SD 3, Flux)", {"transformer.", "double_blocks"}}};
+               {"a LoRA on norms", {"w_norm"}}};
 
 const char *lora_foreign(const char *key) {
     for (size_t i = 0; i < COUNT(foreign); i++)
@@ -62,52 +58,36 @@ const char *lora_foreign(const char *key) {
     return NULL;
 }
 
-// Replaces the first `from` in `text` (room for 512 bytes) by `to`, if it is there.
-static void replace(char *text, const char *from, const char *to) {
-    char *at = strstr(text, from), rest[512];
-    if (!at) return;
-    snprintf(rest, sizeof rest, "%s", at + strlen(from));
-    snprintf(at, 512 - (size_t)(at - text), "%s%s", to, rest);
-}
-
-static void replace_front(char *text, const char *from, const char *to) {
-    if (starts_with(text, from)) replace(text, from, to);
-}
-
-// "lora_unet_down_blocks_0_...", "unet.down_blocks.0...." -> "unet_down_blocks_0_..."
+// "lora_unet_down_blocks_0_...", "unet.down_blocks.0.... .processor.to_q" -> the same with underscores only
 static void flatten(char flat[512], const char *name, size_t length) {
-    snprintf(flat, 512, "%.*s", (int)(length < 400 ? length : 400), name);
-    replace_front(flat, "base_model.model.", ""); // PEFT's own save_pretrained
-    replace(flat, ".processor.", ".");
-    for (char *c = flat; *c; c++)
-        if (*c == '.') *c = '_';
-    replace_front(flat, "lora_te_", "text_encoder_");
-    replace_front(flat, "lora_unet_", "unet_");
-    if (starts_with(flat, "text_encoder_")) {
-        static const char *const old[][2] = {
-            {"_to_q", "_q_proj"}, {"_to_k", "_k_proj"}, {"_to_v", "_v_proj"}, {"_to_out", "_out_proj"}};
-        for (size_t i = 0; i < COUNT(old); i++) replace(flat, old[i][0], old[i][1]);
-        replace_front(flat, "text_encoder_encoder_", "text_encoder_text_model_encoder_"); // transformers 5
+    static const char peft[] = "base_model.model.", processor[] = ".processor."; // PEFT's own files; old ones
+    size_t n = 0, skip = starts_with(name, peft) ? strlen(peft) : 0;
+    for (size_t i = skip; i < length && n < 500; i++) {
+        if (starts_with(name + i, processor)) i += strlen(processor) - 1;
+        flat[n++] = name[i] == '.' ? '_' : name[i];
     }
+    flat[n] = 0;
     if (ends_with(flat, "_to_out")) strcat(flat, "_0");
 }
 
-char *lora_flat_name(const char *layer) {
-    char flat[512];
-    flatten(flat, layer, strlen(layer));
-    return xstrdup(flat);
+void lora_names_add(Names *names, const char *layer, int number) {
+    char *weight = format("%s.weight", layer), spelling[512], flat[512]; // a parameter's name
+    for (int i = 0; name_spelling(weight, i, spelling, sizeof spelling); i++) {
+        flatten(flat, spelling, strlen(spelling) - strlen(".weight"));
+        if (names_get(names, flat, strlen(flat)) < 0) names_set(names, xstrdup(flat), strlen(flat), number);
+    }
+    free(weight);
 }
 
-int lora_find_layer(const char *key, size_t layer_length, char *const *flats, int count) {
-    static const char *const networks[] = {"", "unet_", "text_encoder_", "text_encoder_text_model_"};
-    char flat[512], full[600];
+void lora_names_free(Names *names) {
+    for (size_t i = 0; i < names->size; i++) free((char *)names->entries[i].text);
+    names_free(names);
+}
+
+int lora_find_layer(const Names *names, const char *key, size_t layer_length) {
+    char flat[512];
     flatten(flat, key, layer_length);
-    for (size_t k = 0; k < COUNT(networks); k++) { // files of one network leave its name out
-        snprintf(full, sizeof full, "%s%s", networks[k], flat);
-        for (int i = 0; i < count; i++)
-            if (!strcmp(full, flats[i])) return i;
-    }
-    return -1;
+    return names_get(names, flat, strlen(flat));
 }
 
 char *lora_key(const char *layer, LoraRole role, LoraFormat f) {

@@ -54,12 +54,19 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
         die("%s: tensor %s has the shape %s; %s is expected", s->file, name,
             shape_text(have, s->shape, s->ndim), shape_text(expected, want, dims));
     }
-    if (s->type != F32 && s->type != F16 && s->type != BF16)
-        die("%s: tensor %s is neither F32, F16 nor BF16", s->file, name);
+    if (s->type > F64) die("%s: tensor %s is neither F64, F32, F16 nor BF16", s->file, name);
+    if (t->data) backend.free(t->data);
+    if (s->type == F64) { // no kernel computes with it
+        float *x = store_floats(s, s->file);
+        param_allocate(t, F32);
+        param_write(t, x);
+        backend.sync();
+        store_done_with(s), free(x);
+        return;
+    }
     size_t bad = first_bad(s->data, s->type, s->count);
     if (bad < s->count) die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, bad);
     size_t size = s->type == F32 ? 4 : 2;
-    if (t->data) backend.free(t->data);
     param_allocate(t, s->type);
     if (t->dims == 4 && t->shape[1] * t->shape[2] > 1) {
         char *reordered = xmalloc(s->count * size);

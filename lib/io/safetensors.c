@@ -179,12 +179,14 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
     const char *path = part->path;
 
     if (size < 8) die("%s: %zu bytes are too few for a safetensors file", path, size);
-    if (size > 12 && !memcmp(bytes, "version https", 13))
-        die("%s: this is a Git LFS pointer, not the file itself; `git lfs pull` fetches it", path);
     uint64_t length = little_endian(bytes, 8);
+    const char *kind = file_kind(bytes, size < 512 ? size : 512);
+    bool other = kind && strcmp(kind, "a safetensors file"), lfs = other && strstr(kind, "LFS");
     // PyTorch's own files: a zip or, before its release 1.6, a pickle of protocol 2 as it is.
-    if (length > MAX_HEADER && (!memcmp(bytes, "PK\3\4", 4) || !memcmp(bytes, "\x80\2", 2)))
+    if (other && (!strcmp(kind, "a zip archive") || !strcmp(kind, "a pickle")))
         die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
+    if (other)
+        die("%s is no safetensors file but %s%s", path, kind, lfs ? "; `git lfs pull` fetches it" : "");
     if (length > MAX_HEADER)
         die("%s: no safetensors file: its header would be %llu bytes long, at most %d are allowed", path,
             (unsigned long long)length, MAX_HEADER);
@@ -293,6 +295,7 @@ Store *store_open(const char *path) {
         open_index(s, path);
     else
         map_part(s, path), finish_names(s);
+    if (!s->count) die("%s holds no tensors", path);
     return s;
 }
 
@@ -367,7 +370,9 @@ float *store_floats(const Stored *t, const char *path) {
     float *x = xmalloc(t->count * sizeof *x);
     store_read_f32(t, x);
     for (size_t i = 0; i < t->count; i++)
-        if (!isfinite(x[i])) die("%s: tensor %s has a NaN or an infinity at element %zu", path, t->name, i);
+        if (!isfinite(x[i]))
+            die("%s: tensor %s has a NaN or an infinity at element %zu%s", path, t->name, i,
+                t->type == F64 ? " (in fp32, which ends at 3.4e38)" : "");
     return x;
 }
 
@@ -397,7 +402,7 @@ struct StoreWriter {
     Declared *tensors;
     size_t count;
     Names names; // of the tensors
-    bool header_written;
+    bool header_written, seal;
     size_t current, done; // the tensor being delivered, and how many of its bytes came
 };
 
@@ -416,6 +421,15 @@ void store_metadata_add(StoreWriter *w, const char *key, const char *value) {
     w->metadata[w->metadata_count++] = xstrdup(key);
     w->metadata[w->metadata_count++] = xstrdup(value);
 }
+
+static const char digest_mark[] = "\"digest\":\"";
+
+void store_seal(StoreWriter *w) {
+    w->seal = true;
+    store_metadata_add(w, "digest", "0000000000000000");
+}
+
+bool store_sealed(const char *path) { return sealed(path, digest_mark); }
 
 void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const int64_t *shape) {
     if (w->header_written) die("%s: tensor %s is declared after the first data", w->path, name);
@@ -546,6 +560,7 @@ void store_data_f32(StoreWriter *w, const float *data, size_t count) {
 void store_commit(StoreWriter *w) {
     const Declared *d = current_tensor(w);
     if (d) die("%s: tensor %s: %zu bytes of data are missing", w->path, d->name, d->bytes - w->done);
+    if (w->seal) output_seal(w->out, digest_mark);
     output_commit(w->out);
     for (size_t i = 0; i < w->metadata_count; i++) free(w->metadata[i]);
     for (size_t i = 0; i < w->count; i++) free(w->tensors[i].name);

@@ -32,8 +32,8 @@ typedef struct {
     char *content;
     size_t length; // in bytes
     int id;
-    bool folded;
-    Point *points; // of a folded one: what is searched for
+    bool folded, added; // added: not in the vocabulary itself
+    Point *points;      // of a folded one: what is searched for
     size_t point_count;
 } Special;
 
@@ -43,6 +43,7 @@ struct Tokenizer {
     Special *specials;
     size_t special_count;
     int start, end, pad, unknown, max_length;
+    int last; // the largest id
 };
 
 // ---- byte tokens ---------------------------------------------------------------------------------------
@@ -113,13 +114,27 @@ static bool split_merge(const char *line, size_t length, const char **right) {
     return !memchr(*right, ' ', (size_t)(line + length - *right));
 }
 
-// Reads the merges of a list, at most `limit`, whose tokens must all be in the vocabulary.
+// Adds a merge; its tokens must all be in the vocabulary. number: of its line, for messages.
+static void add_merge(Tokenizer *t, const Names *vocabulary, const char *const part[2],
+                      const size_t length[2], int rank, const char *path, size_t number) {
+    char *joined = format("%.*s%.*s", (int)length[0], part[0], (int)length[1], part[1]);
+    const char *texts[] = {part[0], part[1], joined};
+    size_t lengths[] = {length[0], length[1], length[0] + length[1]};
+    int ids[3];
+    for (int k = 0; k < 3; k++)
+        if ((ids[k] = names_get(vocabulary, texts[k], lengths[k])) < 0)
+            die("%s: line %zu: the token \"%.*s\" is not in the vocabulary", path, number,
+                lengths[k] < 80 ? (int)lengths[k] : 80, texts[k]);
+    *find_pair(&t->merges, ids[0], ids[1]) = (Pair){ids[0], ids[1], rank, ids[2]};
+    free(joined);
+}
+
+// Reads the merges of a list, at most `limit`.
 static void read_merges(Tokenizer *t, const Names *vocabulary, const char *text, size_t bytes, int limit,
                         const char *path) {
     size_t lines = 1, length, number = 0;
     for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
     t->merges = pair_table(lines < (size_t)limit ? lines : (size_t)limit);
-    char *joined = xmalloc(bytes + 1);
     int rank = 0;
     for (const char *at = text, *line, *right;
          rank < limit && next_line(&at, text + bytes, &line, &length);) {
@@ -129,30 +144,44 @@ static void read_merges(Tokenizer *t, const Names *vocabulary, const char *text,
         if (!split_merge(line, length, &right))
             die("%s: line %zu: expected two tokens with a blank between them, found \"%.*s\"", path, number,
                 length < 80 ? (int)length : 80, line);
-        size_t left_length = (size_t)(right - 1 - line), right_length = length - left_length - 1;
-        memcpy(joined, line, left_length);
-        memcpy(joined + left_length, right, right_length);
-        const char *texts[] = {line, right, joined};
-        size_t lengths[] = {left_length, right_length, length - 1};
-        int ids[3];
-        for (int k = 0; k < 3; k++)
-            if ((ids[k] = names_get(vocabulary, texts[k], lengths[k])) < 0)
-                die("%s: line %zu: the token \"%.*s\" is not in the vocabulary", path, number,
-                    lengths[k] < 80 ? (int)lengths[k] : 80, texts[k]);
-        *find_pair(&t->merges, ids[0], ids[1]) = (Pair){ids[0], ids[1], rank++, ids[2]};
+        size_t left_length = (size_t)(right - 1 - line);
+        add_merge(t, vocabulary, (const char *[]){line, right},
+                  (size_t[]){left_length, length - left_length - 1}, rank++, path, number);
     }
-    free(joined);
+}
+
+// The same from tokenizer.json, where a merge is a string, "a b", or a pair, ["a", "b"].
+static void read_json_merges(Tokenizer *t, const Names *vocabulary, const Json *merges, const char *path) {
+    if (!merges || merges->kind != JSON_ARRAY) die("%s: its model has no list of merges", path);
+    t->merges = pair_table(merges->length);
+    for (size_t i = 0; i < merges->length; i++) {
+        const Json *m = &merges->items[i], *pair = m->items;
+        const char *right;
+        if (m->kind == JSON_ARRAY && m->length == 2 && pair[0].kind == JSON_STRING &&
+            pair[1].kind == JSON_STRING)
+            add_merge(t, vocabulary, (const char *[]){pair[0].string, pair[1].string},
+                      (size_t[]){pair[0].length, pair[1].length}, (int)i, path, i + 1);
+        else if (m->kind == JSON_STRING && split_merge(m->string, m->length, &right))
+            add_merge(t, vocabulary, (const char *[]){m->string, right},
+                      (size_t[]){(size_t)(right - 1 - m->string), strlen(right)}, (int)i, path, i + 1);
+        else
+            die("%s: merge %zu is neither two tokens with a blank between them nor a pair", path, i + 1);
+    }
 }
 
 // ---- special tokens ------------------------------------------------------------------------------------
 
+static Special *find_special(const Tokenizer *t, const char *content, size_t length) {
+    for (size_t i = 0; i < t->special_count; i++)
+        if (t->specials[i].length == length && !memcmp(t->specials[i].content, content, length))
+            return &t->specials[i];
+    return NULL;
+}
+
 // Adds a special token, or changes one: of several that read the same, the last one counts.
 static void add_special(Tokenizer *t, const char *content, size_t length, int id, bool folded) {
     if (!length) return;
-    Special *s = NULL;
-    for (size_t i = 0; i < t->special_count; i++)
-        if (t->specials[i].length == length && !memcmp(t->specials[i].content, content, length))
-            s = &t->specials[i];
+    Special *s = find_special(t, content, length);
     if (!s) {
         t->specials = xrealloc(t->specials, (t->special_count + 1) * sizeof *t->specials);
         s = &t->specials[t->special_count++];
@@ -407,8 +436,23 @@ static const Json *token_content(const Json *token) {
     return token && token->kind == JSON_OBJECT ? json_get(token, "content") : token;
 }
 
-static void read_added_token(Tokenizer *t, const Json *token, const char *name, int id,
-                             const Names *vocabulary, const char *path) {
+static const Special *special_of(const Tokenizer *t, const Json *token) {
+    const Json *content = token_content(token);
+    return content && content->kind == JSON_STRING ? find_special(t, content->string, content->length) : NULL;
+}
+
+// An added token gets the vocabulary's id; one that is new there, `id`.
+static void add_token(Tokenizer *t, Names *vocabulary, const char *text, size_t length, int id, bool folded) {
+    int known = names_get(vocabulary, text, length);
+    add_special(t, text, length, known >= 0 ? known : id, folded);
+    Special *s = find_special(t, text, length);
+    if (!s || known >= 0) return;
+    s->added = true;
+    names_set(vocabulary, s->content, s->length, s->id);
+}
+
+static void read_added_token(Tokenizer *t, const Json *token, const char *name, int id, Names *vocabulary,
+                             const char *path) {
     static const char *const unsupported[] = {"lstrip", "rstrip", "single_word"};
     const Json *content = token_content(token);
     if (!content || content->kind != JSON_STRING)
@@ -416,70 +460,178 @@ static void read_added_token(Tokenizer *t, const Json *token, const char *name, 
     for (int i = 0; i < 3; i++)
         if (json_get_bool(token, unsupported[i], false))
             die("%s: %s: \"%s\" is true, which is not supported", path, name, unsupported[i]);
-    int known = names_get(vocabulary, content->string, content->length);
-    if (known >= 0) id = known;
-    if (id < 0) die("%s: %s is \"%s\", which is not in the vocabulary", path, name, content->string);
-    add_special(t, content->string, content->length, id, json_get_bool(token, "normalized", false));
+    if (id < 0 && names_get(vocabulary, content->string, content->length) < 0)
+        die("%s: %s is \"%s\", which is not in the vocabulary", path, name, content->string);
+    add_token(t, vocabulary, content->string, content->length, id, json_get_bool(token, "normalized", false));
 }
+
+static Json *load_if_there(const char *path) { return file_exists(path) ? json_load(path) : NULL; }
+
+static int whole_id(const Json *id, const char *token, const char *path) {
+    if (!id || id->kind != JSON_NUMBER || !(id->number >= 0 && id->number <= INT_MAX) ||
+        id->number != (int)id->number)
+        die("%s: the id of \"%s\" is not a whole number from 0 to %d", path, token, INT_MAX);
+    return (int)id->number;
+}
+
+// Whatever the files say, transformers numbers new tokens on from the vocabulary, in their order. A text
+// encoder learnt those numbers; another order or a gap would give it others.
+static void check_added_ids(Tokenizer *t, const Names *vocabulary, size_t base, const char *dir) {
+    for (const Special *s = t->specials, *end = s + t->special_count; s < end; s++) {
+        size_t place = base;
+        for (const Special *other = t->specials; other < end; other++)
+            place += other != s && other->added && other->id <= s->id;
+        if (s->added && (size_t)s->id != place)
+            die("%s: the added token \"%.*s\" has the id %d, expected %zu, the next one", dir, (int)s->length,
+                s->content, s->id, place);
+    }
+    for (size_t i = 0; i < vocabulary->size; i++)
+        if (vocabulary->entries[i].text && vocabulary->entries[i].number > t->last)
+            t->last = vocabulary->entries[i].number;
+}
+
+// tokenizer_config.json. The last row is what CLIP's tokenizer takes no notice of.
+static const JsonKey config_keys[] = {
+    {"padding_side|truncation_side", "'right'"},
+    {"split_special_tokens", "false"},
+    {"cls_token|mask_token|merges|sep_token|vocab", "null"},
+    {"model_max_length", NULL}, // checked below
+    {"additional_special_tokens|extra_special_tokens", "list|object|null"},
+    {"added_tokens_decoder", "object|null"},
+    {"bos_token|eos_token|pad_token|unk_token", "string|object|null"},
+    {"add_bos_token|add_eos_token|add_prefix_space|backend|chat_template|clean_up_tokenization_spaces|"
+     "do_lower_case|errors|is_local|model_input_names|name_or_path|processor_class|special_tokens_map_file|"
+     "tokenizer_class|tokenizer_file|use_fast",
+     NULL},
+    {0}};
 
 // The special tokens and the length from the folder's configuration files; what they leave out is CLIP's own.
-// special_tokens_map.json overrides tokenizer_config.json, unless that has the newer "added_tokens_decoder".
-static void read_configuration(Tokenizer *t, const Names *vocabulary, const char *dir) {
+// special_tokens_map.json overrides tokenizer_config.json. Learnt tokens are in added_tokens.json
+// (transformers 4) or tokenizer.json. An "added_tokens_decoder" in tokenizer_config.json counts alone.
+static void read_configuration(Tokenizer *t, Names *vocabulary, const char *dir, const Json *tokenizer) {
     static const char *const names[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
+    static const char *const lists[] = {"additional_special_tokens", "extra_special_tokens"};
     const char *const fallbacks[] = {START, END, END, END};
     int *const ids[] = {&t->start, &t->end, &t->unknown, &t->pad};
-    char *config_path = format("%s/tokenizer_config.json", dir);
-    char *map_path = format("%s/special_tokens_map.json", dir);
-    Json *config = file_exists(config_path) ? json_load(config_path) : NULL;
-    const Json *added = json_get(config, "added_tokens_decoder");
-    Json *map = !added && file_exists(map_path) ? json_load(map_path) : NULL;
-
+    char *config_path = format("%s/tokenizer_config.json", dir), *path = format("%s/tokenizer.json", dir);
+    char *map_path = format("%s/special_tokens_map.json", dir),
+         *added_path = format("%s/added_tokens.json", dir);
+    Json *config = load_if_there(config_path);
+    const Json *decoder = json_get(config, "added_tokens_decoder");
+    Json *map = decoder ? NULL : load_if_there(map_path), *added = decoder ? NULL : load_if_there(added_path);
+    const Json *all = decoder ? NULL : json_get(tokenizer, "added_tokens"), *named[4];
+    Json standard[4];
+    size_t base = vocabulary->count;
+    if (config) json_check_keys(config, config_path, config_keys);
     double length = json_get_number(config, "model_max_length", 77);
-    t->max_length = length >= 1 && length <= 1e6 ? (int)length : 77; // files without a limit say 1e30
+    if (length > 1e6) length = 77; // files without a limit say 1e30
+    if (length < 2 || length != (int)length)
+        die("%s: \"model_max_length\" is %g; a whole number above 1 is expected", config_path, length);
+    t->max_length = (int)length;
     for (int i = 0; i < 4; i++) {
-        const Json *token = json_get(map, names[i]);
-        const char *path = token ? map_path : config_path;
-        if (!token) token = json_get(config, names[i]);
-        Json standard = {.kind = JSON_STRING, .string = fallbacks[i], .length = strlen(fallbacks[i])};
-        if (!token || token->kind == JSON_NULL) token = &standard;
-        const Json *content = token_content(token);
-        // The newer files say there how the token is searched.
-        for (size_t k = 0; added && content && content->kind == JSON_STRING && k < added->length; k++)
-            if (!strcmp(json_get_string(&added->items[k], "content", ""), content->string))
-                token = &added->items[k];
-        read_added_token(t, token, names[i], -1, vocabulary, path);
-        content = token_content(token);
-        *ids[i] = names_get(vocabulary, content->string, content->length);
+        standard[i] = (Json){.kind = JSON_STRING, .string = fallbacks[i], .length = strlen(fallbacks[i])};
+        named[i] = json_get(map, names[i]);
+        if (!named[i]) named[i] = json_get(config, names[i]);
+        if (!named[i] || named[i]->kind == JSON_NULL) named[i] = &standard[i];
     }
-    for (size_t k = 0; added && k < added->length; k++) {
+    for (size_t k = 0; decoder && k < decoder->length; k++) {
         char *end;
-        long id = added->kind == JSON_OBJECT ? strtol(added->items[k].key, &end, 10) : -1;
+        long id = decoder->kind == JSON_OBJECT ? strtol(decoder->items[k].key, &end, 10) : -1;
         if (id < 0 || id > INT_MAX || *end)
             die("%s: added_tokens_decoder: expected an object of ids", config_path);
-        read_added_token(t, &added->items[k], "added_tokens_decoder", (int)id, vocabulary, config_path);
+        const char *content = json_get_string(&decoder->items[k], "content", "");
+        if (id < (long)base && names_get(vocabulary, content, strlen(content)) < 0)
+            die("%s: added_tokens_decoder: \"%s\" has the id %ld of another token", config_path, content, id);
+        read_added_token(t, &decoder->items[k], "added_tokens_decoder", (int)id, vocabulary, config_path);
     }
-    json_free(config), json_free(map);
-    free(config_path), free(map_path);
+    for (size_t k = 0; added && k < added->length; k++) {
+        const char *text = added->kind == JSON_OBJECT ? added->items[k].key : "";
+        bool folded = true;
+        for (int i = 0; i < 4; i++) {
+            const Json *content = token_content(named[i]);
+            folded &= !content || content->kind != JSON_STRING || strcmp(content->string, text);
+        }
+        add_token(t, vocabulary, text, strlen(text), whole_id(&added->items[k], text, added_path), folded);
+    }
+    for (size_t k = 0; all && k < all->length; k++)
+        read_added_token(t, &all->items[k], "added_tokens",
+                         whole_id(json_get(&all->items[k], "id"), "added_tokens", path), vocabulary, path);
+    size_t listed = t->special_count; // how these are searched stands; the others are searched as they are
+    for (int i = 0; i < 4; i++) {
+        const Special *s = special_of(t, named[i]);
+        if (!s || s >= t->specials + listed)
+            read_added_token(t, named[i], names[i], -1, vocabulary, map ? map_path : config_path);
+        const Json *content = token_content(named[i]);
+        *ids[i] = names_get(vocabulary, content->string, content->length);
+    }
+    for (int i = 0; i < 2; i++) {
+        const Json *list = json_get(map, lists[i]);
+        if (!list) list = json_get(config, lists[i]);
+        for (size_t k = 0; list && k < list->length; k++)
+            if (!special_of(t, &list->items[k]))
+                read_added_token(t, &list->items[k], lists[i], (int)vocabulary->count, vocabulary,
+                                 config_path);
+    }
+    check_added_ids(t, vocabulary, base, dir);
+    json_free(config), json_free(map), json_free(added);
+    free(config_path), free(map_path), free(added_path), free(path);
 }
 
-// A folder of transformers: vocab.json gives each token's id.
-static void open_folder(Tokenizer *t, const char *dir, const char *vocab_path) {
-    Json *document = json_load(vocab_path);
-    Names vocabulary = {0};
-    if (document->kind != JSON_OBJECT) die("%s: expected an object of tokens and ids", vocab_path);
-    for (size_t i = 0; i < document->length; i++) {
-        const Json *item = &document->items[i];
-        if (item->kind != JSON_NUMBER || !(item->number >= 0 && item->number <= INT_MAX) ||
-            item->number != (int)item->number)
-            die("%s: the id of \"%s\" is not a whole number from 0 to %d", vocab_path, item->key, INT_MAX);
-        names_set(&vocabulary, item->key, strlen(item->key), (int)item->number);
+// ---- tokenizer.json: what transformers 5 and the library "tokenizers" write -------------------------------
+
+// The kinds of a step, which may be a sequence of them: "NFC Replace Lowercase".
+static char *step_kinds(const Json *step) {
+    static const char *const members[] = {"normalizers", "pretokenizers", "processors"};
+    const Json *list = NULL;
+    for (int i = 0; i < 3 && !list; i++) list = json_get(step, members[i]);
+    char *kinds = xstrdup(list ? "" : json_get_string(step, "type", "null"));
+    for (size_t i = 0; list && i < list->length; i++) {
+        char *longer =
+            format("%s%s%s", kinds, i ? " " : "", json_get_string(&list->items[i], "type", "null"));
+        free(kinds), kinds = longer;
     }
-    read_configuration(t, &vocabulary, dir);
+    return kinds;
+}
+
+// It describes any tokenizer. transformers' CLIPTokenizer takes the vocabulary, the merges and the added
+// tokens from it and has its own steps; here, a file with other steps than CLIP's is refused by name.
+static void check_is_clip(const Json *tokenizer, const char *path) {
+    static const struct {
+        const char *step, *kinds[2];
+    } steps[] = {{"normalizer", {"NFC Replace Lowercase"}},
+                 {"pre_tokenizer", {"Split ByteLevel"}},
+                 {"post_processor", {"RobertaProcessing", "TemplateProcessing"}},
+                 {"model", {"BPE"}}};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        char *kinds = step_kinds(json_get(tokenizer, steps[i].step));
+        if (strcmp(kinds, steps[i].kinds[0]) && (!steps[i].kinds[1] || strcmp(kinds, steps[i].kinds[1])))
+            die("%s: its %s is %s, expected CLIP's, %s", path, steps[i].step, kinds, steps[i].kinds[0]);
+        free(kinds);
+    }
+}
+
+// A folder of transformers. Its vocabulary gives each token's id. Where it has both tokenizer.json and
+// vocab.json with merges.txt, tokenizer.json counts, as in transformers 5.
+static void open_folder(Tokenizer *t, const char *dir, const char *path, bool whole) {
+    Json *document = json_load(path);
+    if (whole) check_is_clip(document, path);
+    const Json *vocab = whole ? json_get(json_get(document, "model"), "vocab") : document;
+    Names vocabulary = {0};
+    if (!vocab || vocab->kind != JSON_OBJECT) die("%s: expected an object of tokens and ids", path);
+    for (size_t i = 0; i < vocab->length; i++) {
+        const Json *item = &vocab->items[i];
+        names_set(&vocabulary, item->key, strlen(item->key), whole_id(item, item->key, path));
+    }
+    read_configuration(t, &vocabulary, dir, whole ? document : NULL);
     find_bytes(t, &vocabulary);
-    size_t bytes;
-    char *merges_path = format("%s/merges.txt", dir), *text = read_file(merges_path, &bytes);
-    read_merges(t, &vocabulary, text, bytes, INT_MAX, merges_path);
-    free(text), free(merges_path);
+    if (whole) {
+        read_json_merges(t, &vocabulary, json_get(json_get(document, "model"), "merges"), path);
+    } else {
+        size_t bytes;
+        char *merges_path = format("%s/merges.txt", dir), *text = read_file(merges_path, &bytes);
+        read_merges(t, &vocabulary, text, bytes, INT_MAX, merges_path);
+        free(text), free(merges_path);
+    }
     names_free(&vocabulary);
     json_free(document);
 }
@@ -512,7 +664,7 @@ static void open_list(Tokenizer *t, const char *dir, const char *path, bool zipp
     }
     names_set(&vocabulary, START, strlen(START), tokens);
     names_set(&vocabulary, END, strlen(END), tokens + 1);
-    read_configuration(t, &vocabulary, dir);
+    read_configuration(t, &vocabulary, dir, NULL);
     find_bytes(t, &vocabulary);
     read_merges(t, &vocabulary, text, bytes, USED, path);
     free(text), free(joined);
@@ -521,18 +673,21 @@ static void open_list(Tokenizer *t, const char *dir, const char *path, bool zipp
 
 Tokenizer *tokenizer_open(const char *dir) {
     Tokenizer *t = xcalloc(1, sizeof *t);
-    char *vocab = format("%s/vocab.json", dir);
+    char *vocab = format("%s/vocab.json", dir), *whole = format("%s/tokenizer.json", dir);
     char *list = format("%s/bpe_simple_vocab_16e6.txt", dir), *zipped = format("%s.gz", list);
-    if (file_exists(vocab))
-        open_folder(t, dir, vocab);
+    if (file_exists(whole))
+        open_folder(t, dir, whole, true);
+    else if (file_exists(vocab))
+        open_folder(t, dir, vocab, false);
     else if (file_exists(list))
         open_list(t, dir, list, false);
     else if (file_exists(zipped))
         open_list(t, dir, zipped, true);
     else
-        die("no tokenizer in %s: expected vocab.json with merges.txt, or bpe_simple_vocab_16e6.txt[.gz]",
+        die("no tokenizer in %s: expected vocab.json with merges.txt, or bpe_simple_vocab_16e6.txt[.gz], or "
+            "tokenizer.json",
             dir);
-    free(vocab), free(list), free(zipped);
+    free(vocab), free(whole), free(list), free(zipped);
     return t;
 }
 
@@ -545,6 +700,7 @@ void tokenizer_close(Tokenizer *t) {
 int tokenizer_max_length(const Tokenizer *t) { return t->max_length; }
 int tokenizer_start(const Tokenizer *t) { return t->start; }
 int tokenizer_end(const Tokenizer *t) { return t->end; }
+int tokenizer_last(const Tokenizer *t) { return t->last; }
 int tokenizer_pad(const Tokenizer *t) { return t->pad; }
 
 // ---- training ------------------------------------------------------------------------------------------
@@ -639,8 +795,7 @@ void tokenizer_train(const char *dir, const char *const *texts, size_t count, in
     for (size_t i = 0; i < word_count; i++) symbols += (size_t)words[i].length;
     PairTable table = pair_table(symbols);
 
-    make_directories(dir);
-    char *path = format("%s/merges.txt", dir);
+    char *path = path_inside(dir, "merges.txt");
     Output *merges = output_open(path);
     output_printf(merges, "#version: 0.2\n");
     int tokens = 512;
@@ -665,7 +820,7 @@ void tokenizer_train(const char *dir, const char *const *texts, size_t count, in
     output_commit(merges);
     free(path);
 
-    path = format("%s/vocab.json", dir);
+    path = path_inside(dir, "vocab.json");
     Output *vocab = output_open(path);
     output_printf(vocab, "{");
     for (int i = 0; i < tokens; i++) {

@@ -192,6 +192,48 @@ static void test_done_with(void) {
     free(data), free(out);
 }
 
+// A linear layer's weights come as (out, in) or as a 1x1 convolution's, and the other way round; a
+// convolution's as (out, in, kh, kw).
+static const Stored *find_weight(void *store, const char *name) { return store_find(store, name); }
+static void test_params(void) {
+    static const struct {
+        bool conv;
+        int kh, dims;
+        int64_t shape[4];
+        bool fits;
+    } cases[] = {{false, 1, 2, {2, 3}, true},       {false, 1, 4, {2, 3, 1, 1}, true},
+                 {true, 1, 2, {2, 3}, true},        {true, 2, 4, {2, 3, 2, 1}, true},
+                 {false, 1, 3, {2, 3, 2}, false},   {false, 1, 2, {3, 2}, false},
+                 {true, 2, 4, {2, 3, 1, 2}, false}, {true, 2, 2, {2, 3}, false}};
+    float x[12];
+    backend_init(1);
+    for (int i = 0; i < 12; i++) x[i] = (float)i;
+    for (int i = 0; i < 8; i++) {
+        const char *path = in_folder("layer.safetensors");
+        StoreWriter *w = store_create(path);
+        size_t count = 1;
+        for (int k = 0; k < cases[i].dims; k++) count *= (size_t)cases[i].shape[k];
+        store_declare(w, "a.weight", F32, cases[i].dims, cases[i].shape);
+        store_data_f32(w, x, count);
+        store_commit(w);
+        Params p = {0};
+        Layer *l = cases[i].conv ? layer_conv(&p, 3, 2, cases[i].kh, 1, false, "a")
+                                 : layer_linear(&p, 3, 2, false, "a");
+        Store *s = store_open(path);
+        if (!cases[i].fits) {
+            CHECK_DIES("another shape", "has the shape", params_load(&p, find_weight, s, path));
+            continue;
+        }
+        params_load(&p, find_weight, s, path);
+        float *got = param_read(l->weight), *memory = tensor_read(l->weight);
+        check(!memcmp(got, x, count * sizeof *x), "a layer's weights are those of the file");
+        check(memory[1] == (cases[i].kh == 2 ? 2 : 1),
+              "in memory a convolution's channels are the last axis");
+        free(got), free(memory);
+        params_free(&p), store_close(s);
+    }
+}
+
 // ---- lies ------------------------------------------------------------------------------------------------
 
 // A file with this header and a number of bytes of data.
@@ -294,7 +336,7 @@ static void test_lies(void) {
     CHECK_DIES("PyTorch's older file", "a pickle, which can run code; convert it",
                store_open(write_bytes("x.pth", "\x80\2\x8a\nl\xfc\x9c\x46\xf9 j", 12)));
     CHECK_DIES("an absent file", "No such file", store_open(in_folder("absent.safetensors")));
-    CHECK_DIES("a folder", "regular file", store_open(folder));
+    CHECK_DIES("a folder", "it is a folder", store_open(folder));
     path = write_text("pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 99\n");
     CHECK_DIES("a Git LFS pointer", "git lfs pull", store_open(path));
 
@@ -307,9 +349,46 @@ static void test_lies(void) {
     check(survived == 0, "a file cut short at any byte is refused");
     free(good);
 
-    path = fake("{}      ", 0);
-    Store *s = store_open(path);
-    check(store_count(s) == 0 && !store_find(s, "x"), "an empty store");
+    CHECK_DIES("an empty store", "holds no tensors", store_open(fake("{}      ", 0)));
+    CHECK_DIES("metadata alone", "holds no tensors", store_open(fake("{\"__metadata__\":{\"a\":\"b\"}}", 0)));
+}
+
+// What a file is, by its first bytes, in the message of store_open(); and that a safetensors file is one
+// whatever the length of its header looks like.
+static void test_kinds(void) {
+    static const struct {
+        const char *bytes, *kind;
+        size_t length;
+    } files[] = {{"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG picture", 16},
+                 {"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG picture", 10},
+                 {"GIF89a\1\0\1\0", "a GIF picture", 10},
+                 {"RIFF\1\2\3\4WEBPVP8 ", "a WebP picture", 16},
+                 {"BM\x36\x10\0\0\0\0\0\0\x36", "a BMP picture", 11},
+                 {"\n <!DOCTYPE html><html>", "a web page", 22},
+                 {"\xef\xbb\xbf<HTML><head>", "a web page", 15},
+                 {"<?xml version=\"1.0\"?><Error>", "a web page", 28},
+                 {"PK\3\4\x14\0\0\0", "a zip archive", 8},
+                 {"\x80\2}q\1X\1\0\0\0", "a pickle", 10},
+                 {"\x80\4\x95\n\0\0\0\0\0\0", "a pickle", 10},
+                 {"GGUF\3\0\0\0\0\0", "a GGUF file", 10},
+                 {"\x1f\x8b\x08\0\0\0\0\0\0\3", "a gzip archive", 10},
+                 {"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", 43},
+                 {"\0\0\0\0\0\0\0\0\0\0\0\0", "nothing but zeros", 12}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        const char *kind = file_kind((const unsigned char *)files[i].bytes, files[i].length);
+        check(kind && strstr(kind, files[i].kind), files[i].kind);
+        bool pickle = strstr(files[i].kind, " zip") || strstr(files[i].kind, "pickle");
+        check_refused(files[i].kind, pickle ? "a pickle, which can run code" : files[i].kind,
+                      write_bytes("other", files[i].bytes, files[i].length));
+    }
+    check(!file_kind((const unsigned char *)"{\"a\": 1}", 8) && !file_kind(NULL, 0),
+          "a kind that is not known");
+    check(!file_kind((const unsigned char *)"BMX and more of a text", 22), "a text that begins with BM");
+    char header[0x280 + 1]; // 0x80, 0x02, 0, ...: a length that looks like a pickle
+    int n = sprintf(header, "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}");
+    memset(header + n, ' ', sizeof header - (size_t)n), header[0x280] = 0;
+    Store *s = store_open(fake(header, 1));
+    check(store_count(s) == 1, "a header of 640 bytes is no pickle");
     store_close(s);
 }
 
@@ -366,7 +445,9 @@ int main(void) {
     test_reading();
     test_writing();
     test_done_with();
+    test_params();
     test_lies();
+    test_kinds();
     test_shards();
     folder_end();
     return test_report();

@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 static const char CLIP[] = "../shared/data/clip", CAPTIONS[] = "../shared/data/flickr8k/captions.txt";
-static const char SMALL[] = "test/fixtures/tokenizer_small", TEXT[] = "test/fixtures/tokenizer_text.txt";
+static const char SMALL[] = "test/fixtures/tokenizer_small", SAVED[] = "test/fixtures/tokenizer_saved";
+static const char TEXT[] = "test/fixtures/tokenizer_text.txt";
 
 static jmp_buf on_die;
 static char message[1024];
@@ -30,9 +31,14 @@ static void write_file(const char *name, const char *text) {
 }
 
 static void remove_files(void) {
-    static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
-                                        "special_tokens_map.json", "bpe_simple_vocab_16e6.txt"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const names[] = {"vocab.json",
+                                        "merges.txt",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "bpe_simple_vocab_16e6.txt",
+                                        "tokenizer.json",
+                                        "added_tokens.json"};
+    for (int i = 0; i < 7; i++) {
         char *path = format("%s/%s", folder, names[i]);
         unlink(path);
         free(path);
@@ -250,6 +256,85 @@ static void test_bad_files(void) {
     remove_files();
 }
 
+// The folder becomes the small tokenizer as transformers 5 saves it, with `from` replaced by `to` in
+// tokenizer.json.
+static void write_saved(const char *from, const char *to) {
+    char *path = format("%s/tokenizer.json", SAVED), *text = read_file(path, NULL), *at = strstr(text, from);
+    if (!at) printf("%s has no %s\n", path, from), exit(1);
+    char *changed = format("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    write_file("tokenizer.json", changed);
+    free(path), free(text), free(changed);
+}
+
+static bool has_ids(const char *text, const int *want, int count) {
+    if (setjmp(on_die)) {
+        puts(message);
+        return false;
+    }
+    int ids[77];
+    Tokenizer *t = tokenizer_open(folder);
+    bool same =
+        tokenizer_encode(t, text, ids, 77, NULL) == count + 2 && !memcmp(ids + 1, want, (size_t)count * 4);
+    tokenizer_close(t);
+    return same;
+}
+
+static void test_saved(void) {
+    static const char *const rows[] = {"tokenizer_small.json", "tokenizer_saved.json"};
+    Tokenizer *t = tokenizer_open(SAVED);
+    for (int i = 0; i < 2; i++) {
+        char *path = format("test/fixtures/%s", rows[i]);
+        Json *fixture = json_load(path);
+        check_rows(t, json_get(fixture, "cases"),
+                   i ? "strings with a learnt token" : "hard strings, saved anew,");
+        json_free(fixture), free(path);
+    }
+    check(tokenizer_last(t) == 640 && tokenizer_end(t) == 639 && tokenizer_max_length(t) == 32,
+          "its length, and the learnt token behind the others");
+    tokenizer_close(t);
+
+    static const char pair[] = "[\"t\",\"h\"]";
+    write_saved(pair, "\"t h\"");
+    check(has_ids("a <cat-toy>", (int[]){320, 640}, 2), "a merge as a string");
+    // Learnt tokens beside the older files: any case where they are not special. A decoder counts alone.
+    write_file("added_tokens.json", "{\"<y>\": 642, \"<x>\": 641}");
+    check(has_ids("<X><y>", (int[]){641, 642}, 2), "added_tokens.json beside tokenizer.json");
+    write_file("tokenizer_config.json", "{\"extra_special_tokens\": [\"<z>\"]}");
+    check(has_ids("<z><x>", (int[]){643, 641}, 2), "one more special token");
+    write_file("tokenizer_config.json", "{\"added_tokens_decoder\": {\"640\": {\"content\": \"<x>\"}}}");
+    check(has_ids("<x><x>", (int[]){640, 640}, 2), "added_tokens_decoder");
+    remove_files();
+    write_file("vocab.json", "{\"a\": 0, \"a</w>\": 1, \"<|startoftext|>\": 2, \"<|endoftext|>\": 3}");
+    write_file("merges.txt", "#version: 0.2\n");
+    write_file("added_tokens.json", "{\"<x>\": 4}");
+    check(has_ids("a<X>aa", (int[]){1, 4, 0, 1}, 4), "added_tokens.json beside vocab.json");
+    write_file("added_tokens.json", "{\"<x>\": 5}");
+    check_open_dies("the added token \"<x>\" has the id 5, expected 4");
+    write_file("added_tokens.json", "{\"<x>\": 4, \"<y>\": 4}");
+    check_open_dies("has the id 4, expected 5");
+    write_file("added_tokens.json", "{\"<x>\": \"4\"}");
+    check_open_dies("the id of \"<x>\" is not a whole number");
+    write_saved("<Cat-Toy>", "<x>"); // it counts before vocab.json
+    write_file("added_tokens.json", "{\"<x>\": 640}");
+    check(has_ids("<x>", (int[]){640}, 1), "tokenizer.json before vocab.json");
+    remove_files();
+    static const char *const others[][3] = {
+        {"\"type\":\"NFC\"", "\"type\":\"NFKC\"",
+         "its normalizer is NFKC Replace Lowercase, expected CLIP's"},
+        {"\"type\":\"Split\"", "\"type\":\"Whitespace\"", "its pre_tokenizer is Whitespace ByteLevel"},
+        {"\"RobertaProcessing\"", "\"BertProcessing\"", "its post_processor is BertProcessing"},
+        {"\"BPE\"", "\"Unigram\"", "its model is Unigram"},
+        {pair, "[\"t\",\"h\",\"s\"]", "is neither two tokens with a blank between them nor a pair"},
+        {pair, "[\"t\",\"unn\"]", "the token \"unn\" is not in the vocabulary"},
+        {"\"merges\"", "\"no merges\"", "its model has no list of merges"},
+        {"{", "<html>{", "is no JSON text but a web page"}};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        write_saved(others[i][0], others[i][1]);
+        check_open_dies(others[i][2]);
+    }
+    remove_files();
+}
+
 // A long word without blanks, and a long text of combining marks out of order, take about linear time.
 static void test_long(void) {
     enum { N = 400000 };
@@ -288,6 +373,7 @@ int main(void) {
     test_small();
     test_clip();
     test_train();
+    test_saved();
     if (setjmp(on_die)) {
         check(false, message);
         return test_report();

@@ -525,16 +525,81 @@ static void write_pieces(const char *path, const Piece *pieces, const char *conf
     store_commit(w);
 }
 
+// What lora_load() says on stderr.
+static char *notes_of(const Params *p, const char *path, Lora **l) {
+    char *file = in_scratch("notes.txt");
+    int before = dup(2);
+    if (!freopen(file, "w", stderr)) die("cannot write %s", file);
+    verbosity = 0;
+    *l = lora_load(p, path);
+    verbosity = -1;
+    fflush(stderr), dup2(before, 2), close(before);
+    char *text = read_file(file, NULL);
+    free(file);
+    return text;
+}
+
+// Which LoRAs are for a few steps: as they say, by whole words of names in any case, by their layers.
+static void test_few_steps(const Params *p) {
+    static const struct {
+        const char *path, *title, *mode, *targets, *name;
+        int steps;
+    } cases[] = {
+        {"a/style.safetensors", "", NULL, "attention", NULL, 0},
+        {"a/style.safetensors", "", NULL, "lcm", "an LCM-LoRA", 4},
+        {"a/style.safetensors", "", NULL, "attention,ff,resnet,proj,samplers,ends,text", NULL, 0},
+        {"a/style.safetensors", "", NULL, "ends,unet.conv_out", NULL, 0},
+        {"a/lcm.safetensors", "", "finetune", "lcm", NULL, 0},
+        {"a/style.safetensors", "", "mimic", "attention", "an LCM-LoRA", 4},
+        {"a/style.safetensors", "", "consistency", "attention", "an LCM-LoRA", 4},
+        {"a/my LCM_lora.safetensors", "", NULL, "attention", "an LCM-LoRA", 4},
+        {"x/LCM-LoRA-sdv1-5/pytorch_lora_weights.safetensors", "", NULL, "attention", "an LCM-LoRA", 4},
+        {"lcm/x/style.safetensors", "", NULL, "attention", NULL, 0},
+        {"a/lcmish.safetensors", "", NULL, "attention", NULL, 0},
+        {"falcm.safetensors", "", NULL, "attention", NULL, 0},
+        {"lcm.safetensors", "", NULL, "attention", "an LCM-LoRA", 4},
+        {"a/style.safetensors", "SD15 LCM", NULL, "attention", "an LCM-LoRA", 4},
+        {"TCD-SD15-LoRA/pytorch_lora_weights.safetensors", "", NULL, "lcm", "a TCD-LoRA", 4},
+        {"Hyper-SD15-2steps-lora.safetensors", "", NULL, "lcm", "a Hyper-SD LoRA", 2},
+        {"Hyper-SD/Hyper-SD15-8-steps.safetensors", "", NULL, "attention", "a Hyper-SD LoRA", 8},
+        {"hyper_realistic_4steps.safetensors", "", NULL, "attention", NULL, 0},
+        {"hyper-sd.safetensors", "", NULL, "attention", NULL, 0}};
+    Random r;
+    random_seed(&r, 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Lora *l = lora_new(p, cases[i].targets, 1, 1, &r);
+        l->title = xstrdup(cases[i].title), l->mode = cases[i].mode ? xstrdup(cases[i].mode) : NULL;
+        FewSteps f = lora_few_steps(l, cases[i].path);
+        bool right = cases[i].name ? f.name && !strcmp(f.name, cases[i].name) && f.steps == cases[i].steps
+                                   : !f.name && f.scheduler == -1;
+        if (!right) printf("%s: %s, %d steps\n", cases[i].path, f.name ? f.name : "nothing", f.steps);
+        right &= !f.name || (f.cfg > 7) == (strstr(cases[i].path, "CFG") != NULL);
+        check(right, "what a LoRA was made for");
+        lora_free(l);
+    }
+}
+
 static void test_refusals(const Params *p) {
     static const struct {
         Piece pieces[8];
         const char *part, *config;
     } bad[] = {
         {{{0}}, "holds no tensors", NULL},
-        {{GOOD, {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 2, {2, 8}, 0}},
-         "SDXL",
+        // The widths say for which model; names that Stable Diffusion 1 has in common with others do not.
+        {{GOOD, {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 2, {2, 1280}, 0}},
+         "made for SDXL",
          NULL},
-        {{GOOD, {"lora_unet_input_blocks_4_1_proj_in.lora_down.weight", 2, {2, 8}, 0}}, "SDXL", NULL},
+        {{GOOD, {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 2, {2, 8}, 0}},
+         "belongs to no layer of this model",
+         NULL},
+        {{GOOD,
+          {"lora_unet_input_blocks_4_1_transformer_blocks_5_attn2_to_k.lora_down.weight", 2, {2, 2048}, 0}},
+         "made for SDXL",
+         NULL},
+        {{GOOD, {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 2, {2, 3072}, 0}},
+         "as wide as Flux's",
+         NULL},
+        {{{"bundle_emb.dog.string_to_param.*", 2, {1, 8}, 0}}, "embeddings alone, no LoRA", NULL},
         {{GOOD,
           {"unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q.lora_A.weight", 2, {2, 8}, 0}},
          "belongs to no layer of this model",
@@ -549,9 +614,6 @@ static void test_refusals(const Params *p) {
         {{UP(Q, 144, 2)}, "has no down (lora_A) beside it", NULL},
         {{{KOHYA_Q ".alpha", 0, {0}, 2}}, "has no weights beside it", NULL},
         {{GOOD, {KOHYA_Q ".lora_down.weight", 2, {2, 144}, 0}}, "mean the same tensor", NULL},
-        {{GOOD, {KOHYA_Q ".alpha", 0, {0}, 2}, DOWN(K2, 2, 128), UP(K2, 144, 2)},
-         "alpha is missing for the layer " K2,
-         NULL},
         {{GOOD, {KOHYA_Q ".alpha", 1, {2}, 2}}, "holds 2 numbers; one is expected", NULL},
         {{GOOD, {KOHYA_Q ".alpha", 0, {0}, NAN}}, "alpha of the layer " Q " is not finite", NULL},
         {{DOWN(Q, 2, 144), {Q ".lora_B.weight", 2, {144, 2}, NAN}}, "NaN or an infinity at element 0", NULL},
@@ -563,9 +625,6 @@ static void test_refusals(const Params *p) {
         {{GOOD, {"lora_unet_conv_in.lora_mid.weight", 4, {2, 2, 3, 3}, 0}}, "Tucker", NULL},
         {{GOOD, {KOHYA_Q ".diff", 2, {144, 144}, 0}}, "whole weight differences", NULL},
         {{GOOD, {Q ".lora_B.bias", 1, {144}, 0}}, "biases", NULL},
-        {{GOOD, {"transformer.blocks.0.attn.to_q.lora_A.weight", 2, {2, 8}, 0}},
-         "diffusion transformer",
-         NULL},
         {{GOOD}, "use_dora", "{\"unet.r\": 2, \"unet.use_dora\": true}"},
         {{GOOD}, "lora_alpha", "{\"unet.r\": 2, \"unet.lora_alpha\": \"two\"}"},
     };
@@ -593,6 +652,26 @@ static void test_refusals(const Params *p) {
         check(l->count == 1 && fabsf(l->parts[0].alpha - says[i].alpha) < 1e-5f,
               "alpha by PEFT's configuration");
         lora_free(l);
+    }
+    // What is not applied or guessed is said in a line, and the rest is applied.
+    static const struct {
+        Piece pieces[8];
+        const char *words;
+        float alphas[2];
+    } said[] = {{{GOOD, {"bundle_emb.dog.string_to_param.*", 2, {1, 8}, 0}},
+                 "the embedding dog in it is not applied",
+                 {2}},
+                {{GOOD, {KOHYA_Q ".alpha", 0, {0}, 1}, DOWN(K2, 2, 128), UP(K2, 144, 2)},
+                 "alpha is missing for the layer " K2 "; the rank is taken",
+                 {1, 2}}};
+    for (int i = 0; i < 2; i++) {
+        write_pieces(path, said[i].pieces, NULL);
+        Lora *l;
+        char *line = notes_of(p, path, &l);
+        check(strstr(line, said[i].words) != NULL, said[i].words);
+        for (int k = 0; k < l->count; k++)
+            check(l->count == 1 + i && l->parts[k].alpha == said[i].alphas[k], "and the right alphas");
+        lora_free(l), free(line);
     }
     unlink(path), free(path);
 
@@ -656,6 +735,150 @@ static void test_log(void) {
     params_free(&p);
 }
 
+// ---- the loops --------------------------------------------------------------------------------------------
+
+// A data set of three made pictures with two captions each, and what a training loop draws of it: two
+// pictures, one after the other its number, its caption's and the noise of its latents.
+enum { PICTURES = 3, CAPTIONS = 2, VALUES = SIDE * SIDE * 4 };
+typedef struct {
+    float moments[PICTURES][2 * VALUES];
+    int ids[PICTURES][CAPTIONS * TOKENS];
+    Pair list[PICTURES];
+    Pairs pairs;
+} MadePairs;
+
+static void make_pairs(MadePairs *d) {
+    for (int i = 0; i < PICTURES; i++) {
+        for (int k = 0; k < 2 * VALUES; k++)
+            d->moments[i][k] = sinf((float)(k * (i + 1))) - (float)(k / 4 % 2);
+        for (int k = 0; k < CAPTIONS * TOKENS; k++) d->ids[i][k] = (k * 31 + i * 101) % 514;
+        char *name = format("%d.png", i);
+        d->list[i] = (Pair){name, d->moments[i], d->ids[i], CAPTIONS};
+    }
+    d->pairs = (Pairs){.list = d->list, PICTURES, SIDE, 4, TOKENS, .scale = 0.2f};
+}
+
+static Tensor *drawn(const MadePairs *d, Random *r, int ids[N * TOKENS]) {
+    float z[N][VALUES];
+    for (int i = 0; i < N; i++) {
+        int which = random_below(r, PICTURES), caption = random_below(r, CAPTIONS);
+        memcpy(ids + i * TOKENS, d->ids[which] + caption * TOKENS, TOKENS * sizeof(int));
+        random_normal(r, z[i], VALUES);
+        for (int k = 0; k < VALUES; k++) {
+            const float *at = d->moments[which] + k / 4 * 8 + k % 4;
+            z[i][k] = 0.2f * (at[0] + expf(at[4] / 2) * z[i][k]);
+        }
+    }
+    return tensor_from(SHAPE(N, SIDE, SIDE, 4), z[0]);
+}
+
+static Run one_step(const Params *trained, int seed) {
+    OptimiserConfig still = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
+    Run run = {.dir = format("%s/%d", scratch, seed), "test", xstrdup("{}"), .total = 1, .batch = N};
+    run.optimiser = optimiser_new(still, 0, (const Params *[]){trained}, 1);
+    run.checkpoint_every = 1e9;
+    run_begin(&run, (uint64_t)seed, true);
+    return run;
+}
+
+// The value of a key in the log's only line; ends the run.
+static float logged(Run *run, const char *key) {
+    if (run->log) run_end(run), run->log = NULL;
+    char *path = format("%s/log.jsonl", run->dir), *text = read_file(path, NULL);
+    Json *line = json_parse(text, strlen(text), path);
+    float value = (float)json_get_number(line, key, NAN);
+    json_free(line), free(text), free(path);
+    return value;
+}
+
+// A step of each loop has the loss of the published algorithm on what it must have drawn: timesteps and
+// guidance scales from their whole ranges, noise, and pictures without their caption. The log has six digits.
+static void test_loops(void) {
+    Json *text = parsed(architecture("tiny")->text_encoder);
+    Model m = {.unet_config = tiny_unet("tiny"), .scheduler_json = parsed(architecture("tiny")->scheduler)};
+    m.path = "tiny", m.text_config = text_config(text), m.text_encoder = tiny_text(&m.params);
+    m.unet = unet_new(m.unet_config, &m.params);
+    made_params(&m.params, "", MADE_SOFT, F32);
+    tokenizer_train(scratch, NULL, 0, 514, TOKENS);
+    m.tokenizer = tokenizer_open(scratch);
+    Params lcm_params = {0}, view_params = {0};
+    UNet *lcm = unet_new(tiny_unet("tiny-lcm"), &lcm_params);
+    made_params(&lcm_params, "", MADE_SOFT, F32);
+    UNet *student = unet_view(m.unet_config, &m.params, &view_params);
+    Lora *l = made_lora(&view_params, "attention"), *own = made_lora(&m.params, "attention");
+    trainable(l), lora_attach(l, 1), trainable(own);
+    MadePairs *d = xmalloc(sizeof *d);
+    make_pairs(d);
+    int nothing[N * TOKENS], ids[N * TOKENS], index[N], t[N];
+    for (int i = 0; i < N; i++) {
+        int used = tokenizer_encode(m.tokenizer, "", nothing + i * TOKENS, TOKENS, NULL);
+        while (used < TOKENS) nothing[i * TOKENS + used++] = tokenizer_pad(m.tokenizer);
+    }
+    float w[N], got, want;
+    Random r;
+    Scope s = scope_begin();
+    LcmBatch b = {.n = N, .index = index, .w = w};
+    Lcm way;
+    lcm_init(&way, lcm_defaults, scheduler_config(m.scheduler_json, LCM), m.unet, lcm, lcm);
+
+    Run run = one_step(&l->params, 3);
+    way.student = student;
+    lcm_distill(&way, &run, &m, &d->pairs, NULL, NULL);
+    got = logged(&run, "loss");
+    random_seed(&r, 3);
+    b.z = drawn(d, &r, ids);
+    for (int i = 0; i < N; i++) index[i] = random_below(&r, 50), w[i] = 5 + 10 * random_uniform(&r);
+    b.noise = random_tensor(&r, SHAPE(N, SIDE, SIDE, 4));
+    b.text = text_encode(m.text_encoder, ids, N), b.no_text = text_encode(m.text_encoder, nothing, N);
+    want = tensor_item(lcm_loss(&way, &b));
+    check_close("a step of lcm_distill()", &got, &want, 1, 1e-5);
+
+    run = one_step(&l->params, 4);
+    way.teacher = lcm;
+    MimicConfig c = {2, 3, 1, KL_GAUSSIANS};
+    lora_mimic(&way, &run, &m, l, &d->pairs, c);
+    random_seed(&r, 4);
+    b.z = drawn(d, &r, ids);
+    for (int i = 0; i < N; i++) index[i] = random_below(&r, 50);
+    b.noise = random_tensor(&r, SHAPE(N, SIDE, SIDE, 4));
+    for (int i = 0; i < N; i++) w[i] = 5 + 10 * random_uniform(&r);
+    b.text = text_encode(m.text_encoder, ids, N);
+    Tensor *parts[2];
+    double norm[2];
+    float terms[2];
+    for (int k = 0; k < 2; k++) { // each term's share of the gradient
+        tape_begin();
+        lora_mimic_losses(&way, &b, c, &parts[0], &parts[1]);
+        backward(scale(parts[k], k ? 3 : 2));
+        terms[k] = tensor_item(parts[k]);
+        tape_end();
+        norm[k] = gradient_norm(&l->params);
+    }
+    got = logged(&run, "mse"), check_close("a step of lora_mimic(): MSE", &got, &terms[0], 1, 1e-5);
+    got = logged(&run, "kl"), check_close("its KL", &got, &terms[1], 1, 1e-5);
+    got = logged(&run, "loss"), want = 2 * terms[0] + 3 * terms[1];
+    check_close("their weighted sum", &got, &want, 1, 1e-5);
+    got = logged(&run, "kl_share"), want = (float)(norm[1] / (norm[0] + norm[1]));
+    check(fabs(got - want) <= 1e-4, "the KL's share of the gradient");
+
+    run = one_step(&own->params, 5);
+    lora_attach(own, 1);
+    lora_finetune(&run, &m, own, &d->pairs, (FinetuneConfig){.dropout = 0.5f, .min_snr = 5});
+    got = logged(&run, "loss");
+    random_seed(&r, 5);
+    Tensor *z = drawn(d, &r, ids);
+    for (int i = 0; i < N; i++) t[i] = random_below(&r, 1000);
+    Tensor *noise = random_tensor(&r, SHAPE(N, SIDE, SIDE, 4));
+    int without = 0;
+    for (int i = 0; i < N; i++)
+        if (random_uniform(&r) < 0.5f) memcpy(ids + i * TOKENS, nothing, TOKENS * sizeof(int)), without++;
+    check(without == 1, "one of the two pictures comes without its caption");
+    want = tensor_item(
+        lora_finetune_loss(&way.schedule, m.unet, z, noise, text_encode(m.text_encoder, ids, N), t, 5));
+    check_close("a step of lora_finetune()", &got, &want, 1, 1e-5);
+    scope_end(s, NULL);
+}
+
 int main(void) {
     backend_init(2);
     verbosity = -1;
@@ -668,11 +891,13 @@ int main(void) {
     test_begin(&p);
     test_files(&p);
     test_refusals(&p);
+    test_few_steps(&p);
     params_free(&p);
     test_forward();
     test_finetune();
     test_distill();
     test_fraction();
+    test_loops();
     if (full_size("LCM-LoRA of Stable Diffusion v1.5")) test_full();
     store_close(fixtures);
     char *command = format("rm -rf %s", scratch);

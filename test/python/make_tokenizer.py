@@ -6,6 +6,7 @@
   test/fixtures/tokenizer_small/       a small vocabulary, trained here on tokenizer_text.txt by a simple loop
   test/fixtures/tokenizer_small.json   strings and their ids with it
   test/fixtures/tokenizer_clip.json    the same with CLIP's own merges (of the data folder)
+  test/fixtures/tokenizer_saved/       the small one as transformers 5 saves it, with a learnt token
 """
 import gzip
 import json
@@ -183,6 +184,18 @@ def main():
     small = os.path.join(HERE, "tokenizer_small")
     write_folder(small, *train(lines, 640), 32)
     write_cases("tokenizer_small.json", CLIPTokenizer.from_pretrained(small), strings[:60] + strings[60::8])
+
+    saved = os.path.join(HERE, "tokenizer_saved")
+    tokenizer = CLIPTokenizer.from_pretrained(small)
+    tokenizer.add_tokens(["<Cat-Toy>"])
+    tokenizer.save_pretrained(saved)
+    with open(os.path.join(saved, "tokenizer.json")) as f:
+        whole = json.load(f)
+    with open(os.path.join(saved, "tokenizer.json"), "w") as f:  # without indentation: 11 KB in place of 25
+        json.dump(whole, f, ensure_ascii=False, separators=(",", ":"))
+    learnt = ["<Cat-Toy>", "a <cat-toy> runs", "<CAT-TOY>s<cat-toy>", "a<|startoftext|><cat-toy>.",
+              "<cat-toy"]
+    write_cases("tokenizer_saved.json", CLIPTokenizer.from_pretrained(saved), learnt)
 
     with gzip.open(os.path.join(data, "clip/bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as f:
         merges = [tuple(line.split()) for line in f.read().split("\n")[1:49152 - 256 - 2 + 1]]
