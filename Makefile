@@ -19,7 +19,7 @@ STB_DIRS := /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /u
 STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_image.h))))
 
 # Everything above lib/nn/kernels.h: the same objects for every backend.
-ABOVE   := $(wildcard sd.c lcm.c lora.c fid.c lib/*.c lib/*/*.c weights/toy/*.c cli/*.c)
+ABOVE   := $(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c weights/toy/*.c cli/*.c)
 ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o)
 
 # cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
@@ -116,7 +116,8 @@ bench-peers: sd $(PYTHON)
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
 FUZZERS      := json tokenizer safetensors npz image png
-FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c image.c json.c safetensors.c tokenizer.c unicode.c)
+FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c file_kind.c image.c json.c) \
+                $(addprefix lib/io/,safetensors.c tokenizer.c unicode.c)
 FUZZ_OWN_safetensors := lib/io/safetensors.c # these include the file that they test
 FUZZ_OWN_image       := lib/io/image.c
 FUZZ_OWN_png         := lib/io/image.c
@@ -132,8 +133,10 @@ fuzz-%: | stb
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
 
 FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
+# In the environment, as it is typed: a dollar sign, a quote or a backtick in a caption is one.
+demo: override export FIGURE3 := $(value FIGURE3)
 demo: sd
-	@sh weights/demo.sh "$(FIGURE3)"
+	@sh weights/demo.sh
 
 # The whole paper: on the toy world, or on MODEL=DIR DATA=DIR INCEPTION=FILE; see weights/paper.sh.
 paper: sd
@@ -143,10 +146,11 @@ paper-from-scratch: sd
 
 # An exercise of doc/COURSE.md: a copy of one source file, with a mistake, built against the other objects and
 # checked.
+exercise: override export N := $(value N)
 exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
 	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" \
 	  OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
-	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$(N)"
+	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$$N"
 
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate

@@ -18,10 +18,27 @@ static void write_field(Output *o, const char *text) {
     output_write(o, "\"", 1);
 }
 
+// Of a picture's name, as far as other programs know it.
+static const char *picture_ending(const char *path) {
+    static const char *const known[] = {".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (ends_with(path, known[i])) return known[i];
+    return "";
+}
+
+// The lists that a command writes last tell its folder from others. `own` is one that only this command has.
+static void refuse_foreign(const char *dir, const char *own) {
+    char *list = format("%s/captions.txt", dir), *mine = format("%s/%s", dir, own);
+    if (file_exists(list) && !file_exists(mine))
+        die("%s is another data set: it has a captions.txt, but no %s; --force replaces it", dir, own);
+    free(list), free(mine);
+}
+
 // The picture under OUT/Images, whose name begins with its number so that the order of names is the set's.
 static char *write_picture(const char *out, size_t i, const Sample *s, int size) {
-    const char *ending = size ? ".png" : strrchr(s->path, '.');
-    char *name = format("%05zu%s", i, ending ? ending : ""), *path = format("%s/Images/%s", out, name);
+    const char *ending = size ? ".png" : picture_ending(s->path);
+    char *name = format("%05zu%s", i, ending), *path = format("%s/Images/%s", out, name);
+    if (is_link(path)) unlink(path); // an earlier run's
     if (size) {
         Image *whole = image_load(s->path), *square = image_center_square(whole, size, RESIZE_BILINEAR);
         image_save_png(path, square, s->captions[0]);
@@ -29,7 +46,8 @@ static char *write_picture(const char *out, size_t i, const Sample *s, int size)
     } else {
         char *target = realpath(s->path, NULL);
         if (!target) die("cannot read %s: %s", s->path, strerror(errno));
-        unlink(path);
+        if (file_exists(path))
+            die("cannot make the link %s: a file is there already; take another folder", path);
         if (symlink(target, path)) die("cannot write %s: %s", path, strerror(errno));
         free(target);
     }
@@ -42,7 +60,7 @@ int command_data(int argc, char **argv) {
     DatasetPart part = PART_ALL;
     long hold_out = 1000, most = 0;
     int size = 0;
-    bool json = false;
+    bool json = false, force = false;
     Option options[] = {
         {'o', "output", TEXT(&out, "OUT"), "the new data set's folder"},
         {0, "part", CHOICE(&part, "all|train|held-out"),
@@ -52,6 +70,7 @@ int command_data(int argc, char **argv) {
         {'n', "count", WHOLE(&most, 1, 100000000), "only the first N of that part"},
         {0, "size", WHOLE(&size, 8, 16384),
          "instead of links: the middle square as training sees it, N x N pixels, PNG"},
+        {FORCE_OPTION(&force)},
         {JSON_OPTION(&json)},
         {0}};
     char **words = options_parse(argc, argv, options, "sd data DIR -o OUT [options]",
@@ -72,8 +91,10 @@ int command_data(int argc, char **argv) {
     char *from = realpath(dir, NULL), *to = realpath(out, NULL);
     if (from && to && !strcmp(from, to)) die("%s is the data set itself; take another folder for it", out);
     free(from), free(to);
-    char *images = format("%s/Images", out), *list = format("%s/captions.txt", out),
-         *firsts = format("%s/prompts.txt", out);
+    if (!force) refuse_foreign(out, "prompts.txt");
+    for (size_t i = 0; i < d->count; i++) input_note(d->samples[i].path);
+    char *images = path_inside(out, "Images"), *list = path_inside(out, "captions.txt"),
+         *firsts = path_inside(out, "prompts.txt");
     make_directories(images);
     Output *rows = output_open(list), *prompts = output_open(firsts);
     output_printf(rows, "image,caption\n");
@@ -108,12 +129,13 @@ int command_scenes(int argc, char **argv) {
     World world = WORLD_FLICKR;
     Split split = SPLIT_TRAIN;
     uint64_t seed = 0;
-    bool json = false;
+    bool json = false, force = false;
     Option options[] = {
         {'n', "count", WHOLE(&count, 1, 100000000), "scenes"},
         {0, "world", CHOICE(&world, "broad|flickr"), "flickr: one look, one way of captioning; broad: many"},
         {0, "split", CHOICE(&split, "train|test"), "test: combinations of attributes that train never has"},
         {SEED_OPTION(&seed, "the same seed gives the same bytes")},
+        {FORCE_OPTION(&force)},
         {JSON_OPTION(&json)},
         {0}};
     char **words =
@@ -122,6 +144,7 @@ int command_scenes(int argc, char **argv) {
                       "DIR/scenes.jsonl with the attributes that the captions speak of.",
                       "sd scenes run/flickr -n 8000\n  sd scenes run/held-out -n 1000 --split test");
     const char *dir = one_word(words, "sd scenes takes one folder");
+    if (!force) refuse_foreign(dir, "scenes.jsonl");
     start_backend();
     double started = seconds();
     scenes_write(dir, count, seed, world, split);

@@ -93,6 +93,10 @@ double plan_run(const Plan *p) {
         p->models / 1e6, p->lora ? "adapters" : "student", one / 1e6, one / 1e6, 2 * one / 1e6,
         p->average ? one / 1e6 : 0, scratch / 1e6, checkpointing ? " (with gradient checkpointing)" : "",
         (persistent + scratch) / 1e6);
+    double checkpoint = one * (p->average ? 4 : 3);
+    note("disk: %.0f MB for %s", checkpoint * (p->keep_one ? 1 : 2) / 1e6,
+         p->keep_one ? "the checkpoint"
+                     : "two checkpoints, the newest and the one before (--keep-one keeps one)");
     if (room > 0 && persistent + scratch > room)
         die("the run needs %.0f MB of memory and %.0f MB are there (with --batch 1 it would need %.0f MB)",
             (persistent + scratch) / 1e6, room / 1e6, (persistent + single) / 1e6);
@@ -104,7 +108,7 @@ double plan_run(const Plan *p) {
 static Json *config_of(const char *model, const char *file, const char *known) {
     if (known) return json_parse(known, strlen(known), file);
     char *path = format("%s/%s", model, file);
-    Json *j = json_load(path);
+    Json *j = starts_with(file, "scheduler/") ? scheduler_load(path) : json_load(path);
     free(path);
     return j;
 }

@@ -8,16 +8,16 @@ double plan_weights(const Params *p); // bytes of them
 
 // A whole run.
 typedef struct {
-    const Model *model;         // sd lcm's teacher, sd lora's base; its text encoder reads the captions
-    const UNetConfig *student;  // sd lcm: the network that learns, as a copy. Else NULL, and
-    const UNet *teacher;        //   the network that is imitated (NULL in fine-tuning),
-    const UNet *adapted;        //   the one with the adapters,
-    const Lora *lora;           //   and those
-    const MimicConfig *mimic;   // how the latents are compared, in mode mimic; else NULL
-    int batch;                  // pictures a step
-    double models;              // bytes that are there already, and stay
-    double learnt;              // parameters that learn
-    bool average, checkpointed; // with a moving average; gradient checkpointing was asked for
+    const Model *model;        // sd lcm's teacher, sd lora's base; its text encoder reads the captions
+    const UNetConfig *student; // sd lcm: the network that learns, as a copy. Else NULL, and
+    const UNet *teacher;       //   the network that is imitated (NULL in fine-tuning),
+    const UNet *adapted;       //   the one with the adapters,
+    const Lora *lora;          //   and those
+    const MimicConfig *mimic;  // how the latents are compared, in mode mimic; else NULL
+    int batch;                 // pictures a step
+    double models;             // bytes that are there already, and stay
+    double learnt;             // parameters that learn
+    bool average, checkpointed, keep_one; // with a moving average; gradient checkpointing was asked for
 } Plan;
 // Prints how many bytes the run will hold, and returns them; dies where there are fewer. Sets
 // `checkpointing`.

@@ -20,6 +20,7 @@ int command_pretrain(int argc, char **argv) {
         {0, "ema", NUMBER(&o.ema, 0, 0.999999),
          "of the moving average of the weights (default: the stage's)"},
         {0, "checkpoint-every", NUMBER(&o.checkpoint_every, 1e-9, 1e9), "seconds between checkpoints"},
+        {0, "keep-one", FLAG(&o.keep_one), "do not keep the checkpoint before the newest"},
         {0, "fresh", FLAG(&o.fresh), "begin the run anew; weights in the model's folder are still the start"},
         {SEED_OPTION(&o.seed, "of everything that is drawn")},
         {JSON_OPTION(&json)},
@@ -49,5 +50,6 @@ int command_pretrain(int argc, char **argv) {
         free(output);
         return 0;
     }
-    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are", name);
+    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are%s",
+              name, did_you_mean(name, "tokenizer|vae|decoder|text|unet|inception|check", ""));
 }

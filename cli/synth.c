@@ -16,7 +16,7 @@ static int file_entry(const Parameter *p, bool ldm, char *name, size_t room, int
         snprintf(name, room, "%s", p->name);
         return dims;
     }
-    ldm_name(p->name, name, room);
+    name_spelling(p->name, 0, name, room);
     if (strstr(name, "first_stage_model") && strstr(name, ".attn_1.") && dims == 2)
         shape[2] = shape[3] = 1, dims = 4; // the original's VAE has 1x1 convolutions there
     return dims;
@@ -24,11 +24,18 @@ static int file_entry(const Parameter *p, bool ldm, char *name, size_t room, int
 
 // One at a time: the whole model never stands in memory. strip: what names in the file lack, "unet.".
 static void write_made(const Params *p, const char *strip, const char *path, MadeRegime regime, Type type,
-                       bool ldm) {
+                       bool ldm, bool force) {
+    if (!force && file_exists(path)) {
+        Store *s = store_open(path);
+        if (!store_metadata(s, "made"))
+            die("%s holds other weights than made ones; --force replaces them", path);
+        store_close(s);
+    }
     StoreWriter *w = store_create(path);
     int64_t shape[4];
     char name[512];
     if (ldm || *strip) store_metadata_add(w, "format", "pt"); // transformers asks for it
+    store_metadata_add(w, "made", regime == MADE_SOFT ? "soft" : "hard");
     for (int i = 0; i < p->count; i++) {
         int dims = file_entry(&p->list[i], ldm, name, sizeof name, shape);
         store_declare(w, name + strlen(strip), type, dims, shape);
@@ -64,12 +71,12 @@ static void check_tokenizer(const char *dir, int vocab_size) {
 static void write_tokenizer(const char *model, const char *from, int max_length) {
     static const char *const files[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
                                         "special_tokens_map.json"};
-    char *dir = format("%s/tokenizer", model);
+    char *dir = path_inside(model, "tokenizer");
     make_directories(dir);
     if (!from) // bytes alone: whoever replaces vocab.json and merges.txt by CLIP's gets CLIP's tokens
         tokenizer_train(dir, NULL, 0, 514, max_length);
     for (int i = 0; from && i < 4; i++) {
-        char *a = format("%s/%s", from, files[i]), *b = format("%s/%s", dir, files[i]);
+        char *a = format("%s/%s", from, files[i]), *b = path_inside(dir, files[i]);
         if (i < 2 || file_exists(a)) copy_file(a, b);
         free(a), free(b);
     }
@@ -80,7 +87,7 @@ int command_synth(int argc, char **argv) {
     const char *arch = "sd15", *tokenizer = NULL;
     MadeRegime regime = MADE_SOFT;
     Type type = F32;
-    bool ldm = false;
+    bool ldm = false, force = false;
     Option options[] = {
         {0, "arch", CHOICE(&arch, "sd15|sd15-lcm|tiny|tiny-lcm|inception"), "the architecture"},
         {0, "weights", CHOICE(&regime, "soft|hard"),
@@ -89,6 +96,7 @@ int command_synth(int argc, char **argv) {
         {0, "layout", CHOICE(&ldm, "diffusers|ldm"),
          "ldm: one file, DIR/model.safetensors; sd15 and sd15-lcm only"},
         {0, "tokenizer", TEXT(&tokenizer, "DIR"), "copied in (default: one of bytes, without merges)"},
+        {FORCE_OPTION(&force)},
         {0}};
     char **words = options_parse(
         argc, argv, options, "sd synth DIR [options]",
@@ -102,9 +110,8 @@ int command_synth(int argc, char **argv) {
         Params *p = inception_params(net);
         layer_linear(p, inception_dim(net), 1008, true,
                      "fc"); // FID needs no classifier; pytorch-fid loads one
-        char *path = format("%s/inception.safetensors", dir);
-        make_directories(dir);
-        write_made(p, "", path, regime, type, false);
+        char *path = path_inside(dir, "inception.safetensors");
+        write_made(p, "", path, regime, type, false, force);
         free(path);
         inception_free(net);
         return 0;
@@ -120,10 +127,9 @@ int command_synth(int argc, char **argv) {
     TextEncoder *encoder = text_encoder_new(t, &p);
     UNet *unet = unet_new(unet_config(net), &p);
     Vae *v = vae_new(vae_config(vae), &p);
-    make_directories(dir);
     if (ldm) {
-        char *path = format("%s/model.safetensors", dir);
-        write_made(&p, "", path, regime, type, true);
+        char *path = path_inside(dir, "model.safetensors");
+        write_made(&p, "", path, regime, type, true, force);
         free(path);
     } else {
         static const char *const parts[3][2] = {{"text_encoder.", "text_encoder/model.safetensors"},
@@ -132,8 +138,8 @@ int command_synth(int argc, char **argv) {
         architecture_write(a, dir);
         for (int i = 0; i < 3; i++) {
             Params part = params_part(&p, parts[i][0]);
-            char *path = format("%s/%s", dir, parts[i][1]);
-            write_made(&part, parts[i][0], path, regime, type, false);
+            char *path = path_inside(dir, parts[i][1]);
+            write_made(&part, parts[i][0], path, regime, type, false, force);
             free(path);
         }
     }

@@ -26,7 +26,7 @@ typedef struct {
     long steps;
     int batch, warmup, sample_every;
     double rate, ema, checkpoint_every;
-    bool cosine, checkpointing, resume, fresh, json;
+    bool cosine, checkpointing, resume, fresh, keep_one, json;
     uint64_t seed;
     Type type; // of the weights written
     bool copy; // FULL: the folder's other networks are copies
@@ -160,6 +160,7 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
         {0, "sample-every", WHOLE(&t->sample_every, 0, 1 << 24), "steps between sample pictures; 0: none",
          FULL},
         {0, "checkpoint-every", NUMBER(&t->checkpoint_every, 1e-9, 1e9), "seconds between checkpoints"},
+        {0, "keep-one", FLAG(&t->keep_one), "do not keep the checkpoint before the newest"},
         {0, "resume", FLAG(&t->resume), "only continue: an error where there is no checkpoint"},
         {0, "fresh", FLAG(&t->fresh), "begin anew though there is a checkpoint"},
         {SEED_OPTION(&t->seed, "of everything that is drawn")},
@@ -202,7 +203,8 @@ static Optimiser *new_optimiser(const Training *t, const Params *learnt) {
 }
 
 static double run_plan(const Training *t, Plan plan) {
-    plan.batch = t->batch, plan.average = t->ema > 0, plan.checkpointed = t->checkpointing;
+    plan.batch = t->batch, plan.average = t->ema > 0, plan.checkpointed = t->checkpointing,
+    plan.keep_one = t->keep_one;
     return plan_run(&plan);
 }
 
@@ -213,9 +215,12 @@ static Run begin(const Training *t, Optimiser *optimiser, char *config) {
     Run run = {.what = t->what == FULL ? "lcm" : "lora", .config = config, .optimiser = optimiser};
     run.dir = t->run ? xstrdup(t->run) : format("run/%.*s", (int)length, name);
     run.total = t->steps, run.batch = t->batch, run.checkpoint_every = t->checkpoint_every;
-    char *checkpoint = format("%s/checkpoint.safetensors", run.dir);
-    if (t->resume && !file_exists(checkpoint)) die("--resume: there is no %s", checkpoint);
-    free(checkpoint);
+    run.keep_one = t->keep_one;
+    char *checkpoint = format("%s/checkpoint.safetensors", run.dir),
+         *previous = format("%s/checkpoint.previous.safetensors", run.dir);
+    if (t->resume && !file_exists(checkpoint) && !file_exists(previous))
+        die("--resume: there is no %s", checkpoint);
+    free(checkpoint), free(previous);
     run_begin(&run, t->seed, t->fresh);
     return run;
 }

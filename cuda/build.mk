@@ -92,7 +92,7 @@ emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-
 # ---- tests -------------------------------------------------------------------------------------------------
 # What test/nn/kernels.c needs beside the kernels. Where the bounds of an allocation are checked, operands
 # fill theirs.
-CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base io/deflate io/image io/safetensors io/json)
+CUDA_BELOW := $(patsubst %,$(BUILD)/lib/%.o,base io/deflate io/image io/safetensors io/json io/file_kind)
 CUDA_TESTS := $(patsubst test/cuda/%.cu,%,$(wildcard test/cuda/*.cu))
 $(BUILD)/cuda-test/kernels.o $(BUILD)/cuda-test/kernels_bounds.o: test/nn/kernels.c
 	@mkdir -p $(@D)

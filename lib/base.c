@@ -1,6 +1,5 @@
 // base.c: errors, memory, strings, time, progress, files. See base.h.
-#define _XOPEN_SOURCE 700 // POSIX 2008 and sync()
-#define _DEFAULT_SOURCE   // madvise
+#define _GNU_SOURCE // POSIX 2008, flock, madvise, memmem, sync
 #include "base.h"
 
 #include <dirent.h>
@@ -9,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -21,24 +21,43 @@ int verbosity;
 
 struct Output {
     FILE *file;
-    char *path, *temporary;
-    bool direct;  // a device or a pipe: written as it is, there is nothing to rename
-    Output *next; // the list of unfinished files
+    char *path, *target, *temporary; // as it was asked for; behind links; while it is written
+    bool direct;                     // a device or a pipe: written as it is, there is nothing to rename
+    Output *next;                    // the list of unfinished files
 };
 static Output *unfinished;
 
+static int folder_lock;
+static char *lock_path; // of the folder that lock_folder() locked; NULL: none
+
 static void remove_unfinished(void) {
+    if (lock_path) unlink(lock_path);
     for (Output *o = unfinished; o; o = o->next)
         if (!o->direct) unlink(o->temporary);
+}
+
+// Names and captions come from files: what would begin a new line, steer the terminal or is no UTF-8 becomes
+// question marks.
+static void make_plain(char *text) {
+    for (char *at = text; *at;) {
+        size_t bad = 0;
+        if (!utf8_valid(at, strlen(at), &bad) && bad == 0) {
+            *at++ = '?';
+            continue;
+        }
+        const char *next = at;
+        uint32_t point = utf8_get(&next);
+        if (point < ' ' || (point >= 0x7f && point < 0xa0)) memset(at, '?', (size_t)(next - at));
+        at += next - at;
+    }
 }
 
 static _Noreturn void end_with(int status, const char *fmt, va_list args) {
     char message[1024];
     vsnprintf(message, sizeof message, fmt, args);
-    for (char *c = message; *c; c++)
-        if ((unsigned char)*c < ' ') *c = '?'; // names come from files: one line stays one line
-    if (die_hook) die_hook(message);
+    make_plain(message);
     remove_unfinished();
+    if (die_hook) die_hook(message);
     fflush(stdout);
     fprintf(stderr, "sd: %s\n", message);
     exit(status);
@@ -58,9 +77,10 @@ void die_usage(const char *fmt, ...) {
 
 static void note_at(int level, const char *fmt, va_list args) {
     if (verbosity < level) return;
-    fputs("sd: ", stderr);
-    vfprintf(stderr, fmt, args);
-    fputc('\n', stderr);
+    char message[4096];
+    vsnprintf(message, sizeof message, fmt, args);
+    make_plain(message);
+    fprintf(stderr, "sd: %s\n", message);
 }
 
 void note(const char *fmt, ...) {
@@ -275,45 +295,147 @@ void progress_end(Progress *p) {
 }
 
 static volatile sig_atomic_t signals_seen, catching;
+static bool begun; // as a program: what it reads is not written over
 
 static void on_signal(int signal_number) {
-    (void)signal_number;
+    if (signal_number == SIGPIPE)
+        signal(SIGPIPE, SIG_IGN); // whoever read our messages has left: once is enough
     if (signals_seen++ || !catching) {
         remove_unfinished(); // unlink() may be called in a handler
         _exit(1);
     }
 }
 
-void interrupt_tidy(void) {
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+void program_begin(void) {
+    begun = true;
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR); // takes the lowest number that is free
+    static const int ending[] = {SIGINT,  SIGTERM, SIGHUP,  SIGQUIT,   SIGPIPE, SIGALRM,
+                                 SIGUSR1, SIGUSR2, SIGXCPU, SIGVTALRM, SIGPROF};
+    struct sigaction action = {.sa_handler = on_signal}, hangup;
+    sigaction(SIGHUP, NULL, &hangup);
+    for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) sigaction(ending[i], &action, NULL);
+    if (hangup.sa_handler == SIG_IGN)
+        signal(SIGHUP, SIG_IGN); // under nohup the end of the terminal is no end
     action.sa_handler = SIG_IGN;
     sigaction(SIGXFSZ, &action, NULL);
 }
 
-void interrupt_catch(void) {
-    catching = 1;
-    interrupt_tidy();
-}
+void interrupt_catch(void) { catching = 1; }
 
 bool interrupted(void) { return signals_seen != 0; }
 
 // ---- files ---------------------------------------------------------------------------------------------
 
 static _Noreturn void die_of_writing(const char *path) { die("cannot write %s: %s", path, strerror(errno)); }
-static _Noreturn void die_of_reading(const char *path) { die("cannot read %s: %s", path, strerror(errno)); }
+
+// What this program has read, by the system's own numbers: a file has one pair of them, whatever its names.
+static struct Read {
+    dev_t device;
+    ino_t number;
+    char *path;
+} * inputs;
+static size_t input_count;
+static char *replaceable[4]; // real paths of folders; NULL behind the last
+
+static void note_input(const char *path, const struct stat *s) {
+    if (!begun) return;
+#pragma omp critical(inputs)
+    {
+        if ((input_count & (input_count - 1)) == 0) // full: twice the room
+            inputs = xrealloc(inputs, (input_count ? 2 * input_count : 1) * sizeof *inputs);
+        inputs[input_count++] = (struct Read){s->st_dev, s->st_ino, xstrdup(path)};
+    }
+}
+
+void input_note(const char *path) {
+    struct stat s;
+    if (stat(path, &s) == 0) note_input(path, &s);
+}
+
+void may_replace(const char *dir) {
+    int i = 0;
+    while (replaceable[i]) i++;
+    if (i < 3) replaceable[i] = realpath(dir, NULL);
+}
+
+// `real` is the output's path without links.
+static void refuse_input(const char *path, const char *real, const struct stat *s) {
+    for (int i = 0; replaceable[i]; i++)
+        if (starts_with(real, replaceable[i]) && real[strlen(replaceable[i])] == '/') return;
+    const char *read = NULL;
+#pragma omp critical(inputs)
+    for (size_t i = 0; i < input_count && !read; i++) {
+        struct stat now; // a number is given anew when its file is gone
+        if (inputs[i].device == s->st_dev && inputs[i].number == s->st_ino &&
+            stat(inputs[i].path, &now) == 0 && now.st_dev == s->st_dev && now.st_ino == s->st_ino)
+            read = inputs[i].path;
+    }
+    if (read) die("cannot write %s: it is %s, which this command reads; take another name", path, read);
+}
+
+// Opens the file, made if need be, and locks it. -1 where another process has the lock. A file that its owner
+// has just renamed or removed is not the one that was asked for: then again.
+static int open_locked(const char *path) {
+    for (;;) {
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        struct stat here, there;
+        if (fd < 0) return -1;
+        if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) { // other errors: no locks on this disk
+            close(fd);
+            errno = EWOULDBLOCK;
+            return -1;
+        }
+        if (fstat(fd, &here) == 0 && stat(path, &there) == 0 && here.st_ino == there.st_ino) return fd;
+        close(fd);
+    }
+}
+
+// Where the output goes: behind links, but for those of /proc and /dev, which are not files but ways to one.
+static char *behind_links(const char *path, bool *device) {
+    char *real = xstrdup(path), target[4096];
+    ssize_t n;
+    for (int i = 0; i < 40 && (n = readlink(real, target, sizeof target - 1)) > 0; i++) {
+        target[n] = 0;
+        char *slash = strrchr(real, '/');
+        char *next = target[0] == '/' || !slash ? xstrdup(target)
+                                                : format("%.*s/%s", (int)(slash - real), real, target);
+        free(real), real = next;
+        *device |= starts_with(real, "/proc/") || starts_with(real, "/dev/");
+    }
+    *device |= starts_with(path, "/proc/") || starts_with(path, "/dev/");
+    return real;
+}
 
 Output *output_open(const char *path) {
+    bool direct = false;
+    char *target = behind_links(path, &direct), *temporary;
     struct stat there;
-    bool exists = stat(path, &there) == 0;
+    bool exists = stat(target, &there) == 0;
     if (exists && S_ISDIR(there.st_mode)) die("cannot write %s: it is a folder", path);
-    bool direct = exists && !S_ISREG(there.st_mode);
-    char *temporary = direct ? xstrdup(path) : format("%s.%ld.part", path, (long)getpid());
-    FILE *file = fopen(temporary, "wb");
+    direct |= exists && !S_ISREG(there.st_mode);
+    int fd;
+    if (direct) {
+        temporary = xstrdup(path);
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    } else {
+        char *real = exists ? realpath(target, NULL) : NULL;
+        if (real) refuse_input(path, real, &there);
+        free(real);
+        // A name has 255 bytes at most; a longer one is cut for the time of writing.
+        const char *slash = strrchr(target, '/'), *name = slash ? slash + 1 : target;
+        temporary = format("%.*s%.*s.part", (int)(name - target), target, 250, name);
+        fd = open_locked(temporary);
+        if (fd < 0 && errno == EWOULDBLOCK) die("cannot write %s: another process is writing it", path);
+        if (fd >= 0 && (ftruncate(fd, 0) || (exists && fchmod(fd, there.st_mode & 07777)))) {
+            unlink(temporary);
+            die_of_writing(path);
+        }
+    }
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "wb");
     if (!file) die_of_writing(path);
     Output *o = xmalloc(sizeof *o);
-    *o = (Output){.file = file, .path = xstrdup(path), .temporary = temporary, .direct = direct};
+    *o = (Output){file, xstrdup(path), target, temporary, direct, NULL};
 #pragma omp critical(unfinished_files) // pictures are written by several threads
     {
         o->next = unfinished;
@@ -329,12 +451,12 @@ static void output_forget(Output *o) {
         while (*p != o) p = &(*p)->next;
         *p = o->next;
     }
-    free(o->path), free(o->temporary), free(o);
+    free(o->path), free(o->target), free(o->temporary), free(o);
 }
 
 void output_discard(Output *o) {
+    if (!o->direct) unlink(o->temporary); // before the lock goes
     fclose(o->file);
-    if (!o->direct) unlink(o->temporary);
     output_forget(o);
 }
 
@@ -356,32 +478,105 @@ void output_lazily(bool on) {
     lazy = on;
 }
 
+// A rename is on disk when its folder is.
+static bool sync_folder_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *dir = slash ? format("%.*s", (int)(slash - path + 1), path) : xstrdup(".");
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL); // EINVAL: this disk knows no such thing
+    if (fd >= 0) close(fd);
+    free(dir);
+    return ok;
+}
+
 void output_commit(Output *o) {
-    if (fflush(o->file) || (!o->direct && !lazy && fsync(fileno(o->file)))) die_of_writing(o->path);
-    int closed = fclose(o->file);
-    if (closed || (!o->direct && rename(o->temporary, o->path))) die_of_writing(o->path);
+    bool wait = !o->direct && !lazy;
+    if (fflush(o->file) || (wait && fsync(fileno(o->file)))) die_of_writing(o->path);
+    if (!o->direct && rename(o->temporary, o->target)) die_of_writing(o->path); // before the lock goes
+    if (fclose(o->file) || (wait && !sync_folder_of(o->target))) die_of_writing(o->path);
     output_forget(o);
 }
 
-void remove_leftovers(const char *dir) {
-    DIR *folder = opendir(dir);
-    if (!folder) return;
-    for (struct dirent *e; (e = readdir(folder));) {
-        char *part = strstr(e->d_name, ".part"), *pid = part;
-        while (pid && pid > e->d_name && pid[-1] >= '0' && pid[-1] <= '9') pid--;
-        if (!part || part[5] || pid == part || pid == e->d_name || pid[-1] != '.') continue;
-        char *path = format("%s/%s", dir, e->d_name);
-        if (kill((pid_t)strtol(pid, NULL, 10), 0) && errno == ESRCH) unlink(path);
-        free(path);
+void check_output(const char *path) {
+    struct stat there;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))
+        return; // a pipe or a device
+    output_discard(output_open(path));
+}
+
+// The digest's place in a file's bytes, behind `mark`; NULL where there is none.
+static const unsigned char *seal_place(const unsigned char *data, size_t bytes, const char *mark) {
+    const unsigned char *at = bytes ? memmem(data, bytes, mark, strlen(mark)) : NULL;
+    return at && bytes - (size_t)(at - data) >= strlen(mark) + 16 ? at + strlen(mark) : NULL;
+}
+
+static void digest_around(char digest[17], const unsigned char *data, size_t bytes,
+                          const unsigned char *place) {
+    size_t before = (size_t)(place - data);
+    uint64_t hash = hash_more(hash_more(3, data, before), place + 16, bytes - before - 16);
+    snprintf(digest, 17, "%016llx", (unsigned long long)hash);
+}
+
+void output_seal(Output *o, const char *mark) {
+    if (fflush(o->file)) die_of_writing(o->path);
+    size_t bytes = (size_t)ftello(o->file);
+    void *data = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fileno(o->file), 0);
+    if (data == MAP_FAILED) die_of_writing(o->path);
+    const unsigned char *place = seal_place(data, bytes, mark);
+    char digest[17];
+    digest_around(digest, data, bytes, place);
+    if (pwrite(fileno(o->file), digest, 16, place - (unsigned char *)data) != 16) die_of_writing(o->path);
+    munmap(data, bytes);
+}
+
+bool sealed(const char *path, const char *mark) {
+    size_t bytes;
+    const unsigned char *data = map_file(path, &bytes), *place = seal_place(data, bytes, mark);
+    char digest[17] = "";
+    if (place) digest_around(digest, data, bytes, place);
+    bool agrees = place && !memcmp(digest, place, 16);
+    unmap_file(data, bytes);
+    return agrees;
+}
+
+char *path_inside(const char *dir, const char *name) {
+    char *path = format("%s/%s", dir, name);
+    make_directories(dir);
+    for (char *at = path + strlen(dir) + 1; at; at = strchr(at, '/')) {
+        if (*at == '/') *at = 0;
+        if (is_link(path))
+            die("cannot write %s: it is a link, and what it points to would change; remove the link first",
+                path);
+        if (!*at) mkdir(path, 0777), *at++ = '/'; // whether it is there shows when a file is opened in it
     }
-    closedir(folder);
+    return path;
+}
+
+void lock_folder(const char *dir) {
+    char *path = format("%s/lock", dir), owner[300] = "", host[256] = "";
+    int fd = open_locked(path);
+    if (fd < 0 && errno != EWOULDBLOCK) die_of_writing(path);
+    if (fd < 0) {
+        FILE *f = fopen(path, "r");
+        if (f && fgets(owner, sizeof owner, f)) owner[strcspn(owner, "\n")] = 0;
+        die("%s is in use by %s", dir, *owner ? owner : "another process");
+    }
+    gethostname(host, sizeof host - 1);
+    int n = snprintf(owner, sizeof owner, "process %ld on %s\n", (long)getpid(), host);
+    if (ftruncate(fd, 0) || write(fd, owner, (size_t)n) != n) die_of_writing(path);
+    folder_lock = fd, lock_path = path;
+}
+
+void unlock_folder(void) {
+    char *path = lock_path;
+    lock_path = NULL; // a signal's handler looks at it
+    unlink(path);     // before the lock goes
+    close(folder_lock);
+    free(path);
 }
 
 void write_text_file(const char *dir, const char *name, const char *text) {
-    char *path = format("%s/%s", dir, name), *slash = strrchr(path, '/');
-    *slash = 0;
-    make_directories(path);
-    *slash = '/';
+    char *path = path_inside(dir, name);
     Output *o = output_open(path);
     output_write(o, text, strlen(text));
     output_commit(o);
@@ -397,34 +592,68 @@ void copy_file(const char *from, const char *to) {
     unmap_file(data, bytes);
 }
 
-char *read_file(const char *path, size_t *bytes) {
-    FILE *f = fopen(path, "rb");
-    if (!f) die_of_reading(path);
+// Some editors put it in front of every text.
+size_t drop_mark(char *text, size_t bytes) {
+    bool marked = bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3);
+    if (marked) memmove(text, text + 3, bytes -= 3);
+    return bytes;
+}
+
+int open_input(const char *path, const char **reason) {
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe without a writer would wait for one
     struct stat s;
-    if (fstat(fileno(f), &s) || S_ISDIR(s.st_mode)) die("cannot read %s: it is a folder", path);
-    size_t capacity = (size_t)s.st_size + 1, n = 0, got;
-    char *data = xmalloc(capacity);
-    while ((got = fread(data + n, 1, capacity - n, f)) > 0) {
-        n += got;
-        if (n == capacity) data = xrealloc(data, capacity *= 2);
+    *reason = NULL;
+    if (fd < 0 || fstat(fd, &s))
+        *reason = strerror(errno);
+    else if (S_ISDIR(s.st_mode))
+        *reason = "it is a folder";
+    else if (!S_ISREG(s.st_mode))
+        *reason = "it is not a regular file";
+    if (!*reason) {
+        note_input(path, &s);
+        return fd;
     }
-    if (ferror(f)) die_of_reading(path);
-    fclose(f);
-    data[n] = 0;
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+char *read_file(const char *path, size_t *bytes) {
+    size_t n;
+    const unsigned char *data = map_file(path, &n);
+    char *copy = xmalloc(n + 1);
+    if (n) memcpy(copy, data, n);
+    unmap_file(data, n);
+    n = drop_mark(copy, n);
+    copy[n] = 0;
     if (bytes) *bytes = n;
-    return data;
+    return copy;
 }
 
 const unsigned char *map_file(const char *path, size_t *bytes) {
-    int fd = open(path, O_RDONLY);
+    const char *reason;
     struct stat s;
-    if (fd < 0 || fstat(fd, &s)) die_of_reading(path);
-    if (!S_ISREG(s.st_mode)) die("cannot read %s: it is not a regular file", path);
+    int fd = open_input(path, &reason);
+    if (fd < 0 || fstat(fd, &s)) die("cannot read %s: %s", path, reason ? reason : strerror(errno));
     *bytes = (size_t)s.st_size;
     void *at = *bytes ? mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
     if (at == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
     close(fd);
     return at;
+}
+
+// 8 bytes at a time, mixed so that any bit of the input reaches all of the hash.
+uint64_t hash_more(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *at = data;
+    for (; bytes >= 8; at += 8, bytes -= 8) {
+        uint64_t word;
+        memcpy(&word, at, 8);
+        h = (h ^ word) * 0x9e3779b97f4a7c15u;
+        h ^= h >> 32;
+    }
+    uint64_t last = bytes + 1;
+    for (size_t i = 0; i < bytes; i++) last = last << 8 | at[i];
+    h = (h ^ last) * 0x9e3779b97f4a7c15u;
+    return h ^ h >> 29;
 }
 
 void unmap_file(const unsigned char *at, size_t bytes) {
@@ -434,6 +663,11 @@ void unmap_file(const unsigned char *at, size_t bytes) {
 bool file_exists(const char *path) {
     struct stat s;
     return stat(path, &s) == 0;
+}
+
+bool is_link(const char *path) {
+    struct stat s;
+    return lstat(path, &s) == 0 && S_ISLNK(s.st_mode);
 }
 
 bool is_directory(const char *path) {

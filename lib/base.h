@@ -84,38 +84,61 @@ void progress_begin(Progress *p, const char *what, long total);
 void progress_step(Progress *p, long done, const char *extra); // done: how many of total are finished now
 void progress_end(Progress *p);
 
-// From the start of the program: Ctrl-C and SIGTERM remove unfinished files and end it with status 1; a file
-// that grows past the limit of its size is an error of write(), not a signal.
-void interrupt_tidy(void);
+// At the start of the program: descriptors 0 to 2 are opened where they are not, so that no message goes into
+// a file. Ctrl-C and every other signal that would end the program remove unfinished files and end it with
+// status 1. A file that grows past the limit of its size is an error of write(), not a signal.
+void program_begin(void);
 // For loops that want to finish a step first: from here on the first signal only makes interrupted() true.
 void interrupt_catch(void);
 bool interrupted(void);
 
 // ---- files ---------------------------------------------------------------------------------------------
 
-// A file is written beside its final name and renamed when complete. So a reader never sees half of it, and a
-// failed run leaves the old one. Every write is checked; a full disk dies with the file's name.
+// A file is written beside its final name, as NAME.part, and renamed when complete. So a reader never sees
+// half of it, and a failed run leaves the old one. Every write is checked; a full disk dies with the file's
+// name. What a killed writer left is overwritten by the next. A link is followed: the file that it points to
+// is replaced, and keeps its permissions. Dies where another process writes the same file, and where this
+// program has read it (but see may_replace()).
 typedef struct Output Output;
 Output *output_open(const char *path);
 void output_write(Output *o, const void *data, size_t bytes);
 void output_printf(Output *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
+// Puts a digest of all bytes in the place of the 16 zeros that follow `mark` in what was written.
+void output_seal(Output *o, const char *mark);
 void output_commit(Output *o); // flush to disk, close, rename
 void output_discard(Output *o);
 // While on, output_commit() does not wait until a file is on disk, which takes some 20 ms: for thousands of
 // small files. Turning it off flushes them all at once. Not while other threads write.
 void output_lazily(bool on);
-// Removes from a folder what killed writers left there: NAME.PID.part, where no process PID runs.
-void remove_leftovers(const char *dir);
+// Could the file be written? Dies where not, before the work and not after it.
+void check_output(const char *path);
+void input_note(const char *path); // this file is read: no output may replace it
+void may_replace(const char *dir); // but what lies in this folder may be: it is the program's own
+bool sealed(const char *path, const char *mark); // does the digest of output_seal() agree?
+// DIR/NAME, whose folders are made; the caller frees it. Dies where a part of NAME is a link: what is written
+// there would change something outside of DIR.
+char *path_inside(const char *dir, const char *name);
+// The folder's file "lock" is this process's until its end. Dies where another process has it, and names
+// that.
+void lock_folder(const char *dir);
+void unlock_folder(void);
 
-void write_text_file(const char *dir, const char *name, const char *text); // DIR/NAME; makes folders
+void write_text_file(const char *dir, const char *name, const char *text); // to path_inside(DIR, NAME)
 void copy_file(const char *from, const char *to);
-char *read_file(const char *path, size_t *bytes); // with a NUL behind it; dies where it cannot
+// Opens a regular file for reading. Anything else (a folder, a pipe, a device) might never end: -1 and
+// *reason, which is valid until the thread's next call.
+int open_input(const char *path, const char **reason);
+// A text file, with a NUL behind it and without a byte order mark. Dies where it cannot be read.
+char *read_file(const char *path, size_t *bytes);
+size_t drop_mark(char *text, size_t bytes); // removes UTF-8's byte order mark; how many bytes are left
 // A whole file as memory that the system reads page by page when it is touched: of a large file one pays for
 // what one uses. NULL for an empty file. Dies where it cannot, and for what is not a regular file.
 const unsigned char *map_file(const char *path, size_t *bytes);
 void unmap_file(const unsigned char *at, size_t bytes);
+uint64_t hash_more(uint64_t hash, const void *data, size_t bytes); // of 64 bits; begins with any number
 bool file_exists(const char *path);
 bool is_directory(const char *path);
+bool is_link(const char *path);
 void make_directories(const char *path); // mkdir -p
 
 #endif

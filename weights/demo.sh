@@ -1,7 +1,8 @@
 #!/bin/sh
-# `make demo`: the caption of the paper's Figure 3, drawn by every tiny model that is here.
+# `make demo`: the caption of the paper's Figure 3, or FIGURE3=..., drawn by every tiny model that is here.
 set -eu
-caption=$1
+export LC_ALL=C # a decimal point is a point
+caption=$FIGURE3
 draw() { # draw NAME FILE OPTIONS...
     name=$1 file=$2; shift 2
     figures=$(./sd sample -q --json -p "$caption" --seed 3 -o "$file" "$@")

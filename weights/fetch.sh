@@ -14,6 +14,7 @@
 # projects that pin the file. The small text files (configurations, tokenizer) have no published SHA-256; the
 # script says so.
 set -eu
+export LC_ALL=C # a decimal point is a point
 
 what=${1:-}
 dir=${2:-weights/real}
@@ -25,41 +26,62 @@ sha256() {
     if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1
 }
 
+# right FILE NAME SHA-256: is FILE what NAME should be? Without a SHA-256 its first bytes tell a web page.
+right() {
+    [ -s "$1" ] || return 1
+    if [ -n "$3" ]; then [ "$(sha256 "$1")" = "$3" ]; return; fi
+    case $2 in
+    *.json) [ "$(head -c 1 "$1")" = "{" ] ;;
+    *merges.txt) [ "$(head -c 8 "$1")" = "#version" ] ;;
+    esac
+}
+# get: one try. Goes on where FILE.part ends, and leaves curl's status in $status, the server's in $code.
+get() {
+    status=0
+    code=$(curl -fL --progress-bar --retry 2 --connect-timeout 20 -C - -w '%{http_code}' \
+        -o "$file.part" "$url") || status=$?
+}
+
 # fetch URL FILE [SHA-256]: through FILE.part, which only becomes FILE when whole and right
 fetch() {
     url=$1 file=$2 want=${3:-}
     if [ -e "$file" ]; then
-        if [ -z "$want" ] || [ "$(sha256 "$file")" = "$want" ]; then say "$file is there already"; return; fi
-        say "$file is there but has another SHA-256 than $want: remove it to fetch it again"
+        if right "$file" "$file" "$want"; then say "$file is there already"; return; fi
+        say "$file is there but is not what it should be: remove it to fetch it again"
         exit 1
     fi
     mkdir -p "$(dirname "$file")"
     say "$file from $url"
-    # curl ends with 33 where the server refuses to go on, 22 with 416 where the part is already whole
-    status=0
-    curl -fL --progress-bar --retry 2 --connect-timeout 20 -C - -o "$file.part" "$url" || status=$?
-    if [ $status != 0 ]; then
-        if [ -z "$want" ] || [ ! -s "$file.part" ] || [ "$(sha256 "$file.part")" != "$want" ]; then
-            host=${url#https://}
-            host=${host%%/*}
-            case $status in # as curl's manual numbers them
-            5 | 6 | 7 | 28 | 35) say "no network: $host cannot be reached from here" ;;
-            22) say "$host refuses $url, or has it no longer" ;;
-            23) say "cannot write $file.part: is the disk full?" ;;
-            *) say "$url was cut off (curl ended with $status)" ;;
-            esac
-            rmdir "$(dirname "$file")" "$dir" 2>/dev/null || true # nothing came: no empty folder stays
-            if [ -e "$file.part" ]; then say "run this again: it goes on where it stopped"; fi
-            exit 1
-        fi
+    begun=no
+    [ ! -s "$file.part" ] || begun=yes
+    get
+    # A part may be damaged, or longer than the file (416), or the server may know no ranges (33): begin anew.
+    if [ $begun = yes ] && ! right "$file.part" "$file" "$want" &&
+        { [ $status = 0 ] || [ $status = 33 ] || [ "$code" = 416 ]; }; then
+        say "$file.part cannot be completed; fetching all of it"
+        rm -f "$file.part"
+        get
     fi
-    if [ -z "$want" ]; then
-        say "$file: no published SHA-256 is known, so it was not checked"
-    elif [ "$(sha256 "$file.part")" != "$want" ]; then
-        say "$file.part has the SHA-256 $(sha256 "$file.part"), not $want: it is removed; run this again"
+    if [ "$code" = 416 ] && right "$file.part" "$file" "$want"; then status=0; fi # it was whole already
+    if [ $status != 0 ] && { [ -z "$want" ] || ! right "$file.part" "$file" "$want"; }; then
+        host=${url#https://}
+        host=${host%%/*}
+        case $status in # as curl's manual numbers them
+        5 | 6 | 7 | 28 | 35) say "no network: $host cannot be reached from here" ;;
+        22) say "$host refuses $url, or has it no longer" ;;
+        23) say "cannot write $file.part: is the disk full?" ;;
+        *) say "$url was cut off (curl ended with $status)" ;;
+        esac
+        rmdir "$(dirname "$file")" "$dir" 2>/dev/null || true # nothing came: no empty folder stays
+        if [ -e "$file.part" ]; then say "run this again: it goes on where it stopped"; fi
+        exit 1
+    fi
+    if ! right "$file.part" "$file" "$want"; then
+        say "what came for $file is not it${want:+: its SHA-256 is not $want}; it is removed"
         rm -f "$file.part"
         exit 1
     fi
+    [ -n "$want" ] || say "$file: no published SHA-256 is known; only its first bytes were looked at"
     mv "$file.part" "$file"
 }
 

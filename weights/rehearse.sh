@@ -4,6 +4,7 @@
 # architecture on made-up weights, with a few steps and pictures of each stage. Sizes are set as for
 # weights/paper.sh. Most of the time goes into encoding the pictures; SMALL=32 takes only 32 of them.
 set -eu
+export LC_ALL=C # a decimal point is a point
 DATA=${1:?sh weights/rehearse.sh DATA} OUT=${OUT:-run/rehearsal}
 export DATA COUNT="${COUNT:-4}" STEPS="${STEPS:-2}" SWEEP="${SWEEP-}" BOOTSTRAP="${BOOTSTRAP:-10}" \
     SPEED="${SPEED-2 1}" TIMED="${TIMED:-1}" ROUNDS="${ROUNDS:-1}" \

@@ -4,6 +4,7 @@
 # {"step", "loss", "seconds"} follow, each with the mean loss of a hundredth of the run. PICTURES is the size
 # of the data set, or "" where pictures are drawn during the training.
 set -eu
+export LC_ALL=C # a decimal point is a point
 run=$1 pictures=${2:-} command=${3:-}
 awk -v run="$(basename "$run")" -v pictures="${pictures:-null}" -v command="$command" '
     function figure(key,   at) {

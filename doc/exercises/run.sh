@@ -4,6 +4,7 @@
 # first line of N.sed says where to look. CC, FLAGS, OBJECTS and CHECK come from the Makefile; WORK is where
 # copies stand.
 set -eu
+export LC_ALL=C # a decimal point is a point
 n=$1 WORK=${WORK:-run/exercise} here=doc/exercises
 [ -f "$here/$n.sed" ] || { echo "make exercise N=1, N=2, ... N=5; there is no exercise \"$n\"" >&2; exit 2; }
 about=$(sed -n '1s/^# //p' "$here/$n.sed")

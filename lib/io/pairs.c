@@ -20,21 +20,7 @@
 
 enum { HEADER = 64, BATCH_PIXELS = 16 * 128 * 128 }; // pixels that one pass of the encoder takes
 
-// ---- hashes: 8 bytes at a time, mixed so that any bit of the input reaches all of the hash ----------------
-
-static uint64_t hash_more(uint64_t h, const void *data, size_t bytes) {
-    const unsigned char *at = data;
-    for (; bytes >= 8; at += 8, bytes -= 8) {
-        uint64_t word;
-        memcpy(&word, at, 8);
-        h = (h ^ word) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
-    }
-    uint64_t last = bytes + 1;
-    for (size_t i = 0; i < bytes; i++) last = last << 8 | at[i];
-    h = (h ^ last) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 29;
-}
+// ---- hashes -----------------------------------------------------------------------------------------------
 
 uint64_t params_key(const Params *p) {
     uint64_t h = 1;
@@ -50,10 +36,11 @@ uint64_t params_key(const Params *p) {
     return h;
 }
 
-// False where the file cannot be read.
-static bool hash_file(const char *path, uint64_t *hash) {
+bool hash_file(const char *path, uint64_t *hash) {
     enum { PIECE = 1 << 16 };
-    FILE *f = fopen(path, "rb");
+    const char *reason;
+    int fd = open_input(path, &reason);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
     if (!f) return false;
     char *piece = xmalloc(PIECE);
     size_t got;
@@ -107,7 +94,8 @@ static Cache cache_open(const char *dir, const PairsModel *m) {
     Cache c = {.values = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
     c.record = 16 + c.values * sizeof(float);
     char header[HEADER + 1];
-    int sizes[] = {m->size, m->side, m->channels};
+    enum { READING = 2 }; // how pictures are read: 1 did not turn them
+    int sizes[] = {m->size, m->side, m->channels, READING};
     uint64_t key = hash_more(m->encoder, sizes, sizeof sizes);
     snprintf(header, sizeof header, "sd latents 1, %016llx, %zu numbers", (unsigned long long)key, c.values);
     size_t used = strlen(header);

@@ -51,5 +51,6 @@ void pairs_draw(PairsBatch *b, const Pairs *p, Random *r);
 void pairs_batch_free(PairsBatch *b);
 // A hash of all weights of a model.
 uint64_t params_key(const Params *p);
+bool hash_file(const char *path, uint64_t *hash); // of its bytes; false where it cannot be read
 
 #endif

@@ -3,12 +3,14 @@
 #include "train.h"
 
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static char *in_dir(const Run *r, const char *name) { return format("%s/%s", r->dir, name); }
+static const char newest[] = "checkpoint.safetensors", before_it[] = "checkpoint.previous.safetensors";
 
 // ---- the checkpoint ---------------------------------------------------------------------------------------
 
@@ -27,6 +29,9 @@ static bool random_parse(Random *r, const char *text) {
     if (sscanf(text, "%d %d %la %d %llu %llu%n", &r->next, &spare, &r->spare, &philox, &seed, &offset,
                &read) != 6)
         return false;
+    if (r->next < 0 || r->next > 624 || spare < 0 || spare > 1 || philox < 0 || philox > 1 ||
+        !isfinite(r->spare))
+        return false;
     r->has_spare = spare, r->philox = philox, r->seed = seed, r->offset = offset;
     for (int i = 0; i < 624; i++) {
         char *end;
@@ -34,7 +39,14 @@ static bool random_parse(Random *r, const char *text) {
         if (end == text) return false;
         text = end;
     }
-    return true;
+    return !*text;
+}
+
+// A whole text as a number of that range.
+static bool number_parse(const char *text, double least, double most, double *x) {
+    char *end;
+    *x = text ? strtod(text, &end) : 0;
+    return text && *text && !*end && *x >= least && *x <= most;
 }
 
 // The optimiser's memory, a list of arrays a kind: weights, moments m and v, maybe moving averages.
@@ -49,9 +61,11 @@ static int kinds_of(const Optimiser *o) { return o->ema ? 4 : 3; }
 
 void run_checkpoint(Run *r) {
     const Optimiser *o = r->optimiser;
-    char *path = in_dir(r, "checkpoint.safetensors"), *random = random_text(&r->random), text[64];
+    char *path = in_dir(r, newest), *previous = in_dir(r, before_it), *random = random_text(&r->random),
+         text[64];
     OptimiserState state = optimiser_read(o);
     StoreWriter *w = store_create(path);
+    store_seal(w);
     snprintf(text, sizeof text, "%ld", r->step), store_metadata_add(w, "step", text);
     snprintf(text, sizeof text, "%.3f", run_seconds(r)), store_metadata_add(w, "seconds", text);
     snprintf(text, sizeof text, "%a", (double)r->loss), store_metadata_add(w, "loss", text);
@@ -73,8 +87,14 @@ void run_checkpoint(Run *r) {
             store_data(w, host, bytes);
             free(host);
         }
+    // The old checkpoint gets its second name before it loses the first: at every moment one of them is
+    // there.
+    if (r->keep_one || !file_exists(path))
+        unlink(previous);
+    else if (unlink(previous), link(path, previous) && rename(path, previous)) // some disks have no links
+        die("cannot write %s: %s", previous, strerror(errno));
     store_commit(w);
-    free(path), free(random);
+    free(path), free(previous), free(random);
     r->saved_at = seconds();
 }
 
@@ -85,6 +105,11 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
     if (!t) die("%s: tensor %s is missing", path, full);
     if (t->type != F32 || t->count != count)
         die("%s: tensor %s holds %zu values, %zu are expected", path, full, t->count, count);
+    for (size_t i = 0; i < count; i++) {
+        float x;
+        memcpy(&x, (const char *)t->data + i * sizeof x, sizeof x);
+        if (!isfinite(x)) die("%s: tensor %s holds a NaN or an infinity", path, full);
+    }
     backend.upload(to, t->data, count * sizeof(float));
     backend.sync();
     free(full);
@@ -119,18 +144,26 @@ static char *differences(const char *before, const char *now) {
 
 static void resume(Run *r, const char *path) {
     Optimiser *o = r->optimiser;
+    if (!store_sealed(path)) {
+        char *previous = in_dir(r, before_it);
+        bool good = strcmp(path, previous) && file_exists(previous) && store_sealed(previous);
+        die("%s is damaged: its digest is not that of its bytes; %s%s", path,
+            good ? "to go on from the one before, remove it; that is whole: " : "begin anew by --fresh",
+            good ? previous : "");
+    }
     Store *s = store_open(path);
     const char *config = store_metadata(s, "config"), *step = store_metadata(s, "step"),
                *random = store_metadata(s, "random");
-    const char *spent = store_metadata(s, "seconds"), *loss = store_metadata(s, "loss");
-    if (!config || !step || !random || !random_parse(&r->random, random))
+    double steps, spent, loss;
+    bool whole = number_parse(step, 0, 1e15, &steps) && steps == floor(steps) &&
+                 number_parse(store_metadata(s, "seconds"), 0, 1e12, &spent) &&
+                 number_parse(store_metadata(s, "loss"), -FLT_MAX, FLT_MAX, &loss);
+    if (!config || !whole || !random || !random_parse(&r->random, random))
         die("%s is no checkpoint of a training run", path);
     if (strcmp(config, r->config))
         die("%s belongs to another run: %s; take another folder or --fresh", path,
             differences(config, r->config));
-    r->step = o->steps = strtol(step, NULL, 10);
-    r->earlier = spent ? strtod(spent, NULL) : 0;
-    r->loss = loss ? strtof(loss, NULL) : 0;
+    r->step = o->steps = (long)steps, r->earlier = spent, r->loss = (float)loss;
     read_one(s, path, "optimiser", "state", o->state, sizeof(OptimiserState) / sizeof(float));
     for (int k = 0; k < kinds_of(o); k++)
         for (int i = 0; i < o->count; i++)
@@ -146,18 +179,18 @@ static void resume(Run *r, const char *path) {
 // A run that was killed may have logged steps after its last checkpoint, and half a line: they are cut off.
 static void log_open(Run *r) {
     char *path = in_dir(r, "log.jsonl");
-    if (r->step > 0 && file_exists(path)) {
+    if (file_exists(path)) {
         size_t bytes, keep = 0;
         char *text = read_file(path, &bytes);
         for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
             long step = -1;
-            if (sscanf(line, "{\"step\": %ld", &step) != 1 || step > r->step) break;
+            if (sscanf(line, "{\"step\": %ld", &step) != 1 || step < 1 || step > r->step) break;
             keep = (size_t)(end + 1 - text);
         }
         free(text);
         if (truncate(path, (off_t)keep)) die("cannot write %s: %s", path, strerror(errno));
     }
-    r->log = fopen(path, r->step > 0 ? "a" : "w");
+    r->log = fopen(path, "a");
     if (!r->log) die("cannot write %s: %s", path, strerror(errno));
     free(path);
 }
@@ -166,20 +199,26 @@ static void log_open(Run *r) {
 
 void run_begin(Run *r, uint64_t seed, bool fresh) {
     make_directories(r->dir);
-    remove_leftovers(r->dir);
+    lock_folder(r->dir);
+    may_replace(r->dir);
     random_seed(&r->random, seed);
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
-    char *checkpoint = in_dir(r, "checkpoint.safetensors");
-    // Begun anew: the old checkpoint goes at once, or a kill would leave it beside the new log.
-    if (fresh && file_exists(checkpoint) && unlink(checkpoint))
-        die("cannot remove %s: %s", checkpoint, strerror(errno));
-    if (file_exists(checkpoint)) resume(r, checkpoint);
+    char *checkpoint = in_dir(r, newest), *previous = in_dir(r, before_it),
+         *checkpoints[] = {previous, checkpoint};
+    // Begun anew: the old checkpoints go at once, or a kill would leave them beside the new log.
+    for (int i = 0; fresh && i < 2; i++)
+        if (file_exists(checkpoints[i]) && unlink(checkpoints[i]))
+            die("cannot remove %s: %s", checkpoints[i], strerror(errno));
+    if (file_exists(checkpoint))
+        resume(r, checkpoint);
+    else if (file_exists(previous))
+        resume(r, previous);
     char *line = format("%s\n", r->config);
     write_text_file(r->dir, "config.json", line);
     free(line);
     log_open(r);
-    free(checkpoint);
+    free(checkpoint), free(previous);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
     interrupt_catch();
@@ -235,6 +274,7 @@ bool run_end(Run *r) {
     progress_end(&r->bar);
     run_checkpoint(r);
     fclose(r->log);
+    unlock_folder();
     if (r->step < r->total)
         note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);
     return r->step >= r->total;

@@ -10,14 +10,15 @@
 //   run_end(&run);
 //
 // A resumed run gives the same bits as one that was never stopped: weights, moments, moving averages,
-// counters and the random generator's state are all in checkpoint.safetensors, which is replaced as a whole.
+// counters and the random generator's state are all in checkpoint.safetensors, which is replaced as a whole
+// and carries a digest of its bytes. The one before it stays as checkpoint.previous.safetensors.
 #ifndef TRAIN_H
 #define TRAIN_H
 
 #include "io.h"
 
 typedef struct {
-    char *dir;        // checkpoint.safetensors, log.jsonl, config.json
+    char *dir;        // checkpoint.safetensors, log.jsonl, config.json; locked while the run lasts
     const char *what; // for the progress bar
     char *config;     // one JSON object: what was asked for; a checkpoint of another configuration is refused
     Optimiser *optimiser;
@@ -25,6 +26,7 @@ typedef struct {
     long step, total;        // steps done; steps to do
     int batch;               // samples a step, for the log
     double checkpoint_every; // seconds
+    bool keep_one;           // else the checkpoint before the newest is kept beside it
     // of its own:
     double started, earlier, saved_at; // when this start began; seconds of earlier ones; last checkpoint
     float loss, lowest;                // running mean; its lowest value

@@ -102,11 +102,10 @@ static void test_numbers(void) {
 }
 
 static void test_strings(void) {
-    const char *text = "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u20AC\\ud83d\\ude00 \xc3\xa9\x7f\\u0000z\"";
-    const char want[] = "\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80 \xc3\xa9\x7f\0z";
+    const char *text = "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u20AC\\ud83d\\ude00 \xc3\xa9\x7fz\"";
+    const char want[] = "\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80 \xc3\xa9\x7fz";
     Json *root = parse(text, strlen(text));
-    check(root && root->length == sizeof want - 1 && !memcmp(root->string, want, sizeof want),
-          "escapes, with a NUL inside");
+    check(root && root->length == sizeof want - 1 && !memcmp(root->string, want, sizeof want), "escapes");
     json_free(root);
     REFUSED("\"a", "closing quote of a string, found the end");
     REFUSED("\"a\nb\"", "control characters must be escaped), found byte 0x0a");
@@ -116,7 +115,8 @@ static void test_strings(void) {
     REFUSED("\"\\ud800\"", "high surrogate");
     REFUSED("\"\\ud800\\u0041\"", "high surrogate");
     REFUSED("\"\\udc00\"", "low surrogate");
-    REFUSED("{\"a\\u0000\":1}", "member's name that holds U+0000");
+    REFUSED("{\"a\\u0000\":1}", "U+0000");
+    REFUSED("{\"a\":\"b\\u0000c\"}", "line 1, column 8: U+0000");
     REFUSED("'a'", "a value, found '''");
     REFUSED("\"\xff\"", "line 1, column 2: invalid UTF-8");
     REFUSED("\"\xc0\x80\"", "invalid UTF-8");
@@ -184,7 +184,20 @@ static void test_utf8(void) {
         if (n > 1 && utf8_valid(bytes, (size_t)n - 1, NULL)) wrong++;
     }
     check(wrong == 0, "UTF-8 of every code point, whole and cut short");
+    for (int c = 0x80; c < 0x100; c++) // and every first byte, before each second one
+        for (int next = 0; next < 0x100; next++) {
+            char bytes[] = {(char)c, (char)next, (char)0x80, (char)0x80, 'x'};
+            bool begins = c >= 0xC2 && c <= 0xF4 && next >= 0x80 && next <= 0xBF;
+            if (!begins && utf8_valid(bytes, 5, NULL)) wrong++;
+        }
+    check(wrong == 0, "bytes that begin no character are refused");
     check(!utf8_valid("ab\xe2\x82x", 5, &bad_at) && bad_at == 2, "the place of a broken sequence");
+}
+
+// A folder opens as a file does; what it is must be said.
+static void test_folder(void) {
+    if (!setjmp(on_die)) json_load("test");
+    check(!strcmp(message, "cannot read test: it is a folder"), "a folder in place of a file");
 }
 
 int main(void) {
@@ -195,5 +208,6 @@ int main(void) {
     test_structure();
     test_writing();
     test_utf8();
+    test_folder();
     return test_report();
 }

@@ -104,6 +104,43 @@ static void dies(const char *what, Loss_of *f, long steps, bool by_block, const 
     free(dir), free(err), free(text), free(path);
 }
 
+// What a killed writer of a file left is gone when the file is written again. What looks like it stays.
+static void leftovers(void) {
+    const char *const names[] = {"a.png.part", "a.part", "b.png.part", "a.png.1.part", "a.png.part.txt"};
+    char *dir = format("%s/leftovers", folder);
+    for (int i = 0; i < 5; i++) write_text_file(dir, names[i], "much longer than what comes");
+    write_text_file(dir, "a.png", "new");
+    for (int i = 0; i < 5; i++) {
+        char *path = format("%s/%s", dir, names[i]);
+        check(file_exists(path) == (i > 0), names[i]);
+        free(path);
+    }
+    char *path = format("%s/a.png", dir), *text = read_file(path, NULL);
+    check(!strcmp(text, "new"), "and nothing of it is left in the file");
+    free(path), free(text), free(dir);
+}
+
+// The running mean of the loss and the generator's whole state are in the checkpoint.
+static void checkpoint_of(const char *dir) {
+    char *path = format("%s/checkpoint.safetensors", dir), *log_path = format("%s/log.jsonl", dir);
+    Store *s = store_open(path);
+    const char *random = store_metadata(s, "random");
+    int words = 1;
+    for (const char *c = random; *c; c++) words += *c == ' ';
+    check(words == 6 + 624, "the generator's state is 624 words and what belongs to them");
+    float mean = 0, got = strtof(store_metadata(s, "loss"), NULL), loss;
+    char *log = read_file(log_path, NULL);
+    long step;
+    for (char *line = log; line && sscanf(line, "{\"step\": %ld, \"loss\": %g", &step, &loss) == 2;) {
+        mean = step == 1 ? loss : 0.98f * mean + 0.02f * loss;
+        line = strchr(line, '\n') + 1;
+    }
+    check(step == 200, "every step is in the log");
+    check_close("the running mean of the loss", &got, &mean, 1, 1e-5);
+    store_close(s);
+    free(path), free(log_path), free(log);
+}
+
 int main(void) {
     backend_init(1);
     char name[] = "/tmp/sd-training-XXXXXX";
@@ -133,6 +170,8 @@ int main(void) {
     int status;
     waitpid(child, &status, 0);
     check(status == 0, "a healthy run ends well");
+    checkpoint_of(format("%s/healthy", folder));
+    leftovers();
     char *clean = format("rm -rf '%s'", folder);
     check(system(clean) == 0, "nothing stays behind");
     return test_report();

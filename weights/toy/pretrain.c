@@ -110,12 +110,9 @@ static void train_part(const Part *part) {
 }
 
 static void save_part(const Part *part, const char *dir) {
-    char *path = format("%s/%s", dir, part->file);
-    char *folder = xstrdup(path);
-    *strrchr(folder, '/') = 0;
-    make_directories(folder);
+    char *path = path_inside(dir, part->file);
     params_save(&part->params, path, strlen(part->name) + 1, F16);
-    free(folder), free(path);
+    free(path);
 }
 
 // ---- options ----------------------------------------------------------------------------------------------
@@ -126,7 +123,8 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimi
                .optimiser = optimiser,
                .total = o->steps,
                .batch = o->batch,
-               .checkpoint_every = o->checkpoint_every};
+               .checkpoint_every = o->checkpoint_every,
+               .keep_one = o->keep_one};
     char data[20] = "";
     if (pairs) snprintf(data, sizeof data, "%016llx", (unsigned long long)pairs->key);
     run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
@@ -166,8 +164,7 @@ static void pretrain_tokenizer(const PretrainOptions *o) {
         scene_describe(i % 2 ? WORLD_FLICKR : WORLD_BROAD, SPLIT_TRAIN, o->seed, i / 2, &scene, captions);
         for (int j = 0; j < 5; j++) texts[5 * i + j] = xstrdup(captions[j]);
     }
-    char *dir = format("%s/tokenizer", o->out);
-    make_directories(dir);
+    char *dir = path_inside(o->out, "tokenizer");
     tokenizer_train(dir, (const char *const *)texts, 2 * SCENES * 5, VOCABULARY, TOKENS);
     for (long i = 0; i < 2 * SCENES * 5; i++) free(texts[i]);
     free(texts), free(dir);
@@ -524,17 +521,12 @@ const PretrainStage pretrain_stages[] = {{"tokenizer", pretrain_tokenizer, false
                                          {0}};
 
 void pretrain(const PretrainStage *stage, PretrainOptions o) {
-    static const char *const parts[] = {".", "tokenizer", "scheduler", "text_encoder", "unet", "vae"};
     o.stage = stage->name;
     if (!o.steps) o.steps = stage->steps;
     if (!o.batch) o.batch = stage->batch;
     if (o.rate == 0) o.rate = stage->rate;
     if (o.ema == 0) o.ema = stage->ema;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        char *folder = format("%s/%s", o.out, parts[i]);
-        remove_leftovers(folder);
-        free(folder);
-    }
     architecture_write(architecture("tiny"), o.out);
+    may_replace(o.out); // a stage goes on from the weights that it replaces
     stage->train(&o);
 }

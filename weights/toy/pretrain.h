@@ -13,7 +13,7 @@ typedef struct {
     int batch;
     double rate, ema, checkpoint_every;
     uint64_t seed;
-    bool fresh;
+    bool fresh, keep_one;
     Run *ended; // how the training went is left here, unless NULL
 } PretrainOptions;
 

@@ -1319,7 +1319,7 @@ Scene scene_parse(const char *text, size_t length, const char *name) {
 }
 
 static void write_lists(const char *dir, long n, uint64_t seed, World world, Split split) {
-    char *captions_path = format("%s/captions.txt", dir), *scenes_path = format("%s/scenes.jsonl", dir);
+    char *captions_path = path_inside(dir, "captions.txt"), *scenes_path = path_inside(dir, "scenes.jsonl");
     Output *captions_file = output_open(captions_path), *scenes_file = output_open(scenes_path);
     output_printf(captions_file, "image,caption\n");
     for (long i = 0; i < n; i++) {
@@ -1342,7 +1342,7 @@ static void write_lists(const char *dir, long n, uint64_t seed, World world, Spl
 }
 
 void scenes_write(const char *dir, long n, uint64_t seed, World world, Split split) {
-    char *images = format("%s/Images", dir);
+    char *images = path_inside(dir, "Images");
     make_directories(images);
     Progress bar;
     progress_begin(&bar, "scenes", n);
@@ -1354,6 +1354,8 @@ void scenes_write(const char *dir, long n, uint64_t seed, World world, Split spl
         Image image = {N, N, rgb};
         scene_draw(world, split, seed, i, rgb, NULL, NULL);
         char *path = format("%s/%05ld.png", images, i);
+        if (is_link(path))
+            die("cannot write %s: it is a link, as `sd data` makes them; take another folder", path);
         image_save_png(path, &image, NULL);
         free(path);
 #pragma omp critical
