@@ -15,18 +15,18 @@ static int compare_floats(const void *a, const void *b) {
 }
 
 // The same values in another order?
-static bool permuted(const float *x, const float *y, size_t n, double largest) {
+static bool permuted(const float *x, const float *y, size_t n, double small) {
     float *a = xmalloc(n * sizeof(float)), *b = xmalloc(n * sizeof(float));
     memcpy(a, x, n * sizeof(float)), memcpy(b, y, n * sizeof(float));
     qsort(a, n, sizeof(float), compare_floats), qsort(b, n, sizeof(float), compare_floats);
-    bool same = distance(a, b, n) < fmin(1e-4 * largest, 1e-2 * distance(x, y, n));
+    bool same = distance(a, b, n) < fmin(small, 1e-1 * distance(x, y, n));
     free(a), free(b);
     return same;
 }
 
 // Do x and y differ by one number a channel? Channels lie `stride` apart, the elements of one `step` apart.
 static bool offset_per_channel(const float *x, const float *y, size_t channels, size_t stride, size_t count,
-                               size_t step, double largest) {
+                               size_t step, double small) {
     double inside = 0, between = 0;
     for (size_t c = 0; c < channels; c++) {
         double sum = 0, square = 0;
@@ -38,11 +38,11 @@ static bool offset_per_channel(const float *x, const float *y, size_t channels, 
         inside = fmax(inside, sqrt(fmax(0, square / (double)count - mean * mean)));
         between = fmax(between, fabs(mean));
     }
-    return count > 1 && inside < 1e-4 * largest && between > 20 * inside;
+    return count > 1 && inside < small && between > 20 * inside;
 }
 
 // x is theirs, y ours.
-static const char *usual_mistake(const float *x, const float *y, const Traced *t) {
+static const char *usual_mistake(const float *x, const float *y, const Traced *t, Type precision) {
     size_t n = traced_elements(t);
     double largest = largest_of(y, n), dot = 0, xx = 0, yy = 0;
     for (size_t i = 0; i < n; i++)
@@ -50,13 +50,122 @@ static const char *usual_mistake(const float *x, const float *y, const Traced *t
     bool picture = t->ndim == 4;
     size_t channels = (size_t)t->shape[picture ? 1 : t->ndim - 1],
            plane = picture ? (size_t)t->shape[2] * (size_t)t->shape[3] : n / channels;
-    if (offset_per_channel(x, y, channels, picture ? plane : 1, plane, picture ? 1 : channels, largest))
+    double small = rounding[precision];
+    if (offset_per_channel(x, y, channels, picture ? plane : 1, plane, picture ? 1 : channels,
+                           small * largest))
         return "one number a channel apart: a bias is missing, or is there twice";
     double scale = dot / yy, left = xx - dot * dot / yy;
-    if (left < 1e-8 * xx && fabs(scale - 1) > 1e-3) return "a constant factor apart: a scale is missing";
+    if (left < small * small * xx && fabs(scale - 1) > 10 * small)
+        return "a constant factor apart: a scale is missing";
     if (distance(x, y, n) < 5e-3 * largest)
-        return "a small difference everywhere: a wrong epsilon of a norm, or another form of an activation?";
+        return "a small difference everywhere: TF32 on their side, a wrong epsilon of a norm, or another form "
+               "of an activation?";
     return NULL;
+}
+
+// Least squares: y is about k[0] x[0] + k[1] x[1] + ... (at most 3 terms). Returns the largest error.
+static double fit(const float *y, float *const *x, int terms, size_t n, double k[3]) {
+    double a[3][4] = {{0}};
+    for (int r = 0; r < terms; r++)
+        for (int c = 0; c <= terms; c++)
+            for (size_t i = 0; i < n; i++) a[r][c] += (double)x[r][i] * (c < terms ? x[c][i] : y[i]);
+    for (int p = 0; p < terms; p++) // Gauss-Jordan; the matrix is positive definite
+        for (int r = 0; r < terms; r++)
+            for (int c = terms; r != p && c >= p; c--) a[r][c] -= a[r][p] / a[p][p] * a[p][c];
+    for (int r = 0; r < terms; r++) k[r] = a[r][terms] / a[r][r];
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double left = y[i];
+        for (int r = 0; r < terms; r++) left -= k[r] * x[r][i];
+        if (!(fabs(left) <= worst)) worst = isnan(left) ? INFINITY : fabs(left);
+    }
+    return worst;
+}
+
+// ---- between the networks: guidance, the sampler's step, scaling ------------------------------------------
+
+// Their block of a step, n elements, or NULL.
+static float *given(const Inputs *in, int step, const char *name, size_t n) {
+    const Stored *t = find_traced(in->trace, step, name);
+    return t && t->count == n ? stored_floats(t) : NULL;
+}
+
+static float *latents_before(const Inputs *in, int step, size_t n) {
+    return step ? given(in, step - 1, "sampler", n) : given(in, -1, "inputs.latents", n);
+}
+
+// The configuration with which we agree behind `step`, on their latents and predictions.
+static const char *wrong_configuration(Inputs in, int step, const float *their, size_t n, double small) {
+    static const char *const what[] = {
+        "the network's output taken as noise (epsilon)", "the network's output taken as v",
+        "the network's output taken as clean latents (sample)", "set_alpha_to_one is the other way",
+        "beta_schedule is the other one of linear and scaled_linear"};
+    const SchedulerConfig own = in.sampler;
+    for (int i = 0; i < 5; i++) {
+        in.sampler = own;
+        if (i < 3) in.sampler.prediction_type = (PredictionType)i;
+        if (i == 3) in.sampler.set_alpha_to_one = !own.set_alpha_to_one;
+        if (i == 4) in.sampler.beta_schedule = own.beta_schedule ? LINEAR_BETAS : SCALED_LINEAR_BETAS;
+        Scope whole = scope_begin();
+        Scheduler s = scheduler_of(&in);
+        Tensor *z = picture_from(in.latents, 1, in.c, in.h, in.w), *next = z;
+        for (int k = 0; k <= step; k++, z = theirs(&in, next, k - 1, "sampler"))
+            next = step_again(&in, &s, z, theirs(&in, z, k, "guidance"), k);
+        int64_t shape[4];
+        float *x = file_order(next, shape);
+        bool agree = distance(x, their, n) < small;
+        free(x), scheduler_free(&s);
+        scope_end(whole, NULL);
+        if (agree) return what[i];
+    }
+    return NULL;
+}
+
+// What is made from few tensors by few numbers: which numbers are theirs, which ours? Else NULL.
+static char *explain_between(const Inputs *in, const char *block, const float *their, const Traced *ours,
+                             double small) {
+    int step = 0, terms = 1;
+    const char *name = sscanf(block, "step.%d.", &step) == 1 ? strchr(block + 5, '.') + 1 : block,
+               *why = NULL;
+    const char *called[3] = {"latents", "prediction", "noise"};
+    size_t n = traced_elements(ours);
+    float *x[3] = {NULL, NULL, NULL};
+    if (!strcmp(name, "inputs.timesteps"))
+        return xstrdup(in->times_why ? in->times_why : "they are not those of the model's sampler");
+    if (!strcmp(name, "guidance") && in->rows == 2) {
+        terms = 2, called[0] = "without the caption", called[1] = "with it";
+        x[0] = given(in, step, "unet.conv_out", 2 * n);
+        if (x[0]) x[1] = memcpy(xmalloc(n * sizeof(float)), x[0] + n, n * sizeof(float));
+    } else if (!strcmp(name, "sampler")) {
+        char *noise = format("inputs.noise.%d", step);
+        x[0] = latents_before(in, step, n), x[1] = given(in, step, "guidance", n),
+        x[2] = given(in, -1, noise, n);
+        terms = x[2] ? 3 : 2;
+        why = wrong_configuration(*in, step, their, n, small);
+        free(noise);
+    } else if (!strcmp(name, "latents"))
+        x[0] = latents_before(in, in->steps, n);
+    else if (!strcmp(name, "vae.scaling"))
+        x[0] = given(in, -1, "latents", n);
+    else if (!strcmp(name, "unet.input"))
+        n /= (size_t)in->rows, x[0] = latents_before(in, step, n); // the rows are alike
+    else
+        return NULL;
+    double a[3], b[3];
+    char *text = why ? format("%s: so we agree", why)
+                     : xstrdup(x[0] ? "not made as ours is from the same tensors"
+                                    : "what it is made from is absent, too");
+    if (!why && x[0] && (terms == 1 || x[1]) && fit(their, x, terms, n, a) < small &&
+        fit(ours->data, x, terms, n, b) < small) {
+        free(text), text = xstrdup("");
+        for (int i = 0; i < terms; i++) {
+            char *longer =
+                format("%s%s%s times %.4g (ours %.4g)", text, i ? " + " : "", called[i], a[i], b[i]);
+            free(text), text = longer;
+        }
+    }
+    for (int i = 0; i < 3; i++) free(x[i]);
+    return text;
 }
 
 // ---- a run with a mistake ---------------------------------------------------------------------------------
@@ -64,7 +173,6 @@ static const char *usual_mistake(const float *x, const float *y, const Traced *t
 // The run ends at the block in question, with how far it is from theirs.
 static struct {
     const char *block;
-    bool several; // steps
     const float *theirs;
     size_t count;
     int unet_calls;
@@ -74,7 +182,7 @@ static struct {
 
 static void hunt_sink(const char *name, const Tensor *t) {
     char *full = name_with_step(name, &hunt.unet_calls);
-    bool here = !strcmp(shown_name(full, hunt.several), hunt.block);
+    bool here = !strcmp(full, hunt.block);
     free(full);
     if (!here) return;
     int64_t shape[4];
@@ -98,14 +206,14 @@ static double difference_with(const Model *m, const Inputs *in) {
 typedef struct {
     const Model *model;
     const Inputs *in;
-    const char *module; // the block's name without the step
-    double difference, deadline;
+    const char *module;                 // the block's name without the step
+    double difference, small, deadline; // small: what rounding explains
     char *why;
 } Case;
 
-// To count, it must take away nine tenths of the difference.
+// To count, it must take away nine tenths of the difference, or in half precision all but rounding.
 static void consider(Case *c, double difference, char *why) {
-    if (difference < c->difference / 10) {
+    if (difference < c->difference / 10 || (difference < c->small && difference < c->difference / 2)) {
         free(c->why);
         c->why = why, c->difference = difference;
     } else
@@ -283,6 +391,8 @@ static void try_configurations(Case *c, bool of_text) {
         t = own_text, t.hidden_act = gelu ? QUICK_GELU : GELU;
         const char *why = gelu ? "quick_gelu for gelu: so we agree" : "gelu for quick_gelu: so we agree";
         try_configs(c, t, own_unet, xstrdup(why));
+        t = own_text, t.num_hidden_layers--; // "clip skip"
+        try_configs(c, t, own_unet, xstrdup("the states before the last layer: so we agree"));
     } else {
         u = own_unet, u.flip_sin_to_cos = !u.flip_sin_to_cos;
         try_configs(c, own_text, u,
@@ -304,27 +414,32 @@ static void try_configurations(Case *c, bool of_text) {
 
 // ---- all of it --------------------------------------------------------------------------------------------
 
-char *explain(const Model *m, const Inputs *in, const char *block, const float *theirs, const Traced *ours,
-              const Traced *before) {
+char *explain(const Model *m, const Inputs *in, const char *block, const float *their, const Traced *ours,
+              const Traced *before, Type precision) {
     size_t n = traced_elements(ours);
-    double difference = distance(theirs, ours->data, n), largest = largest_of(ours->data, n);
+    double difference = distance(their, ours->data, n), largest = largest_of(ours->data, n),
+           small = rounding[precision] * largest;
     for (size_t i = 0; i < n; i++)
-        if (!isfinite(theirs[i])) return xstrdup("the other side has a NaN or an infinity");
-    if (difference < 1e-6 * largest)
-        return xstrdup("no more than the rounding of fp32: is the tolerance too strict?");
+        if (!isfinite(their[i])) return xstrdup("the other side has a NaN or an infinity");
+    if (difference < (precision == F32 ? 1e-6 * largest : small))
+        return format("no more than the rounding of %s: is the tolerance too strict?",
+                      precision_names[precision]);
+    const char *usual = usual_mistake(their, ours->data, ours, precision);
+    bool of_run = m && !starts_with(block, "gradient.") && strcmp(block, "loss");
+    char *between = of_run ? explain_between(in, block, their, ours, small) : NULL;
+    if (!of_run || between) return between ? between : usual ? xstrdup(usual) : NULL;
     note("looking for the mistake in %s, a minute at most ...", block);
-    if (permuted(theirs, ours->data, n, largest))
+    if (permuted(their, ours->data, n, small))
         return xstrdup("the same numbers in another order: axes transposed or permuted");
-    hunt.block = block, hunt.several = in->steps > 1, hunt.theirs = theirs, hunt.count = n;
+    hunt.block = block, hunt.theirs = their, hunt.count = n;
     const char *module = strncmp(block, "step.", 5) ? block : strchr(block + 5, '.') + 1;
     bool of_text = !strncmp(module, "text", 4), of_vae = !strncmp(module, "vae", 3);
-    Case c = {m, in, module, difference, .deadline = seconds() + 60};
+    Case c = {m, in, module, difference, small, .deadline = seconds() + 60};
     if (before) try_padding(&c, before);
     if (!of_vae) try_changes(&c, of_text);
     for (int i = 0; i < m->params.count && seconds() < c.deadline; i++)
         if (belongs_to(m->params.list[i].name, module)) try_parameter(&c, &m->params.list[i]);
     if (!of_vae) try_configurations(&c, of_text);
     if (c.why) return c.why;
-    const char *usual = usual_mistake(theirs, ours->data, ours);
     return usual ? xstrdup(usual) : NULL;
 }

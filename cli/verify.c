@@ -19,7 +19,7 @@ size_t traced_elements(const Traced *t) {
     return n;
 }
 
-static void keep(char *name, int ndim, const int64_t *shape, float *data) {
+void keep(char *name, int ndim, const int64_t *shape, float *data) {
     if ((traced_count & (traced_count - 1)) == 0)
         traced = xrealloc(traced, (size_t)(traced_count ? 2 * traced_count : 1) * sizeof *traced);
     Traced *t = &traced[traced_count++];
@@ -39,7 +39,9 @@ float *file_order(const Tensor *t, int64_t shape[4]) {
 
 char *name_with_step(const char *name, int *calls) {
     *calls += !strcmp(name, "unet.time_embedding");
-    return strncmp(name, "unet.", 5) ? xstrdup(name) : format("step.%d.%s", *calls - 1, name);
+    bool input = !strcmp(name, "unet.input"); // comes before the first block
+    bool of_step = starts_with(name, "unet.") || !strcmp(name, "guidance") || !strcmp(name, "sampler");
+    return of_step ? format("step.%d.%s", *calls - !input, name) : xstrdup(name);
 }
 
 static void sink(const char *name, const Tensor *t) {
@@ -59,8 +61,7 @@ void trace_begin(void) {
     trace_sink = sink;
 }
 
-static const char *const sampler_names[] = {"pndm", "ddim", "lcm"};
-const char *shown_name(const char *name, bool several) {
+static const char *shown_name(const char *name, bool several) {
     return !several && !strncmp(name, "step.0.", 7) ? name + 7 : name;
 }
 
@@ -68,6 +69,12 @@ static float *floats(const int *x, int n) {
     float *y = xmalloc((size_t)n * sizeof(float));
     for (int i = 0; i < n; i++) y[i] = (float)x[i];
     return y;
+}
+
+// The last n timesteps, as new floats.
+static float *last_times(const Scheduler *s, int n) {
+    size_t bytes = (size_t)n * sizeof(float);
+    return memcpy(xmalloc(bytes), s->timesteps + s->count - n, bytes);
 }
 
 // Tokens, timesteps and guidance scale. The other inputs went through the sink: the first latents, LCM's
@@ -85,10 +92,10 @@ static void keep_inputs(const SampleOptions *o, const Model *m) {
          floats(guided ? ids : ids + tokens, (guided ? 2 : 1) * tokens));
     free(ids);
     Scheduler s;
-    scheduler_init(&s, scheduler_config(m->scheduler_json, o->scheduler));
+    scheduler_init(&s, sample_scheduler(m, o));
     scheduler_set_timesteps(&s, o->steps);
     int last = unet_calls < s.count ? unet_calls : s.count; // image-to-image skips the first ones
-    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){last}, floats(s.timesteps + s.count - last, last));
+    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){last}, last_times(&s, last));
     scheduler_free(&s);
     float *cfg = xmalloc(sizeof(float));
     *cfg = o->cfg;
@@ -100,7 +107,10 @@ void trace_save(const char *path, const SampleOptions *o, const Model *m) {
     keep_inputs(o, m);
     StoreWriter *w = store_create(path);
     SchedulerKind kind = scheduler_config(m->scheduler_json, o->scheduler).kind;
-    store_metadata_add(w, "sampler", sampler_names[kind]); // timesteps alone leave it open now and then
+    store_metadata_add(w, "sampler", scheduler_names[kind]); // timesteps alone leave it open now and then
+    char *eta = format("%.17g", o->eta);
+    if (kind == TCD) store_metadata_add(w, "eta", eta);
+    free(eta);
     for (int i = 0; i < traced_count; i++)
         store_declare(w, shown_name(traced[i].name, unet_calls > 1), F32, traced[i].ndim, traced[i].shape);
     for (int i = 0; i < traced_count; i++) store_data_f32(w, traced[i].data, traced_elements(&traced[i]));
@@ -110,88 +120,126 @@ void trace_save(const char *path, const SampleOptions *o, const Model *m) {
 
 // ---- the same inputs once more ----------------------------------------------------------------------------
 
-// All elements, NaN and all.
-static float *stored_floats(const Stored *t) {
+float *stored_floats(const Stored *t) {
     float *x = xmalloc(t->count * sizeof(float));
     store_read_f32(t, x);
     return x;
 }
 
-static const Stored *input(const Store *s, const char *name, const char *path) {
+const Stored *trace_input(const Store *s, const char *name, const char *path) {
     const Stored *t = store_find(s, name);
-    if (!t) die("%s: tensor %s is missing; it says what the trace was made from", path, name);
+    if (!t)
+        die("%s holds %s: tensor %s is missing; it says what the trace was made from", path, store_kind(s),
+            name);
     return t;
 }
 
-// Which sampler takes these timesteps, the last of how many? The model's own is tried first if none is named.
-static bool find_sampler(const Model *m, const char *named, Inputs *in) {
-    for (int kind = -1; kind <= LCM; kind++) {
-        if (named && (kind < 0 || strcmp(named, sampler_names[kind]))) continue;
-        SchedulerConfig c = scheduler_config(m->scheduler_json, kind);
-        int most = c.kind == LCM ? c.original_inference_steps : c.num_train_timesteps;
-        for (int steps = in->steps > 1 ? in->steps - 1 : 1; steps <= most; steps++) {
-            int highest = c.steps_offset + (steps - 1) * (c.num_train_timesteps / steps);
-            if (highest >= c.num_train_timesteps) continue;
-            Scheduler s;
-            scheduler_init(&s, c);
-            scheduler_set_timesteps(&s, steps);
-            bool same = s.count >= in->steps;
-            for (int i = 0; same && i < in->steps; i++)
-                same = s.timesteps[s.count - in->steps + i] == (int)in->times[i];
-            scheduler_free(&s);
-            if (!same) continue;
-            in->sampler = c, in->sampler_steps = steps;
-            return true;
-        }
+const Stored *find_traced(const Store *s, int step, const char *name) {
+    char full[256];
+    int n = step < 0 ? 0 : snprintf(full, sizeof full, "step.%d.", step);
+    snprintf(full + n, sizeof full - (size_t)n, "%s", name);
+    const Stored *t = store_find(s, full);
+    return t || !starts_with(full, "step.0.") ? t : store_find(s, full + 7);
+}
+
+// Do these timesteps, the last of so many, belong to this configuration?
+static bool takes(SchedulerConfig c, Inputs *in) {
+    int most = c.kind == LCM || c.kind == TCD ? c.original_inference_steps : c.num_train_timesteps - 2;
+    for (int steps = in->steps > 1 ? in->steps - 1 : 1; steps <= most; steps++) {
+        int highest = c.steps_offset + (steps - 1) * (c.num_train_timesteps / steps);
+        if (highest >= c.num_train_timesteps) continue;
+        Scheduler s;
+        scheduler_init(&s, c);
+        scheduler_set_timesteps(&s, steps);
+        bool same = s.count >= in->steps;
+        for (int i = 0; same && i < in->steps; i++)
+            same = fabsf(s.timesteps[s.count - in->steps + i] - in->times[i]) < 0.01f;
+        scheduler_free(&s);
+        if (!same) continue;
+        in->sampler = c, in->sampler_steps = steps;
+        return true;
     }
     return false;
 }
 
+// Which sampler takes these timesteps? The model's own is tried first if none is named. Timesteps that no
+// configuration of the model's takes are compared with its own; maybe another spacing or offset has them.
+static void find_sampler(const Model *m, const char *named, Inputs *in) {
+    static const char *const spacings[] = {"leading", "trailing", "linspace"};
+    SchedulerConfig own = {0};
+    for (int kind = named ? TCD : LCM; kind >= -1; kind--)
+        if (named && kind >= 0 ? !strcmp(named, scheduler_names[kind]) : !named)
+            own = scheduler_config(m->scheduler_json, kind), in->sampled |= takes(own, in);
+    if (!in->sampled && !own.num_train_timesteps)
+        note("the sampler \"%s\" is not known here; its steps are not compared", named);
+    if (in->sampled || in->steps == 1 || !own.num_train_timesteps) return;
+    for (int i = 0; i < 6 && !in->sampled; i++) {
+        SchedulerConfig c = own;
+        c.timestep_spacing = i / 2, c.steps_offset = i % 2;
+        if ((in->sampled = takes(c, in)))
+            in->times_why = format("they are those of timestep_spacing \"%s\" and steps_offset %d, which the "
+                                   "model has not",
+                                   spacings[i / 2], i % 2);
+    }
+    Scheduler s;
+    scheduler_init(&s, own);
+    scheduler_set_timesteps(&s, in->sampled ? in->sampler_steps : in->steps - (own.kind == PNDM));
+    if (s.count < in->steps) die("the %d timesteps are those of no sampler of this model", in->steps);
+    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){in->steps}, last_times(&s, in->steps));
+    scheduler_free(&s);
+}
+
 static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
-    const Stored *ids = input(s, "inputs.ids", path), *z = input(s, "inputs.latents", path),
-                 *times = input(s, "inputs.timesteps", path), *cfg = input(s, "inputs.cfg", path);
-    Inputs in = {.tokens = m->text_config.max_position_embeddings, .c = m->unet_config.in_channels};
-    if (ids->ndim != 2 || ids->shape[1] != in.tokens || ids->shape[0] < 1 || ids->shape[0] > 2)
+    const Stored *ids = store_find(s, "inputs.ids"), *context = store_find(s, "inputs.context");
+    const Stored *z = trace_input(s, "inputs.latents", path), *cfg = trace_input(s, "inputs.cfg", path),
+                 *times = trace_input(s, "inputs.timesteps", path);
+    Inputs in = {
+        .trace = s, .tokens = m->text_config.max_position_embeddings, .c = m->unet_config.in_channels};
+    int wide = m->unet_config.cross_attention_dim;
+    if (!ids && !context)
+        die("%s: tensor inputs.ids is missing, and inputs.context in its place: what is drawn?", path);
+    if (ids && (ids->ndim != 2 || ids->shape[1] != in.tokens || ids->shape[0] < 1 || ids->shape[0] > 2))
         die("%s: inputs.ids must be (1 or 2, %d)", path, in.tokens);
+    if (!ids && (context->ndim != 3 || context->shape[0] < 1 || context->shape[0] > 2 ||
+                 context->shape[1] < 1 || context->shape[1] > 100000 || context->shape[2] != wide))
+        die("%s: inputs.context must be (1 or 2, tokens, %d)", path, wide);
     if (z->ndim != 4 || z->shape[0] != 1 || z->shape[1] != in.c || z->shape[2] < 1 || z->shape[3] < 1 ||
         z->count > 1u << 28)
         die("%s: inputs.latents must be (1, %d, h, w)", path, in.c);
     if (times->count < 1 || times->count > 100000 || cfg->count != 1)
         die("%s: inputs.timesteps must hold timesteps, and inputs.cfg one number", path);
-    in.rows = (int)ids->shape[0], in.steps = (int)times->count;
+    in.rows = (int)(ids ? ids : context)->shape[0], in.steps = (int)times->count;
     in.h = (int)z->shape[2], in.w = (int)z->shape[3];
     in.latents = store_floats(z, path), in.times = store_floats(times, path);
-    float *one = store_floats(cfg, path), *wide = store_floats(ids, path);
+    float *one = store_floats(cfg, path);
     in.cfg = *one;
-    in.ids = xmalloc(ids->count * sizeof(int));
-    for (size_t i = 0; i < ids->count; i++) {
-        if (!(wide[i] >= 0 && wide[i] < (float)m->text_config.vocab_size))
-            die("%s: inputs.ids holds %g; a token is expected, 0 to %d", path, (double)wide[i],
-                m->text_config.vocab_size - 1);
-        in.ids[i] = (int)wide[i];
-    }
-    free(one), free(wide);
+    free(one);
+    if (ids) {
+        float *read = store_floats(ids, path);
+        in.ids = xmalloc(ids->count * sizeof(int));
+        for (size_t i = 0; i < ids->count; i++) {
+            if (!(read[i] >= 0 && read[i] < (float)m->text_config.vocab_size))
+                die("%s: inputs.ids holds %g; a token is expected, 0 to %d", path, (double)read[i],
+                    m->text_config.vocab_size - 1);
+            in.ids[i] = (int)read[i];
+        }
+        free(read);
+    } else
+        in.tokens = (int)context->shape[1], in.context = store_floats(context, path);
     for (int i = 0; i < in.steps; i++)
         if (!(in.times[i] >= 0 && in.times[i] < 1e6f))
             die("%s: inputs.timesteps holds %g", path, (double)in.times[i]);
-    in.sampled = find_sampler(m, store_metadata(s, "sampler"), &in);
-    if (in.steps > 1) { // several steps only make sense with the sampler that made them
-        if (!in.sampled)
-            die("%s: the %d timesteps from %g on are those of no sampler of this model", path, in.steps,
-                (double)in.times[0]);
-        bool fresh = in.sampler.kind == LCM;
-        in.noise = fresh ? xcalloc((size_t)in.steps, sizeof *in.noise) : NULL;
-        for (int i = 0; fresh && i < in.steps - 1; i++) {
-            char *name = format("inputs.noise.%d", i);
-            const Stored *t = input(s, name, path);
-            if (t->count != z->count) die("%s: %s must be as large as inputs.latents", path, name);
-            in.noise[i] = store_floats(t, path);
-            free(name);
-        }
-    }
-    const Stored *end = store_find(s, "latents"), *image = store_find(s, "inputs.image");
-    if (end && end->count == z->count) in.end = stored_floats(end);
-    in.decodes = store_find(s, "vae.decoder.conv_out") && (in.sampled || in.end);
+    find_sampler(m, store_metadata(s, "sampler"), &in);
+    const char *eta = store_metadata(s, "eta");
+    if (eta) in.sampler.eta = strtod(eta, NULL);
+    for (int i = 0; i < in.steps - 1; i++)
+        if (!in.sampled && !find_traced(s, i, "sampler"))
+            die("%s: the %d timesteps from %g on are those of no sampler of this model, and step.%d.sampler, "
+                "the latents behind that step, is missing",
+                path, in.steps, (double)in.times[0], i);
+    in.decodes = store_find(s, "vae.decoder.conv_out") &&
+                 (in.sampled || store_find(s, "latents") || store_find(s, "vae.scaling"));
+    const Stored *image = store_find(s, "inputs.image");
     if (image && image->ndim == 4 && image->shape[0] == 1 && image->shape[1] == 3 && image->shape[2] >= 8 &&
         image->shape[3] >= 8) {
         in.image_h = (int)image->shape[2], in.image_w = (int)image->shape[3];
@@ -201,46 +249,103 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
 }
 
 static void free_inputs(Inputs *in) {
-    for (int i = 0; in->noise && i < in->steps; i++) free(in->noise[i]);
-    free(in->ids), free(in->latents), free(in->times), free(in->noise), free(in->end), free(in->image);
+    free(in->ids), free(in->context), free(in->latents), free(in->times), free(in->image),
+        free(in->times_why);
 }
 
-static Tensor *picture_from(const float *nchw, int c, int h, int w) {
-    float *nhwc = nchw_to_nhwc(nchw, 1, c, h, w);
-    Tensor *t = tensor_from(SHAPE(1, h, w, c), nhwc);
+Tensor *picture_from(const float *nchw, int n, int c, int h, int w) {
+    float *nhwc = nchw_to_nhwc(nchw, n, c, h, w);
+    Tensor *t = tensor_from(SHAPE(n, h, w, c), nhwc);
     free(nhwc);
     return t;
 }
 
+// The trace's tensor in place of ours, if it has one.
+Tensor *theirs(const Inputs *in, Tensor *ours, int step, const char *name) {
+    const Stored *t = find_traced(in->trace, step, name);
+    if (!t || t->count != tensor_count(ours)) return ours;
+    float *x = stored_floats(t);
+    const int *n = ours->shape;
+    if (isfinite(distance(x, x, t->count)))
+        ours = ours->dims == 4 ? picture_from(x, n[0], n[3], n[1], n[2]) : tensor_from(ours->dims, n, x);
+    free(x);
+    return ours;
+}
+
+Scheduler scheduler_of(const Inputs *in) {
+    Scheduler s;
+    scheduler_init(&s, in->sampler);
+    scheduler_set_timesteps(&s, in->sampler_steps);
+    scheduler_skip(&s, s.count - in->steps);
+    return s;
+}
+
+// Without the noise that it needs a step is not compared.
+Tensor *step_again(const Inputs *in, Scheduler *s, Tensor *z, Tensor *eps, int step) {
+    char *name = format("inputs.noise.%d", step);
+    Tensor *noise = scheduler_wants_noise(s) ? theirs(in, z, -1, name) : NULL;
+    if (noise == z && !find_traced(in->trace, step, "sampler"))
+        die("tensor %s is missing, the noise of this sampler, and step.%d.sampler, the latents", name, step);
+    free(name);
+    Tensor *next = scheduler_step(s, z, eps, noise);
+    return noise == z ? next : trace(next, "sampler");
+}
+
 void run_again(const Model *m, const Inputs *in) {
     Scope whole = scope_begin();
-    Tensor *context = text_encode(m->text_encoder, in->ids, in->rows);
+    Tensor *context =
+        in->ids ? trace(text_encode(m->text_encoder, in->ids, in->rows), "text_encoder")
+                : tensor_from(SHAPE(in->rows, in->tokens, m->unet_config.cross_attention_dim), in->context);
+    context = theirs(in, context, -1, "text_encoder");
     Scope loop = scope_begin();
-    Tensor *z = picture_from(in->latents, in->c, in->h, in->w);
+    Tensor *z = picture_from(in->latents, 1, in->c, in->h, in->w);
     float guidance[2] = {in->cfg - 1, in->cfg - 1};
-    bool embeds = m->unet_config.time_cond_proj_dim > 0;
+    bool embeds = m->unet_config.time_cond_proj_dim > 0, guided = in->rows == 2;
     Scheduler s = {0};
-    if (in->sampled) {
-        scheduler_init(&s, in->sampler);
-        scheduler_set_timesteps(&s, in->sampler_steps);
-        scheduler_skip(&s, s.count - in->steps);
-    }
+    if (in->sampled) s = scheduler_of(in);
     for (int i = 0; i < in->steps; i++) {
         float t[2] = {in->times[i], in->times[i]};
-        Tensor *eps = unet(m->unet, in->rows == 2 ? stack(z, z) : z, t, context, embeds ? guidance : NULL);
-        if (in->rows == 2) eps = combine(1 - in->cfg, take(eps, 0, 1), in->cfg, take(eps, 1, 1));
-        bool fresh = in->sampled && scheduler_wants_noise(&s);
-        Tensor *noise = fresh ? picture_from(in->noise[i], in->c, in->h, in->w) : NULL;
-        z = scope_end(loop, in->sampled ? scheduler_step(&s, z, eps, noise) : z);
+        Tensor *x = in->sampled ? scheduler_input(&s, z) : z;
+        if (guided) x = stack(x, x);
+        if (in->sampled) trace(x, "unet.input"); // others may scale it
+        x = theirs(in, x, i, "unet.input");
+        Tensor *eps = theirs(in, unet(m->unet, x, t, context, embeds ? guidance : NULL), i, "unet.conv_out");
+        if (guided) eps = combine(1 - in->cfg, take(eps, 0, 1), in->cfg, take(eps, 1, 1));
+        eps = theirs(in, trace(eps, "guidance"), i, "guidance");
+        if (in->sampled) z = step_again(in, &s, z, eps, i);
+        z = scope_end(loop, theirs(in, z, i, "sampler"));
     }
     scheduler_free(&s);
-    if (in->end) z = picture_from(in->end, in->c, in->h, in->w);
-    if (in->decodes) vae_decode(m->vae, scale(z, 1 / m->vae_config.scaling_factor));
-    if (in->image) vae_encode(m->vae, picture_from(in->image, 3, in->image_h, in->image_w));
+    if (in->sampled) trace(z, "latents");
+    z = scale(theirs(in, z, -1, "latents"), 1 / m->vae_config.scaling_factor);
+    if (in->decodes && (in->sampled || store_find(in->trace, "latents"))) trace(z, "vae.scaling");
+    if (in->decodes) vae_decode(m->vae, theirs(in, z, -1, "vae.scaling"));
+    if (in->image) vae_encode(m->vae, picture_from(in->image, 1, 3, in->image_h, in->image_w));
     scope_end(whole, NULL);
 }
 
-// ---- sd verify --------------------------------------------------------------------------------------------
+// Dies of a trace of another kind of model, which its names or its widths tell.
+static void check_kind(const Model *m, const Store *s, const char *path) {
+    const int own = m->unet_config.cross_attention_dim, own_first = m->unet_config.block_out_channels[0];
+    int wide = own, first = own_first;
+    const char *kind = NULL;
+    for (size_t i = 0; i < store_count(s); i++) {
+        const Stored *t = store_at(s, i);
+        bool states = !strcmp(t->name, "text_encoder") || !strcmp(t->name, "inputs.context");
+        if (t->ndim == 3 && (states || ends_with(t->name, "final_layer_norm"))) wide = (int)t->shape[2];
+        if (t->ndim == 4 && ends_with(t->name, "unet.conv_in")) first = (int)t->shape[1];
+        if (starts_with(t->name, "transformer.")) kind = "a diffusion transformer (SD 3, Flux)";
+        if (strstr(t->name, "text_encoder_2.") || strstr(t->name, ".add_embedding"))
+            kind = "Stable Diffusion XL";
+    }
+    if (!kind && wide == own && first == own_first) return;
+    static const char *const kinds[] = {"Stable Diffusion v1", "Stable Diffusion v2", "Stable Diffusion XL"};
+    if (!kind) kind = wide == 768 || wide == 1024 || wide == 2048 ? kinds[wide / 1024] : "another model";
+    die("%s is a trace of %s, with text states of %d channels and conv_in of %d; %s has %d and %d", path,
+        kind, wide, first, m->path, own, own_first);
+}
+
+// ---- the comparison ---------------------------------------------------------------------------------------
 
 double distance(const float *x, const float *y, size_t n) {
     double worst = 0;
@@ -257,72 +362,196 @@ double largest_of(const float *x, size_t n) {
     return largest;
 }
 
-int command_verify(int argc, char **argv) {
-    const char *model = DEFAULT_MODEL;
-    double tolerance = 1e-4;
-    bool json = false;
-    Option options[] = {{0, "tolerance", NUMBER(&tolerance, 0, 1e6),
-                         "largest difference allowed, as a fraction of the block's largest value"},
-                        {MODEL_OPTION(&model)},
-                        {JSON_OPTION(&json)},
-                        {0}};
-    char **words = options_parse(
-        argc, argv, options, "sd verify TRACE.safetensors [options]",
-        "Runs this implementation on the inputs that a trace of another one names, and compares block by "
-        "block. test/python/trace.py makes a trace of any diffusers pipeline; sd sample --dump makes one of "
-        "this program. Exit status 1 where a block differs.",
-        "sd sample -p \"a dog runs\" --dump trace.safetensors\n  sd verify trace.safetensors");
-    const char *path = one_word(words, "sd verify takes one trace");
-    start_backend();
-    Store *s = store_open(path);
-    Model *m = model_load(model, NULL, NEED_TEXT | NEED_UNET | NEED_VAE);
-    Inputs in = read_inputs(m, s, path);
-    trace_begin();
-    run_again(m, &in);
-    trace_sink = NULL;
-    int count = traced_count, compared = 0, differ = 0;
+const double rounding[3] = {[F32] = 1e-4, [F16] = 1e-2, [BF16] = 8e-2};
+const char *const precision_names[3] = {[F32] = "fp32", [F16] = "fp16", [BF16] = "bf16"};
+
+// What the numbers were computed in: half precision where that holds every one of them, however stored.
+static Type precision_of(const float *x, size_t n) {
+    size_t f16 = 0, bf16 = 0, zero = 0;
+    for (size_t i = 0; i < n; i++) {
+        zero += x[i] == 0;
+        f16 += f16_to_f32(f32_to_f16(x[i])) == x[i];
+        bf16 += bf16_to_f32(f32_to_bf16(x[i])) == x[i];
+    }
+    return n - zero < 16 ? F32 : bf16 == n ? BF16 : f16 == n ? F16 : F32;
+}
+
+// Adds a name to a list in JSON, and prints it where that is not asked for.
+static void list(char **names, const char *name, const char *what, bool json) {
+    char *quoted = json_quote(name), *longer = format("%s%s%s", *names, **names ? ", " : "", quoted);
+    free(quoted), free(*names);
+    *names = longer;
+    if (!json) printf("%-6s %s\n", what, name);
+}
+
+// The trace against `traced`, ours, in the order of the run. m: NULL where ours is a trace, too. tolerance:
+// negative for that of the precision. Returns the exit status.
+static int compare(const Store *s, const char *path, double tolerance, bool json, const Model *m,
+                   const Inputs *in) {
+    int compared = 0, differ = 0;
     const char *first = NULL;
-    char *why = NULL;
+    char *why = NULL, *absent = xstrdup(""), *extra = xstrdup("");
+    Type type = F32, least = F32; // blocks of a network are as exact as the least exact before them
+    bool inside = false;
     if (json) printf("{\"blocks\": [");
-    for (int i = 0; i < count; i++) {
-        const Stored *theirs = store_find(s, shown_name(traced[i].name, in.steps > 1));
-        if (!theirs || !strncmp(theirs->name, "inputs.", 7)) continue;
-        size_t n = traced_elements(&traced[i]);
-        bool same_size = theirs->count == n;
-        float *x = same_size ? stored_floats(theirs) : NULL;
-        double largest = largest_of(traced[i].data, n);
-        double worst = same_size ? distance(x, traced[i].data, n) : INFINITY;
+    for (int i = 0; i < traced_count; i++) {
+        const Traced *ours = &traced[i];
+        const Stored *t = find_traced(s, -1, ours->name);
+        if (!t) list(&absent, ours->name, "absent", json);
+        if (!t) continue;
+        size_t n = traced_elements(ours);
+        bool same_size = t->count == n, was_inside = inside;
+        inside = (strstr(t->name, "unet.") || strstr(t->name, "coder.")) && !ends_with(t->name, ".input");
+        float *x = stored_floats(t);
+        Type own = precision_of(x, t->count), other = m ? F32 : precision_of(ours->data, n);
+        if (starts_with(t->name, "inputs.")) own = other = F32;
+        if (!(inside && was_inside) || own > type) type = own;
+        if (other > type) type = other;
+        if (type > least) least = type;
+        double largest = largest_of(ours->data, n);
+        double worst = same_size ? distance(x, ours->data, n) : INFINITY;
         double relative = largest > 0 ? worst / largest : worst;
-        bool ok = worst <= tolerance * largest;
+        bool ok = worst <= (tolerance < 0 ? rounding[type] : tolerance) * largest;
         if (json) {
-            printf("%s{\"name\": ", compared ? ", " : ""), print_json_string(stdout, theirs->name);
+            printf("%s{\"name\": ", compared ? ", " : ""), print_json_string(stdout, t->name);
             printf(", \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", isfinite(worst) ? worst : 1e300,
                    isfinite(relative) ? relative : 1e300, ok ? "true" : "false");
         } else
-            printf("%-6s %-64s %10.3g %10.3g\n", ok ? "ok" : "DIFFER", theirs->name, worst, relative);
+            printf("%-6s %-64s %10.3g %10.3g\n", ok ? "ok" : "DIFFER", t->name, worst, relative);
         if (!ok && !first) {
-            first = theirs->name;
-            why = same_size ? explain(m, &in, first, x, &traced[i], i ? &traced[i - 1] : NULL)
-                            : xstrdup("another number of elements");
+            char has[200], expected[200];
+            first = t->name;
+            why = same_size ? explain(m, in, ours->name, x, ours, i ? ours - 1 : NULL, type)
+                            : format("its shape is %s; %s is expected", shape_text(has, t->shape, t->ndim),
+                                     shape_text(expected, ours->shape, ours->ndim));
+            if (i && !find_traced(s, -1, ours[-1].name)) {
+                char *longer =
+                    format("%s%shere, or before it in what the trace lacks", why ? why : "", why ? "; " : "");
+                free(why), why = longer;
+            }
             if (!json) printf("       ^ the first block that differs%s%s\n", why ? ": " : "", why ? why : "");
         }
         free(x);
         compared++, differ += !ok;
     }
     if (!compared) die("%s: none of its blocks has a name of this model", path);
+    for (size_t i = 0; i < store_count(s); i++) {
+        const char *name = store_at(s, i)->name;
+        bool known = m && starts_with(name, "inputs.");
+        for (int k = 0; k < traced_count && !known; k++)
+            known = !strcmp(name, traced[k].name) || !strcmp(name, shown_name(traced[k].name, false));
+        if (!known) list(&extra, name, "extra", json);
+    }
+    const char *half =
+        least == F32 ? "" : format(" (theirs is in half precision, %s)", precision_names[least]);
     if (json) {
-        printf("], \"ok\": %s", differ ? "false" : "true");
+        printf("], \"absent\": [%s], \"not_compared\": [%s], \"precision\": \"%s\", \"ok\": %s", absent,
+               extra, precision_names[least], differ ? "false" : "true");
         if (first) printf(", \"first\": "), print_json_string(stdout, first);
         if (why) printf(", \"why\": "), print_json_string(stdout, why);
         puts("}");
     } else if (differ)
-        printf("%d of %d blocks differ, %s first\n", differ, compared, first);
+        printf("%d of %d blocks differ%s, %s first\n", differ, compared, half, first);
     else
-        printf("%d blocks agree within %g of their largest value\n", compared, tolerance);
-    free(why);
+        printf("%d blocks agree within %g of their largest value%s\n", compared,
+               tolerance < 0 ? rounding[least] : tolerance, half);
+    free(why), free(absent), free(extra);
+    return differ ? 1 : 0;
+}
+
+// ---- two traces -------------------------------------------------------------------------------------------
+
+// Where a word of a name stands in a run.
+static long rank(const char *word, size_t n) {
+    static const char order[] =
+        " inputs text_encoder step unet guidance sampler latents vae input time_embedding conv_in down_blocks "
+        "mid_block up_blocks conv_out resnets attentions downsamplers upsamplers encoder final_layer_norm "
+        "quant_conv scaling post_quant_conv decoder ";
+    char *spaced = format(" %.*s ", (int)n, word);
+    const char *at = strstr(order, spaced);
+    free(spaced);
+    return at ? at - order : (long)sizeof order;
+}
+
+static int by_run(const void *a, const void *b) {
+    const char *x = ((const Traced *)a)->name, *y = ((const Traced *)b)->name;
+    while (*x && *y) {
+        size_t n = strcspn(x, "."), k = strcspn(y, ".");
+        long ranks = rank(x, n) - rank(y, k), numbers = atoi(x) - atoi(y);
+        if (n != k || strncmp(x, y, n)) {
+            bool alternate = (*x == 'r' || *x == 'a') && (*y == 'r' || *y == 'a'); // resnets.0 attentions.0
+            if (alternate && x[n] && y[k]) numbers = atoi(x + n + 1) - atoi(y + k + 1);
+            return numbers ? (int)numbers : ranks ? (int)ranks : strcmp(x, y);
+        }
+        x += n + (x[n] == '.'), y += k + (y[k] == '.');
+    }
+    return (*y != 0) - (*x != 0); // a network's result comes behind its blocks
+}
+
+static int compare_traces(const char *a, const char *b, double tolerance, bool json) {
+    Store *s = store_open(a), *other = store_open(b);
+    for (size_t i = 0; i < store_count(other); i++) {
+        const Stored *t = store_at(other, i);
+        int call = strcmp(t->name, "unet.input") && strcmp(t->name, "unet.time_embedding");
+        if (t->ndim > 4) die("%s: tensor %s has %d axes; a trace's have four at most", b, t->name, t->ndim);
+        keep(name_with_step(t->name, &call), t->ndim, t->shape, stored_floats(t));
+    }
+    qsort(traced, (size_t)traced_count, sizeof *traced, by_run);
+    int status = compare(s, a, tolerance, json, NULL, NULL);
+    store_close(s), store_close(other);
+    clear();
+    return status;
+}
+
+// ---- sd verify --------------------------------------------------------------------------------------------
+
+int command_verify(int argc, char **argv) {
+    const char *model = DEFAULT_MODEL;
+    double tolerance = -1;
+    const char *lora = NULL;
+    bool json = false, gradients = false;
+    Option options[] = {
+        {0, "tolerance", NUMBER(&tolerance, 0, 1e6),
+         "largest difference allowed, as a fraction of the block's largest value (default: "
+         "1e-4, of gradients 1e-3; where the trace is in half precision, fp16 1e-2, bf16 8e-2)"},
+        {0, "gradients", FLAG(&gradients),
+         "the trace is of a training step: compares its loss and its gradients"},
+        {0, "lora", TEXT(&lora, "FILE"), "with --gradients: the adapters that learn"},
+        {MODEL_OPTION(&model)},
+        {JSON_OPTION(&json)},
+        {0}};
+    char **words = options_parse(
+        argc, argv, options,
+        "sd verify TRACE.safetensors [options]\n       sd verify A.safetensors B.safetensors",
+        "Runs this implementation on the inputs that a trace of another one names, and compares block by "
+        "block; or compares two traces. test/python/trace.py makes a trace of any diffusers pipeline; sd "
+        "sample --dump makes one of this program; doc/TRACE.md tells how to write one. Exit status 1 where a "
+        "block differs.",
+        "sd sample -p \"a dog runs\" --dump trace.safetensors\n  sd verify trace.safetensors");
+    if (!words[0] || (words[1] && words[2])) die_usage("sd verify takes one trace, or two");
+    if (words[1] && gradients) die_usage("--gradients takes one trace");
+    if (lora && !gradients) die_usage("--lora goes with --gradients");
+    if (words[1]) return compare_traces(words[0], words[1], tolerance, json);
+    const char *path = words[0];
+    start_backend();
+    Store *s = store_open(path);
+    Model *m = model_load(model, NULL, gradients ? NEED_UNET : NEED_TEXT | NEED_UNET | NEED_VAE);
+    check_kind(m, s, path);
+    Inputs in = {0};
+    trace_begin();
+    if (gradients) {
+        trace_sink = NULL;
+        gradients_again(m, s, path, lora);
+        if (tolerance < 0) tolerance = 1e-3; // sums of many products of both signs
+    } else {
+        in = read_inputs(m, s, path);
+        run_again(m, &in);
+    }
+    trace_sink = NULL;
+    int status = compare(s, path, tolerance, json, m, &in);
     clear();
     free_inputs(&in);
     store_close(s);
     model_free(m);
-    return differ ? 1 : 0;
+    return status;
 }

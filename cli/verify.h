@@ -1,5 +1,5 @@
-// verify.h: traces. A trace holds one fp32 tensor a block, NCHW, under diffusers' name of the module;
-// "step.N." stands before the UNet's where there are several steps. Under "inputs." it holds what went in.
+// verify.h: traces. A trace holds one tensor a block, NCHW, under diffusers' name of the module; "step.N."
+// stands before what each step makes. Under "inputs." it holds what went in. See doc/TRACE.md.
 #ifndef VERIFY_H
 #define VERIFY_H
 
@@ -9,7 +9,7 @@ void trace_begin(void); // collect from here on
 // Writes what was collected, and what went in.
 void trace_save(const char *path, const SampleOptions *o, const Model *m);
 
-// ---- between verify.c and explain.c -----------------------------------------------------------------------
+// ---- between verify.c, explain.c and gradients.c ----------------------------------------------------------
 
 // A block's output.
 typedef struct {
@@ -19,32 +19,49 @@ typedef struct {
     float *data; // pictures NCHW
 } Traced;
 size_t traced_elements(const Traced *t);
+void keep(char *name, int ndim, const int64_t *shape, float *data); // adds to ours, which own name and data
 
 // What a trace was made from.
 typedef struct {
+    const Store *trace;
     int rows, tokens, *ids; // rows: 2 with guidance (unconditional, conditional), else 1
+    float *context;         // text states (rows, tokens, d), where ids is NULL
     int c, h, w, steps;
-    float *latents, *times, cfg; // latents, noise, end and image are NCHW
-    float **noise;               // (steps - 1) of LCM's; NULL where there is none
-    float *end, *image; // the latents that went into the other side's VAE, or NULL; a picture or NULL
+    float *latents, *times, cfg, *image; // latents and image are NCHW; image may be NULL
     int image_h, image_w;
     bool decodes, sampled; // sampled: the sampler is known
     SchedulerConfig sampler;
     int sampler_steps; // of which the last `steps` evaluations are run
+    char *times_why;   // whose timesteps they are, where the model's sampler takes others; or NULL
 } Inputs;
 
-// Text encoder, UNet and sampler, VAE on the trace's inputs; trace_sink sees our blocks.
+// Text encoder, UNet and sampler, VAE on the trace's inputs; trace_sink sees our blocks. Text states,
+// predictions and latents go on as the trace has them, so a mistake shows where it is made, not behind it.
 void run_again(const Model *m, const Inputs *in);
+Scheduler scheduler_of(const Inputs *in); // before the first step
+Tensor *step_again(const Inputs *in, Scheduler *s, Tensor *z, Tensor *eps, int step);
+Tensor *theirs(const Inputs *in, Tensor *ours, int step,
+               const char *name); // in place of ours, if it is there
+Tensor *picture_from(const float *nchw, int n, int c, int h, int w);
 float *file_order(const Tensor *t, int64_t shape[4]); // a tensor as a trace has it; its shape is filled in
 // calls: of the UNet so far; its first block begins a step.
 char *name_with_step(const char *name, int *calls);
-const char *shown_name(const char *name, bool several); // with a single step the UNet's names lack "step.0."
+// The tensor of a step (-1: of none). In a trace of a single step the names may lack "step.0.".
+const Stored *find_traced(const Store *s, int step, const char *name);
+const Stored *trace_input(const Store *s, const char *name, const char *path); // dies where it is missing
+float *stored_floats(const Stored *t);                                         // all elements, NaN and all
 double distance(const float *x, const float *y, size_t n); // the largest difference; NaN counts as infinite
 double largest_of(const float *x, size_t n);
+// How far two right implementations are apart, over the largest value, where one computes in F32, F16, BF16.
+extern const double rounding[3];
+extern const char *const precision_names[3];
 
 // explain.c: what may be wrong in the first block that differs, a new string or NULL. before: the one before
-// it.
-char *explain(const Model *m, const Inputs *in, const char *block, const float *theirs, const Traced *ours,
-              const Traced *before);
+// it. precision: of the less exact side. m: NULL where both sides are traces.
+char *explain(const Model *m, const Inputs *in, const char *block, const float *their, const Traced *ours,
+              const Traced *before, Type precision);
+
+// gradients.c: keeps the loss and the gradients of the training step that a trace names. lora: a file.
+void gradients_again(const Model *m, const Store *s, const char *path, const char *lora);
 
 #endif
