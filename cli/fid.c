@@ -46,12 +46,13 @@ static void print_fidelity(const char *weights, const char *dir, FidOptions o, b
     size_t heads = judge->heads->length;
     double *fraction = xmalloc(heads * sizeof(double)), ceiling = judge->ceiling < 0 ? NAN : judge->ceiling;
     long n;
-    double started = seconds(), value = judge_pictures(judge, dir, o, fraction, &n);
+    double interval[2], started = seconds(), value = judge_pictures(judge, dir, o, fraction, interval, &n);
     if (json) {
-        printf("{"), print_figure("fidelity", 6, value), print_figure("ceiling", 6, ceiling);
-        printf("\"attributes\": {");
+        printf("{"), print_figure("fidelity", 6, value);
+        printf("\"fidelity_interval\": [%.6g, %.6g], ", interval[0], interval[1]);
+        print_figure("ceiling", 6, ceiling), printf("\"attributes\": {");
     } else {
-        printf("fidelity %.4f", value);
+        printf("fidelity %.4f  (95 %%: %.4f to %.4f)", value, interval[0], interval[1]);
         if (!isnan(ceiling)) printf(" (of true scenes: %.4f)", ceiling);
         printf("\n");
     }
@@ -84,13 +85,45 @@ static void write_set(Inception *net, const char *weights, const char *dir, cons
     fid_set_free(&s);
 }
 
-// `sd fid A B`. net: NULL where both are statistics; rounds: of the bootstrap, 0 for none.
-static void compare(Inception *net, const char *weights, char **paths, int rounds, uint64_t seed,
+// Features that are not the 2,048 of the Inception of all papers: the toy world's judge has 512.
+static const char *warning_of(int features) {
+    return features == 2048 ? "" : "; these are not the papers' Inception: compares with nothing published";
+}
+
+// The name of a picture's file, of `length`, without folder and ending.
+static const char *stem(const char *path, int *length) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    *length = (int)(strrchr(name, '.') - name);
+    return name;
+}
+
+// Are the pictures of both sets named alike, row by row? Where not, and they must be, dies with the first.
+static bool same_names(const FidSet *a, const FidSet *b, bool must) {
+    for (long i = 0; i < a->count || i < b->count; i++) {
+        int n = 0, m = 0;
+        const char *x = i < a->count ? stem(a->names[i], &n) : "",
+                   *y = i < b->count ? stem(b->names[i], &m) : "";
+        if (n == m && !strncmp(x, y, (size_t)n)) continue;
+        if (must)
+            die("--paired: picture %ld is \"%.*s\" in %s and \"%.*s\" in %s; pairs have the same name", i + 1,
+                n, x, a->path, m, y, b->path);
+        return false;
+    }
+    return true;
+}
+
+// An .npy is none, but fid_read_statistics() says what to do with it.
+static bool is_statistics(const char *path) {
+    return (ends_with(path, ".npz") || ends_with(path, ".npy")) && file_exists(path) && !is_directory(path);
+}
+
+// `sd fid A B`. net: NULL where both are statistics; rounds: of the interval, 0 for none.
+static void compare(Inception *net, const char *weights, char **paths, bool paired, int rounds, uint64_t seed,
                     FidOptions o, bool json, double started) {
     FidSet set[2];
     bool pictures[2];
-    double kid = NAN, kid_stderr = NAN, interval[2];
-    for (int i = 0; i < 2; i++) pictures[i] = !ends_with(paths[i], ".npz") || is_directory(paths[i]);
+    double kid = NAN, kid_stderr = NAN, interval[2] = {NAN, NAN};
+    for (int i = 0; i < 2; i++) pictures[i] = !is_statistics(paths[i]);
     o.statistics = true;
     o.keep_features = (pictures[0] && pictures[1]) || rounds;
     for (int i = 0; i < 2; i++) // statistics first: they are refused before the pictures take their time
@@ -106,16 +139,21 @@ static void compare(Inception *net, const char *weights, char **paths, int round
             note("%s has %ld pictures for %d features: such an FID is much too large; compare it only with "
                  "others of as many pictures",
                  paths[i], set[i].count, set[i].dim);
+    if (pictures[0] && pictures[1] && same_names(&set[0], &set[1], paired) && !paired)
+        note("both sets have the same names; where these show the same captions, KID needs --paired");
     double fid = fid_distance(&set[0], &set[1]);
-    if (pictures[0] && pictures[1]) kid = kid_distance(&set[0], &set[1], seed, &kid_stderr);
-    if (rounds) fid_bootstrap(&set[0], &set[1], rounds, seed, interval);
+    if (pictures[0] && pictures[1]) kid = kid_distance(&set[0], &set[1], paired, seed, &kid_stderr);
+    if (rounds) fid_interval(&set[0], &set[1], paired, rounds, seed, interval);
+    if (rounds && isnan(interval[0])) note("an interval needs four pictures in each set");
+    if (!net && *warning_of(set[0].dim)) note("%d features%s", set[0].dim, warning_of(set[0].dim));
     if (json) {
         printf("{"), print_figure("fid", 12, fid);
-        if (rounds)
+        if (!isnan(interval[0]))
             printf("\"fid_interval\": [%.12g, %.12g], ", interval[0], interval[1]);
         else
             printf("\"fid_interval\": null, ");
         print_figure("kid", 12, kid), print_figure("kid_stderr", 6, kid_stderr);
+        printf("\"paired\": %s, ", paired ? "true" : "false");
         // Statistics do not say of how many pictures they are, nor how those were resized.
         print_figure("n_a", 15, set[0].count ? (double)set[0].count : NAN);
         print_figure("n_b", 15, set[1].count ? (double)set[1].count : NAN);
@@ -126,11 +164,14 @@ static void compare(Inception *net, const char *weights, char **paths, int round
         printf("\"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n", set[0].dim, seconds() - started,
                (double)backend.peak() / 1e6);
     } else {
-        printf("FID %.6f", fabs(fid) < 5e-7 ? 0 : fid); // not -0.000000
-        if (rounds) printf("  (95 %%: %.6f to %.6f)", interval[0], interval[1]);
-        if (!isnan(kid)) printf("\nKID %.8f +- %.8f", kid, kid_stderr);
+        printf("FID %.6f", fid);
+        if (!isnan(interval[0]))
+            printf("  (95 %%: %.6f to %.6f, about the FID of so many pictures)", interval[0], interval[1]);
+        if (!isnan(kid)) printf("\nKID %.8f", kid);
+        if (!isnan(kid_stderr)) printf(" +- %.8f", kid_stderr);
         printf("\n");
         if (net) printf("resize %s\n", resize_words[o.resize]);
+        if (*warning_of(set[0].dim)) printf("%d features%s\n", set[0].dim, warning_of(set[0].dim));
     }
     fid_set_free(&set[0]), fid_set_free(&set[1]);
 }
@@ -139,7 +180,7 @@ int command_fid(int argc, char **argv) {
     const char *weights = "weights/tiny-inception.safetensors", *output = NULL;
     int rounds = 0, words = 0;
     uint64_t seed = 0;
-    bool json = false;
+    bool json = false, paired = false;
     FidOptions o = {.batch = 16};
     Option options[] = {
         {0, "weights", TEXT(&weights, "FILE"),
@@ -147,10 +188,15 @@ int command_fid(int argc, char **argv) {
         {0, "resize", CHOICE(&o.resize, "fid|clean"),
          "fid: as pytorch-fid, bilinear without antialiasing; clean: as clean-fid, bicubic with "
          "antialiasing; their figures do not compare"},
-        {0, "bootstrap", WHOLE(&rounds, 2, 100000), "also a 95 % interval of the FID, from N resamplings"},
+        {0, "bootstrap", WHOLE(&rounds, 2, 100000),
+         "also a 95 % interval about the FID's expectation at this number of pictures, from N halvings of the sets"},
+        {0, "paired", FLAG(&paired),
+         "pictures of the same name show the same caption: KID leaves out these pairs, which bias it, and the "
+         "intervals are those of pairs"},
+        {0, "recursive", FLAG(&o.recursive), "also the pictures in folders within A and B"},
         {0, "batch", WHOLE(&o.batch, 1, 4096), "pictures a forward pass; the result does not depend on it"},
         {'o', "output", TEXT(&output, "FILE"), "what stats and features write"},
-        {SEED_OPTION(&seed, "of KID's subsets and of the resamplings")},
+        {SEED_OPTION(&seed, "of KID's subsets and of the halvings")},
         {JSON_OPTION(&json)},
         {0}};
     char **word = options_parse(
@@ -160,7 +206,7 @@ int command_fid(int argc, char **argv) {
         "       sd fid features DIR -o FILE.safetensors\n"
         "       sd fid fidelity DIR           the toy world's judge: do DIR/00000.png, ... show what\n"
         "                                     DIR/prompts.jsonl asks for?",
-        "A and B are folders of pictures (.png, .jpg, .jpeg; folders within are not searched) or .npz "
+        "A and B are folders of pictures (.png, .jpg, .jpeg), taken as pytorch-fid takes them, or .npz "
         "statistics, which give no KID. Unreadable pictures are named and left out; more than 1 % of them is "
         "an error.",
         "sd fid real/ drawn/ --weights inception.safetensors --bootstrap 100\n"
@@ -171,28 +217,34 @@ int command_fid(int argc, char **argv) {
     if (words > 2) die_usage("\"%s\" is one argument too many", word[2]);
     bool stats = !strcmp(word[0], "stats"), features = !strcmp(word[0], "features");
     bool judge = !strcmp(word[0], "fidelity"), sets = !stats && !features && !judge;
-    bool both_given = ends_with(word[0], ".npz") && ends_with(word[1], ".npz");
+    bool both_given = is_statistics(word[0]) && is_statistics(word[1]);
     if ((stats || features) && !output) die_usage("%s needs -o FILE", word[0]);
     if (stats && !ends_with(output, ".npz"))
         die_usage("-o is \"%s\"; a name that ends in .npz is expected", output);
     if (!stats && !features && output) die_usage("-o goes with stats and features only");
     if (rounds && (!sets || both_given)) die_usage("--bootstrap needs the pictures of one set at least");
+    if (paired && (!sets || ends_with(word[0], ".npz") || ends_with(word[1], ".npz")))
+        die_usage("--paired needs two folders of pictures");
     for (int i = sets ? 0 : 1; i < 2; i++)
-        if (!is_directory(word[i]) && !(sets && file_exists(word[i]) && ends_with(word[i], ".npz")))
-            die(file_exists(word[i]) ? "%s is neither a folder nor an .npz file" : "%s does not exist",
-                word[i]);
+        if (!is_directory(word[i]) && !(sets && is_statistics(word[i])))
+            die("%s %s%s", word[i],
+                file_exists(word[i]) ? "is neither a folder nor an .npz file" : "does not exist",
+                did_you_mean(word[i], "stats|features|fidelity", ""));
 
-    if (output) output_discard(output_open(output)); // dies before the work, not after
+    if (output) check_output(output); // dies before the work, not after
     start_backend();
     double started = seconds();
+    if (judge && o.recursive) die_usage("--recursive does not go with fidelity");
     if (judge) {
         print_fidelity(weights, word[1], o, json);
         return 0;
     }
     Inception *net = both_given ? NULL : inception_load(weights);
-    if (net) note("%d features of %s, resize %s", inception_dim(net), weights, resize_words[o.resize]);
+    if (net)
+        note("%d features of %s, resize %s%s", inception_dim(net), weights, resize_words[o.resize],
+             warning_of(inception_dim(net)));
     if (sets)
-        compare(net, weights, word, rounds, seed, o, json, started);
+        compare(net, weights, word, paired, rounds, seed, o, json, started);
     else
         write_set(net, weights, word[1], output, stats, o, json, started);
     if (net) inception_free(net);

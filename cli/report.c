@@ -251,11 +251,13 @@ static void print_table(void) {
         const char *name = systems[i].name, *before = " ";
         double times[3];
         const Json *r = result_of("fid-", name), *interval = json_get(r, "fid_interval");
-        bool both = length_of(interval) == 2;
         if (isnan(fid_of(i))) continue;
-        printf("%-16s %8.2f %8.2f to %6.2f %9.2f ", systems[i].title, fid_of(i),
-               both ? interval->items[0].number : NAN, both ? interval->items[1].number : NAN,
-               1000 * json_get_number(r, "kid", NAN));
+        printf("%-16s %8.2f ", systems[i].title, fid_of(i));
+        if (length_of(interval) == 2)
+            printf("%8.2f to %6.2f ", interval->items[0].number, interval->items[1].number);
+        else
+            printf("%18s ", "-"); // of less than four pictures
+        printf("%9.2f ", 1000 * json_get_number(r, "kid", NAN));
         double fidelity = json_get_number(result_of("fidelity-", name), "fidelity", NAN);
         if (isfinite(fidelity))
             printf("%9.3f ", fidelity);

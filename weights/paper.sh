@@ -14,7 +14,7 @@
 #   SPEED        numbers of steps at which a picture is timed ["50 4"]: TIMED pictures [2] in each of
 #                ROUNDS [3]
 #   PICTURES     of Figure 3, a system [3]; 4 at most
-#   BOOTSTRAP    resamplings for the FID's interval [200]
+#   BOOTSTRAP    halvings of the sets for the FID's interval [100]
 #   OUT          folder of the results [run/paper, run/paper-from-scratch, run/paper-real]
 #   REPORT       the report's file [report/index.html]
 # Training, where there is any:
@@ -24,6 +24,7 @@
 #   LCM=DIR      real: replaces Phase 2's result where that phase needs too much memory; the report says so
 #   PLAN=1       real: print the plan and stop
 set -eu
+export LC_ALL=C # a decimal point is a point
 FIGURE3="A child in a pink dress is climbing up a set of stairs in an entryway"
 
 say() { printf 'paper: %s\n' "$*" >&2; }
@@ -40,13 +41,16 @@ toy) OUT=${OUT:-run/paper} COUNT=${COUNT:-500} ;;
 scratch) OUT=${OUT:-run/paper-from-scratch} COUNT=${COUNT:-2000} ;;
 real) OUT=${OUT:-run/paper-real} COUNT=${COUNT:-1000} ;;
 esac
-STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} PICTURES=${PICTURES:-3} BOOTSTRAP=${BOOTSTRAP:-200}
+STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} PICTURES=${PICTURES:-3} BOOTSTRAP=${BOOTSTRAP:-100}
 SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3}
 REPORT=${REPORT:-report/index.html}
 
+newline='
+' tab=$(printf '\t') blanks=$IFS
 case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in
-*[][\ \*\?]*)
-    usage "paths with blanks or wildcards are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;;
+*[][*?]* | *"$newline"* | *"$tab"*)
+    usage "paths with wildcards, tabs or line ends are not taken:" \
+        "OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;;
 esac
 [ $world = real ] || [ -z "${PLAN:-}" ] || usage "PLAN goes with MODEL, DATA and INCEPTION"
 [ $world = scratch ] && [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ] &&
@@ -114,8 +118,8 @@ clock=$(date +%s)
 : >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
 
 # stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, and so are the files
-# PATHS. A result made of something else is removed, unless it was trained: that took hours, so the run stops
-# instead. A missing result is made again.
+# PATHS, a line each. A result made of something else is removed, unless it was trained: that took hours, so
+# the run stops instead. A missing result is made again.
 stage() {
     name=$1 made_of=$2 paths=$3 record=$OUT/made/$1
     shift 3
@@ -123,17 +127,20 @@ stage() {
     if [ -n "$before" ] && [ "$before" != "$made_of" ]; then
         case $name in train-*)
             refuse "$name was trained with other models, data or options ($before; asked for: $made_of);" \
-                "take another OUT, or remove $paths and $record.*" ;;
+                "take another OUT, or remove $(printf '%s' "$paths" | tr '\n' ' ') and $record.*" ;;
         esac
         say "$name is of something else ($before) and is made again ($made_of)"
+        IFS=$newline
         rm -rf "$record.json" $paths
+        IFS=$blanks
     fi
     if [ -s "$record.json" ]; then
-        gone=""
+        gone="" IFS=$newline
         for path in $paths; do
             case $path in "$OUT"/runs/*) continue ;; esac # a checkpoint is of no more use
             [ -e "$path" ] || gone=$path
         done
+        IFS=$blanks
         case $(tail -n 1 "$record.json") in *'}') ;; *) gone=$record.json ;; esac # only half of it is there
         [ -z "$gone" ] || { say "$name: $gone is gone, it is made again" && rm -f "$record.json"; }
     fi
@@ -174,7 +181,7 @@ fi
 train() {
     training=$1 of=$2 paths=$3 run=$4 pictures=$5
     shift 5
-    stage "train-$training" "$of" "$paths ${run#none}" "$@"
+    stage "train-$training" "$of" "$paths$newline${run#none}" "$@"
     [ "$run" = none ] || sh weights/thin.sh "$run" "$pictures" "$*" >"$OUT/logs/$training.jsonl"
 }
 pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
@@ -304,7 +311,8 @@ about false
 [ "$drawn" = "$COUNT" ] || say "$drawn pictures can be held out, not $COUNT"
 prompts_id=$(identity "$reference/prompts.txt")
 
-# draw_and_judge NAME STEPS ID INTERVAL OPTIONS...: the pictures, and how good they are
+# draw_and_judge NAME STEPS ID INTERVAL OPTIONS...: the pictures, and how good they are. Picture i of the
+# reference shows the caption that picture i of the system is drawn from: these are pairs.
 draw_and_judge() {
     name=$1 steps=$2 id=$3 interval=$4 of="$steps steps, model $3, captions $prompts_id, $drawn pictures"
     shift 4
@@ -312,14 +320,14 @@ draw_and_judge() {
     stage "draw-$system" "$of" "$OUT/$system" \
         ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 \
         --steps "$steps" --json "$@"
-    stage "fid-$system" "$of, Inception $judge_id${interval:+, $interval}" "" \
-        ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" $interval --json
+    stage "fid-$system" "$of, Inception $judge_id, pairs${interval:+, $interval}" "" \
+        ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" --paired $interval --json
     [ $world = real ] && return
     cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
     stage "fidelity-$system" "$of, judge $judge_id" "" \
         ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
 }
-systems="" # "NAME ID OPTIONS...", a line each, for the speed
+systems="" # NAME, ID and OPTIONS with tabs between, a line each, for the speed
 # system NAME STEPS OPTIONS...: one row of the paper's table
 system() {
     row=$1 row_steps=$2
@@ -339,8 +347,9 @@ system() {
             [ "$n" = "$row_steps" ] || draw_and_judge "$row-at-$n" "$n" "$row_id" "" "$@"
         done ;;
     esac
-    systems="$systems$row $row_id $*
-"
+    IFS=$tab
+    systems="$systems$row$tab$row_id$tab$*$newline"
+    IFS=$blanks
 }
 system base "$STEPS" -m "$base"
 system lora "$STEPS" -m "$base" --lora "$lora"
@@ -354,7 +363,8 @@ speed() {
     before="["
     for round in $(seq "$ROUNDS"); do
         for n in $SPEED; do
-            printf '%s' "$systems" | while read -r row id options; do
+            printf '%s' "$systems" | while IFS=$tab read -r row id options; do
+                IFS=$tab
                 sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) \
                     -o "$OUT/speed.png" --json -q $options) || exit 1
                 printf '%s{"system": "%s", "steps": %d, "sample": %s}\n' "$before" "$row" "$n" "$sample"
@@ -367,7 +377,7 @@ speed() {
     rm -f "$OUT"/speed-*.png
 }
 command="./sd sample -p \"$FIGURE3\" --steps N -n $((TIMED + 1)) --json -q, $ROUNDS rounds over all systems"
-systems_id=$(printf '%s' "$systems" | cksum | tr ' ' -)
+systems_id=$(printf '%s' "$systems" | tr '\t' ' ' | cksum | tr ' ' -)
 [ -z "$SPEED" ] || stage speed "$systems_id, steps $SPEED, $ROUNDS rounds of $TIMED" "" speed
 
 # ---- the report --------------------------------------------------------------------------------------------

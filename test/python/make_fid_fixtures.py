@@ -1,8 +1,9 @@
 # make_fid_fixtures.py: writes test/fixtures/fid.safetensors, what test/phases/fid.c compares fid.c with.
 #   Fréchet distances by SciPy's sqrtm (full rank) and by singular values (singular covariances, where sqrtm
-#   errs), means and covariances by NumPy, KID and its standard error by NumPy, resizes by PyTorch and Pillow,
-#   and a small Inception's features, logits and gradients by PyTorch, on pytorch-fid's own blocks with fewer
-#   channels; and the features of pytorch-fid's whole network with made weights, hard ones from a float64 run.
+#   errs), means and covariances by NumPy, KID and its standard error by NumPy, for pairs too, resizes by
+#   PyTorch and Pillow, and a small Inception's features, logits and gradients by PyTorch, on pytorch-fid's
+#   own blocks with fewer channels; and the features of pytorch-fid's whole network with made weights, hard
+#   ones from a float64 run.
 #
 #     python test/python/make_fid_fixtures.py
 from pathlib import Path
@@ -61,18 +62,24 @@ out["full.mu"], out["full.sigma"] = moments(sets["full"][0])
 # ---- KID: Binkowski et al. 2018, the unbiased estimator on the whole sets ----------------------------------
 
 
-def kid(x, y):
+def kid(x, y, paired):
     x, y, n = x.astype(np.float64), y.astype(np.float64), len(x)
     k = lambda s, t: (s @ t.T / D + 1) ** 3
-    kxx, kyy, kxy = k(x, x), k(y, y), k(x, y)
-    np.fill_diagonal(kxx, 0), np.fill_diagonal(kyy, 0)
-    value = kxx.sum() / (n * (n - 1)) + kyy.sum() / (n * (n - 1)) - 2 * kxy.sum() / n**2
-    hx = kxx.sum(1) / (n - 1) - kxy.sum(1) / n
-    hy = kyy.sum(1) / (n - 1) - kxy.sum(0) / n
-    return np.array([value, np.sqrt(4 * (hx.var(ddof=1) + hy.var(ddof=1)) / n)])
+    kxx, kyy, kxy, off = k(x, x), k(y, y), k(x, y), 1 - np.eye(n)
+    kxx, kyy, h = kxx * off, kyy * off, (kxx + kyy - kxy - kxy.T) * off
+    cross = kxy * off / (n - 1) if paired else kxy / n
+    hx, hy = kxx.sum(1) / (n - 1) - cross.sum(1), kyy.sum(1) / (n - 1) - cross.sum(0)
+    jackknife = 4 * (hx.var(ddof=1) + hy.var(ddof=1) + paired * 2 * np.cov(hx, hy)[0, 1]) / n
+    # The interaction of i and j: what is left of h without its mean and the effects of i and of j.
+    mean = h.sum() / (n * (n - 1))
+    effect = (h.sum(1) - (n - 1) * mean) / (n - 2)
+    left = (h - mean - effect[:, None] - effect[None, :]) * off
+    second = 2 * (left**2).sum() / (n * (n - 3)) / n**2
+    share = min(second / jackknife, 0.5)
+    return np.array([(hx + hy).mean(), np.sqrt(jackknife * (1 - 1.9 * share**2))])
 
 
-out["steep.kid"] = kid(*sets["steep"])
+out["steep.kid"], out["steep.kid_paired"] = kid(*sets["steep"], False), kid(*sets["steep"], True)
 # For sets of different size, the mean over all subsets: each sum over pairs divided by its own number of
 # pairs.
 x, y = (s.astype(np.float64) for s in sets["full"])

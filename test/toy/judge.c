@@ -100,25 +100,30 @@ static void test_pictures(const char *folder) {
           "the heads are what the configuration says");
     check(j->ceiling < 0, "an untrained judge knows no ceiling");
     FidOptions o = {.batch = 7};
-    double fraction[2];
+    double fraction[2], interval[2];
     long n;
-    REFUSED("prompts.jsonl", judge_pictures(j, folder, o, fraction, &n));
+    REFUSED("prompts.jsonl", judge_pictures(j, folder, o, fraction, interval, &n));
     write_text(list, "{\"colour\": \"red\", \"place\": \"sea\"}\n{\"colour\": \"blue\"}\n");
-    REFUSED("00000.png is missing", judge_pictures(j, folder, o, fraction, &n));
+    REFUSED("00000.png is missing", judge_pictures(j, folder, o, fraction, interval, &n));
     for (int i = 0; i < 2; i++) draw(picture[i], 40 + 60 * i, i);
-    double fidelity = judge_pictures(j, folder, o, fraction, &n);
+    double fidelity = judge_pictures(j, folder, o, fraction, interval, &n);
     check(n == 2 && fidelity == (fraction[0] + fraction[1]) / 2 && fraction[1] * (1 - fraction[1]) == 0,
           "the judge asks only for what was said");
     write_text(
         list,
         format("{\"colour\": \"%s\", \"place\": \"%s\"}\n{\"colour\": \"no colour\", \"place\": \"%s\"}",
                read_off(j, picture[0], 0), read_off(j, picture[0], 1), read_off(j, picture[1], 1)));
-    fidelity = judge_pictures(j, folder, o, fraction, &n);
+    fidelity = judge_pictures(j, folder, o, fraction, interval, &n);
     check(n == 2 && fraction[0] == 0.5 && fraction[1] == 1 && fidelity == 0.75, "three of four are right");
+    // Parts of the two pictures: 1/4 and -1/4. With two right and two wrong ones: mean 3.5 / 6.
+    double middle = 3.5 / 6,
+           half = 1.96 * sqrt(2 * middle * middle + 2 * (1 - middle) * (1 - middle) + 2.0 / 16) / 6;
+    check(fabs(interval[0] - (middle - half)) < 1e-12 && fabs(interval[1] - (middle + half)) < 1e-12,
+          "its interval");
     write_text(list, "{\"colour\": \"red\"}\n{\"colour\": \"red\"}\n");
-    REFUSED("no line of", judge_pictures(j, folder, o, fraction, &n));
+    REFUSED("no line of", judge_pictures(j, folder, o, fraction, interval, &n));
     write_text(list, "\n");
-    REFUSED("holds no line", judge_pictures(j, folder, o, fraction, &n));
+    REFUSED("holds no line", judge_pictures(j, folder, o, fraction, interval, &n));
     judge_free(j);
 
     REFUSED("judge no attributes", judge_new("{\"size\": 111, \"width\": 1}"));

@@ -95,7 +95,8 @@ static void prompts_free(Prompts *p) {
     free(p->file), free(p->pictures), free(p->wanted);
 }
 
-double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fraction, long *count) {
+double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fraction, double interval[2],
+                      long *count) {
     Prompts prompts = read_prompts(dir);
     o.keep_features = true, o.statistics = false;
     FidSet s = fid_scan_files(j->net, dir, prompts.pictures, prompts.count, o);
@@ -104,6 +105,7 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
     scope_end(scope, NULL);
     size_t heads = j->heads->length;
     long *asked = xcalloc(heads, sizeof(long)), *right = xcalloc(heads, sizeof(long));
+    int *answer = xcalloc((size_t)s.count * heads, sizeof(int)); // 0: not asked; 1: wrong; 2: right
     const float *logit = logits;
     for (long i = 0, line = 0; i < s.count; i++, line++) {
         while (strcmp(prompts.pictures[line], s.names[i])) line++; // unreadable pictures were left out
@@ -112,6 +114,7 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
             const char *want = json_get_string(prompts.wanted[line], head->key, NULL);
             const char *shown = head->items[largest(logit, (int)head->length)].string;
             if (want) asked[h]++, right[h] += !strcmp(shown, want); // some captions do not say
+            answer[(size_t)i * heads + h] = want ? 1 + !strcmp(shown, want) : 0;
             logit += head->length;
         }
     }
@@ -121,10 +124,23 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
         sum += fraction[h] = (double)right[h] / (double)asked[h];
     }
     *count = s.count;
-    free(logits), free(asked), free(right);
+    // Its variance: that of the pictures' parts in it (the answers of a picture depend on one another), where
+    // two more are all right and two all wrong, as Agresti and Coull (1998) have it; so it is never 0.
+    double mean = sum / (double)heads, n = (double)s.count, middle = (n * mean + 2) / (n + 4),
+           squares = 2 * middle * middle + 2 * (1 - middle) * (1 - middle);
+    for (size_t i = 0; i < (size_t)s.count; i++) {
+        double part = 0;
+        for (size_t h = 0; h < heads; h++)
+            if (answer[i * heads + h])
+                part += (answer[i * heads + h] - 1 - fraction[h]) * n / (double)asked[h] / (double)heads;
+        squares += part * part;
+    }
+    interval[0] = fmax(middle - 1.96 * sqrt(squares) / (n + 4), 0);
+    interval[1] = fmin(middle + 1.96 * sqrt(squares) / (n + 4), 1);
+    free(logits), free(asked), free(right), free(answer);
     prompts_free(&prompts);
     fid_set_free(&s);
-    return sum / (double)heads;
+    return mean;
 }
 
 // ---- scenes -----------------------------------------------------------------------------------------------

@@ -22,8 +22,10 @@ Judge *judge_load(const char *path);
 void judge_free(Judge *j);
 
 // The fraction of attributes that the pictures 00000.png, 00001.png, ... of `dir` show as its prompts.jsonl
-// asks, a line a picture: of each head, and returned their mean. count: of the pictures that could be read.
-double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fraction, long *count);
+// asks, a line a picture: of each head, and returned their mean, with its 95 % interval. count: of the
+// pictures that could be read.
+double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fraction, double interval[2],
+                      long *count);
 
 // After training, the statistics of batch norm: between the two calls pictures go through the network; the
 // second sets every running_mean and running_var to what came out of the convolutions.
