@@ -4,6 +4,7 @@
 #include "lib/io/io.h"
 #include "lib/nn/kernels.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <math.h>
@@ -51,7 +52,7 @@ static uint64_t parse_seed(const char *option, const char *text) {
     char *end;
     errno = 0;
     uint64_t x = strtoull(text, &end, 10);
-    if (end == text || *end || errno || *text == '-')
+    if (!isdigit((unsigned char)*text) || *end || errno)
         die_usage("--%s takes a whole number from 0 on, not \"%s\"", option, text);
     return x;
 }
@@ -60,6 +61,32 @@ static uint64_t parse_seed(const char *option, const char *text) {
 static int next_name(const char **names) {
     *names += **names == '|';
     return (int)strcspn(*names, "|");
+}
+
+static int smaller(int a, int b) { return a < b ? a : b; }
+
+// How many letters must be changed, added, left out or swapped to make the first n of b from a; above `most`
+// the answer is just more.
+static int distance(const char *a, const char *b, int n, int most) {
+    while (*a && n && tolower((unsigned char)*a) == tolower((unsigned char)*b)) a++, b++, n--;
+    if (!*a && !n) return 0;
+    int least = most;
+    if (!most) return 1;
+    if (*a && n) least = distance(a + 1, b + 1, n - 1, most - 1);
+    if (*a) least = smaller(least, distance(a + 1, b, n, most - 1));
+    if (n) least = smaller(least, distance(a, b + 1, n - 1, most - 1));
+    if (*a && n > 1 && a[0] == b[1] && a[1] == b[0])
+        least = smaller(least, distance(a + 2, b + 2, n - 2, most - 1));
+    return 1 + least;
+}
+
+char *did_you_mean(const char *word, const char *names, const char *before) {
+    int length;
+    for (int far = 1; far <= 2; far++)
+        for (const char *name = names; (length = next_name(&name)); name += length)
+            if (2 * far < length && distance(word, name, length, far) <= far) // most of it is there
+                return format("; did you mean %s%.*s?", before, length, name);
+    return xstrdup("");
 }
 
 // The place of `text` in "a|b|c".
@@ -73,13 +100,12 @@ static int parse_choice(const char *option, const char *text, const char *names)
         char *longer = format("%s%s%.*s", list, between, length, name);
         free(list), list = longer;
     }
-    die_usage("--%s is \"%s\"; %s is expected", option, text, list);
+    die_usage("--%s is \"%s\"; %s is expected%s", option, text, list, did_you_mean(text, names, ""));
 }
 
-static void set_value(Option *o, const char *text) {
+void option_set(Option *o, const char *text) {
     void *to = o->to;
     Texts *list = to;
-    o->given = true;
     switch (o->kind) {
     case A_FLAG: *(bool *)to = true; break;
     case A_CONSTANT: *(int *)to = (int)o->least; break;
@@ -101,31 +127,40 @@ static void set_value(Option *o, const char *text) {
     }
 }
 
-// ---- the help ---------------------------------------------------------------------------------------------
+// The fewest digits, from 6 on, that are read back as the same number.
+static char *number_text(double x, bool single) {
+    for (int digits = 6;; digits++) {
+        char *text = format("%.*g", digits, x);
+        double read = strtod(text, NULL);
+        if (digits == 17 || (single ? (float)read == (float)x : read == x)) return text;
+        free(text);
+    }
+}
 
-enum { WIDTH = 100, HELP_COLUMN = 28 };
-
-// The value that a variable holds, or NULL where that stands for none.
-static char *default_value(const Option *o) {
+char *option_text(const Option *o) {
     double x = NAN;
     int place = -1, length;
     switch (o->kind) {
     case A_TEXT:
     case A_NAME: return *(const char **)o->to ? xstrdup(*(const char **)o->to) : NULL;
+    case A_SEED: return format("%llu", (unsigned long long)*(uint64_t *)o->to);
     case AN_INT: x = *(int *)o->to; break;
     case A_LONG: x = (double)*(long *)o->to; break;
-    case A_SEED: x = (double)*(uint64_t *)o->to; break;
     case A_FLOAT: x = *(float *)o->to; break;
     case A_DOUBLE: x = *(double *)o->to; break;
     case A_CHOICE: place = *(int *)o->to; break;
     case A_BOOL: place = *(bool *)o->to; break;
     default: break;
     }
-    if (x >= o->least && x <= o->most) return format("%g", x);
+    if (x >= o->least && x <= o->most) return number_text(x, o->kind == A_FLOAT);
     for (const char *name = o->value; place >= 0 && (length = next_name(&name)); name += length)
         if (!place--) return format("%.*s", length, name);
     return NULL;
 }
+
+// ---- the help ---------------------------------------------------------------------------------------------
+
+enum { WIDTH = 100, HELP_COLUMN = 28 };
 
 // From column `indent` on, where the cursor is, and back there in each new line.
 static void print_wrapped(int indent, const char *text) {
@@ -143,7 +178,7 @@ static void print_row(const Option *o) {
     column += printf("--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
     if (column + 2 > HELP_COLUMN) column = printf("\n") - 1;
     printf("%*s", HELP_COLUMN - column, "");
-    char *value = strstr(o->help, "default") ? NULL : default_value(o),
+    char *value = strstr(o->help, "default") ? NULL : option_text(o),
          *text = value ? format("%s (default %s)", o->help, value) : xstrdup(o->help);
     print_wrapped(HELP_COLUMN, text);
     free(value), free(text);
@@ -162,6 +197,24 @@ static _Noreturn void print_help(Option *const tables[2], const char *usage, con
                 print_row(o);
     printf("\nExamples\n  %s\n", examples);
     exit(0);
+}
+
+// Says what getopt found wrong, and the nearest option where there is none of that name.
+static _Noreturn void refuse(int argc, char **argv, const char *letters, const struct option *names) {
+    const char *word = argv[optind - 1];
+    if (!optopt && starts_with(word, "--")) {
+        char *typed = format("%.*s", (int)strcspn(word + 2, "="), word + 2), *all = xstrdup("");
+        bool begins = false; // then it is ambiguous
+        for (const struct option *o = names; o->name; o++) {
+            char *more = format("%s|%s", all, o->name);
+            free(all), all = more;
+            begins |= starts_with(o->name, typed);
+        }
+        if (!begins) die_usage("unrecognized option '--%s'%s", typed, did_you_mean(typed, all, "--"));
+    }
+    optind = 0, opterr = 1; // once more, for its message
+    while (getopt_long(argc, argv, letters, names, NULL) != '?') {}
+    exit(2);
 }
 
 // ---- the command line -------------------------------------------------------------------------------------
@@ -184,6 +237,7 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
             rows[count++] = o;
         }
     argv[0] = (char[]){"sd"}; // getopt's messages begin with it
+    opterr = 0;
     // Twice: --help must see the defaults, before other options change them.
     for (int pass = 0; pass < 2; pass++) {
         optind = 0;
@@ -191,9 +245,9 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
             Option *o = NULL;
             for (int i = 0; i < count; i++)
                 if (found == 256 + i || found == rows[i]->letter) o = rows[i];
-            if (!o) exit(2); // '?': getopt has said what is wrong
+            if (!o) refuse(argc, argv, letters, names);
             if (o->kind == A_HELP) print_help(tables, usage, about, examples);
-            if (pass == 1) set_value(o, optarg);
+            if (pass == 1) option_set(o, optarg), o->given = true;
         }
     }
     return argv + optind;
@@ -211,6 +265,9 @@ void no_words(char **words, const char *hint) {
 // ---- what commands share besides --------------------------------------------------------------------------
 
 void start_backend(void) {
+    const char *asked = getenv("OMP_NUM_THREADS");
+    if (!threads && asked && strtol(asked, NULL, 10) > 1024)
+        die("OMP_NUM_THREADS is %s; 1024 is the most", asked);
     backend_init(threads);
     note_verbose("running on %s", backend.name());
 }

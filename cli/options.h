@@ -70,6 +70,7 @@ typedef struct {
 #define MODEL_OPTION(p) 'm', "model", TEXT(p, "PATH"), "the model: a diffusers folder or an LDM file"
 #define SEED_OPTION(p, help) 0, "seed", SEED(p), help
 #define JSON_OPTION(p) 0, "json", FLAG(p), "print the figures as one JSON object"
+#define FORCE_OPTION(p) 0, "force", FLAG(p), "replace also what another command has made"
 #define DEFAULT_MODEL "weights/tiny"
 #define TYPE_NAMES "f32|f16|bf16" // in the order of Type
 
@@ -79,6 +80,14 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
                      const char *examples);
 const char *one_word(char **words, const char *expected); // the only word, else dies with what is expected
 void no_words(char **words, const char *hint);            // dies with the first word if there is one
+// The value of an option (but for lists) as one would type it, every digit that counts; NULL where it holds
+// none. The caller frees it.
+char *option_text(const Option *o);
+void option_set(Option *o, const char *text); // as if `text` had been typed; it must stay
+
+// "; did you mean --steps?": the one of "a|b|c" that is nearest to a word, `before` it; "" where none is
+// near.
+char *did_you_mean(const char *word, const char *names, const char *before);
 
 void start_backend(void);                                  // with the threads that --threads asks for
 char *parse_lora(const char *spec, float *scale);          // FILE[:SCALE] -> FILE, and SCALE or 1

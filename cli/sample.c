@@ -2,37 +2,39 @@
 #include "sd.h"
 #include "commands.h"
 #include "options.h"
+#include "recipe.h"
 #include "verify.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 // What was asked for; a NULL, a 0, -1 or NaN leaves it to the model.
 typedef struct {
-    const char *model, *tokenizer, *prompt, *negative, *prompts, *init, *latents, *output, *out, *dump;
+    const char *model, *tokenizer, *prompt, *negative, *prompts, *init, *latents, *output, *out, *dump,
+        *again;
     Texts loras;
-    int steps, scheduler, width, height, count;
-    double cfg, strength;
+    int steps, scheduler, spacing, width, height, count;
+    double cfg, strength, eta;
     uint64_t seed;
     bool philox, keep, preview, json;
 } Request;
 
-// Attaches the adapters. Is one of them an LCM-LoRA, as it says or, in others' files, by its name?
-static bool attach(const Model *m, Texts specs, Lora **loras) {
-    bool lcm = false;
+// Attaches the adapters. Returns how to draw with the first of them that is made for a few steps.
+static FewSteps attach(const Model *m, Texts specs, Lora **loras) {
+    FewSteps few = {.scheduler = -1};
     for (int i = 0; i < specs.count; i++) {
         float scale;
         char *path = parse_lora(specs.at[i], &scale);
         Lora *l = loras[i] = lora_load(&m->params, path);
         lora_attach(l, scale);
-        const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-        lcm |= l->mode ? !strcmp(l->mode, "mimic") || !strcmp(l->mode, "consistency")
-                       : strstr(name, "lcm") != NULL;
+        FewSteps its = lora_few_steps(l, path);
+        if (!few.name) few = its;
         note_verbose("%s: %d layers, scale %g", path, l->count, (double)scale);
         free(path);
     }
-    return lcm;
+    return few;
 }
 
 // Two pixels a character, one above the other: an upper half block in the one's colour on the other's.
@@ -53,42 +55,24 @@ static char **read_lines(const char *path, int *count) {
     size_t bytes;
     char *text = read_file(path, &bytes), **lines = NULL;
     *count = 0;
-    for (char *at = text; at < text + bytes;) {
-        char *end = strchr(at, '\n');
-        if (end) *end = 0;
-        if (end && end > at && end[-1] == '\r') end[-1] = 0;
+    const char *line;
+    size_t length;
+    for (const char *at = text; next_line(&at, text + bytes, &line, &length);) {
+        if (memchr(line, 0, length)) die("%s: line %d holds a NUL", path, *count + 1);
         lines = xrealloc(lines, (size_t)(*count + 1) * sizeof *lines);
-        lines[(*count)++] = xstrdup(at);
-        at = end ? end + 1 : text + bytes;
+        lines[(*count)++] = format("%.*s", (int)length, line);
     }
     free(text);
     if (!*count) die("%s holds no caption", path);
     return lines;
 }
 
-// The text that other tools read out of a PNG and show.
-static char *parameters(const SampleOptions *o, const Scheduler *s, const char *model, Texts specs) {
-    char *loras = xstrdup("");
-    for (int i = 0; i < specs.count; i++) {
-        char *longer = format("%s, LoRA: %s", loras, specs.at[i]);
-        free(loras), loras = longer;
-    }
-    static const char *const names[] = {"PNDM", "DDIM", "LCM"};
-    char *text = format(
-        "%s%s%s\nSteps: %d, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s%s, Version: sd.c",
-        o->prompt, o->negative ? "\nNegative prompt: " : "", o->negative ? o->negative : "", o->steps,
-        names[s->config.kind], (double)o->cfg, (unsigned long long)o->seed, o->width, o->height, model,
-        loras);
-    free(loras);
-    return text;
-}
-
 static float *load_latents(const char *path, int c, int h, int w) {
     Store *s = store_open(path);
     const Stored *t = store_find(s, "latents");
-    if (!t) die("%s: tensor latents is missing", path);
+    if (!t) die("%s holds %s: tensor latents is missing", path, store_kind(s));
     int last = t->ndim - 1; // (1, c, h, w); the 1 may be missing
-    bool same_size = t->count == (size_t)c * (size_t)h * (size_t)w && last >= 2;
+    bool same_size = t->count == (size_t)c * (size_t)h * (size_t)w && last >= 2 && t->shape[last - 2] == c;
     if (!same_size || t->shape[last] != w || t->shape[last - 1] != h)
         die("%s: latents has %zu elements in another shape than (1, %d, %d, %d), which the picture's size "
             "asks for",
@@ -102,6 +86,34 @@ static void check_text(const char *where, const char *text) {
     size_t at;
     if (text && !utf8_valid(text, strlen(text), &at))
         die("%s: the text is not UTF-8: byte %zu, 0x%02x", where, at, (unsigned char)text[at]);
+}
+
+// A model that was trained on few words lists them, a line each, beside its tokenizer. Of other words it
+// knows the letters at most, so they are named. `folder` is the tokenizer's; texts (count), of which some may
+// be NULL.
+static void note_new_words(const char *folder, const char *const *texts, int count) {
+    char *list = format("%s/words.txt", folder), *fresh = xstrdup("");
+    size_t bytes, length;
+    char *words = file_exists(list) ? read_file(list, &bytes) : NULL;
+    static const char between[] = " \t\n\r.,;:!?\"'()[]-/0123456789";
+    Names known = {0}; // and those that were named
+    const char *line;
+    for (const char *at = words; words && next_line(&at, words + bytes, &line, &length);)
+        names_set(&known, line, length, 0);
+    for (int i = 0; words && i < count; i++) {
+        char *text = xstrdup(texts[i] ? texts[i] : ""); // kept: `known` points into it
+        for (char *c = text; *c; c++) *c = (char)tolower((unsigned char)*c);
+        for (const char *at = text; *(at += strspn(at, between)); at += length) {
+            length = strcspn(at, between);
+            if (names_get(&known, at, length) >= 0) continue;
+            names_set(&known, at, length, 0);
+            char *more = format("%s%s%.*s", fresh, *fresh ? ", " : "", (int)length, at);
+            free(fresh), fresh = more;
+        }
+    }
+    if (*fresh)
+        note("the model was trained without these words (%s lists those that it knows): %s", list, fresh);
+    names_free(&known), free(words), free(fresh), free(list);
 }
 
 // What --json prints.
@@ -124,20 +136,25 @@ static void print_figures(const Figures *f, uint64_t seed) {
            f->times.vae_s, (double)backend.peak() / 1e6, (unsigned long long)seed);
 }
 
-// One call of sample() a picture.
-static void draw(const Request *r, char **captions, int count, const Image *start) {
+// One call of sample() a picture. `options` are those behind the request; `original` may be NULL.
+static void draw(Request *r, const Option *options, char **captions, int count, const Image *start,
+                 const Image *original) {
     Figures f = {.count = count};
     f.paths = xcalloc((size_t)count, sizeof *f.paths),
     f.picture_s = xcalloc((size_t)count, sizeof *f.picture_s);
     double started = seconds();
     Model *m = model_load(r->model, r->tokenizer, NEED_ALL);
     Lora **loras = xcalloc((size_t)r->loras.count + 1, sizeof *loras);
-    bool lcm_lora = attach(m, r->loras, loras);
+    FewSteps few = attach(m, r->loras, loras);
     f.load_s = seconds() - started;
 
     SampleOptions o = sample_defaults(m);
-    if (lcm_lora) o.scheduler = LCM, o.steps = 4, o.cfg = 1;
+    if (few.scheduler >= 0) o.scheduler = few.scheduler, o.steps = few.steps, o.cfg = few.cfg;
+    bool own = few.scheduler >= 0 && (r->scheduler < 0 || r->scheduler == few.scheduler);
+    if (own) o.eta = (double)few.eta, o.spacing = few.trailing ? TRAILING : -1;
     if (r->scheduler >= 0) o.scheduler = r->scheduler;
+    if (r->spacing >= 0) o.spacing = r->spacing;
+    if (!isnan(r->eta)) o.eta = r->eta;
     if (r->steps) o.steps = r->steps;
     if (!isnan(r->cfg)) o.cfg = (float)r->cfg;
     if (r->width) o.width = r->width;
@@ -145,33 +162,51 @@ static void draw(const Request *r, char **captions, int count, const Image *star
     o.negative = r->negative, o.strength = r->strength, o.philox = r->philox, o.init = start;
     if (r->latents)
         o.latents = load_latents(r->latents, m->unet_config.in_channels, o.height / 8, o.width / 8);
-    Scheduler s; // for the text in the PNG, and to refuse early what cannot run
-    scheduler_init(&s, scheduler_config(m->scheduler_json, o.scheduler));
+    Scheduler s; // to refuse early what cannot run
+    scheduler_init(&s, sample_scheduler(m, &o));
     scheduler_set_timesteps(&s, o.steps);
+    if (r->eta > 0 && s.config.kind != TCD)
+        die_usage("--eta is for tcd; the sampler is %s", scheduler_titles[s.config.kind]);
+    if (r->spacing >= 0 && (s.config.kind == LCM || s.config.kind == TCD))
+        die_usage("--spacing: the timesteps of %s are those of its training",
+                  scheduler_titles[s.config.kind]);
     f.steps = o.steps;
+    // What the model chose, for the text in the PNG.
+    r->steps = o.steps, r->scheduler = (int)s.config.kind;
+    if (isnan(r->cfg)) r->cfg = o.cfg;
+    if (!r->init) r->strength = NAN;
+    r->spacing = o.spacing, r->eta = s.config.kind == TCD ? o.eta : NAN;
+    r->width = o.width, r->height = o.height;
+    uint64_t first = r->seed;
 
+    char *folder = r->tokenizer ? xstrdup(r->tokenizer) : format("%s/tokenizer", r->model);
+    note_new_words(folder, captions ? (const char *const *)captions : &r->prompt, captions ? count : 1);
+    note_new_words(folder, &r->negative, 1);
+    free(folder);
     if (r->prompts) make_directories(r->out);
     for (int i = 0; i < count; i++)
         f.paths[i] = r->prompts ? format("%s/%05d.png", r->out, i) : numbered_name(r->output, i, count);
-    output_discard(output_open(f.paths[0])); // what cannot be written is said before the work, not after
-    if (r->dump) output_discard(output_open(r->dump)), trace_begin();
+    check_output(f.paths[0]); // what cannot be written is said before the work, not after
+    if (r->dump) check_output(r->dump), trace_begin();
     started = seconds();
     for (int i = 0; i < count; i++) {
         if (r->keep && file_exists(f.paths[i])) continue;
         double begun = seconds();
-        o.prompt = captions ? captions[i] : r->prompt, o.seed = r->seed + (uint64_t)i;
+        if (captions) r->prompt = captions[i];
+        o.prompt = r->prompt, o.seed = r->seed = first + (uint64_t)i;
         Image *image = sample(m, o, &f.times);
-        char *text = parameters(&o, &s, r->model, r->loras);
+        char *text = recipe_write(options);
         if (r->dump) trace_save(r->dump, &o, m);
         image_save_png(f.paths[i], image, text);
         free(text);
         if (r->preview) preview(image);
+        if (original && i == 0) recipe_compare(image, original, r->again);
         image_free(image);
         f.picture_s[i] = seconds() - begun;
         if (!r->json) note("%s", f.paths[i]);
     }
     f.seconds = seconds() - started;
-    if (r->json) print_figures(&f, r->seed);
+    if (r->json) print_figures(&f, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB",
                  f.load_s, f.times.text_s, f.times.unet_step_s, f.times.vae_s, (double)backend.peak() / 1e6);
     for (int i = 0; i < count; i++) free(f.paths[i]);
@@ -184,7 +219,7 @@ static void draw(const Request *r, char **captions, int count, const Image *star
 // [T1] The command line: options, a model, and one call of sample() a picture.
 int command_sample(int argc, char **argv) {
     Request r = {.model = DEFAULT_MODEL, .output = "out.png", .count = 1};
-    r.scheduler = -1, r.cfg = NAN, r.strength = 0.8;
+    r.scheduler = r.spacing = -1, r.cfg = r.eta = NAN, r.strength = 0.8;
     Option options[] = {
         {.help = "What to draw"},
         {'p', "prompt", TEXT(&r.prompt, "TEXT"), "the caption"},
@@ -196,16 +231,23 @@ int command_sample(int argc, char **argv) {
         {0, "strength", NUMBER(&r.strength, 0, 1),
          "with --init: how much of the way to noise it goes first, 0 to 1"},
         {0, "latents", TEXT(&r.latents, "FILE"), "begin with this noise (.safetensors, key \"latents\")"},
+        {0, "again", TEXT(&r.again, "FILE.png"),
+         "draw what the text in this picture says; options that are typed beside it overrule it"},
         {.help = "How to draw"},
         {MODEL_OPTION(&r.model)},
         {0, "tokenizer", TEXT(&r.tokenizer, "DIR"), "for a model that has none"},
         {0, "lora", TEXT(&r.loras, "FILE[:SCALE]"),
-         "draw with these adapters (repeatable); one that is an LCM-LoRA makes the defaults 4 steps of lcm "
-         "without guidance"},
+         "draw with these adapters (repeatable); one that is an LCM-LoRA, as it says or by its layers or its name, "
+         "makes the defaults 4 steps of lcm without guidance"},
         {0, "steps", WHOLE(&r.steps, 1, 1000), "evaluations of the UNet (default: the model's, else 50)"},
         {0, "cfg", NUMBER(&r.cfg, -1000, 1000),
          "guidance scale, 1 or less for none (default: the model's, else 7.5)"},
-        {0, "scheduler", CHOICE(&r.scheduler, "pndm|ddim|lcm"), "(default: what the model names)"},
+        {0, "scheduler", CHOICE(&r.scheduler, "pndm|ddim|lcm|euler|euler-a|dpm++2m|dpm++2m-karras|tcd"),
+         "(default: what the model names)"},
+        {0, "spacing", CHOICE(&r.spacing, "leading|trailing|linspace"),
+         "of the timesteps (default: what the model or diffusers says; Hyper-SD LoRAs need trailing)"},
+        {0, "eta", NUMBER(&r.eta, 0, 1),
+         "of tcd: how much of each step is new noise (default: 0, as in diffusers' pipeline)"},
         {'W', "width", WHOLE(&r.width, 8, 16384), "in pixels, a multiple of 8 (default: the model's)"},
         {'H', "height", WHOLE(&r.height, 8, 16384), "the same"},
         {SEED_OPTION(&r.seed, "of the noise")},
@@ -219,12 +261,15 @@ int command_sample(int argc, char **argv) {
         {0}};
     char **words = options_parse(
         argc, argv, options, "sd sample -p TEXT [-o FILE.png] [options]", "Draws a picture of a caption.",
-        "sd sample -p \"a dog runs through a park at night\" --steps 25 --seed 7 -o dog.png\n"
-        "  sd sample -p \"a dog runs through a park at night\" --lora weights/tiny-lcm-lora-8k.safetensors "
+        "sd sample -p \"a dog runs in the park at night\" --steps 25 --seed 7 -o dog.png\n"
+        "  sd sample -p \"a dog runs in the park at night\" --lora weights/tiny-lcm-lora-8k.safetensors "
         "-o dog.png\n"
-        "  sd sample -p \"the same at sunset\" --init dog.png --strength 0.6 -o sunset.png");
+        "  sd sample -p \"the same at sunset\" --init dog.png --strength 0.6 -o sunset.png\n"
+        "  sd sample --again sunset.png -o same.png");
     no_words(words, "; a caption goes behind -p, in quotes");
-    if (!r.prompt == !r.prompts) die_usage("one of --prompt and --prompts is needed");
+    if (r.again && r.prompts) die_usage("--again draws one picture; it does not go with --prompts");
+    Image *original = r.again ? recipe_read(options, r.again) : NULL;
+    if (!r.prompt == !r.prompts) die_usage("one of --prompt, --prompts and --again is needed");
     if (r.prompts && !r.out) die_usage("--prompts needs --out DIR");
     if (r.keep && !r.prompts) die_usage("--keep goes with --prompts");
     if (r.init && r.latents) die_usage("--init and --latents: a picture begins with one of them");
@@ -243,9 +288,9 @@ int command_sample(int argc, char **argv) {
             die("%s has %d x %d pixels; 8 x 8 is the least", r.init, start->width, start->height);
     }
     start_backend();
-    draw(&r, captions, count, start);
+    draw(&r, options, captions, count, start, original);
     for (int i = 0; captions && i < count; i++) free(captions[i]);
     free(captions), free(r.loras.at);
-    if (start) image_free(start);
+    image_free(start), image_free(original);
     return 0;
 }

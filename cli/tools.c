@@ -21,7 +21,7 @@ static void print_output(const char *path, double took) {
 static float *read_latents(const char *path, int channels, int shape[4]) {
     Store *s = store_open(path);
     const Stored *t = store_find(s, "latents");
-    if (!t) die("%s: tensor latents is missing", path);
+    if (!t) die("%s holds %s: tensor latents is missing", path, store_kind(s));
     if (t->ndim != 4 || t->shape[0] < 1 || t->shape[1] != channels || t->shape[2] < 1 || t->shape[3] < 1 ||
         t->shape[0] > 4096 || t->shape[2] > 4096 || t->shape[3] > 4096)
         die("%s: latents must be (n, %d, h, w)", path, channels);
@@ -128,7 +128,7 @@ int command_tokenize(int argc, char **argv) {
         {'p', "prompt", TEXT(&prompt, "TEXT"), "the caption (default: standard input, one a line)"},
         {'m', "model", TEXT(&model, "PATH"), "the model whose tokenizer it is"},
         {0, "tokenizer", TEXT(&dir, "DIR"),
-         "a tokenizer itself: vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt[.gz]"},
+         "a tokenizer itself: tokenizer.json, vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt[.gz]"},
         {0, "pad", FLAG(&pad), "fill up with the padding token"},
         {0}};
     char **words = options_parse(
@@ -143,8 +143,9 @@ int command_tokenize(int argc, char **argv) {
     char *line = NULL;
     size_t room = 0;
     ssize_t length;
-    while (!prompt && (length = getline(&line, &room, stdin)) > 0) {
-        if (line[length - 1] == '\n') line[--length] = 0;
+    for (bool first = true; !prompt && (length = getline(&line, &room, stdin)) > 0; first = false) {
+        if (first) length = (ssize_t)drop_mark(line, (size_t)length), line[length] = 0;
+        if (length && line[length - 1] == '\n') line[--length] = 0;
         if (memchr(line, 0, (size_t)length)) die("standard input: a line holds a NUL byte");
         tokenize_line(t, line, max, pad, ids);
     }
@@ -168,15 +169,13 @@ static void print_tensor(const char *name, Type type, int dims, const int64_t *s
 static void info_file(const char *path) {
     Store *s = store_open(path);
     size_t numbers = 0, by_type[TYPES] = {0};
-    const char *kind =
-        store_find(s, "model.diffusion_model.input_blocks.0.0.weight") ? "LDM checkpoint" : "tensors";
+    const char *kind = store_kind(s);
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
         numbers += t->count, by_type[t->type] += t->count;
         if (strstr(t->name, "lora"))
-            kind = strncmp(t->name, "lora_", 5) ? "LoRA, diffusers/PEFT keys" : "LoRA, kohya keys";
+            kind = strncmp(t->name, "lora_", 5) ? "a LoRA, diffusers/PEFT keys" : "a LoRA, kohya keys";
     }
-    if (store_find(s, "Conv2d_1a_3x3.conv.weight")) kind = "Inception";
     printf("%s: %s, %zu tensors, %.2f M numbers", path, kind, store_count(s), (double)numbers / 1e6);
     for (int i = 0; i < TYPES; i++)
         if (by_type[i]) printf(", %s %.0f %%", type_names[i], 100 * (double)by_type[i] / (double)numbers);
@@ -189,7 +188,6 @@ static void info_file(const char *path) {
 
 static void info_model(const char *path) {
     static const char *const parts[] = {"text_encoder.", "unet.", "vae."};
-    static const char *const schedulers[] = {"PNDM", "DDIM", "LCM"};
     start_backend();
     Model *m = model_load(path, NULL, NEED_ALL);
     for (int k = 0; k < 3; k++) {
@@ -199,7 +197,7 @@ static void info_model(const char *path) {
     }
     SampleOptions o = sample_defaults(m);
     printf("scheduler     %s; draws %d x %d in %d steps with guidance %g\n",
-           schedulers[scheduler_config(m->scheduler_json, -1).kind], o.width, o.height, o.steps,
+           scheduler_titles[scheduler_config(m->scheduler_json, -1).kind], o.width, o.height, o.steps,
            (double)o.cfg);
     if (m->unet_config.time_cond_proj_dim)
         puts("              with a guidance embedding: a latent consistency model");
@@ -210,6 +208,22 @@ static void info_model(const char *path) {
         print_tensor(m->params.list[i].name, t->type, t->dims, shape);
     }
     model_free(m);
+}
+
+static bool is_picture(const char *path) {
+    size_t n;
+    const unsigned char *bytes = map_file(path, &n);
+    const char *kind = n ? file_kind(bytes, n) : NULL;
+    unmap_file(bytes, n);
+    return kind && (!strcmp(kind, "a PNG picture") || !strcmp(kind, "a JPEG picture"));
+}
+
+static void info_picture(const char *path) {
+    Image *image = image_load(path);
+    char *text = image_png_parameters(path); // what sd sample --again draws from
+    printf("%s: a picture of %d x %d pixels\n", path, image->width, image->height);
+    if (text) puts(text);
+    free(text), image_free(image);
 }
 
 int command_info(int argc, char **argv) {
@@ -223,9 +237,9 @@ int command_info(int argc, char **argv) {
         {0}};
     char **words = options_parse(
         argc, argv, options, "sd info PATH",
-        "What is in a model's folder, a .safetensors file (checkpoint, LoRA, Inception, latents) or "
-        ".npz statistics; with -v every tensor.",
-        "sd info weights/tiny\n  sd info weights/tiny-lora.safetensors -v\n  sd info --kernels sd15");
+        "What is in a model's folder, a .safetensors file (checkpoint, LoRA, Inception, latents), "
+        ".npz statistics or a picture (what it was drawn from); with -v every tensor.",
+        "sd info dog.png\n  sd info weights/tiny\n  sd info weights/tiny-lora.safetensors -v\n  sd info --kernels sd15");
     const char *path = one_word(words, "sd info takes one path"), *ending = strrchr(path, '.');
     if (json) die_usage("sd info prints text only: it has no --json");
     if (training && !kernels) die_usage("--training goes with --kernels");
@@ -242,6 +256,8 @@ int command_info(int argc, char **argv) {
         printf("%s: FID statistics of %lld features\n", path, (long long)shape[0]);
     } else if (is_directory(path))
         info_model(path);
+    else if (is_picture(path))
+        info_picture(path);
     else
         info_file(path);
     return 0;

@@ -13,11 +13,13 @@
 #define _DEFAULT_SOURCE // strcasecmp, readdir
 #include "io.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 static const char *const picture_folders[] = {"", "Images/", "images/", "flickr30k_images/",
                                               "Flicker8k_Dataset/"};
@@ -29,6 +31,7 @@ typedef struct {
     const char *file; // the captions file's path, for messages
     size_t room;      // for samples
     Names names;      // of the samples -> their places
+    long bare;        // rows without a caption
 } Builder;
 
 // The sample of that name, a new one where there is none yet.
@@ -56,7 +59,12 @@ static void add_caption(Builder *b, long line, const char *name, size_t name_len
     while (length && is_blank(*text)) text++, length--;
     while (length && is_blank(text[length - 1])) length--;
     if (!name_length || name_length > 4096) die("%s: line %ld: the picture's name is missing", b->file, line);
-    if (!length) die("%s: line %ld: the caption of %.*s is missing", b->file, line, (int)name_length, name);
+    if (!length) {
+        if (!b->bare++)
+            note("%s: line %ld: the caption of %.*s is missing; such rows are left out", b->file, line,
+                 (int)name_length, name);
+        return;
+    }
     if (length > 1 << 20)
         die("%s: line %ld: a caption of %zu bytes; is a quote missing?", b->file, line, length);
     Sample *s = sample_of(b, name, name_length);
@@ -108,6 +116,20 @@ static bool read_field(Reader *r, const char *file, bool last_column, const char
     return ended;
 }
 
+// Is it that header? Case, blanks and quotes do not count. *extra: with one more column in front, the index
+// that pandas writes.
+static bool header_is(const char *line, size_t length, const char *header, int *extra) {
+    char *plain = xmalloc(length + 1), *out = plain;
+    for (size_t i = 0; i < length; i++)
+        if (line[i] != ' ' && line[i] != '"') *out++ = (char)tolower((unsigned char)line[i]);
+    *out = 0;
+    const char *comma = strchr(plain, ',');
+    *extra = strcmp(plain, header) != 0;
+    bool is = !*extra || (comma && !strcmp(comma + 1, header));
+    free(plain);
+    return is;
+}
+
 static void read_csv(Builder *b, Reader r) {
     static const struct {
         const char *header;
@@ -115,11 +137,11 @@ static void read_csv(Builder *b, Reader r) {
     } known[] = {{"image,caption", 2}, {"image_name,comment_number,comment", 3}};
     const char *header = "";
     size_t header_length = 0;
-    int columns = 0;
+    int columns = 0, extra = 0, more;
     read_line(&r, &header, &header_length);
     for (int i = 0; i < 2; i++)
-        if (strlen(known[i].header) == header_length && !strncmp(known[i].header, header, header_length))
-            columns = known[i].columns;
+        if (header_is(header, header_length, known[i].header, &more))
+            columns = known[i].columns + more, extra = more;
     if (!columns)
         die("%s: it begins with '%.*s', expected the header image,caption", b->file,
             (int)(header_length < 60 ? header_length : 60), header);
@@ -129,14 +151,14 @@ static void read_csv(Builder *b, Reader r) {
             if (*r.p++ == '\n') r.line++;
             continue;
         }
-        const char *field[3];
-        size_t length[3];
+        const char *field[4];
+        size_t length[4];
         long line = r.line;
         int n = 0;
         for (bool ended = false; n < columns && !ended; n++)
             ended = read_field(&r, b->file, n == columns - 1, &field[n], &length[n]);
         if (n < columns) die("%s: line %ld: %d fields, expected %d", b->file, line, n, columns);
-        add_caption(b, line, field[0], length[0], field[n - 1], length[n - 1]);
+        add_caption(b, line, field[extra], length[extra], field[n - 1], length[n - 1]);
     }
 }
 
@@ -222,13 +244,19 @@ static void free_sample(Sample *s) {
     free(s->captions), free(s->path), free(s->name), free(s->split);
 }
 
-// Finds every picture's file; the absent ones are left out.
+// Finds every picture's file; the absent ones are named and left out. Few of them are usual: Flickr8k's own
+// list has one that was never in the archive.
 static void find_pictures(Dataset *set, const char *dir, const char *file) {
+    enum { FEW = 10 };
     size_t listed = set->count;
-    char *first_absent = NULL;
+    char *absent_names = xstrdup("");
     set->count = 0;
-    for (size_t i = 0; i < listed; i++) {
+    for (size_t i = 0, absent = 0; i < listed; i++) {
         Sample *s = &set->samples[i];
+        char *inside = format("/%s/", s->name);
+        if (s->name[0] == '/' || strstr(inside, "/../"))
+            die("%s: the picture \"%s\" would lie outside of the data set", file, s->name);
+        free(inside);
         for (size_t k = 0; k < sizeof picture_folders / sizeof picture_folders[0] && !s->path; k++) {
             s->path = format("%s/%s%s", dir, picture_folders[k], s->name);
             if (!file_exists(s->path) || is_directory(s->path)) free(s->path), s->path = NULL;
@@ -237,18 +265,22 @@ static void find_pictures(Dataset *set, const char *dir, const char *file) {
             set->samples[set->count++] = *s;
             continue;
         }
-        if (!first_absent) first_absent = xstrdup(s->name);
+        if (absent++ < FEW) {
+            char *more = format("%s%s%.100s", absent_names, absent > 1 ? ", " : "", s->name);
+            free(absent_names), absent_names = more;
+        }
         free_sample(s);
     }
     size_t absent = listed - set->count;
-    if (absent * 100 > listed)
-        die("%s: %zu of the %zu pictures that it lists are absent, the first is %s (looked for in %s, "
-            "its Images, images, flickr30k_images and Flicker8k_Dataset)",
-            file, absent, listed, first_absent, dir);
+    const char *more = absent > FEW ? ", ..." : "";
+    if (!set->count || (absent > FEW && absent * 100 > listed))
+        die("%s: %zu of the %zu pictures that it lists are absent: %s%s (looked for in %s, its Images, images, "
+            "flickr30k_images and Flicker8k_Dataset)",
+            file, absent, listed, absent_names, more, dir);
     if (absent)
-        note("%s: %zu of %zu pictures are absent and left out, the first is %s", file, absent, listed,
-             first_absent);
-    free(first_absent);
+        note("%s: %zu of %zu pictures are absent and left out: %s%s", file, absent, listed, absent_names,
+             more);
+    free(absent_names);
 }
 
 Dataset *dataset_open(const char *dir) {
@@ -268,7 +300,6 @@ Dataset *dataset_open(const char *dir) {
     size_t size, bad_at;
     char *text = read_file(file, &size);
     Reader r = {text, text + size, 0};
-    if (size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) r.p += 3; // a byte order mark
     if (r.p == r.end) die("%s: it is empty", file);
     if (memchr(r.p, 0, (size_t)(r.end - r.p))) die("%s: it holds a zero byte: no text", file);
     if (!utf8_valid(text, size, &bad_at))
@@ -278,7 +309,8 @@ Dataset *dataset_open(const char *dir) {
     set->layout = layouts[which].file;
     Builder b = {.set = set, .file = file};
     layouts[which].read(&b, r);
-    if (!set->count) die("%s: it lists no pictures", file);
+    if (b.bare > 1) note("%s: %ld rows have no caption and are left out", file, b.bare);
+    if (!set->count) die("%s: it lists no pictures with a caption", file);
     find_pictures(set, dir, file);
     names_free(&b.names), free(text), free(file);
     return set;
@@ -322,39 +354,56 @@ static bool ends_in(const char *dot, const char *const *endings) {
     return *endings != NULL;
 }
 
-char **list_images(const char *dir, size_t *count) {
+typedef struct {
+    char **paths;
+    size_t count, others; // others: pictures of other types
+    bool deep;
+} Listing;
+
+static void list_folder(Listing *l, const char *dir) {
     static const char *const known[] = {".png", ".jpg", ".jpeg", NULL};
     // Other programs read these, too. They would find another FID for the folder, so there is a note.
     static const char *const unknown[] = {".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp", NULL};
-    size_t others = 0;
     DIR *folder = opendir(dir);
     if (!folder) die("cannot read the folder %s: %s", dir, strerror(errno));
-    char **paths = NULL;
-    size_t n = 0;
     for (struct dirent *entry; (entry = readdir(folder));) {
-        const char *dot = strrchr(entry->d_name, '.');
-        if (!dot || dot == entry->d_name) continue;
-        others += ends_in(dot, unknown);
-        if (!ends_in(dot, known)) continue;
-        paths = xrealloc(paths, (n + 1) * sizeof *paths);
-        paths[n] = format("%s/%s", dir, entry->d_name);
-        if (is_directory(paths[n]))
-            free(paths[n]);
-        else
-            n++;
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        bool picture = dot && dot != name && ends_in(dot, known);
+        char *path = format("%s/%s", dir, name);
+        if (is_directory(path)) {
+            struct stat link; // a link may lead back here
+            if (l->deep && name[0] != '.' && !lstat(path, &link) && !S_ISLNK(link.st_mode))
+                list_folder(l, path);
+            else if (l->deep && name[0] != '.')
+                note("%s is a link to a folder and is not searched", path);
+            picture = false;
+        } else {
+            l->others += dot && dot != name && ends_in(dot, unknown);
+        }
+        if (picture) {
+            l->paths = xrealloc(l->paths, (l->count + 1) * sizeof *l->paths);
+            l->paths[l->count++] = path;
+        } else {
+            free(path);
+        }
     }
     closedir(folder);
-    if (others)
+}
+
+char **list_images(const char *dir, bool deep, size_t *count) {
+    Listing l = {.deep = deep};
+    list_folder(&l, dir);
+    if (l.others)
         note("%s: pictures of other types than .png, .jpg and .jpeg are left out: %zu; convert them to PNG",
-             dir, others);
-    if (n) qsort(paths, n, sizeof *paths, compare_paths);
-    *count = n;
-    return paths;
+             dir, l.others);
+    if (l.count) qsort(l.paths, l.count, sizeof *l.paths, compare_paths);
+    *count = l.count;
+    return l.paths;
 }
 
 void dataset_note_others(const char *images, size_t count) {
     size_t there;
-    char **paths = list_images(images, &there);
+    char **paths = list_images(images, false, &there);
     if (there > count)
         note("%s: %zu pictures are not of this data set; an FID of the folder would count them", images,
              there - count);

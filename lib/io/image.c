@@ -7,8 +7,11 @@
 //
 // Colours come out as PIL's convert("RGB") gives them, since that is what the field's tools compute on. PNGs
 // agree to the bit. JPEGs do not quite: the standard leaves the rounding of the inverse DCT and of the
-// chroma upsampling free, and stb and libjpeg-turbo differ there by a few of 255 levels. An EXIF orientation
-// is ignored, as PIL (and so pytorch-fid) does.
+// chroma upsampling free, and stb and libjpeg-turbo differ there by a few of 255 levels.
+//
+// There are two doors. Pictures that people look at are turned as their EXIF says (PIL's exif_transpose,
+// which diffusers' load_image calls), and 16-bit gray is scaled. Pictures that are measured are taken as
+// pytorch-fid takes them: PIL's open() does neither.
 #define _POSIX_C_SOURCE 200809L
 #include "io.h"
 
@@ -94,8 +97,37 @@ static const char *next_chunk(const unsigned char *bytes, size_t size, size_t *a
 // What a file's header says, before it is decoded.
 typedef struct {
     size_t width, height;
-    bool gray16; // one channel of 16 bits
+    bool gray16;     // one channel of 16 bits
+    int orientation; // 1 to 8, as EXIF has it; 0: it is silent
 } Claims;
+
+// An orientation by the EXIF standard: how the stored picture becomes the one to look at.
+enum { ORIENTATION = 0x112, MOST_TURNS = 8 };
+
+static uint32_t tiff_number(const unsigned char *p, int bytes, bool big) {
+    uint32_t x = 0;
+    for (int i = 0; i < bytes; i++) x = x << 8 | p[big ? i : bytes - 1 - i];
+    return x;
+}
+
+// Of EXIF data, which is a TIFF file: byte order, 42, the place of a list; the list is a count and entries of
+// tag, type, count, value (2, 2, 4, 4 bytes). What is damaged tells nothing, as in PIL.
+static int exif_orientation(const unsigned char *p, size_t n) {
+    static const unsigned char size_of[] = {0, 1, 0, 2, 4, 0, 1, 0, 2, 4}; // bytes of the whole-number types
+    bool big = n >= 8 && !memcmp(p, "MM\0*", 4);
+    if (n < 8 || (!big && memcmp(p, "II*\0", 4))) return 0;
+    size_t at = tiff_number(p + 4, 4, big);
+    if (at > n - 2) return 0;
+    uint32_t count = tiff_number(p + at, 2, big);
+    for (at += 2; count-- && n - at >= 12; at += 12) {
+        uint32_t type = tiff_number(p + at + 2, 2, big);
+        if (tiff_number(p + at, 2, big) != ORIENTATION) continue;
+        if (type >= sizeof size_of || !size_of[type] || tiff_number(p + at + 4, 4, big) != 1) return 0;
+        uint32_t value = tiff_number(p + at + 8, size_of[type], big);
+        return value <= MOST_TURNS ? (int)value : 0;
+    }
+    return 0;
+}
 
 // Walks the chunks of a PNG to its end; NULL, or what is wrong.
 static const char *check_png(const unsigned char *bytes, size_t size, Claims *claims) {
@@ -103,9 +135,11 @@ static const char *check_png(const unsigned char *bytes, size_t size, Claims *cl
     for (Chunk c = {0};;) {
         const char *reason = next_chunk(bytes, size, &at, &c);
         if (reason) return reason;
-        if (chunk_is(&c, "IHDR") && c.length >= 10)
-            *claims =
-                (Claims){big_endian_32(c.data), big_endian_32(c.data + 4), c.data[8] == 16 && c.data[9] == 0};
+        if (chunk_is(&c, "IHDR") && c.length >= 10) {
+            claims->width = big_endian_32(c.data), claims->height = big_endian_32(c.data + 4);
+            claims->gray16 = c.data[8] == 16 && c.data[9] == 0;
+        }
+        if (chunk_is(&c, "eXIf")) claims->orientation = exif_orientation(c.data, c.length);
         if (chunk_is(&c, "IEND")) return NULL;
     }
 }
@@ -126,7 +160,7 @@ static bool huffman_tables_fit(const unsigned char *p, size_t n) {
 // is followed by 00 or a restart marker; any other marker ends the scan.
 static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *claims) {
     enum { SOF0 = 0xc0, SOF2 = 0xc2, DHT = 0xc4, RST0 = 0xd0 };
-    enum { SOI = 0xd8, EOI = 0xd9, SOS = 0xda, APP14 = 0xee };
+    enum { SOI = 0xd8, EOI = 0xd9, SOS = 0xda, APP1 = 0xe1, APP14 = 0xee };
     int components = 0;
     bool adobe = false, scanned = false;
     size_t at = 2;
@@ -148,9 +182,11 @@ static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *c
             return because("it is damaged: the Huffman table at byte %zu", at);
         if (marker == APP14 && length >= 14 && !memcmp(data, "Adobe", 5)) adobe = true;
         if (marker >= SOF0 && marker <= SOF2 && length >= 8) { // bits, height, width, components
-            *claims = (Claims){(size_t)data[3] << 8 | data[4], (size_t)data[1] << 8 | data[2], false};
+            claims->width = (size_t)data[3] << 8 | data[4], claims->height = (size_t)data[1] << 8 | data[2];
             components = data[5];
         }
+        if (marker == APP1 && length >= 8 && !memcmp(data, "Exif\0", 6) && !claims->orientation)
+            claims->orientation = exif_orientation(data + 6, length - 8);
         if (marker == SOS) scanned = true;
         at += 1 + length;
     }
@@ -180,13 +216,33 @@ void image_free(Image *image) {
     free(image);
 }
 
-// NULL and the picture, or the reason why there is none.
-static const char *decode(const unsigned char *bytes, size_t size, Image **image) {
+// A new array: the picture as one looks at it. *w and *h follow.
+static unsigned char *turned(const unsigned char *rgb, int *w, int *h, int orientation) {
+    bool swap = orientation >= 5, flip_x = strchr("\2\3\7\10", orientation),
+         flip_y = strchr("\3\4\6\7", orientation);
+    int width = swap ? *h : *w, height = swap ? *w : *h;
+    unsigned char *out = xmalloc(3 * (size_t)width * (size_t)height), *o = out;
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++, o += 3) {
+            int from_x = swap ? y : x, from_y = swap ? x : y;
+            if (flip_x) from_x = *w - 1 - from_x;
+            if (flip_y) from_y = *h - 1 - from_y;
+            memcpy(o, rgb + 3 * ((size_t)from_y * (size_t)*w + (size_t)from_x), 3);
+        }
+    *w = width, *h = height;
+    return out;
+}
+
+// NULL and the picture, or the reason why there is none. measured: NULL for a picture to look at; else
+// whether one would look at another one is stored there.
+static const char *decode(const unsigned char *bytes, size_t size, Image **image, bool *measured) {
     Claims claims = {0};
     if (!is_png(bytes, size) && !is_jpeg(bytes, size))
-        return size < 4 ? because("%zu bytes are no picture", size)
-                        : because("it is neither JPEG nor PNG (it begins with the bytes %02x %02x %02x %02x)",
-                                  bytes[0], bytes[1], bytes[2], bytes[3]);
+        return size < 4                 ? because("%zu bytes are no picture", size)
+               : file_kind(bytes, size) ? because("it is neither JPEG nor PNG but %s", file_kind(bytes, size))
+                                        : because("it is neither JPEG nor PNG (it begins with the bytes %02x "
+                                                  "%02x %02x %02x)",
+                                                  bytes[0], bytes[1], bytes[2], bytes[3]);
     const char *reason =
         is_png(bytes, size) ? check_png(bytes, size, &claims) : check_jpeg(bytes, size, &claims);
     if (reason) return reason;
@@ -198,8 +254,10 @@ static const char *decode(const unsigned char *bytes, size_t size, Image **image
         16 * claims.width * claims.height + 128 * (claims.width + claims.height) + 2 * size + (1 << 20);
     int width, height, channels;
     unsigned char *rgb = NULL;
-    if (claims.gray16) {
-        // PIL reads this as "I;16" and convert("RGB") clips there: 256 and all above are white.
+    if (measured) *measured = claims.gray16 || claims.orientation > 1;
+    if (claims.gray16 && measured) {
+        // PIL reads this as "I;16" and convert("RGB") clips there: 256 and all above are white. Elsewhere,
+        // stb takes the high byte, as PIL does with 16-bit colours.
         uint16_t *gray = stbi_load_16_from_memory(bytes, (int)size, &width, &height, &channels, 1);
         size_t n = gray ? (size_t)width * (size_t)height : 0;
         if (gray) rgb = xmalloc(3 * n);
@@ -209,6 +267,11 @@ static const char *decode(const unsigned char *bytes, size_t size, Image **image
         rgb = stbi_load_from_memory(bytes, (int)size, &width, &height, &channels, 3);
     }
     if (!rgb) return because("the decoder says: %s", stbi_failure_reason());
+    if (claims.orientation > 1 && !measured) {
+        unsigned char *stored = rgb;
+        rgb = turned(stored, &width, &height, claims.orientation);
+        free(stored);
+    }
     *image = xmalloc(sizeof **image);
     **image = (Image){width, height, rgb};
     return NULL;
@@ -216,30 +279,40 @@ static const char *decode(const unsigned char *bytes, size_t size, Image **image
 
 // NULL and the file's bytes, or a reason: unlike read_file(), for pictures that may be left out.
 static const char *read_bytes(const char *path, unsigned char **bytes, size_t *size) {
+    const char *reason;
     struct stat info;
-    if (stat(path, &info)) return because("%s", strerror(errno));
-    // Before it is opened: a pipe would wait for a writer.
-    if (!S_ISREG(info.st_mode)) return because("it is no regular file");
-    if (info.st_size > MAX_FILE) return because("%lld bytes are too many", (long long)info.st_size);
-    *size = (size_t)info.st_size;
-    *bytes = xmalloc(*size);
-    FILE *f = fopen(path, "rb");
-    const char *reason = NULL;
-    if (!f || fread(*bytes, 1, *size, f) != *size)
-        reason = because(f ? "it could not be read: %s" : "%s", strerror(errno));
-    if (f) fclose(f);
+    int fd = open_input(path, &reason);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
+    if (!f) return because("%s", reason ? reason : strerror(errno));
+    if (fstat(fd, &info))
+        reason = because("%s", strerror(errno));
+    else if (info.st_size > MAX_FILE)
+        reason = because("%lld bytes are too many", (long long)info.st_size);
+    if (!reason) {
+        *size = (size_t)info.st_size;
+        *bytes = xmalloc(*size);
+        if (fread(*bytes, 1, *size, f) != *size)
+            reason = because("it could not be read: %s", strerror(errno));
+    }
+    fclose(f);
     return reason;
 }
 
-Image *image_try_load(const char *path, const char **reason) {
+static Image *load(const char *path, const char **reason, bool *measured) {
     size_t size = 0;
     unsigned char *bytes = NULL;
     Image *image = NULL;
     const char *wrong = read_bytes(path, &bytes, &size);
-    if (!wrong) wrong = decode(bytes, size, &image);
+    if (!wrong) wrong = decode(bytes, size, &image, measured);
     if (reason) *reason = wrong;
     free(bytes);
     return image;
+}
+
+Image *image_try_load(const char *path, const char **reason) { return load(path, reason, NULL); }
+
+Image *image_try_measure(const char *path, const char **reason, bool *differs) {
+    return load(path, reason, differs);
 }
 
 Image *image_load(const char *path) {

@@ -31,10 +31,33 @@ static bool has_signature(const Zip *z, uint64_t at, size_t record, const char *
     return at <= z->size && z->size - at >= record && !memcmp(z->bytes + at, signature, 4);
 }
 
+static _Noreturn void die_of_pickle(const char *where) {
+    die("%s is a pickle, which can run code; where you trust it: python -c \"import sys, numpy as n; "
+        "d = n.load(sys.argv[1], allow_pickle=True); d = getattr(d, 'item', lambda: d)(); "
+        "n.savez(sys.argv[2], **{k: n.float64(d[k].tolist()) for k in ('mu', 'sigma')})\" OLD NEW.npz",
+        where);
+}
+
+// Dies where the file is no zip.
+static void check_zip(const Zip *z) {
+    const char *kind = file_kind(z->bytes, z->size);
+    bool array = kind && !strcmp(kind, "a NumPy array");
+    char header[256] = ""; // of an .npy: see below
+    int length = z->size < 10 + sizeof header ? (int)z->size - 10 : (int)sizeof header;
+    if (array && length > 0) snprintf(header, sizeof header, "%.*s", length, z->bytes + 10);
+    if ((kind && !strcmp(kind, "a pickle")) || strstr(header, "'|O'")) die_of_pickle(z->path);
+    if (array)
+        die("%s is one array (.npy); statistics are an .npz of two: numpy.savez(\"NEW.npz\", mu=..., sigma=...)",
+            z->path);
+    if (z->size >= 2 && memcmp(z->bytes, "PK", 2))
+        die("%s: no .npz file: %s%s", z->path, kind ? "it is " : "it does not begin with PK",
+            kind ? kind : "");
+    if (z->size < 22) die("%s: %zu bytes are too few for an .npz file", z->path, z->size);
+}
+
 // Where the central directory begins and how many members it lists.
 static void find_directory(const Zip *z, uint64_t *at, uint64_t *members) {
-    if (z->size < 22) die("%s: %zu bytes are too few for an .npz file", z->path, z->size);
-    if (memcmp(z->bytes, "PK", 2)) die("%s: no .npz file: it does not begin with PK", z->path);
+    check_zip(z);
     size_t end = z->size - 22; // the end record is 22 bytes, and a comment of up to 65535
     while (memcmp(z->bytes + end, "PK\5\6", 4) ||
            little_endian(z->bytes + end + 20, 2) != z->size - 22 - end) {
@@ -161,6 +184,7 @@ static void read_type(Npy *a, const char *type, const char *where) {
             a->kind = type[1], a->bytes = type[2] - '0', a->swapped = *type == '>';
             return;
         }
+    if (!strcmp(type, "|O")) die_of_pickle(where);
     die("%s: its type is '%s', expected integers or floating point of up to 8 bytes, as '<f8'", where, type);
 }
 

@@ -13,7 +13,8 @@ static void test_reading(void) {
         char path[300];
         const char *reason = NULL;
         snprintf(path, sizeof path, FIXTURES "%s", want->name);
-        Image *image = image_try_load(path, &reason);
+        bool differs; // the reference reads as one measures
+        Image *image = image_try_measure(path, &reason, &differs);
         int ok = image && image->height == want->shape[0] && image->width == want->shape[1];
         if (!image) printf("%s: %s\n", path, reason);
         int worst = 0;
@@ -52,10 +53,11 @@ static void put_big_endian(unsigned char *p, uint32_t v) {
 
 static void test_damage(void) {
     check_reason("an absent file", in_folder("absent.png"), "No such file");
-    check_reason("a folder", folder, "no regular file");
+    check_reason("a folder", folder, "it is a folder");
     check_reason("an empty file", write_text("empty", ""), "no picture");
-    check_reason("a GIF", write_text("x.png", "GIF89a...."),
-                 "neither JPEG nor PNG (it begins with the bytes 47 49 46 38)");
+    check_reason("a GIF", write_text("x.png", "GIF89a...."), "neither JPEG nor PNG but a GIF picture");
+    check_reason("a text", write_text("x.png", "text."),
+                 "neither JPEG nor PNG (it begins with the bytes 74 65 78 74)");
     CHECK_DIES("image_load names the file", "absent.png: No such file", image_load(in_folder("absent.png")));
     static const char *const files[] = {"rgb.png", "baseline.jpg", "progressive.jpg"};
     for (int f = 0; f < 3; f++) {
@@ -113,6 +115,109 @@ static void test_damage(void) {
     memcpy(p + 12 + 30000, "\0\0\0\0IEND\xae\x42\x60\x82", 12);
     check_reason("a decompression bomb", write_bytes("bomb.png", bomb, sizeof bomb), "decoder says");
     free(png);
+}
+
+// ---- pictures to look at ---------------------------------------------------------------------------------
+
+// A picture of the letters in `rows`, one pixel each, in a PNG with that chunk behind its header.
+static const char *lettered(const char *rows, int width, int height, const char *type, const void *data,
+                            size_t n) {
+    Image *image = image_new(width, height);
+    for (int i = 0; i < width * height; i++) memset(image->rgb + 3 * i, rows[i], 3);
+    image_save_png(in_folder("letters.png"), image, NULL);
+    image_free(image);
+    size_t size;
+    unsigned char *png = (unsigned char *)read_file(in_folder("letters.png"), &size),
+                  *out = xmalloc(size + n + 12);
+    memcpy(out, png, 33);
+    put_big_endian(out + 33, (uint32_t)n), memcpy(out + 37, type, 4), memcpy(out + 41, data, n);
+    put_big_endian(out + 41 + n, crc32_update(crc32_update(0, type, 4), data, n));
+    memcpy(out + 45 + n, png + 33, size - 33);
+    const char *path = write_bytes("turned.png", out, size + n + 12);
+    free(png), free(out);
+    return path;
+}
+
+// The letters of a picture, rows separated by bars.
+static void check_letters(const char *what, Image *image, const char *want) {
+    char got[32] = "", *out = got;
+    for (int y = 0; image && y < image->height; y++) {
+        for (int x = 0; x < image->width; x++) *out++ = (char)image->rgb[3 * (y * image->width + x)];
+        *out++ = '|';
+    }
+    *out = 0;
+    if (strcmp(got, want)) printf("%s: got %s, expected %s\n", what, got, want);
+    check(!strcmp(got, want), what);
+    image_free(image);
+}
+
+// TIFF data of one list with one entry.
+static const void *exif(unsigned char out[26], bool big, int tag, int type, int count, int value) {
+    int numbers[] = {big ? 0x4d4d : 0x4949, 42, 8, 1, tag, type, count, value, 0},
+        bytes[] = {2, 2, 4, 2, 2, 2, 4, 4, 4};
+    if (big && type == 3) numbers[7] <<= 16; // a short stands in front in its 4 bytes
+    unsigned char *p = out;
+    for (int i = 0; i < 8; p += bytes[i++])
+        for (int k = 0; k < bytes[i]; k++)
+            p[k] = (unsigned char)(numbers[i] >> 8 * (big ? bytes[i] - 1 - k : k));
+    return out;
+}
+
+static void test_orientation(void) {
+    static const char *const want[] = {"abc|def|",  "abc|def|",  "cba|fed|",  "fed|cba|",  "def|abc|",
+                                       "ad|be|cf|", "da|eb|fc|", "fc|eb|da|", "cf|be|ad|", "abc|def|"};
+    unsigned char e[26];
+    bool differs;
+    for (int o = 0; o <= 9; o++)
+        for (int big = 0; big < 2; big++) {
+            const char *path = lettered("abcdef", 3, 2, "eXIf", exif(e, big, 0x112, 3, 1, o), 22);
+            check_letters("a picture is turned as EXIF says", image_load(path), want[o]);
+            check_letters("one that is measured is not", image_try_measure(path, NULL, &differs), "abc|def|");
+            check(differs == (o >= 2 && o <= 8), "and it is known that they differ");
+        }
+    static const struct {
+        const char *what, *want;
+        int tag, type, count, value;
+    } cases[] = {{"a long", "da|eb|fc|", 0x112, 4, 1, 6},
+                 {"two values", "abc|def|", 0x112, 3, 2, 6},
+                 {"a fraction", "abc|def|", 0x112, 5, 1, 6},
+                 {"another tag", "abc|def|", 0x113, 3, 1, 6}};
+    for (int i = 0; i < 4; i++)
+        check_letters(cases[i].what,
+                      image_load(lettered(
+                          "abcdef", 3, 2, "eXIf",
+                          exif(e, true, cases[i].tag, cases[i].type, cases[i].count, cases[i].value), 22)),
+                      cases[i].want);
+    exif(e, true, 0x112, 3, 1, 6);
+    for (size_t n = 0; n < 22; n++)
+        check_letters("EXIF that is cut short tells nothing",
+                      image_load(lettered("abcdef", 3, 2, "eXIf", e, n)), "abc|def|");
+    e[4] = 0xff;
+    check_letters("nor does a list beyond the end", image_load(lettered("abcdef", 3, 2, "eXIf", e, 22)),
+                  "abc|def|");
+    // A JPEG, which holds it in a segment of its own; and one whose EXIF turns it.
+    size_t n;
+    unsigned char *jpeg = (unsigned char *)read_file(FIXTURES "baseline.jpg", &n), *out = xmalloc(n + 32);
+    memcpy(out,
+           "\xff\xd8\xff\xe1\0\x1e"
+           "Exif\0",
+           12);
+    memcpy(out + 12, exif(e, false, 0x112, 3, 1, 6), 22), memcpy(out + 34, jpeg + 2, n - 2);
+    Image *plain = image_load(FIXTURES "baseline.jpg"),
+          *turned = image_load(write_bytes("turned.jpg", out, n + 32));
+    check(plain->width == turned->height && plain->height == turned->width &&
+              !memcmp(turned->rgb + 3 * (turned->width - 1), plain->rgb, 3),
+          "the first pixel of a JPEG comes to the upper right");
+    image_free(plain), image_free(turned), free(jpeg), free(out);
+
+    // Gray of 16 bits: the high byte to look at; cut at 255, as PIL does, to measure.
+    const char *path = FIXTURES "gray16.png";
+    Image *seen = image_load(path), *measured = image_try_measure(path, NULL, &differs);
+    int white = 0, same = 0;
+    for (int i = 0; i < 3 * seen->width * seen->height; i++)
+        white += measured->rgb[i] == 255, same += seen->rgb[i] == 255;
+    check(differs && white > 2 * same, "16 bits of gray are scaled");
+    image_free(seen), image_free(measured);
 }
 
 // ---- resizing --------------------------------------------------------------------------------------------
@@ -226,6 +331,7 @@ int main(void) {
     test_resizing();
     test_writing();
     test_parameters();
+    test_orientation();
     folder_end();
     return test_report();
 }

@@ -242,7 +242,18 @@ static void test_damage(void) {
             printf("accepted: %s\n", headers[i]), survived++;
     die_hook = NULL;
     check(survived == 0, "headers that NumPy does not write are refused");
-    check_dies("no zip", "does not begin with PK", FIXTURES "rgb.png", "x");
+    check_dies("no zip", "no .npz file: it is a PNG picture", FIXTURES "rgb.png", "x");
+    check_dies("a text", "does not begin with PK", write_text("text.npz", "text, but no array."), "x");
+    check_dies("an array of objects", "is a pickle, which can run code; where you trust it: python -c",
+               archive_of("{'descr': '|O', 'fortran_order': False, 'shape': (3,), }", 16, 0, true), "x");
+    check_dies("a pickle", "is a pickle, which", write_bytes("raw.npz", "\x80\4\x95\0\0\0", 6), "x");
+    check_dies("a pickle as .npy", "is a pickle, which",
+               write_bytes("object.npy", "\x93NUMPY\1\0\x76\0{'descr': '|O', 'fortran_order': False}", 46),
+               "x");
+    check_dies("half of one", "is one array (.npy)", write_bytes("half.npy", "\x93NUMPY\1", 7), "x");
+    check_dies("one array", "is one array (.npy); statistics are an .npz of two",
+               write_bytes("one.npy", "\x93NUMPY\1\0\x76\0{'descr': '<f8', 'fortran_order': False}", 47),
+               "x");
     check_dies("an empty file", "too few", write_text("empty.npz", ""), "x");
 }
 

@@ -1,0 +1,214 @@
+// recipe.c: the text in a PNG from which the picture can be drawn again. See recipe.h.
+#include "recipe.h"
+#include "lib/io/pairs.h" // hash_file
+#include "sd.h"           // scheduler_titles
+
+#include <stdlib.h>
+#include <string.h>
+
+// The settings as they are written. A row here is all that an option of sd sample needs to be written, read
+// and drawn again; --prompt and --negative stand above the settings.
+static const struct {
+    const char *key, *option;
+    enum { PLAIN, SAMPLER, SIZE, PATH, HASHED } kind; // HASHED: a path, and the hash of that file
+} settings[] = {
+    {"Steps", "steps", PLAIN},
+    {"Sampler", "scheduler", SAMPLER},
+    {"Eta", "eta", PLAIN},
+    {"Spacing", "spacing", PLAIN},
+    {"CFG scale", "cfg", PLAIN},
+    {"Seed", "seed", PLAIN},
+    {"Size", "width", SIZE}, // and height: "512x512"
+    {"RNG", "rng", PLAIN},
+    {"Init", "init", HASHED},
+    {"Denoising strength", "strength", PLAIN},
+    {"Latents", "latents", HASHED},
+    {"Model", "model", PATH},
+    {"Tokenizer", "tokenizer", PATH},
+    {"LoRA", "lora", PATH},
+};
+enum { SETTINGS = sizeof settings / sizeof *settings };
+
+static const char negative_line[] = "Negative prompt:";
+
+static Option *find(const Option *options, const char *name) {
+    while (options->help && (!options->name || strcmp(options->name, name))) options++;
+    if (!options->help) die("sd sample has no option --%s", name);
+    return (Option *)options;
+}
+
+// Where "Negative prompt:" stands at the beginning of a line, or NULL. Blanks before it do not count.
+static char *find_negative(const char *text) {
+    for (const char *line = text; line; line = strchr(line, '\n'), line += line != NULL) {
+        const char *words = line + strspn(line, " \t\r");
+        if (starts_with(words, negative_line)) return (char *)words;
+    }
+    return NULL;
+}
+
+static char *file_hash(const char *path) {
+    uint64_t hash;
+    if (!hash_file(path, &hash)) die("cannot read %s", path);
+    return format("%016llx", (unsigned long long)hash);
+}
+
+// ---- writing ----------------------------------------------------------------------------------------------
+
+// Adds "key: value, ". A value that would not be read back as it is stands in quotes, escaped as in JSON.
+static void append(char **text, const char *key, const char *value) {
+    size_t n = strlen(value);
+    bool plain = n && !strpbrk(value, ",\"\\\n\r") && value[0] != ' ' && value[n - 1] != ' ';
+    char *quoted = plain ? xstrdup(value) : json_quote(value);
+    char *longer = format("%s%s: %s, ", *text, key, quoted);
+    free(quoted), free(*text);
+    *text = longer;
+}
+
+static void append_setting(char **text, const Option *options, int i) {
+    const Option *o = find(options, settings[i].option);
+    const char *key = settings[i].key;
+    const Texts *list = o->to;
+    for (int k = 0; o->kind == A_LIST && k < list->count; k++) append(text, key, list->at[k]);
+    char *value = option_text(o), *more = NULL;
+    if (!value) return;
+    if (settings[i].kind == SIZE) {
+        char *height = option_text(find(options, "height"));
+        more = format("%sx%s", value, height);
+        free(height);
+    }
+    append(text, key, more ? more : settings[i].kind == SAMPLER ? scheduler_titles[*(int *)o->to] : value);
+    if (settings[i].kind == HASHED) {
+        char *hash_key = format("%s hash", key), *hash = file_hash(value);
+        append(text, hash_key, hash);
+        free(hash_key), free(hash);
+    }
+    free(value), free(more);
+}
+
+char *recipe_write(const Option *options) {
+    char *prompt = option_text(find(options, "prompt")), *negative = option_text(find(options, "negative"));
+    bool alike = find_negative(prompt) != NULL; // a line of it looks like the other one
+    char *shown = xstrdup(prompt);
+    // To CLIP a line's end is a blank like any other. So other readers, too, see one prompt.
+    for (char *like; (like = find_negative(shown));) {
+        while (like > shown && *like != '\n') like--;
+        if (*like != '\n') break;
+        *like = ' ';
+    }
+    char *text = negative ? format("%s\n%s %s\n", shown, negative_line, negative) : format("%s\n", shown);
+    for (int i = 0; i < SETTINGS; i++) append_setting(&text, options, i);
+    if (alike) { // as it was
+        append(&text, "Prompt", prompt);
+        if (negative) append(&text, "Negative prompt", negative);
+    }
+    char *whole = format("%sVersion: sd.c", text);
+    free(prompt), free(negative), free(shown), free(text);
+    return whole;
+}
+
+// ---- reading ----------------------------------------------------------------------------------------------
+
+// The next "key: value" of the settings, as new strings. *at moves behind it. False at the end.
+static bool next_setting(const char **at, char **key, char **value, const char *png) {
+    *at += strspn(*at, ", ");
+    if (!**at) return false;
+    const char *colon = strchr(*at, ':'), *text = colon ? colon + 1 + strspn(colon + 1, " ") : "",
+               *end = text;
+    if (!colon) die("%s: its text ends in \"%s\"; settings (Steps: 20, ...) are expected", png, *at);
+    *key = format("%.*s", (int)(colon - *at), *at);
+    if (*text != '"') {
+        *at = text + strcspn(text, ",");
+        *value = format("%.*s", (int)(*at - text), text);
+        return true;
+    }
+    while (*++end && *end != '"') end += *end == '\\' && end[1];
+    *at = end + (*end == '"');
+    Json *string = json_parse(text, (size_t)(*at - text), png);
+    *value = xstrdup(string->string);
+    json_free(string);
+    return true;
+}
+
+// As if it had been typed, unless it was.
+static void set(const Option *options, const char *name, const char *text) {
+    Option *o = find(options, name);
+    if (!o->given) option_set(o, text);
+}
+
+// False where there is no such setting. `value` is kept.
+static bool set_setting(const Option *options, const char *key, char *value, const char *png) {
+    int i = 0;
+    while (i < SETTINGS && !starts_with(key, settings[i].key)) i++;
+    const char *rest = i < SETTINGS ? key + strlen(settings[i].key) : "none";
+    bool is_hash = i < SETTINGS && settings[i].kind == HASHED && !strcmp(rest, " hash");
+    if (*rest && !is_hash) return false;
+    Option *o = find(options, settings[i].option);
+    if (settings[i].kind == SIZE) {
+        char *x = strchr(value, 'x');
+        if (!x) die("%s: its size is \"%s\"; WIDTHxHEIGHT is expected", png, value);
+        *x = 0;
+        set(options, "height", x + 1);
+    }
+    if (o->given) return true;
+    if (is_hash) {
+        const char *path = *(const char **)o->to;
+        char *hash = file_hash(path);
+        if (strcmp(hash, value))
+            die("%s is not the file that %s was drawn with: its hash is %s, not %s; --%s says where that is",
+                path, png, hash, value, o->name);
+        free(hash);
+        return true;
+    }
+    if (settings[i].kind >= PATH) {
+        char *path = o->kind == A_LIST ? parse_lora(value, &(float){0}) : xstrdup(value); // FILE[:SCALE]
+        if (!file_exists(path))
+            die("%s was drawn with %s, which is not here; --%s says where it is", png, path, o->name);
+        free(path);
+    }
+    for (int k = 0; settings[i].kind == SAMPLER && scheduler_titles[k]; k++)
+        if (!strcmp(value, scheduler_titles[k])) {
+            *(int *)o->to = k;
+            return true;
+        }
+    option_set(o, value);
+    return true;
+}
+
+Image *recipe_read(const Option *options, const char *png) {
+    char *text = image_png_parameters(png), *last = text ? strrchr(text, '\n') : NULL, *key, *value;
+    if (!last) die("%s holds no recipe (a PNG's text \"parameters\"); it cannot be drawn again", png);
+    *last = 0;
+    bool exact = false; // the prompts come in quotes
+    for (const char *at = last + 1; next_setting(&at, &key, &value, png); free(key)) {
+        if (!strcmp(key, "Prompt"))
+            set(options, "prompt", value), exact = true;
+        else if (!strcmp(key, "Negative prompt"))
+            set(options, "negative", value);
+        else if (strcmp(key, "Version") && !set_setting(options, key, value, png))
+            die("%s asks for \"%s: %s\", which sd sample does not know", png, key, value);
+    }
+    char *negative = exact ? NULL : find_negative(text);
+    if (negative) {
+        const char *words = negative + strlen(negative_line);
+        set(options, "negative", words + (*words == ' '));
+        while (negative > text && *negative != '\n') negative--;
+        *negative = 0;
+    }
+    if (!exact) set(options, "prompt", text);
+    return image_load(png);
+}
+
+void recipe_compare(const Image *image, const Image *original, const char *png) {
+    bool same_size = image->width == original->width && image->height == original->height;
+    size_t n = 3 * (size_t)image->width * (size_t)image->height;
+    int worst = same_size ? 0 : 255;
+    for (size_t i = 0; same_size && i < n; i++) {
+        int d = abs(image->rgb[i] - original->rgb[i]);
+        if (d > worst) worst = d;
+    }
+    if (!worst) note("every pixel is as in %s", png);
+    if (worst)
+        note("it differs from %s by up to %d of 255 levels: by the options typed, or the model, an adapter, "
+             "the program or the processor is another one",
+             png, worst);
+}
