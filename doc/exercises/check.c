@@ -46,16 +46,16 @@ static void sampler(void) {
     scheduler_init(&s, scheduler_config(j, DDIM));
     scheduler_set_timesteps(&s, 10);
     Tensor *x0 = drawn(1, SHAPE(1, 8, 8, 4)), *eps = drawn(2, SHAPE(1, 8, 8, 4));
-    float a = s.alphas_cumprod[s.timesteps[0]];
+    float a = s.alphas_cumprod[(int)s.timesteps[0]];
     Tensor *z = combine(sqrtf(a), x0, sqrtf(1 - a), eps);
     heading("DDIM with a network that is always right: how far z is from where it should be");
     for (int i = 0; i < 10; i++) {
         z = scheduler_step(&s, z, eps, NULL);
-        a = i < 9 ? s.alphas_cumprod[s.timesteps[i + 1]] : s.final_alpha_cumprod;
+        a = i < 9 ? s.alphas_cumprod[(int)s.timesteps[i + 1]] : s.final_alpha_cumprod;
         float *want = tensor_read(combine(sqrtf(a), x0, sqrtf(1 - a), eps)), *got = tensor_read(z);
         double far = 0;
         for (int k = 0; k < 256; k++) keep_largest(&far, fabs((double)(got[k] - want[k])));
-        char *what = format("after step %d, timestep %d", i + 1, i < 9 ? s.timesteps[i + 1] : 0);
+        char *what = format("after step %d, timestep %d", i + 1, i < 9 ? (int)s.timesteps[i + 1] : 0);
         expect(what, 0, far < 1e-4 ? 0 : far, 0);
         free(want), free(got), free(what);
     }

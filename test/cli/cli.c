@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -129,6 +130,7 @@ static Result works(const char *what, const char *args) {
     Result r = sd(args);
     if (r.status) printf("        status %d: %s", r.status, r.err);
     check(r.status == 0 && !unfinished_files(), what);
+    check(*r.err != '\n' && !strstr(r.err, "\n\n"), "its messages have no empty line");
     return r;
 }
 
@@ -324,6 +326,10 @@ static void bad_configurations(void) {
                 "\"x\"");
     config_case("an unknown scheduler", "EulerScheduler", "scheduler/scheduler_config.json", "DDIMScheduler",
                 "EulerScheduler");
+    config_case("a key of the scheduler that is not obeyed", "thresholding|true",
+                "scheduler/scheduler_config.json", "\"clip_sample\": false", "\"thresholding\": true");
+    config_case("two schedulers in one model", "PNDMScheduler|DDIMScheduler", "model_index.json",
+                "DDIMScheduler", "PNDMScheduler");
     config_case("JSON that ends too early", "unet/config.json", "unet/config.json", "\"act_fn\": \"silu\",",
                 "\"act_fn\"");
     char deep[20001];
@@ -690,10 +696,131 @@ static void traces(void) {
     forget(works("--dump of LCM's steps",
                  PLAIN "|-p|a dog|--scheduler|lcm|--steps|4|-o|lcm.png|--dump|lcm.safetensors"));
     forget(works("sd verify of LCM's steps", "verify|-t|1|-m|good|--tolerance|0|lcm.safetensors"));
+    forget(works("--dump of TCD's steps",
+                 PLAIN "|-p|a dog|--scheduler|tcd|--eta|0.5|--steps|3|-o|lcm.png|--dump|tcd.safetensors"));
+    forget(works("sd verify of TCD's steps", "verify|-t|1|-m|good|--tolerance|0|tcd.safetensors"));
     forget(works("--dump of image-to-image",
                  "sample|-q|-t|1|-m|good|--steps|5|--init|one.png|--strength|0.5|-p|a dog|-o|i2i.png|"
                  "--scheduler|pndm|--dump|i2i.safetensors"));
     forget(works("sd verify of image-to-image", "verify|-t|1|-m|good|--tolerance|0|i2i.safetensors"));
+}
+
+// A trace with one thing changed: a tensor (all: ""; each number by `by`, its name to `new`), tensors left
+// out whose names begin with one of `drop`, the sampler's name.
+static struct {
+    const char *tensor, *new, *drop, *sampler;
+    float (*by)(float);
+} change;
+
+static float tenth_more(float x) { return 1.1f * x; }
+static float one_less(float x) { return x - 1; }
+static float half(float x) { return f16_to_f32(f32_to_f16(x)); }
+static float brain_half(float x) { return fabsf(x) >= 100 ? x : bf16_to_f32(f32_to_bf16(x)); } // not tokens
+
+static bool dropped(const char *name) {
+    char *copy = xstrdup(change.drop ? change.drop : "");
+    bool drop = false;
+    for (char *at = copy, *one; *copy && (one = strsep(&at, "|"));) drop = drop || starts_with(name, one);
+    free(copy);
+    return drop;
+}
+
+static void changed_trace(const char *old, const char *new) {
+    char *from = at(old), *to = at(new);
+    Store *s = store_open(from);
+    StoreWriter *w = store_create(to);
+    store_metadata_add(w, "sampler", change.sampler ? change.sampler : "ddim");
+    for (int round = 0; round < 2; round++)
+        for (size_t i = 0; i < store_count(s); i++) {
+            const Stored *t = store_at(s, i);
+            bool this = change.tensor && (!*change.tensor || !strcmp(t->name, change.tensor));
+            if (dropped(t->name)) continue;
+            float *x = store_floats(t, from);
+            for (size_t k = 0; this && change.by && k < t->count; k++) x[k] = change.by(x[k]);
+            if (round)
+                store_data_f32(w, x, t->count);
+            else
+                store_declare(w, this && change.new ? change.new : t->name, F32, t->ndim, t->shape);
+            free(x);
+        }
+    store_commit(w), store_close(s);
+    free(from), free(to);
+}
+
+// `first` differs first ("": none does), `differ` blocks in all, the reason holds `why`, the lists `listed`.
+static void verdict(const char *what, const char *args, const char *first, int differ, const char *why,
+                    const char *listed) {
+    Result r = sd(args);
+    Json *j = json_parse(r.out, strlen(r.out), "stdout");
+    const Json *blocks = json_get(j, "blocks");
+    int bad = 0;
+    for (size_t i = 0; blocks && i < blocks->length; i++)
+        bad += !json_get_bool(&blocks->items[i], "ok", true);
+    const char *lists = strstr(r.out, "\"absent\"");
+    bool right = !strcmp(json_get_string(j, "first", ""), first) && bad == differ &&
+                 r.status == (differ > 0) && strstr(json_get_string(j, "why", ""), why) && lists &&
+                 strstr(lists, listed);
+    if (!right) printf("        status %d, %d differ: %s%s\n", r.status, bad, lists ? lists : r.out, r.err);
+    check(right, what);
+    json_free(j), forget(r);
+}
+
+#define CHANGED "verify|-q|-t|1|-m|good|--json|changed.safetensors"
+#define CHANGE(...)                                                                                          \
+    change = (__typeof__(change)){__VA_ARGS__}, changed_trace("trace.safetensors", "changed.safetensors")
+
+static void between_networks(void) {
+    CHANGE("step.1.guidance", .by = tenth_more);
+    verdict("a mistake in guidance", CHANGED, "step.1.guidance", 2, "with it times 4.4 (ours 4)", "");
+    verdict("of two traces", "verify|-t|1|--json|trace.safetensors|changed.safetensors", "step.1.guidance", 1,
+            "", "");
+    CHANGE("", .by = tenth_more,
+           .drop =
+               "inputs.|text|latents|vae|step.0.unet.input|step.0.unet.down_blocks.0.resnets|step.0.unet.t");
+    verdict("in the order of a run", "verify|-t|1|--json|changed.safetensors|trace.safetensors",
+            "step.0.unet.conv_in", 69, "",
+            "time_embedding\", \"step.0.unet.down_blocks.0.resnets.0\", \"latents\", \"vae.scaling\"");
+    CHANGE("step.0.sampler", .by = tenth_more);
+    verdict("a mistake in the sampler's step; the next input is the right one", CHANGED, "step.0.sampler", 3,
+            "latents times", "");
+    CHANGE("step.1.unet.input", .by = tenth_more);
+    verdict("a scaled input", CHANGED, "step.1.unet.input", 33, "latents times 1.1 (ours 1)", "");
+    CHANGE("vae.scaling", .by = tenth_more);
+    verdict("another scaling factor", CHANGED, "vae.scaling", 18, "latents times 1.1", "");
+    CHANGE("inputs.timesteps", .by = one_less);
+    verdict("other timesteps", CHANGED, "inputs.timesteps", 67, "steps_offset 0", "");
+    CHANGE("latents", .new = "unheard");
+    verdict("a tensor that nobody knows", CHANGED, "", 0, "", "\"not_compared\": [\"unheard\"]");
+    CHANGE("step.1.unet.input", .by = tenth_more, .drop = "step.0.guidance|step.0.sampler");
+    verdict("blocks that are absent before the mistake", CHANGED, "step.1.unet.input", 33,
+            "before it in what the trace lacks", "\"absent\": [\"step.0.guidance\", \"step.0.sampler\"]");
+    CHANGE(.sampler = "heun");
+    verdict("a sampler that is not known", CHANGED, "", 0, "",
+            "\"not_compared\": [\"step.0.unet.input\", \"step.0.sampler\"");
+    CHANGE("", .by = half, .drop = "inputs.noise");
+    verdict("half precision", CHANGED, "", 0, "", "\"precision\": \"fp16\"");
+    CHANGE("", .by = brain_half);
+    verdict("bfloat16", CHANGED, "", 0, "", "\"precision\": \"bf16\"");
+    CHANGE("text_encoder", .new = "inputs.context", .drop = "text_encoder.|inputs.ids");
+    verdict("text states in place of tokens", CHANGED, "", 0, "", "\"absent\": []");
+    CHANGE("text_encoder", .new = "text_encoder_2.final_layer_norm");
+    refuses("a trace of another kind of model", "Stable Diffusion XL", CHANGED);
+    refuses_with(2, "three traces", "one trace, or two", "verify|a|b|c");
+#define STEP "verify|-t|1|-m|good|--json|--gradients|"
+    static const char *const fixtures[] = {"trace-lcm.safetensors", "trace-lora.safetensors",
+                                           "trace-adapters.safetensors"};
+    for (int i = 0; i < 3; i++) {
+        char *from = format("test/fixtures/%s", fixtures[i]), *to = at(fixtures[i]);
+        copy_file(from, to);
+        free(from), free(to);
+    }
+    change = (__typeof__(change)){"", .by = tenth_more};
+    changed_trace("trace-adapters.safetensors", "wrong.safetensors");
+    verdict("PyTorch's gradients of a step of Phase 2", STEP "trace-lcm.safetensors", "", 0, "",
+            "gradient.unet.conv_in.weight");
+    verdict("of Phase 3", STEP "trace-lora.safetensors|--lora|trace-adapters.safetensors", "", 0, "",
+            "\"absent\": []");
+    verdict("another strength", STEP "trace-lora.safetensors|--lora|wrong.safetensors", "loss", 5, "", "");
 }
 
 static void image_to_image(void) {
@@ -775,6 +902,7 @@ int main(void) {
     many_pictures();
     memory();
     traces();
+    between_networks();
     planted_mistakes();
     image_to_image();
     figures();

@@ -60,6 +60,12 @@ int main(void) {
                 if (!strcmp(use.calls[i].kernel, "conv2d")) convolutions += use.calls[i].count;
             check(convolutions == (checkpoints ? 8 : 4), "it lists each kernel as often as it is called");
         }
+    size_t peak = 0;
+    for (int i = 0; i < 4; i++) {
+        backend.free(backend.alloc(64 << 20));
+        if (i == 0) peak = backend.peak();
+    }
+    check(backend.peak() == peak, "memory that was given back does not count");
     check(strcmp(backend.name(), "dry"), "the backend is the old one again");
     return test_report();
 }

@@ -20,6 +20,7 @@
 
 // Each operand has a host copy, which plain works on, and a copy in the backend's memory. Both lie between
 // guards of 0xff bytes (NaN in every type): a write outside is seen, and a read outside spoils the result.
+// What is added to has guards of 0x3f bytes (near 1), because NaN and something is the same NaN.
 // AddressSanitizer and the checks of cuda/build.mk (-DNO_GUARD) see both by themselves and name the line, if
 // nothing of the allocation is behind the operand.
 #if defined(__SANITIZE_ADDRESS__) || defined(NO_GUARD)
@@ -35,6 +36,7 @@ typedef struct {
     char *host, *backend; // host: what plain started from and then wrote
     char *result[2];      // what the backend wrote with 1 and with 2 threads
     bool output;
+    unsigned char guard; // the bytes of the guards
 } Operand;
 
 static Operand operands[24];
@@ -60,7 +62,7 @@ static int32_t *I(const Operand *o) { return M(o).at; }
 static Operand *new_operand(const char *name, Type type, size_t count, bool output) {
     if (operand_count == sizeof operands / sizeof *operands) die("test/nn/kernels.c: too many operands");
     Operand *o = &operands[operand_count++];
-    *o = (Operand){.name = name, .type = type, .count = count, .output = output};
+    *o = (Operand){.name = name, .type = type, .count = count, .output = output, .guard = 0xff};
     o->bytes = count * size_of(type) + 2 * GUARD;
     o->host = xmalloc(o->bytes);
     memset(o->host, 0xff, o->bytes);
@@ -104,7 +106,8 @@ static Operand *output(const char *name, Type type, size_t count) {
 }
 static Operand *gradient(const char *name, Type type, size_t count) {
     Operand *o = input(name, type, count);
-    o->output = true;
+    o->output = true, o->guard = 0x3f;
+    memset(o->host, o->guard, GUARD), memset(o->host + o->bytes - GUARD, o->guard, GUARD);
     return o;
 }
 static Operand *ids_below(size_t count, int limit, bool some_negative) {
@@ -153,7 +156,8 @@ static bool complain(const char *kernel, const Operand *o, const char *what) {
 
 static bool guards_whole(const Operand *o, const char *data) {
     for (int i = 0; i < GUARD; i++)
-        if ((unsigned char)data[i] != 0xff || (unsigned char)data[o->bytes - 1 - i] != 0xff) return false;
+        if ((unsigned char)data[i] != o->guard || (unsigned char)data[o->bytes - 1 - i] != o->guard)
+            return false;
     return true;
 }
 

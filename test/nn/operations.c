@@ -170,11 +170,36 @@ static void noise(void) {
     scope_end(s, NULL);
 }
 
+// e <- d e + (1 - d) w after each step; with a warm-up d is at most (1 + n) / (10 + n) after n steps.
+static void moving_average(void) {
+    Params p = {0};
+    Tensor *w = param_tensor(&p, SHAPE(1), "w");
+    param_allocate(w, F32), param_trainable(w);
+    backend.fill(mem(w), 1, 1);
+    OptimiserConfig c = {.rate = 0.1f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
+    Optimiser *o = optimiser_new(c, 0.51f, (const Params *[]){&p}, 1);
+    o->ema_warmup = true;
+    double average = 1;
+    for (int n = 0; n < 12; n++) {
+        tape_begin();
+        backward(mean(square(w)));
+        optimiser_step(o);
+        tape_end();
+        double d = fmin(0.51, (1.0 + n) / (10.0 + n));
+        float now, kept, want;
+        backend.download(&now, w->data, sizeof now), backend.download(&kept, o->ema[0], sizeof kept);
+        average = d * average + (1 - d) * (double)now, want = (float)average;
+        check_close("a moving average with warm-up", &kept, &want, 1, 1e-6);
+    }
+    optimiser_free(o), params_free(&p);
+}
+
 int main(void) {
     backend_init(2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) value_and_gradient(&cases[i]);
     long_sum();
     loops();
     noise();
+    moving_average();
     return test_report();
 }

@@ -52,7 +52,8 @@ def model(part, arch, hard=False, dtype=torch.float32):
 
 def scheduler(arch, kind=None):
     settings = config(arch, "scheduler")
-    names = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler", "lcm": "LCMScheduler"}
+    names = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler", "lcm": "LCMScheduler",
+             "euler-a": "EulerAncestralDiscreteScheduler"}
     return getattr(diffusers, names.get(kind, settings["_class_name"])).from_config(settings)
 
 

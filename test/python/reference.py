@@ -478,7 +478,7 @@ def fixtures():
         models_hard(arch)
     wide(), reduced()
     for arch, kind, steps in (("tiny", "pndm", 20), ("tiny", "ddim", 20), ("tiny", "lcm", 4),
-                              ("sd15", "pndm", 20), ("sd15-lcm", "lcm", 4)):
+                              ("tiny", "euler-a", 6), ("sd15", "pndm", 20), ("sd15-lcm", "lcm", 4)):
         pipeline(arch, kind, steps)
 
 
