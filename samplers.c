@@ -1,6 +1,6 @@
 // samplers.c: what scheduler_config.json says, and the samplers of diffusers that Phase 1 does without:
-// Euler, Euler ancestral, DPM-Solver++ 2M, and TCD, which belongs to distilled models. The noise schedule,
-// the timesteps and the samplers of the paper are in sd.c.
+// Euler, Euler ancestral, DPM-Solver++ 2M, and TCD, which belongs to distilled models; and noise schedules
+// that end in noise alone. The noise schedule, the timesteps and the samplers of the paper are in sd.c.
 #include "sd.h"
 
 #include <math.h>
@@ -184,6 +184,52 @@ Json *scheduler_load(const char *path) {
     return j;
 }
 
+SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o) {
+    const Json *named = json_get(m->index_json, "scheduler"); // ["diffusers", a class], which diffusers takes
+    const char *class =
+        named && named->kind == JSON_ARRAY && named->length == 2 ? named->items[1].string : NULL;
+    const char *own = json_get_string(m->scheduler_json, "_class_name", "PNDMScheduler");
+    if (o->scheduler < 0 && class && strcmp(class, own))
+        die("model_index.json names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
+            class, own);
+    SchedulerConfig c = scheduler_config(m->scheduler_json, o->scheduler);
+    if (o->spacing >= 0) c.timestep_spacing = o->spacing;
+    c.eta = o->eta;
+    return c;
+}
+
+// What a single file's metadata says of its model (SAI's ModelSpec, kohya), and two empty tensors by which
+// other tools tell: "v_pred", the network predicts v, and "ztsnr", it learnt with an SNR of zero at the end.
+// Returns the scheduler's configuration. Such a network is sampled by DDIM at the last timestep too (Lin et
+// al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
+Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler) {
+    static const char *const versions[][2] = {{"modelspec.architecture", "stable-diffusion-v1"},
+                                              {"ss_base_model_version", "sd_v1"}};
+    for (int i = 0; i < 2; i++) {
+        const char *says = store_metadata(s, versions[i][0]);
+        if (says && !starts_with(says, versions[i][1]))
+            die("%s: its metadata says that \"%s\" is '%s'; what is supported is '%s'", path, versions[i][0],
+                says, versions[i][1]);
+    }
+    const char *type = store_metadata(s, "modelspec.prediction_type"),
+               *zero = store_metadata(s, "ss_zero_terminal_snr");
+    bool v = store_find(s, "v_pred") || (type && (!strcmp(type, "v") || !strcmp(type, "v_prediction")));
+    bool zero_snr = store_find(s, "ztsnr") || (zero && !strcmp(zero, "True"));
+    if (type && !v && strcmp(type, "epsilon"))
+        die("%s: its metadata says that \"modelspec.prediction_type\" is '%s'; what is supported is 'epsilon'|'v'",
+            path, type);
+    if (v) note("%s: it says that the network predicts v", path);
+    if (zero_snr) note("%s: it says that the SNR is zero at the last timestep; DDIM samples it", path);
+    char *text = format("%.*s%s%s}", (int)(strrchr(scheduler, '}') - scheduler), scheduler,
+                        v ? ", \"prediction_type\": \"v_prediction\"" : "",
+                        zero_snr ? ", \"_class_name\": \"DDIMScheduler\", \"rescale_betas_zero_snr\": true, "
+                                   "\"timestep_spacing\": \"trailing\""
+                                 : "");
+    Json *config = json_parse(text, strlen(text), "the scheduler of Stable Diffusion v1.5");
+    free(text);
+    return config;
+}
+
 // ===========================================================================================================
 // Sigmas: Euler, Euler ancestral, DPM-Solver++
 // ===========================================================================================================
@@ -310,6 +356,20 @@ Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
     tensor_keep(&s->history[0], x0);
     s->history_count = 1;
     return combine(then.sigma[0] / now.sigma[0], z, then.alpha[0] * (float)(1 - next / sigma), d);
+}
+
+// Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1: sqrt(a) is
+// shifted and scaled so that nothing of the picture is left at the last timestep, and the first stays.
+void remove_last_signal(float *kept, int n) {
+    double product = 1;
+    float before = 1, *root = xmalloc((size_t)n * sizeof *root);
+    for (int i = 0; i < n; i++) root[i] = sqrtf((float)(product *= (double)kept[i]));
+    float last = root[n - 1], up = root[0] / (root[0] - last);
+    for (int i = 0; i < n; i++) {
+        float scaled = (root[i] - last) * up, a = scaled * scaled;
+        kept[i] = 1 - (1 - a / before), before = a;
+    }
+    free(root);
 }
 
 // ===========================================================================================================

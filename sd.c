@@ -204,20 +204,6 @@ SampleOptions sample_defaults(const Model *m) {
     };
 }
 
-SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o) {
-    const Json *named = json_get(m->index_json, "scheduler"); // ["diffusers", a class], which diffusers takes
-    const char *class =
-        named && named->kind == JSON_ARRAY && named->length == 2 ? named->items[1].string : NULL;
-    const char *own = json_get_string(m->scheduler_json, "_class_name", "PNDMScheduler");
-    if (o->scheduler < 0 && class && strcmp(class, own))
-        die("model_index.json names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
-            class, own);
-    SchedulerConfig c = scheduler_config(m->scheduler_json, o->scheduler);
-    if (o->spacing >= 0) c.timestep_spacing = o->spacing;
-    c.eta = o->eta;
-    return c;
-}
-
 // ===========================================================================================================
 // The text encoder: the text half of CLIP ViT-L/14 (Radford et al. 2021)
 // ===========================================================================================================
@@ -766,20 +752,6 @@ static void read_kept(const SchedulerConfig *c, float *kept) {
         if (c->trained_betas) beta = (float)c->trained_betas->items[i].number;
         kept[i] = 1 - beta;
     }
-}
-
-// Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1: sqrt(a) is
-// shifted and scaled so that nothing of the picture is left at the last timestep, and the first stays.
-static void remove_last_signal(float *kept, int n) {
-    double product = 1;
-    float before = 1, *root = xmalloc((size_t)n * sizeof *root);
-    for (int i = 0; i < n; i++) root[i] = sqrtf((float)(product *= (double)kept[i]));
-    float last = root[n - 1], up = root[0] / (root[0] - last);
-    for (int i = 0; i < n; i++) {
-        float scaled = (root[i] - last) * up, a = scaled * scaled;
-        kept[i] = 1 - (1 - a / before), before = a;
-    }
-    free(root);
 }
 
 // alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t. It says how noisy a latent is at t:
@@ -1366,38 +1338,6 @@ static Json *known_config(const char *text) {
     return json_parse(text, strlen(text), "the configuration of Stable Diffusion v1.5");
 }
 
-// What a single file's metadata says of its model (SAI's ModelSpec, kohya), and two empty tensors by which
-// other tools tell: "v_pred", the network predicts v, and "ztsnr", it learnt with an SNR of zero at the end.
-// Returns the scheduler's configuration. Such a network is sampled by DDIM at the last timestep too (Lin et
-// al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
-static Json *ldm_scheduler(const Store *s, const char *path, const Architecture *a) {
-    static const char *const versions[][2] = {{"modelspec.architecture", "stable-diffusion-v1"},
-                                              {"ss_base_model_version", "sd_v1"}};
-    for (int i = 0; i < 2; i++) {
-        const char *says = store_metadata(s, versions[i][0]);
-        if (says && !starts_with(says, versions[i][1]))
-            die("%s: its metadata says that \"%s\" is '%s'; what is supported is '%s'", path, versions[i][0],
-                says, versions[i][1]);
-    }
-    const char *type = store_metadata(s, "modelspec.prediction_type"),
-               *zero = store_metadata(s, "ss_zero_terminal_snr");
-    bool v = store_find(s, "v_pred") || (type && (!strcmp(type, "v") || !strcmp(type, "v_prediction")));
-    bool zero_snr = store_find(s, "ztsnr") || (zero && !strcmp(zero, "True"));
-    if (type && !v && strcmp(type, "epsilon"))
-        die("%s: its metadata says that \"modelspec.prediction_type\" is '%s'; what is supported is 'epsilon'|'v'",
-            path, type);
-    if (v) note("%s: it says that the network predicts v", path);
-    if (zero_snr) note("%s: it says that the SNR is zero at the last timestep; DDIM samples it", path);
-    char *text = format("%.*s%s%s}", (int)(strrchr(a->scheduler, '}') - a->scheduler), a->scheduler,
-                        v ? ", \"prediction_type\": \"v_prediction\"" : "",
-                        zero_snr ? ", \"_class_name\": \"DDIMScheduler\", \"rescale_betas_zero_snr\": true, "
-                                   "\"timestep_spacing\": \"trailing\""
-                                 : "");
-    Json *config = known_config(text);
-    free(text);
-    return config;
-}
-
 // One file with all networks, as the original code saves them (CompVis/stable-diffusion, package `ldm`). Most
 // published checkpoints are such files. The configuration is missing: v1.5's is assumed, and shapes must fit.
 static void load_ldm(Model *m, ModelParts parts) {
@@ -1419,7 +1359,7 @@ static void load_ldm(Model *m, ModelParts parts) {
     bool guidance = store_find(s, "model.diffusion_model.time_embed.cond_proj.weight");
     const Architecture *a = architecture(guidance ? "sd15-lcm" : "sd15");
     const char *const configs[] = {a->text_encoder, a->unet, a->vae};
-    m->scheduler_json = ldm_scheduler(s, path, a);
+    m->scheduler_json = ldm_scheduler(s, path, a->scheduler);
     for (int i = 0; i < 3; i++) {
         if (!(parts & networks[i].part)) continue;
         Json *config = known_config(configs[i]);

@@ -120,7 +120,10 @@ Tensor *scheduler_input(const Scheduler *s, Tensor *z); // z as the network gets
 Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
 bool scheduler_wants_noise(const Scheduler *s);
 void scheduler_free(Scheduler *s);
-// Between sd.c and samplers.c: of the classes that count in sigmas, and TCD.
+// The scheduler's configuration of a single file of the original code, whose own is `scheduler` (JSON).
+Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler);
+// Between sd.c and samplers.c: zero SNR; the classes that count in sigmas, and TCD.
+void remove_last_signal(float *kept, int n); // kept (n): 1 - beta
 bool in_sigmas(const Scheduler *s);
 void sigma_schedule(Scheduler *s); // sigmas, given timesteps
 Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);

@@ -132,14 +132,14 @@ def main():
             t.save_pretrained(work / "saved")
             t.add_tokens([AddedToken("<cat-toy>", normalized=False)])
             t.save_pretrained(work / "learnt")
-            todo = [("saved with a token", work / "learnt", {}, {}, None)]
+            tried = [("saved with a token", work / "learnt", {}, {}, None)]
             for name, files, config, change in cases(len(t) - 1):
-                todo.append((f"{name}", work / "saved", files, config, change))
+                tried.append((f"{name}", work / "saved", files, config, change))
                 if not change:  # the same beside the files of transformers 4
-                    todo.append((f"{name}, older files", old, files, config, None))
-            todo.append(("both, of two vocabularies", FIXTURES / "tokenizer_small",
+                    tried.append((f"{name}, older files", old, files, config, None))
+            tried.append(("both, of two vocabularies", FIXTURES / "tokenizer_small",
                          {"tokenizer.json": json.load(open(work / "saved/tokenizer.json"))}, {}, None))
-            for name, source, files, config, change in todo:
+            for name, source, files, config, change in tried:
                 folder = work / "case"
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(source, folder)
