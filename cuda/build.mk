@@ -136,7 +136,6 @@ $(PTX_DIR)-$(1)/sd: $(ABOVE_O) $(KERNELS:%=$(PTX_DIR)-$(1)/%.o)
 endef
 $(eval $(call PTX_RULES,O3,-O3 -lineinfo))
 $(eval $(call PTX_RULES,G,-G))
-.SECONDARY:
 .PHONY: cuda emulate emulate-check emulate-count test-cuda test-cuda-full cuda-report gpu-check
 
 # ---- test-cuda: every kernel, two orders of threads, one order of warps ------------------------------------
