@@ -27,17 +27,15 @@ const char *const scheduler_classes[] = {"PNDMScheduler",
 static const char letters[] = "PDLEAMMT";
 
 // The keys of the constructors, the classes that have each, and the values that are obeyed; NULL where the
-// value is read and checked below, or where it changes nothing. A class does not read another one's keys: a
-// folder whose class is changed keeps them.
+// value changes nothing. A class does not read another one's keys: a folder whose class is changed keeps
+// them.
 static const struct {
     const char *key, *classes, *obeyed;
 } keys[] = {
-    {"num_train_timesteps", "PDLEAMT", NULL},
-    {"beta_start", "PDLEAMT", NULL},
-    {"beta_end", "PDLEAMT", NULL},
+    {"num_train_timesteps|beta_start|beta_end", "PDLEAMT", "number"},
     {"beta_schedule", "PDLEAMT", "'linear'|'scaled_linear'|'squaredcos_cap_v2'"},
-    {"trained_betas", "PDLEAMT", NULL},
-    {"rescale_betas_zero_snr", "DLEAMT", "true|false|null"},
+    {"trained_betas", "PDLEAMT", "list|null"},
+    {"rescale_betas_zero_snr", "DLEAMT", "boolean|null"},
     {"prediction_type", "PA", "'epsilon'|'v_prediction'"},
     {"prediction_type", "DLEMT", "'epsilon'|'v_prediction'|'sample'"},
     {"timestep_spacing", "PDEAM", "'leading'|'trailing'|'linspace'"},
@@ -46,66 +44,54 @@ static const struct {
     // becomes 1 and a clip_sample that is true becomes false, whatever the file says or leaves to the class,
     // and whether the file or --scheduler chooses that. So neither is read. skip_prk_steps stays as it is.
     {"steps_offset", "PDLEAMT", NULL},
-    {"clip_sample", "DLT", "true|false|null"},
+    {"clip_sample", "DLT", "boolean|null"},
     {"clip_sample_range", "DLT", NULL},
     {"skip_prk_steps", "P", "true"},
-    {"set_alpha_to_one", "PDLT", "true|false|null"},
+    {"set_alpha_to_one", "PDLT", "boolean|null"},
     {"thresholding", "DLM", "false|null"},
     {"thresholding", "T", NULL}, // TCD's step does not look at it
-    {"dynamic_thresholding_ratio", "DLMT", NULL},
-    {"sample_max_value", "DLMT", NULL},
-    {"original_inference_steps", "LT", NULL},
-    {"timestep_scaling", "LT", NULL},
+    {"dynamic_thresholding_ratio|sample_max_value", "DLMT", NULL},
+    {"original_inference_steps|timestep_scaling", "LT", "number"},
     {"interpolation_type", "E", "'linear'"},
     {"timestep_type", "E", "'discrete'"},
-    {"sigma_min", "E", "null"},
-    {"sigma_max", "E", "null"},
-    {"use_karras_sigmas", "EM", "true|false"},
-    {"use_exponential_sigmas", "EM", "false"},
-    {"use_beta_sigmas", "EM", "false"},
+    {"sigma_min|sigma_max", "E", "null"},
+    {"use_karras_sigmas", "EM", "boolean"},
+    {"use_exponential_sigmas|use_beta_sigmas", "EM", "false"},
     {"final_sigmas_type", "EM", "'zero'|'sigma_min'"},
     {"algorithm_type", "M", "'dpmsolver++'"},
     {"solver_type", "M", "'midpoint'|'logrho'|'bh1'|'bh2'"}, // other classes' names, which mean midpoint here
     {"solver_order", "M", "1|2"},
-    {"lower_order_final", "M", "true|false|null"},
-    {"euler_at_final", "M", "true|false|null"},
-    {"use_lu_lambdas", "M", "false|null"},
-    {"use_flow_sigmas", "M", "false|null"},
-    {"flow_shift", "M", NULL},
+    {"lower_order_final|euler_at_final", "M", "boolean|null"},
+    {"use_lu_lambdas|use_flow_sigmas", "M", "false|null"},
     {"lambda_min_clipped", "M", "'-inf'"},
     {"variance_type", "M", "null|'fixed_small'|'fixed_large'"}, // a learned one has channels of its own
     {"use_dynamic_shifting", "M", NULL}, // only with a mu, which Stable Diffusion's pipeline has not
-    {"time_shift_type", "M", NULL},
+    {"flow_shift|time_shift_type", "M", NULL},
 };
 enum { KEYS = sizeof keys / sizeof *keys };
 
 static const char file[] = "scheduler_config.json";
 
-// The members whose keys this class has, checked; the caller frees the items.
-static Json own_keys(const Json *j, char class) {
-    JsonKey known[KEYS + 1];
-    Json own = {.kind = JSON_OBJECT, .items = xcalloc(j->length + 1, sizeof(Json))};
-    int count = 0;
-    for (int k = 0; k < KEYS; k++) {
-        if (!strchr(keys[k].classes, class)) continue;
-        known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};
-        const Json *value = json_get(j, keys[k].key);
-        if (value) own.items[own.length++] = *value;
-    }
-    known[count] = (JsonKey){NULL, NULL};
-    json_check_keys(&own, file, known);
-    return own;
+// The place of a name in "a|b|c", or -1.
+static int place(const char *name, const char *names) {
+    size_t length = strlen(name);
+    for (int i = 0; names; names = strchr(names, '|') ? strchr(names, '|') + 1 : NULL, i++)
+        if (!strncmp(names, name, length) && (names[length] == '|' || !names[length])) return i;
+    return -1;
 }
 
-static double number(const Json *j, const char *key, double fallback, double least, double most,
-                     bool is_whole) {
-    const Json *value = json_get(j, key);
-    if (value && value->kind == JSON_NULL) die("%s: \"%s\" is null; a number is expected", file, key);
-    double x = json_get_number(j, key, fallback);
-    if (!(x >= least && x <= most) || (is_whole && x != floor(x)))
-        die("%s: \"%s\" is %g; a %s from %g to %g is expected", file, key, x,
-            is_whole ? "whole number" : "number", least, most);
-    return x;
+// The members whose keys this class has, checked; the caller frees the items.
+static Json own_keys(const Json *j, char class) {
+    JsonKey known[KEYS + 1] = {{NULL, NULL}};
+    Json own = {.kind = JSON_OBJECT, .items = xcalloc(j->length + 1, sizeof(Json))};
+    for (int k = 0, count = 0; k < KEYS; k++) {
+        if (!strchr(keys[k].classes, class)) continue;
+        known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};
+        for (size_t i = 0; i < j->length; i++)
+            if (place(j->items[i].key, keys[k].key) >= 0) own.items[own.length++] = j->items[i];
+    }
+    json_check_keys(&own, file, known);
+    return own;
 }
 
 // null is Python's None, which is false; an absent key has its default.
@@ -114,12 +100,14 @@ static bool flag(const Json *j, const char *key, bool fallback) {
     return value ? json_get_bool(j, key, false) : fallback;
 }
 
-// The place of a string in "a|b|c".
-static int place(const Json *j, const char *key, const char *fallback, const char *names) {
-    const char *name = json_get_string(j, key, fallback), *at = strstr(names, name);
-    int count = 0;
-    for (const char *c = names; at && c < at; c++) count += *c == '|';
-    return count;
+static int choice(const Json *j, const char *key, const char *fallback, const char *names) {
+    return place(json_get_string(j, key, fallback), names);
+}
+
+static double beta(const Json *j, const char *key, double fallback) {
+    double x = json_get_number(j, key, fallback);
+    if (!(x >= 0 && x <= 1)) die("%s: \"%s\" is %g; a number from 0 to 1 is expected", file, key, x);
+    return x;
 }
 
 static const Json *read_betas(const Json *j, int steps) {
@@ -140,30 +128,31 @@ SchedulerConfig scheduler_config(const Json *j, int kind) {
     SchedulerConfig c = {.kind = (SchedulerKind)kind, .steps_offset = 1};
     bool distilled = kind == LCM || kind == TCD, sigmas = kind >= EULER && kind <= DPMPP_2M_KARRAS;
     Json own = own_keys(j, letters[kind]);
-    c.num_train_timesteps = (int)number(&own, "num_train_timesteps", 1000, 1, 100000, true);
-    c.beta_start = number(&own, "beta_start", distilled ? 0.00085 : 0.0001, 0, 1, false);
-    c.beta_end = number(&own, "beta_end", distilled ? 0.012 : 0.02, 0, 1, false);
-    c.beta_schedule = place(&own, "beta_schedule", distilled ? "scaled_linear" : "linear",
-                            "linear|scaled_linear|squaredcos_cap_v2");
+    c.num_train_timesteps = config_count(&own, file, "num_train_timesteps", 1000, 100000);
+    c.beta_start = beta(&own, "beta_start", distilled ? 0.00085 : 0.0001);
+    c.beta_end = beta(&own, "beta_end", distilled ? 0.012 : 0.02);
+    c.beta_schedule = choice(&own, "beta_schedule", distilled ? "scaled_linear" : "linear",
+                             "linear|scaled_linear|squaredcos_cap_v2");
     c.trained_betas = read_betas(j, c.num_train_timesteps);
     c.zero_snr = flag(&own, "rescale_betas_zero_snr", false);
-    c.prediction_type = place(&own, "prediction_type", "epsilon", "epsilon|v_prediction|sample");
-    c.timestep_spacing = distilled ? LEADING
-                                   : place(&own, "timestep_spacing", sigmas ? "linspace" : "leading",
-                                           "leading|trailing|linspace");
+    c.prediction_type = choice(&own, "prediction_type", "epsilon", "epsilon|v_prediction|sample");
+    c.timestep_spacing = LEADING;
+    if (!distilled)
+        c.timestep_spacing =
+            choice(&own, "timestep_spacing", sigmas ? "linspace" : "leading", "leading|trailing|linspace");
     c.set_alpha_to_one = flag(&own, "set_alpha_to_one", kind != PNDM);
     if (kind == PNDM && !flag(&own, "skip_prk_steps", false))
         die("%s: PNDM with Runge-Kutta steps (\"skip_prk_steps\" is absent or false) is not supported", file);
     if (distilled)
         c.original_inference_steps =
-            (int)number(&own, "original_inference_steps", 50, 1, c.num_train_timesteps, true);
-    c.timestep_scaling = (float)number(&own, "timestep_scaling", 10, -1e6, 1e6, false);
+            config_count(&own, file, "original_inference_steps", 50, c.num_train_timesteps);
+    c.timestep_scaling = (float)json_get_number(&own, "timestep_scaling", 10);
     c.karras = flag(&own, "use_karras_sigmas", false) || kind == DPMPP_2M_KARRAS;
     if (kind == DPMPP_2M && c.karras) c.kind = DPMPP_2M_KARRAS;
     if (c.kind == DPMPP_2M_KARRAS && c.beta_schedule == COSINE_BETAS) // nor does it run in diffusers
         die("%s: \"beta_schedule\" 'squaredcos_cap_v2' with Karras's sigmas is not supported", file);
-    c.end_at_sigma_min = place(&own, "final_sigmas_type", "zero", "zero|sigma_min");
-    c.solver_order = (int)number(&own, "solver_order", 2, 1, 2, true);
+    c.end_at_sigma_min = choice(&own, "final_sigmas_type", "zero", "zero|sigma_min");
+    c.solver_order = (int)json_get_number(&own, "solver_order", 2);
     c.lower_order_final = flag(&own, "lower_order_final", true);
     c.euler_at_final = flag(&own, "euler_at_final", false);
     free(own.items);

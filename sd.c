@@ -120,13 +120,20 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
 // `both` is one batch: first the prediction without the caption (uncond), then the one with it (cond).
 static Tensor *guide(Tensor *both, float w) { return combine(1 - w, take(both, 0, 1), w, take(both, 1, 1)); }
 
-// Normal noise in PyTorch's order: its elements are drawn as NCHW and stored as NHWC.
+// One picture from PyTorch's order: its elements are given as NCHW and stored as NHWC.
+static Tensor *from_nchw(const float *x, int c, int h, int w) {
+    float *nhwc = nchw_to_nhwc(x, 1, c, h, w);
+    Tensor *t = tensor_from(SHAPE(1, h, w, c), nhwc);
+    free(nhwc);
+    return t;
+}
+
+// Normal noise, drawn in PyTorch's order.
 static Tensor *random_latents(Random *r, int c, int h, int w) {
     float *x = xmalloc((size_t)c * (size_t)h * (size_t)w * sizeof(float));
     random_normal(r, x, (size_t)c * (size_t)h * (size_t)w);
-    float *nhwc = nchw_to_nhwc(x, 1, c, h, w);
-    Tensor *t = tensor_from(SHAPE(1, h, w, c), nhwc);
-    free(x), free(nhwc);
+    Tensor *t = from_nchw(x, c, h, w);
+    free(x);
     return t;
 }
 
@@ -155,11 +162,7 @@ static Tensor *first_latents(const Model *m, const SampleOptions *o, Scheduler *
         scheduler_skip(s, o->steps - (run < o->steps ? run : o->steps));
         return scheduler_start(s, clean, random_latents(r, c, h, w));
     }
-    if (!o->latents) return scheduler_start(s, NULL, random_latents(r, c, h, w));
-    float *nhwc = nchw_to_nhwc(o->latents, 1, c, h, w);
-    Tensor *z = tensor_from(SHAPE(1, h, w, c), nhwc);
-    free(nhwc);
-    return scheduler_start(s, NULL, z);
+    return scheduler_start(s, NULL, o->latents ? from_nchw(o->latents, c, h, w) : random_latents(r, c, h, w));
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -417,19 +420,22 @@ UNet *unet_new(UNetConfig c, Params *p) {
             layer_linear(p, c.time_cond_proj_dim, ch[0], false, "unet.time_embedding.cond_proj");
     u->time_linear2 = layer_linear(p, temb, temb, true, "unet.time_embedding.linear_2");
 
+    // As in unet(): h has `channels` channels on its way, and the skip connections have skips[].
+    int channels = ch[0], skips[MAX_LEVELS * (MAX_LAYERS + 1)], kept = 0;
+    skips[kept++] = channels;
     for (int i = 0; i <= top; i++) {
         UNetLevel *l = &u->down[i];
         *l = (UNetLevel){.layers = c.layers_per_block, .attends = c.cross_attention[i]};
         for (int j = 0; j < l->layers; j++) {
-            int in = j ? ch[i] : ch[i ? i - 1 : 0]; // the first ResNet reads the block before, or conv_in
             snprintf(at, sizeof at, "unet.down_blocks.%d.resnets.%d", i, j);
-            l->resnets[j] = resnet_new(p, in, ch[i], temb, c.norm_num_groups, c.norm_eps, at);
+            l->resnets[j] = resnet_new(p, channels, ch[i], temb, c.norm_num_groups, c.norm_eps, at);
             snprintf(at, sizeof at, "unet.down_blocks.%d.attentions.%d", i, j);
             if (l->attends) l->attentions[j] = transformer_new(p, c, ch[i], c.heads[i], at);
+            skips[kept++] = channels = ch[i];
         }
-        if (i < top)
-            l->sampler =
-                layer_conv(p, ch[i], ch[i], 3, 3, true, "unet.down_blocks.%d.downsamplers.0.conv", i);
+        if (i == top) continue;
+        l->sampler = layer_conv(p, ch[i], ch[i], 3, 3, true, "unet.down_blocks.%d.downsamplers.0.conv", i);
+        skips[kept++] = channels;
     }
 
     u->mid_resnets[0] =
@@ -438,24 +444,22 @@ UNet *unet_new(UNetConfig c, Params *p) {
     u->mid_resnets[1] =
         resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
 
-    // Up block i mirrors down block `level`. Each of its ResNets reads h concatenated with a skip connection.
-    // For the first ResNet, h comes from the block before and has from_below channels. After it, h has
-    // ch[level]. The skips are the outputs of the down block's layers, from last to first, with ch[level]
-    // channels. The last skip is the down block's input, with from_above channels.
+    // Up block i mirrors down block `level`. Each of its ResNets reads h concatenated with a skip connection:
+    // the outputs of the down block's layers, from last to first, and then the down block's input.
     for (int i = 0; i <= top; i++) {
-        int level = top - i, from_below = ch[i ? level + 1 : top], from_above = ch[level ? level - 1 : 0];
+        int level = top - i, out = ch[level];
         UNetLevel *l = &u->up[i];
         *l = (UNetLevel){.layers = c.layers_per_block + 1, .attends = c.cross_attention[level]};
         for (int j = 0; j < l->layers; j++) {
-            int in = (j ? ch[level] : from_below) + (j == l->layers - 1 ? from_above : ch[level]);
+            int in = channels + skips[--kept];
             snprintf(at, sizeof at, "unet.up_blocks.%d.resnets.%d", i, j);
-            l->resnets[j] = resnet_new(p, in, ch[level], temb, c.norm_num_groups, c.norm_eps, at);
+            l->resnets[j] = resnet_new(p, in, out, temb, c.norm_num_groups, c.norm_eps, at);
             snprintf(at, sizeof at, "unet.up_blocks.%d.attentions.%d", i, j);
-            if (l->attends) l->attentions[j] = transformer_new(p, c, ch[level], c.heads[level], at);
+            if (l->attends) l->attentions[j] = transformer_new(p, c, out, c.heads[level], at);
+            channels = out;
         }
         if (i < top)
-            l->sampler =
-                layer_conv(p, ch[level], ch[level], 3, 3, true, "unet.up_blocks.%d.upsamplers.0.conv", i);
+            l->sampler = layer_conv(p, out, out, 3, 3, true, "unet.up_blocks.%d.upsamplers.0.conv", i);
     }
     u->conv_norm_out = layer_norm_params(p, ch[0], "unet.conv_norm_out");
     u->conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "unet.conv_out");
@@ -612,58 +616,45 @@ struct Vae {
 
 static const float vae_eps = 1e-6f;
 
-static void vae_mid_new(VaeHalf *v, VaeConfig c, Params *p, const char *half) {
-    int d = c.block_out_channels[c.levels - 1];
-    char *at = format("vae.%s.mid_block.attentions.0", half);
-    v->mid_attention.groups = c.norm_num_groups;
+// The encoder ("down") or the decoder ("up"), from `in` channels to `out`. The decoder's levels are the
+// encoder's from last to first, with one ResNet more.
+static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, int out) {
+    const char *half = down ? "vae.encoder" : "vae.decoder";
+    int top = c.levels - 1, groups = c.norm_num_groups, d = c.block_out_channels[top];
+    int channels = down ? c.block_out_channels[0] : d;
+    char at[128];
+    v->conv_in = layer_conv(p, in, channels, 3, 3, true, "%s.conv_in", half);
+    for (int i = 0; i <= top; i++) {
+        int next = c.block_out_channels[down ? i : top - i];
+        for (int j = 0; j < c.layers_per_block + !down; j++, channels = next) {
+            snprintf(at, sizeof at, "%s.%s_blocks.%d.resnets.%d", half, down ? "down" : "up", i, j);
+            v->levels[i].resnets[j] = resnet_new(p, channels, next, 0, groups, vae_eps, at);
+        }
+        snprintf(at, sizeof at, down ? "%s.down_blocks.%d.downsamplers" : "%s.up_blocks.%d.upsamplers", half,
+                 i);
+        if (i < top) v->levels[i].sampler = layer_conv(p, next, next, 3, 3, true, "%s.0.conv", at);
+    }
+    snprintf(at, sizeof at, "%s.mid_block.attentions.0", half);
+    v->mid_attention.groups = groups;
     v->mid_attention.group_norm = layer_norm_params(p, d, "%s.group_norm", at);
     v->mid_attention.to_q = layer_linear(p, d, d, true, "%s.to_q", at);
     v->mid_attention.to_k = layer_linear(p, d, d, true, "%s.to_k", at);
     v->mid_attention.to_v = layer_linear(p, d, d, true, "%s.to_v", at);
     v->mid_attention.to_out = layer_linear(p, d, d, true, "%s.to_out.0", at);
-    free(at);
     for (int i = 0; i < 2; i++) {
-        at = format("vae.%s.mid_block.resnets.%d", half, i);
-        v->mid_resnets[i] = resnet_new(p, d, d, 0, c.norm_num_groups, vae_eps, at);
-        free(at);
+        snprintf(at, sizeof at, "%s.mid_block.resnets.%d", half, i);
+        v->mid_resnets[i] = resnet_new(p, d, d, 0, groups, vae_eps, at);
     }
+    v->conv_norm_out = layer_norm_params(p, channels, "%s.conv_norm_out", half);
+    v->conv_out = layer_conv(p, channels, out, 3, 3, true, "%s.conv_out", half);
 }
 
 Vae *vae_new(VaeConfig c, Params *p) {
     Vae *v = xcalloc(1, sizeof *v);
-    const int *ch = c.block_out_channels, top = c.levels - 1, z = c.latent_channels;
-    char at[128];
+    int z = c.latent_channels;
     v->c = c;
-    v->encoder.conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "vae.encoder.conv_in");
-    for (int i = 0; i <= top; i++) {
-        for (int j = 0; j < c.layers_per_block; j++) {
-            snprintf(at, sizeof at, "vae.encoder.down_blocks.%d.resnets.%d", i, j);
-            v->encoder.levels[i].resnets[j] =
-                resnet_new(p, j ? ch[i] : ch[i ? i - 1 : 0], ch[i], 0, c.norm_num_groups, vae_eps, at);
-        }
-        if (i < top)
-            v->encoder.levels[i].sampler =
-                layer_conv(p, ch[i], ch[i], 3, 3, true, "vae.encoder.down_blocks.%d.downsamplers.0.conv", i);
-    }
-    vae_mid_new(&v->encoder, c, p, "encoder");
-    v->encoder.conv_norm_out = layer_norm_params(p, ch[top], "vae.encoder.conv_norm_out");
-    v->encoder.conv_out = layer_conv(p, ch[top], 2 * z, 3, 3, true, "vae.encoder.conv_out");
-
-    v->decoder.conv_in = layer_conv(p, z, ch[top], 3, 3, true, "vae.decoder.conv_in");
-    for (int i = 0; i <= top; i++) {
-        int level = top - i, below = ch[i ? level + 1 : top];
-        for (int j = 0; j <= c.layers_per_block; j++) { // one ResNet more than the encoder
-            snprintf(at, sizeof at, "vae.decoder.up_blocks.%d.resnets.%d", i, j);
-            v->decoder.levels[i].resnets[j] =
-                resnet_new(p, j ? ch[level] : below, ch[level], 0, c.norm_num_groups, vae_eps, at);
-        }
-        if (i < top)
-            v->decoder.levels[i].sampler = layer_conv(p, ch[level], ch[level], 3, 3, true,
-                                                      "vae.decoder.up_blocks.%d.upsamplers.0.conv", i);
-    }
-    vae_mid_new(&v->decoder, c, p, "decoder");
-    v->decoder.conv_norm_out = layer_norm_params(p, ch[0], "vae.decoder.conv_norm_out");
-    v->decoder.conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "vae.decoder.conv_out");
+    vae_half_new(&v->encoder, c, p, true, 3, 2 * z);
+    vae_half_new(&v->decoder, c, p, false, z, 3);
     v->quant_conv = layer_conv(p, 2 * z, 2 * z, 1, 1, true, "vae.quant_conv");
     v->post_quant_conv = layer_conv(p, z, z, 1, 1, true, "vae.post_quant_conv");
     return v;
@@ -992,13 +983,13 @@ Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // Where a model comes from: configurations, pictures, files
 // ===========================================================================================================
 
-// A number of things, at least one.
-static int whole(const Json *config, const char *key, double fallback) {
+int config_count(const Json *config, const char *file, const char *key, int fallback, int most) {
     double x = json_get_number(config, key, fallback);
-    if (!(x >= 1 && x < 1e9) || x != floor(x))
-        die("config.json: \"%s\" is %g; a whole number above 0 is expected", key, x);
+    if (!(x >= 1 && x <= most) || x != floor(x))
+        die("%s: \"%s\" is %g; a whole number from 1 to %d is expected", file, key, x, most);
     return (int)x;
 }
+enum { LARGEST = 1 << 20 }; // of all other sizes in a configuration
 
 // The keys of each configuration: all of the reference's constructor (diffusers 0.42, transformers 5.23). A
 // key that changes what the network computes is obeyed, or it has the one value with which the network is
@@ -1052,14 +1043,17 @@ static const JsonKey text_keys[] = {
     {"architectures|dropout|dtype|torch_dtype|transformers_version", NULL},
     {0}};
 
-static int read_levels(const Json *config, const char *file, int channels[MAX_LEVELS]) {
+// "block_out_channels": the channels of each level. Returns how many levels there are.
+static int read_levels(const Json *config, const char *file, int groups, int channels[MAX_LEVELS]) {
     const Json *list = json_get(config, "block_out_channels");
-    if (!list || list->kind != JSON_ARRAY || list->length < 1 || list->length > MAX_LEVELS)
+    if (!list || list->length < 1 || list->length > MAX_LEVELS)
         die("%s: \"block_out_channels\" must list 1 to %d levels", file, MAX_LEVELS);
     for (size_t i = 0; i < list->length; i++) {
-        double x = list->items[i].number;
-        if (list->items[i].kind != JSON_NUMBER || !(x >= 1 && x <= 65536) || x != floor(x))
-            die("%s: \"block_out_channels\"[%zu] is not a number of channels", file, i);
+        double x = list->items[i].kind == JSON_NUMBER ? list->items[i].number : 0;
+        if (!(x >= 1 && x <= LARGEST) || fmod(x, groups) != 0)
+            die("%s: \"block_out_channels\"[%zu] is %g channels; what divides into %d groups is expected "
+                "(\"norm_num_groups\")",
+                file, i, x, groups);
         channels[i] = (int)x;
     }
     return (int)list->length;
@@ -1070,19 +1064,11 @@ static int read_levels(const Json *config, const char *file, int channels[MAX_LE
 static const char *block_type(const Json *config, const char *file, const char *key, int i, int levels,
                               const char *otherwise) {
     const Json *list = json_get(config, key);
-    if (!list && otherwise && levels == 4) return otherwise;
-    if (!list || list->kind != JSON_ARRAY || list->length != (size_t)levels ||
-        list->items[i].kind != JSON_STRING)
+    if (!list && levels == 4) return otherwise;
+    if (!list || list->length != (size_t)levels || list->items[i].kind != JSON_STRING)
         die("%s: \"%s\" must list the kinds of %d blocks, as many as \"block_out_channels\" has levels", file,
             key, levels);
     return list->items[i].string;
-}
-
-static void check_level(const char *file, int layers, int groups, int channels) {
-    if (layers >= MAX_LAYERS)
-        die("%s: \"layers_per_block\" is %d; at most %d is supported", file, layers, MAX_LAYERS - 1);
-    if (channels % groups)
-        die("%s: %d channels do not divide into %d groups (\"norm_num_groups\")", file, channels, groups);
 }
 
 TextConfig text_config(const Json *j) {
@@ -1090,11 +1076,14 @@ TextConfig text_config(const Json *j) {
     if (json_get(j, "text_config")) j = json_get(j, "text_config"); // of all of CLIP
     json_check_keys(j, file, text_keys);
     const char *act = json_get_string(j, "hidden_act", "quick_gelu");
-    TextConfig c = {
-        whole(j, "vocab_size", 49408),           whole(j, "hidden_size", 512),
-        whole(j, "num_hidden_layers", 12),       whole(j, "num_attention_heads", 8),
-        whole(j, "intermediate_size", 2048),     whole(j, "max_position_embeddings", 77),
-        strcmp(act, "gelu") ? QUICK_GELU : GELU, (float)json_get_number(j, "layer_norm_eps", 1e-5)};
+    TextConfig c = {.vocab_size = config_count(j, file, "vocab_size", 49408, LARGEST),
+                    .hidden_size = config_count(j, file, "hidden_size", 512, LARGEST),
+                    .num_hidden_layers = config_count(j, file, "num_hidden_layers", 12, LARGEST),
+                    .num_attention_heads = config_count(j, file, "num_attention_heads", 8, LARGEST),
+                    .intermediate_size = config_count(j, file, "intermediate_size", 2048, LARGEST),
+                    .max_position_embeddings = config_count(j, file, "max_position_embeddings", 77, LARGEST),
+                    .hidden_act = strcmp(act, "gelu") ? QUICK_GELU : GELU,
+                    .layer_norm_eps = (float)json_get_number(j, "layer_norm_eps", 1e-5)};
     if (c.hidden_size % c.num_attention_heads)
         die("%s: \"hidden_size\": %d does not divide into \"num_attention_heads\": %d", file, c.hidden_size,
             c.num_attention_heads);
@@ -1104,50 +1093,47 @@ TextConfig text_config(const Json *j) {
 UNetConfig unet_config(const Json *j) {
     const char *file = "unet/config.json";
     json_check_keys(j, file, unet_keys);
-    UNetConfig c = {.in_channels = whole(j, "in_channels", 4),
-                    .out_channels = whole(j, "out_channels", 4),
-                    .sample_size = whole(j, "sample_size", 64)};
+    UNetConfig c = {
+        .in_channels = config_count(j, file, "in_channels", 4, LARGEST),
+        .out_channels = config_count(j, file, "out_channels", 4, LARGEST),
+        .sample_size = config_count(j, file, "sample_size", 64, 2048),
+        .layers_per_block = config_count(j, file, "layers_per_block", 2, MAX_LAYERS - 1),
+        .cross_attention_dim = config_count(j, file, "cross_attention_dim", 1280, LARGEST),
+        .norm_num_groups = config_count(j, file, "norm_num_groups", 32, LARGEST),
+        .flip_sin_to_cos = json_get_bool(j, "flip_sin_to_cos", true),
+        .use_linear_projection = json_get_bool(j, "use_linear_projection", false),
+        .freq_shift = (float)json_get_number(j, "freq_shift", 0),
+        .norm_eps = (float)json_get_number(j, "norm_eps", 1e-5),
+        .transformer_norm_eps = 1e-6f, // of attentions.*.norm: not 1e-5, and nowhere in config.json
+    };
+    c.levels = read_levels(j, file, c.norm_num_groups, c.block_out_channels);
     // StableDiffusionPipeline takes a smaller size for a slip in files of diffusers before 0.9.
     const char *version = json_get_string(j, "_diffusers_version", "");
     if (c.sample_size < 64 && starts_with(version, "0.") && atoi(version + 2) < 9) c.sample_size = 64;
-    if (c.sample_size < 1 || c.sample_size > 2048)
-        die("%s: \"sample_size\" is %d; 1 to 2048 is expected", file, c.sample_size);
-    c.levels = read_levels(j, file, c.block_out_channels);
-    c.layers_per_block = whole(j, "layers_per_block", 2);
-    c.cross_attention_dim = whole(j, "cross_attention_dim", 1280);
-    c.norm_num_groups = whole(j, "norm_num_groups", 32);
     const Json *guidance = json_get(j, "time_cond_proj_dim");
-    if (guidance && guidance->kind != JSON_NULL) c.time_cond_proj_dim = whole(j, "time_cond_proj_dim", 0);
-    c.flip_sin_to_cos = json_get_bool(j, "flip_sin_to_cos", true);
-    c.use_linear_projection = json_get_bool(j, "use_linear_projection", false);
-    c.freq_shift = (float)json_get_number(j, "freq_shift", 0);
-    c.norm_eps = (float)json_get_number(j, "norm_eps", 1e-5);
-    c.transformer_norm_eps = 1e-6f; // of attentions.*.norm: not the ResNets' 1e-5, and nowhere in config.json
+    if (guidance && guidance->kind != JSON_NULL)
+        c.time_cond_proj_dim = config_count(j, file, "time_cond_proj_dim", 0, LARGEST);
 
     // "attention_head_dim" is the number of heads, not their size: a slip of diffusers' first release that
     // every published config.json carries. diffusers itself refuses "num_attention_heads".
     const Json *heads = json_get(j, "attention_head_dim");
+    static const char *const downs[] = {"DownBlock2D", "CrossAttnDownBlock2D"};
+    static const char *const ups[] = {"UpBlock2D", "CrossAttnUpBlock2D"};
     bool each = heads && heads->kind == JSON_ARRAY && heads->length == (size_t)c.levels;
     for (int i = 0; i < c.levels; i++) {
         const Json *own = each ? &heads->items[i] : heads;
-        int channels = c.block_out_channels[i], up = c.levels - 1 - i;
         double n = !own ? 8 : own->kind == JSON_NUMBER ? own->number : 0;
-        if (!(n >= 1) || n != floor(n) || fmod(channels, n) != 0)
+        if (!(n >= 1) || n != floor(n) || fmod(c.block_out_channels[i], n) != 0)
             die("%s: \"attention_head_dim\", the number of heads, must divide %d channels (one number, or %d of them)",
-                file, channels, c.levels);
+                file, c.block_out_channels[i], c.levels);
         c.heads[i] = (int)n;
-        check_level(file, c.layers_per_block, c.norm_num_groups, channels);
-        const char *cross = "CrossAttnDownBlock2D", *plain = "DownBlock2D";
-        const char *down = block_type(j, file, "down_block_types", i, c.levels, i < 3 ? cross : plain);
-        const char *above =
-            block_type(j, file, "up_block_types", up, c.levels, i < 3 ? "CrossAttnUpBlock2D" : "UpBlock2D");
-        c.cross_attention[i] = !strcmp(down, cross);
-        if (!c.cross_attention[i] && strcmp(down, plain))
-            die("%s: \"down_block_types\"[%d] is '%s'; what is supported is '%s'|'%s'", file, i, down, cross,
-                plain);
-        if (strcmp(above, c.cross_attention[i] ? "CrossAttnUpBlock2D" : "UpBlock2D"))
-            die("%s: \"up_block_types\"[%d] is '%s', not the mirror image of \"down_block_types\"[%d], '%s'",
-                file, up, above, i, down);
+        const char *down = block_type(j, file, "down_block_types", i, c.levels, downs[i < 3]);
+        const char *up = block_type(j, file, "up_block_types", c.levels - 1 - i, c.levels, ups[i < 3]);
+        bool cross = c.cross_attention[i] = !strcmp(down, downs[1]);
+        if (strcmp(down, downs[cross]) || strcmp(up, ups[cross]))
+            die("%s: level %d has a '%s' and an '%s' (\"down_block_types\", \"up_block_types\"); what is supported "
+                "is '%s' with '%s', or '%s' with '%s'",
+                file, i, down, up, downs[1], ups[1], downs[0], ups[0]);
     }
     return c;
 }
@@ -1155,42 +1141,39 @@ UNetConfig unet_config(const Json *j) {
 VaeConfig vae_config(const Json *j) {
     const char *file = "vae/config.json", *down = "DownEncoderBlock2D", *up = "UpDecoderBlock2D";
     json_check_keys(j, file, vae_keys);
-    VaeConfig c = {.in_channels = 3, .out_channels = 3, .latent_channels = whole(j, "latent_channels", 4)};
-    c.levels = read_levels(j, file, c.block_out_channels);
+    VaeConfig c = {.latent_channels = config_count(j, file, "latent_channels", 4, LARGEST),
+                   .layers_per_block = config_count(j, file, "layers_per_block", 1, MAX_LAYERS - 1),
+                   .norm_num_groups = config_count(j, file, "norm_num_groups", 32, LARGEST),
+                   .scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215)};
+    c.levels = read_levels(j, file, c.norm_num_groups, c.block_out_channels);
     if (c.levels != 4)
         die("%s: \"block_out_channels\" lists %d levels; what is supported is 4: latents an eighth as wide as the "
             "picture",
             file, c.levels);
-    c.layers_per_block = whole(j, "layers_per_block", 1);
-    c.norm_num_groups = whole(j, "norm_num_groups", 32);
-    c.scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215);
     if (c.scaling_factor == 0) die("%s: \"scaling_factor\" is 0", file);
-    for (int i = 0; i < c.levels; i++) {
-        check_level(file, c.layers_per_block, c.norm_num_groups, c.block_out_channels[i]);
-        if (strcmp(block_type(j, file, "down_block_types", i, c.levels, NULL), down) ||
-            strcmp(block_type(j, file, "up_block_types", i, c.levels, NULL), up))
+    for (int i = 0; i < c.levels; i++)
+        if (strcmp(block_type(j, file, "down_block_types", i, c.levels, ""), down) ||
+            strcmp(block_type(j, file, "up_block_types", i, c.levels, ""), up))
             die("%s: \"down_block_types\" and \"up_block_types\" must list '%s' and '%s' only", file, down,
                 up);
-    }
     return c;
 }
 
-float *nchw_to_nhwc(const float *x, int n, int c, int h, int w) {
-    float *y = xmalloc((size_t)n * (size_t)c * (size_t)h * (size_t)w * sizeof(float)), *to = y;
-    size_t plane = (size_t)h * (size_t)w;
-    for (int i = 0; i < n; i++)
-        for (size_t at = 0; at < plane; at++)
-            for (int k = 0; k < c; k++) *to++ = x[((size_t)i * (size_t)c + (size_t)k) * plane + at];
+// x (n, rows, cols) -> (n, cols, rows), a new array
+static float *transposed(const float *x, int n, size_t rows, size_t cols) {
+    float *y = xmalloc((size_t)n * rows * cols * sizeof(float)), *to = y;
+    for (size_t i = 0; i < (size_t)n; i++)
+        for (size_t c = 0; c < cols; c++)
+            for (size_t r = 0; r < rows; r++) *to++ = x[(i * rows + r) * cols + c];
     return y;
 }
 
+float *nchw_to_nhwc(const float *x, int n, int c, int h, int w) {
+    return transposed(x, n, (size_t)c, (size_t)h * (size_t)w);
+}
+
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w) {
-    float *y = xmalloc((size_t)n * (size_t)c * (size_t)h * (size_t)w * sizeof(float));
-    size_t plane = (size_t)h * (size_t)w;
-    for (int i = 0; i < n; i++)
-        for (size_t at = 0; at < plane; at++)
-            for (int k = 0; k < c; k++) y[((size_t)i * (size_t)c + (size_t)k) * plane + at] = *x++;
-    return y;
+    return transposed(x, n, (size_t)h * (size_t)w, (size_t)c);
 }
 
 Tensor *image_to_tensor(const Image *const *images, int n) {
@@ -1221,28 +1204,18 @@ Image *tensor_to_image(const Tensor *pixels, int i) {
 
 // ---- a model from its files -------------------------------------------------------------------------------
 
-static Json *part_config(const char *model, const char *part, const char *file) {
-    char *path = format("%s/%s/%s", model, part, file);
-    Json *j = json_load(path);
-    free(path);
-    return j;
-}
-
-// The .safetensors of one part: the plain name, its fp16 variant, or the index of its shards.
+// The file of one part: the plain name, its fp16 variant, the index of its shards. (.bin: to be refused.)
 static Store *open_part(const char *dir, const char *base) {
     static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json",
-                                          ".fp16.safetensors.index.json"};
-    for (int i = 0; i < 4; i++) {
+                                          ".fp16.safetensors.index.json", ".bin"};
+    Store *s = NULL;
+    for (int i = 0; i < 5 && !s; i++) {
         char *path = format("%s/%s%s", dir, base, endings[i]);
-        bool there = file_exists(path);
-        Store *s = there ? store_open(path) : NULL;
+        if (file_exists(path)) s = store_open(path);
         free(path);
-        if (there) return s;
     }
-    char *bin = format("%s/%s.bin", dir, base);
-    if (file_exists(bin))
-        die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", bin);
-    die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
+    if (!s) die("%s: no %s.safetensors there (nor its .fp16 or .index.json form)", dir, base);
+    return s;
 }
 
 // The networks of a model: folders of diffusers' layout, and the files in them.
@@ -1253,13 +1226,14 @@ static const struct {
                 {NEED_UNET, "unet", "diffusion_pytorch_model"},
                 {NEED_VAE, "vae", "diffusion_pytorch_model"}};
 
-static void declare_network(Model *m, ModelParts part, const Json *config) {
+static void declare_network(Model *m, ModelParts part, Json *config) {
     if (part == NEED_TEXT)
         m->text_encoder = text_encoder_new(m->text_config = text_config(config), &m->params);
     else if (part == NEED_UNET)
         m->unet = unet_new(m->unet_config = unet_config(config), &m->params);
     else
         m->vae = vae_new(m->vae_config = vae_config(config), &m->params);
+    json_free(config);
 }
 
 // A file, and in which spelling it has the names of each network: the one under which most are found.
@@ -1297,6 +1271,14 @@ static const Stored *find_tensor(void *context, const char *name) {
     die("%s: tensor %s is missing (%s of diffusers)", store_at(from->store, 0)->file, spelled, name);
 }
 
+// Reads the parameters, and closes the file. all: what else the file has is noted.
+static void load_params(const Params *p, Store *s, const char *path, bool all) {
+    Source from = source(s, p);
+    params_load(p, find_tensor, &from, path);
+    if (all) params_note_extra(p, find_tensor, &from, s, path);
+    store_close(s);
+}
+
 // Pipelines that draw a picture from a caption with one UNet; others (inpainting, SDXL, ...) need more.
 static const JsonKey index_keys[] = {
     {"_class_name",
@@ -1310,41 +1292,28 @@ static const JsonKey index_keys[] = {
     {0}};
 
 static void load_folder(Model *m, ModelParts parts) {
-    char *index = format("%s/model_index.json", m->path);
+    char *index = format("%s/model_index.json", m->path),
+         *scheduler = format("%s/scheduler/scheduler_config.json", m->path);
     m->index_json = file_exists(index) ? json_load(index) : NULL;
     if (m->index_json) json_check_keys(m->index_json, index, index_keys);
-    free(index);
-    char *scheduler = format("%s/scheduler/scheduler_config.json", m->path);
     m->scheduler_json = scheduler_load(scheduler);
-    free(scheduler);
+    free(index), free(scheduler);
     for (int i = 0; i < 3; i++) {
         if (!(parts & networks[i].part)) continue;
-        Json *config = part_config(m->path, networks[i].folder, "config.json");
-        int before = m->params.count;
-        declare_network(m, networks[i].part, config);
-        Params own = {m->params.list + before, m->params.count - before};
-        char *folder = format("%s/%s", m->path, networks[i].folder);
+        char *folder = format("%s/%s", m->path, networks[i].folder),
+             *config = format("%s/config.json", folder);
+        declare_network(m, networks[i].part, json_load(config));
         Store *s = open_part(folder, networks[i].file);
-        const char *file = store_at(s, 0)->file;
-        Source from = source(s, &own);
-        params_load(&own, find_tensor, &from, file);
-        params_note_extra(&own, find_tensor, &from, s, file);
-        store_close(s);
-        free(folder), json_free(config);
+        Params own = params_part(&m->params, networks[i].folder);
+        load_params(&own, s, store_at(s, 0)->file, true);
+        free(folder), free(config);
     }
-}
-
-static Json *known_config(const char *text) {
-    return json_parse(text, strlen(text), "the configuration of Stable Diffusion v1.5");
 }
 
 // One file with all networks, as the original code saves them (CompVis/stable-diffusion, package `ldm`). Most
 // published checkpoints are such files. The configuration is missing: v1.5's is assumed, and shapes must fit.
 static void load_ldm(Model *m, ModelParts parts) {
     const char *path = m->path;
-    if (ends_with(path, ".ckpt") || ends_with(path, ".bin") || ends_with(path, ".pt") ||
-        ends_with(path, ".pth"))
-        die("%s is a pickle, which can run code; convert it: see \"Model files\" in README.md", path);
     Store *s = store_open(path);
     if (!store_find(s, "model.diffusion_model.input_blocks.0.0.weight"))
         die("%s is no Stable Diffusion checkpoint but holds %s: tensor "
@@ -1360,19 +1329,14 @@ static void load_ldm(Model *m, ModelParts parts) {
     const Architecture *a = architecture(guidance ? "sd15-lcm" : "sd15");
     const char *const configs[] = {a->text_encoder, a->unet, a->vae};
     m->scheduler_json = ldm_scheduler(s, path, a->scheduler);
-    for (int i = 0; i < 3; i++) {
-        if (!(parts & networks[i].part)) continue;
-        Json *config = known_config(configs[i]);
-        declare_network(m, networks[i].part, config);
-        json_free(config);
-    }
-    Source from = source(s, &m->params);
-    params_load(&m->params, find_tensor, &from, path);
-    if (parts == NEED_ALL) params_note_extra(&m->params, find_tensor, &from, s, path);
-    store_close(s);
+    for (int i = 0; i < 3; i++)
+        if (parts & networks[i].part)
+            declare_network(m, networks[i].part,
+                            json_parse(configs[i], strlen(configs[i]), "Stable Diffusion v1.5"));
+    load_params(&m->params, s, path, parts == NEED_ALL);
 }
 
-// Do the networks fit one another?
+// Do the networks and the tokenizer fit one another?
 static void check_fit(const Model *m) {
     int in = m->unet_config.in_channels, out = m->unet_config.out_channels, z = m->vae_config.latent_channels;
     if (m->unet && in != out)
@@ -1381,9 +1345,19 @@ static void check_fit(const Model *m) {
             m->path, in, out);
     if (m->unet && m->vae && in != z)
         die("%s: the VAE's latents have %d channels, the UNet's %d", m->path, z, in);
-    if (m->text_encoder && m->unet && m->text_config.hidden_size != m->unet_config.cross_attention_dim)
-        die("%s: the text encoder gives %d channels a token, the UNet expects %d", m->path,
-            m->text_config.hidden_size, m->unet_config.cross_attention_dim);
+    const TextConfig *text = &m->text_config;
+    if (m->text_encoder && m->unet && text->hidden_size != m->unet_config.cross_attention_dim)
+        die("%s: the text encoder gives %d channels a token, the UNet expects %d", m->path, text->hidden_size,
+            m->unet_config.cross_attention_dim);
+    if (!m->text_encoder || !m->tokenizer) return;
+    int tokens = tokenizer_max_length(m->tokenizer), last = tokenizer_last(m->tokenizer);
+    if (tokens > text->max_position_embeddings)
+        die("%s: a caption has %d tokens (model_max_length in tokenizer_config.json, else 77), the text encoder "
+            "%d positions",
+            m->path, tokens, text->max_position_embeddings);
+    if (last >= text->vocab_size)
+        die("%s: the tokenizer has %d tokens, the text encoder knows %d", m->path, last + 1,
+            text->vocab_size);
 }
 
 Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
@@ -1402,20 +1376,10 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
         free(own);
     }
     check_fit(m);
-    if (m->tokenizer && m->text_encoder) {
-        // Captions are cut and padded to the tokenizer's length. The encoder may have more positions than
-        // that.
-        int tokens = tokenizer_max_length(m->tokenizer), positions = m->text_config.max_position_embeddings;
-        if (tokens > positions)
-            die("%s: a caption has %d tokens (model_max_length in tokenizer_config.json, else 77), the text encoder "
-                "%d positions",
-                path, tokens, positions);
-        m->text_config.max_position_embeddings = m->text_encoder->c.max_position_embeddings = tokens;
-        int last = tokenizer_last(m->tokenizer);
-        if (last >= m->text_config.vocab_size)
-            die("%s: the tokenizer has %d tokens, the text encoder knows %d", path, last + 1,
-                m->text_config.vocab_size);
-    }
+    // Captions are cut and padded to the tokenizer's length. The encoder may have more positions than that.
+    if (m->tokenizer && m->text_encoder)
+        m->text_config.max_position_embeddings = m->text_encoder->c.max_position_embeddings =
+            tokenizer_max_length(m->tokenizer);
     return m;
 }
 

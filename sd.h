@@ -35,13 +35,14 @@ typedef struct {
     float freq_shift, norm_eps, transformer_norm_eps;
 } UNetConfig;
 typedef struct {
-    int in_channels, out_channels, latent_channels, levels, block_out_channels[MAX_LEVELS], layers_per_block;
-    int norm_num_groups;
+    int latent_channels, levels, block_out_channels[MAX_LEVELS], layers_per_block, norm_num_groups;
     float scaling_factor;
 } VaeConfig;
 TextConfig text_config(const Json *config);
 UNetConfig unet_config(const Json *config);
 VaeConfig vae_config(const Json *config);
+// The whole number under a key, `fallback` where it is absent; dies where it is not from 1 to `most`.
+int config_count(const Json *config, const char *file, const char *key, int fallback, int most);
 
 // The networks. unet_new() and its like declare every parameter in `params`, under its name in diffusers
 // ("unet.conv_in.weight"). When the parameters are loaded or initialised, the network can be called.

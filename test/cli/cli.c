@@ -359,7 +359,7 @@ static void bad_configurations(void) {
 
 static void bad_options(void) {
     refuses("no such model", "nowhere", DRAW "nowhere");
-    put("old.ckpt", "PK", 2);
+    put("old.ckpt", "PK\3\4\0\0\0\0", 8);
     refuses("a pickle", "old.ckpt|pickle", DRAW "old.ckpt");
     refuses("a prompt that is not UTF-8", "UTF-8|byte 1", DRAW "good|-p|a\xff z");
     refuses("a surrogate in a prompt", "UTF-8|byte 0", DRAW "good|-p|\xed\xa0\x80");
