@@ -79,15 +79,13 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
 // Algorithm 1
 // ===========================================================================================================
 
-static Times solver_times(const Lcm *l, const int *index, int n, int ahead);
 static Tensor *guided(const Lcm *l, Tensor *z, Times at, const LcmBatch *b);
-static Tensor *consistency(const Lcm *l, const UNet *net, Tensor *z, Times at, Tensor *text, const float *w);
 static float *lambda(const Lcm *l, Times at);
 
 // Algorithm 1, up to its loss.
 Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
-    Times far = solver_times(l, b->index, b->n, 1);  // t_{n+k}, where the student predicts
-    Times near = solver_times(l, b->index, b->n, 0); // t_n, where the target predicts
+    Times far = lcm_times(l, b->index, b->n, 1);  // t_{n+k}, where the student predicts
+    Times near = lcm_times(l, b->index, b->n, 0); // t_n, where the target predicts
 
     // 1. [L6] z_far ~ N(alpha(t_{n+k}) z, sigma(t_{n+k})^2 I). The paper calls it z_{t_{n+k}}.
     Tensor *z_far = noised(far, b->z, b->noise);
@@ -100,11 +98,11 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
     Tensor *z_near = lcm_solve(l, z_far, guided(l, z_far, far, b), b->index);
 
     // 3. [L9] The target's prediction there, f_{theta-}(z_near, w, c, t_n). It gets no gradient.
-    Tensor *target = scope_end(unrecorded, consistency(l, l->target, z_near, near, b->text, b->w));
+    Tensor *target = scope_end(unrecorded, lcm_consistency(l, l->target, z_near, near, b->text, b->w));
     tape_resume(recording);
 
     // 4. [L10] L = lambda(t_{n+k}) d(f_theta(z_far, w, c, t_{n+k}), target), d: Huber or MSE
-    Tensor *prediction = consistency(l, l->student, z_far, far, b->text, b->w);
+    Tensor *prediction = lcm_consistency(l, l->student, z_far, far, b->text, b->w);
     return loss_between(prediction, target, lambda(l, far), l->c.loss, l->c.huber_c);
 }
 
@@ -127,14 +125,14 @@ static Tensor *guided(const Lcm *l, Tensor *z, Times at, const LcmBatch *b) {
 // [L8] The solver is DDIM (Song et al. 2020): the predicted x0 and eps, mixed for t_n. Psi is z_{t_n} - z.
 //   z_{t_n} = alpha(t_n) x0 + sigma(t_n) eps
 Tensor *lcm_solve(const Lcm *l, Tensor *z, Tensor *output, const int *index) {
-    Times far = solver_times(l, index, z->shape[0], 1), near = solver_times(l, index, z->shape[0], 0);
+    Times far = lcm_times(l, index, z->shape[0], 1), near = lcm_times(l, index, z->shape[0], 0);
     Tensor *x0 = predicted_x0(&l->schedule, far, z, output);
     Tensor *eps = predicted_eps(&l->schedule, far, z, output);
     return noised(near, x0, eps);
 }
 
 // The consistency function f(z, w, c, t) = c_skip(t) z + c_out(t) x0, where x0 is what the network predicts.
-static Tensor *consistency(const Lcm *l, const UNet *net, Tensor *z, Times at, Tensor *text, const float *w) {
+Tensor *lcm_consistency(const Lcm *l, const UNet *net, Tensor *z, Times at, Tensor *text, const float *w) {
     Tensor *x0 = predicted_x0(&l->schedule, at, z, unet(net, z, at.t, text, w));
     float *c_skip = scope_floats(2 * at.n), *c_out = c_skip + at.n;
     for (int i = 0; i < at.n; i++) lcm_scalings(l, (int)at.t[i], &c_skip[i], &c_out[i]);
@@ -160,19 +158,10 @@ static float *lambda(const Lcm *l, Times at) {
 }
 
 // The solver's timesteps t_{index + ahead}. The first is t_1 = k - 1; t_0 = 0 is the end of the path.
-static Times solver_times(const Lcm *l, const int *index, int n, int ahead) {
+Times lcm_times(const Lcm *l, const int *index, int n, int ahead) {
     int *t = scope_ints(n);
     for (int i = 0; i < n; i++) t[i] = index[i] + ahead > 0 ? (index[i] + ahead) * l->c.k - 1 : 0;
     return times_at(&l->schedule, t, n);
-}
-
-Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index) {
-    return noised(solver_times(l, index, z->shape[0], 1), z, noise);
-}
-
-Tensor *lcm_consistency(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text,
-                        const float *w) {
-    return consistency(l, net, z, solver_times(l, index, z->shape[0], 1), text, w);
 }
 
 void lcm_init(Lcm *l, LcmConfig c, SchedulerConfig scheduler, const UNet *teacher, const UNet *student,

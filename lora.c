@@ -282,12 +282,13 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
 //   f_student = c_skip z_t + c_out x0,   x0 predicted by the base with adapters from (z_t, t, c)
 // The base has no input for w. So the student learns one prediction for the whole range of w.
 void lora_mimic_losses(const Lcm *l, const LcmBatch *b, MimicConfig c, Tensor **mse, Tensor **kl) {
-    Tensor *z_t = lcm_noised(l, b->z, b->noise, b->index);
+    Times at = lcm_times(l, b->index, b->n, 1);
+    Tensor *z_t = noised(at, b->z, b->noise);
     bool recording = tape_pause();
     Scope unrecorded = scope_begin();
-    Tensor *teacher = scope_end(unrecorded, lcm_consistency(l, l->teacher, z_t, b->index, b->text, b->w));
+    Tensor *teacher = scope_end(unrecorded, lcm_consistency(l, l->teacher, z_t, at, b->text, b->w));
     tape_resume(recording);
-    Tensor *student = lcm_consistency(l, l->student, z_t, b->index, b->text, NULL);
+    Tensor *student = lcm_consistency(l, l->student, z_t, at, b->text, NULL);
     *mse = loss_between(student, teacher, NULL, LOSS_MSE, 0);
     *kl = kl_divergence(teacher, student, c.reading, c.temperature);
 }
@@ -558,17 +559,14 @@ static const char *peft_name(const Layer *l) {
 static void apply_patterns(double *values, const Json *config, const char *key, Layer *const *layers,
                            int count, const char *where) {
     const Json *patterns = json_get(config, key);
-    bool *taken = xcalloc((size_t)count + 1, sizeof *taken);
-    for (size_t k = 0; patterns && k < patterns->length; k++) {
+    for (size_t k = patterns ? patterns->length : 0; k-- > 0;) { // backwards: the first has the last word
         const char *pattern = patterns->items[k].key;
         double value = json_get_number(patterns, pattern, NAN);
         regex_t compiled = compile_pattern("(.*\\.)?", pattern, key, where);
         for (int i = 0; i < count; i++)
-            if (!taken[i] && !regexec(&compiled, peft_name(layers[i]), 0, NULL, 0))
-                values[i] = value, taken[i] = true;
+            if (!regexec(&compiled, peft_name(layers[i]), 0, NULL, 0)) values[i] = value;
         regfree(&compiled);
     }
-    free(taken);
 }
 
 // Is the layer one of "target_modules", a list of ends of names, or a pattern for whole names?
@@ -605,9 +603,8 @@ static double *config_alphas(const Json *config, const Found *found, Layer *cons
         for (size_t i = 0; i < config->length; i++) {
             Json *item = &own.items[own.length];
             *item = config->items[i];
-            if (!starts_with(item->key, networks[k]) || strchr(item->key += strlen(networks[k]), '.'))
-                continue;
-            own.length++;
+            if (starts_with(item->key, networks[k]) && !strchr(item->key += strlen(networks[k]), '.'))
+                own.length++;
         }
         json_check_keys(&own, where, peft_keys);
         const Json *targets = k == 0 ? json_get(&own, "target_modules") : NULL;
@@ -746,42 +743,34 @@ FewSteps lora_few_steps(const Lora *l, const char *path) {
 // compares the ends of names. So "text_model.", which only transformers before version 5 has, is left out.
 static char *config_text(const Lora *l) {
     static const char *const networks[] = {"unet", "text_encoder"};
+    static const char *const lists[] = {"rank_pattern\": {", "alpha_pattern\": {", "target_modules\": ["};
     char *text = NULL;
     size_t length = 0;
     FILE *f = open_memstream(&text, &length);
     if (!f) die("out of memory: the configuration of a LoRA");
     putc('{', f);
     for (int k = 0; k < 2; k++) {
-        const char **names = xcalloc((size_t)l->count, sizeof *names), *comma = "";
         const LoraPart *first = NULL;
-        for (int i = 0; i < l->count; i++) {
-            const char *layer = l->parts[i].layer->name;
-            if (!starts_with(layer, networks[k])) continue;
-            if (!first) first = &l->parts[i];
-            names[i] = strchr(layer, '.') + 1;
-            if (starts_with(names[i], "text_model.")) names[i] += strlen("text_model.");
+        for (int i = l->count - 1; i >= 0; i--)
+            if (starts_with(l->parts[i].layer->name, networks[k])) first = &l->parts[i];
+        if (!first) continue;
+        int rank = first->adapter.down->shape[0];
+        fprintf(f, "%s\"%s.r\": %d, \"%s.lora_alpha\": %.9g", ftell(f) > 1 ? ", " : "", networks[k], rank,
+                networks[k], (double)first->alpha);
+        for (int which = 0; which < 3; which++) {
+            const char *comma = "";
+            fprintf(f, ", \"%s.%s", networks[k], lists[which]);
+            for (int i = 0; i < l->count; i++) {
+                const LoraPart *p = &l->parts[i];
+                int its = p->adapter.down->shape[0];
+                bool usual = (which == 0 && its == rank) || (which == 1 && p->alpha == first->alpha);
+                if (usual || !starts_with(p->layer->name, networks[k])) continue;
+                fprintf(f, "%s\"%s\"", comma, peft_name(p->layer));
+                if (which < 2) fprintf(f, ": %.9g", which ? (double)p->alpha : its);
+                comma = ", ";
+            }
+            putc(which < 2 ? '}' : ']', f);
         }
-        if (first) {
-            int rank = first->adapter.down->shape[0];
-            fprintf(f, "%s\"%s.r\": %d, \"%s.lora_alpha\": %.9g, \"%s.rank_pattern\": {",
-                    ftell(f) > 1 ? ", " : "", networks[k], rank, networks[k], (double)first->alpha,
-                    networks[k]);
-            for (int i = 0; i < l->count; i++)
-                if (names[i] && l->parts[i].adapter.down->shape[0] != rank)
-                    fprintf(f, "%s\"%s\": %d", comma, names[i], l->parts[i].adapter.down->shape[0]),
-                        comma = ", ";
-            fprintf(f, "}, \"%s.alpha_pattern\": {", networks[k]);
-            comma = "";
-            for (int i = 0; i < l->count; i++)
-                if (names[i] && l->parts[i].alpha != first->alpha)
-                    fprintf(f, "%s\"%s\": %.9g", comma, names[i], (double)l->parts[i].alpha), comma = ", ";
-            fprintf(f, "}, \"%s.target_modules\": [", networks[k]);
-            comma = "";
-            for (int i = 0; i < l->count; i++)
-                if (names[i]) fprintf(f, "%s\"%s\"", comma, names[i]), comma = ", ";
-            putc(']', f);
-        }
-        free(names);
     }
     putc('}', f);
     fclose(f);

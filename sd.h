@@ -233,10 +233,9 @@ void lcm_scalings(const Lcm *l, int t, float *c_skip, float *c_out); // c_skip a
 Tensor *lcm_solve(const Lcm *l, Tensor *z, Tensor *output, const int *index);
 // Algorithm 1 up to its loss. Only the student's part is recorded.
 Tensor *lcm_loss(const Lcm *l, const LcmBatch *b);
-// For Phase 3, at the timesteps t_{index + 1}: z_t, and the consistency function f(z, w, c, t).
-Tensor *lcm_noised(const Lcm *l, Tensor *z, Tensor *noise, const int *index);
-Tensor *lcm_consistency(const Lcm *l, const UNet *net, Tensor *z, const int *index, Tensor *text,
-                        const float *w);
+// Parts of it: the timesteps t_{index + ahead} of n pictures, and the consistency function f(z, w, c, t).
+Times lcm_times(const Lcm *l, const int *index, int n, int ahead);
+Tensor *lcm_consistency(const Lcm *l, const UNet *net, Tensor *z, Times at, Tensor *text, const float *w);
 
 // A network that begins as the teacher. The guidance embedding, which the teacher lacks, begins at zero.
 UNet *lcm_student(const Model *teacher, UNetConfig c, Params *params);

@@ -98,11 +98,12 @@ static void consistency_step(void) {
                       .index = &index,
                       .w = &w};
         double got = (double)tensor_item(lcm_loss(&l, &b));
-        Tensor *far = lcm_noised(&l, b.z, b.noise, &index);
+        Times there = lcm_times(&l, &index, 1, 1);
+        Tensor *far = noised(there, b.z, b.noise);
         Tensor *with = unet(teacher, far, &t, b.text, NULL),
                *without = unet(teacher, far, &t, b.no_text, NULL);
         Tensor *near = lcm_solve(&l, far, combine(1 + w, with, -w, without), &index);
-        Tensor *prediction = lcm_consistency(&l, student, far, &index, b.text, &w);
+        Tensor *prediction = lcm_consistency(&l, student, far, there, b.text, &w);
         char *what = format("loss (mean squared) with guidance w = %g", (double)w);
         expect(what, (double)tensor_item(loss_between(prediction, near, NULL, LOSS_MSE, 0)), got, 1e-4);
         free(what);
