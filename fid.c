@@ -12,6 +12,7 @@
 #include "sd.h"            // Phase 4: what is defined here
 #include "lib/nn/linalg.h" // product_f64, pivoted_cholesky, tridiagonalise, tridiagonal_eigenvalues
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,21 +49,20 @@ static int read_batch(Reader *r) {
             image_free(image);
         }
         for (size_t i = 0; i < wanted; i++) {
-            if (differs[i] && !reasons[i] && !r->differ++)
-                note(
-                    "%s is measured as it is stored, as pytorch-fid does: not turned as its EXIF says, 16 bits "
-                    "of gray cut at 255",
-                    paths[i]);
-            if (!reasons[i]) {
-                memmove(r->pixels + (size_t)n * each, r->pixels + i * each, each * sizeof(float));
-                r->names[r->read++] = xstrdup(paths[i]), n++;
+            if (reasons[i]) {
+                note("%s is left out: %s", paths[i], reasons[i]);
+                free(reasons[i]);
+                if (++r->unreadable * 100 > r->count)
+                    die("%zu of %zu pictures could not be read, %s the last; more than 1 %% is too many",
+                        r->unreadable, r->count, paths[i]);
                 continue;
             }
-            note("%s is left out: %s", paths[i], reasons[i]);
-            free(reasons[i]);
-            if (++r->unreadable * 100 > r->count)
-                die("%zu of %zu pictures could not be read, %s the last; more than 1 %% is too many",
-                    r->unreadable, r->count, paths[i]);
+            if (differs[i] && !r->differ++)
+                note("%s is measured as it is stored, as pytorch-fid does: not turned as its EXIF says, 16 "
+                     "bits of gray cut at 255",
+                     paths[i]);
+            memmove(r->pixels + (size_t)n * each, r->pixels + i * each, each * sizeof(float));
+            r->names[r->read++] = xstrdup(paths[i]), n++;
         }
         r->at += wanted;
         free(reasons), free(differs);
@@ -553,40 +553,30 @@ double fid_distance(const FidSet *a, const FidSet *b) {
 
 // ---- KID --------------------------------------------------------------------------------------------------
 
-// One of the two sets, of which subsets of m pictures are drawn.
-typedef struct {
-    const FidSet *set;
-    long *order;   // (count): the first m are the subset
-    double *x;     // (m, dim): its features
-    double *own;   // (m): sums of the kernel over the subset's other pictures
-    double *cross; // (m): and over the other set's subset
-} KidSide;
-
-static KidSide kid_side(const FidSet *s, int m) {
-    size_t M = (size_t)m;
-    return (KidSide){s, xmalloc((size_t)s->count * sizeof(long)),
-                     xmalloc(M * (size_t)s->dim * sizeof(double)), xmalloc(M * sizeof(double)),
-                     xmalloc(M * sizeof(double))};
-}
-
-static long random_index(Random *r, long n) {
-    uint64_t high = random_u32(r), low = random_u32(r);
-    return (long)((high << 32 | low) / 2 % (uint64_t)n);
-}
-
 // The first m of a random order of 0, ..., n - 1 (Fisher and Yates).
 static void random_order(long *order, long n, long m, Random *r) {
     for (long i = 0; i < n; i++) order[i] = i;
     for (long i = 0; i < m; i++) {
-        long k = i + random_index(r, n - i), t = order[i];
+        uint64_t high = random_u32(r), low = random_u32(r);
+        long k = i + (long)((high << 32 | low) / 2 % (uint64_t)(n - i)), t = order[i];
         order[i] = order[k], order[k] = t;
     }
 }
 
-static void gather_subset(KidSide *s, int m) {
-    size_t D = (size_t)s->set->dim;
+// A random order for each of two sets; the same one for both, or none for a set that has no features.
+static void random_orders(long *const order[2], const FidSet *const set[2], long m, bool same, Random *r) {
+    for (int s = 0; s < 2; s++)
+        if (s && same)
+            memcpy(order[1], order[0], (size_t)set[0]->count * sizeof(long));
+        else if (order[s])
+            random_order(order[s], set[s]->count, m < set[s]->count ? m : set[s]->count, r);
+}
+
+// The features of the first m pictures of an order, (m, dim).
+static void gather(double *x, const FidSet *s, const long *order, int m) {
+    size_t D = (size_t)s->dim;
     for (size_t i = 0; i < (size_t)m; i++)
-        for (size_t j = 0; j < D; j++) s->x[i * D + j] = s->set->features[(size_t)s->order[i] * D + j];
+        for (size_t j = 0; j < D; j++) x[i * D + j] = s->features[(size_t)order[i] * D + j];
 }
 
 // k (m, m): k(x, y) = (x . y / D + 1)^3. Of a set with itself only the lower triangle.
@@ -606,35 +596,37 @@ typedef struct {
 // h of a picture is its part of the sums of KID. Over rows i, with
 //   H_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)
 // an analysis of variance of H (i != j) by rows and columns leaves the interaction. k: room for (3, m, m).
-static KidFigures kid_of_subset(KidSide *x, KidSide *y, int m, bool paired, double *k) {
-    size_t M = (size_t)m, bytes = M * sizeof(double);
+static KidFigures kid_of_subset(const double *x, const double *y, int m, int dim, bool paired, double *k) {
+    size_t M = (size_t)m;
     double *kx = k, *ky = k + M * M, *kxy = k + 2 * M * M, n = m, squares = 0, rows = 0, all = 0;
-    kernel(kx, x->x, x->x, m, x->set->dim);
-    kernel(ky, y->x, y->x, m, x->set->dim);
-    kernel(kxy, x->x, y->x, m, x->set->dim);
-    memset(x->own, 0, bytes), memset(x->cross, 0, bytes);
-    memset(y->own, 0, bytes), memset(y->cross, 0, bytes);
+    kernel(kx, x, x, m, dim);
+    kernel(ky, y, y, m, dim);
+    kernel(kxy, x, y, m, dim);
+    // Of each picture: sums of the kernel over its set's other pictures, and over the other set's.
+    double *own_x = xcalloc(4 * M, sizeof(double)), *own_y = own_x + M, *cross_x = own_y + M,
+           *cross_y = cross_x + M;
     for (size_t i = 0; i < M; i++)
         for (size_t j = 0; j < i; j++) {
             double a = kx[i * M + j], b = ky[i * M + j], c = kxy[i * M + j], d = kxy[j * M + i];
-            x->own[i] += a, x->own[j] += a, x->cross[i] += c, x->cross[j] += d;
-            y->own[i] += b, y->own[j] += b, y->cross[i] += d, y->cross[j] += c;
+            own_x[i] += a, own_x[j] += a, cross_x[i] += c, cross_x[j] += d;
+            own_y[i] += b, own_y[j] += b, cross_y[i] += d, cross_y[j] += c;
             squares += 2 * (a + b - c - d) * (a + b - c - d);
         }
     KidFigures f = {0};
     double mean_x = 0, mean_y = 0;
     for (size_t i = 0; i < M; i++) {
-        double row = x->own[i] + y->own[i] - x->cross[i] - y->cross[i]; // of H
+        double row = own_x[i] + own_y[i] - cross_x[i] - cross_y[i]; // of H
         rows += row * row, all += row;
         double pair = paired ? 0 : kxy[i * (M + 1)], others = paired ? n - 1 : n;
-        mean_x += x->own[i] = x->own[i] / (n - 1) - (x->cross[i] + pair) / others; // now h
-        mean_y += y->own[i] = y->own[i] / (n - 1) - (y->cross[i] + pair) / others;
+        mean_x += own_x[i] = own_x[i] / (n - 1) - (cross_x[i] + pair) / others; // now h
+        mean_y += own_y[i] = own_y[i] / (n - 1) - (cross_y[i] + pair) / others;
     }
     mean_x /= n, mean_y /= n;
     for (size_t i = 0; i < M; i++) {
-        double a = x->own[i] - mean_x, b = y->own[i] - mean_y;
+        double a = own_x[i] - mean_x, b = own_y[i] - mean_y;
         f.x += a * a / (n - 1), f.y += b * b / (n - 1), f.xy += a * b / (n - 1);
     }
+    free(own_x);
     f.kid = mean_x + mean_y;
     f.second = m > 3 ? (squares - 2 * rows / (n - 2) + all * all / ((n - 1) * (n - 2))) / (n * (n - 3)) : NAN;
     return f;
@@ -669,19 +661,20 @@ double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed
     int m = (int)fmin(SUBSET_SIZE, fmin((double)a->count, (double)b->count));
     if (m < 2) die("a KID needs two pictures in each set; %s holds one", a->count < 2 ? a->path : b->path);
     int subsets = a->count == m && b->count == m ? 1 : SUBSETS;
-    KidSide side[2] = {kid_side(a, m), kid_side(b, m)}, *x = &side[0], *y = &side[1];
-    double *k = xmalloc(3 * (size_t)m * (size_t)m * sizeof(double)), squares = 0;
+    const FidSet *set[2] = {a, b};
+    long *order[2];
+    double *x[2], *k = xmalloc(3 * (size_t)m * (size_t)m * sizeof(double)), squares = 0;
+    for (int s = 0; s < 2; s++) {
+        order[s] = xmalloc((size_t)set[s]->count * sizeof(long));
+        x[s] = xmalloc((size_t)m * (size_t)a->dim * sizeof(double)); // (m, dim): the subset's features
+    }
     KidFigures mean = {0};
     Random r;
     random_seed(&r, seed);
     for (int t = 0; t < subsets; t++) {
-        random_order(x->order, a->count, m, &r);
-        if (paired || subsets == 1) // whole sets: any order is as good
-            memcpy(y->order, x->order, (size_t)m * sizeof(long));
-        else
-            random_order(y->order, b->count, m, &r);
-        gather_subset(x, m), gather_subset(y, m);
-        KidFigures f = kid_of_subset(x, y, m, paired, k);
+        random_orders(order, set, m, paired || subsets == 1, &r); // of whole sets any order is as good
+        for (int s = 0; s < 2; s++) gather(x[s], set[s], order[s], m);
+        KidFigures f = kid_of_subset(x[0], x[1], m, a->dim, paired, k);
         double step = f.kid - mean.kid; // Welford 1962
         mean.kid += step / (t + 1), squares += step * (f.kid - mean.kid);
         mean.x += f.x / subsets, mean.y += f.y / subsets, mean.xy += f.xy / subsets;
@@ -693,8 +686,7 @@ double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed
     double variance = corrected(fmax(jackknife, second), second);
     if (subsets > 1) variance += squares / (subsets - 1) / subsets;
     if (standard_error) *standard_error = m > 3 ? sqrt(fmax(variance, 0)) : NAN;
-    for (KidSide *s = side; s < side + 2; s++) free(s->order), free(s->x), free(s->own), free(s->cross);
-    free(k);
+    free(order[0]), free(order[1]), free(x[0]), free(x[1]), free(k);
     return mean.kid;
 }
 
@@ -708,10 +700,9 @@ static FidSet part_of(const FidSet *s, const long *picks, long count) {
     Moments m;
     moments_begin(&m, s->dim);
     float *portion = xmalloc(PORTION * D * sizeof(float));
-    int filled = 0;
-    for (long i = 0; i < count; i++) {
+    for (long i = 0, filled = 0; i < count; i++) {
         memcpy(portion + (size_t)filled++ * D, s->features + (size_t)picks[i] * D, D * sizeof(float));
-        if (filled == PORTION || i == count - 1) moments_add(&m, portion, filled), filled = 0;
+        if (filled == PORTION || i == count - 1) moments_add(&m, portion, (int)filled), filled = 0;
     }
     moments_end(&m, &t);
     free(portion);
@@ -743,11 +734,7 @@ void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uin
     progress_begin(&progress, "interval", rounds);
     for (int i = 0; i < rounds; i++) {
         double f[2];
-        for (int s = 0; s < 2; s++)
-            if (s && paired)
-                memcpy(order[1], order[0], (size_t)a->count * sizeof(long));
-            else if (order[s])
-                random_order(order[s], set[s]->count, set[s]->count, &r);
+        random_orders(order, set, LONG_MAX, paired, &r);
         for (int half = 0; half < 2; half++) {
             FidSet part[2] = {{0}};
             for (int s = 0; s < 2; s++)
