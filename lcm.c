@@ -30,9 +30,7 @@ const LcmConfig lcm_defaults = {.k = 20, // the fields: LcmConfig in sd.h
                                 .huber_c = 0.001f,
                                 .boundary = true};
 
-// ===========================================================================================================
-// The loop
-// ===========================================================================================================
+// ---- The loop ---------------------------------------------------------------------------------------------
 
 // [L4] Until all steps are done: draw a batch, compute its loss and gradient, move theta and theta-.
 void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pairs,
@@ -75,9 +73,7 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
     pairs_batch_free(&batch);
 }
 
-// ===========================================================================================================
-// Algorithm 1
-// ===========================================================================================================
+// ---- Algorithm 1 ------------------------------------------------------------------------------------------
 
 static Tensor *guided(const Lcm *l, Tensor *z, Times at, const LcmBatch *b);
 static float *lambda(const Lcm *l, Times at);
@@ -106,9 +102,7 @@ Tensor *lcm_loss(const Lcm *l, const LcmBatch *b) {
     return loss_between(prediction, target, lambda(l, far), l->c.loss, l->c.huber_c);
 }
 
-// ===========================================================================================================
-// Its parts
-// ===========================================================================================================
+// ---- Its parts --------------------------------------------------------------------------------------------
 
 // [L7] The teacher's output with guidance, from out_c with captions and out_0 without:
 //   out = out_c + w (out_c - out_0)
@@ -180,9 +174,7 @@ void lcm_init(Lcm *l, LcmConfig c, SchedulerConfig scheduler, const UNet *teache
 
 void lcm_free(Lcm *l) { scheduler_free(&l->schedule); }
 
-// ===========================================================================================================
-// The three networks
-// ===========================================================================================================
+// ---- The three networks -----------------------------------------------------------------------------------
 
 // [L3] The student begins as the teacher. The layer that reads the guidance scale begins at zero, so at first
 // the student predicts exactly what the teacher predicts. (In diffusers' script that layer begins at random.)

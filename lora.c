@@ -18,9 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ===========================================================================================================
-// Adapters
-// ===========================================================================================================
+// ---- Adapters ---------------------------------------------------------------------------------------------
 
 // Groups of layers that --targets can name: the layers of a network whose names have one of these ends.
 static const struct {
@@ -159,9 +157,7 @@ void lora_free(Lora *l) {
     free(l->parts), free(l->mode), free(l->title), free(l);
 }
 
-// ===========================================================================================================
-// Plain fine-tuning: the paper's baseline
-// ===========================================================================================================
+// ---- Plain fine-tuning: the paper's baseline --------------------------------------------------------------
 
 // Noise prediction (Ho et al. 2020), where only the adapters learn:
 //   z_t = alpha z + sigma eps,   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
@@ -188,8 +184,7 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     if (s.config.prediction_type != EPSILON)
         die("%s does not predict noise; fine-tuning is for models that do", model->path);
     bool learns_text = false;
-    for (int i = 0; i < lora->count; i++)
-        learns_text |= !strncmp(lora->parts[i].layer->name, "text_encoder.", 13);
+    for (int i = 0; i < lora->count; i++) learns_text |= starts_with(lora->parts[i].layer->name, "text_encoder.");
     int n = run->batch, shape[] = {n, pairs->side, pairs->side, pairs->channels}, tokens = pairs->tokens;
     Random *r = &run->random;
     PairsBatch batch = pairs_batch(pairs, n);
@@ -222,9 +217,7 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     scheduler_free(&s);
 }
 
-// ===========================================================================================================
-// Distillation by imitation: the paper's Phase 3
-// ===========================================================================================================
+// ---- Distillation by imitation: the paper's Phase 3 -------------------------------------------------------
 
 // A KL divergence compares two distributions, but a latent is not one. The paper writes KL(z_LCM || z_LoRA)
 // and does not say how it makes distributions of the latents. Here are three ways. P is made of the teacher's
@@ -270,8 +263,7 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
     // (b) Each position has a distribution over the channels, like a classifier's over classes. A shift of
     // all channels of a position makes no difference.
     case KL_CHANNELS: return kl_of_softmax(teacher, student, n * (all / c), c, temperature);
-    // (c) Each channel has a Gaussian. This is the default, because it keeps the contrast that MSE alone
-    // loses (see weights/README.md).
+    // (c) Each channel has a Gaussian. The default: it keeps the contrast that MSE loses (weights/README.md).
     case KL_GAUSSIANS: return kl_of_gaussians(teacher, student);
     }
     return NULL;
@@ -346,9 +338,7 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
     pairs_batch_free(&batch);
 }
 
-// ===========================================================================================================
-// Files
-// ===========================================================================================================
+// ---- Files ------------------------------------------------------------------------------------------------
 
 // An unknown key is an error: a LoRA that is applied in part draws plausible but wrong pictures. The keys
 // of PEFT (Hugging Face's adapters), kohya (kohya-ss/sd-scripts) and others are in lib/io/lora_names.c.

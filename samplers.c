@@ -7,9 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ===========================================================================================================
-// scheduler_config.json
-// ===========================================================================================================
+// ---- scheduler_config.json --------------------------------------------------------------------------------
 
 const char *const scheduler_names[] = {"pndm",    "ddim",           "lcm", "euler", "euler-a",
                                        "dpm++2m", "dpm++2m-karras", "tcd", NULL};
@@ -27,8 +25,7 @@ const char *const scheduler_classes[] = {"PNDMScheduler",
 static const char letters[] = "PDLEAMMT";
 
 // The keys of the constructors, the classes that have each, and the values that are obeyed; NULL where the
-// value changes nothing. A class does not read another one's keys: a folder whose class is changed keeps
-// them.
+// value changes nothing. A class does not read other classes' keys, which a folder may keep from before.
 static const struct {
     const char *key, *classes, *obeyed;
 } keys[] = {
@@ -159,8 +156,7 @@ SchedulerConfig scheduler_config(const Json *j, int kind) {
     return c;
 }
 
-// Python writes -Infinity, which is no JSON; DPMSolverMultistepScheduler has one. Notes keys that no class
-// has.
+// Python writes -Infinity, as DPMSolverMultistepScheduler has it; JSON has none. Notes keys of no class.
 Json *scheduler_load(const char *path) {
     size_t length;
     char *text = read_file(path, &length);
@@ -219,9 +215,7 @@ Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler) {
     return config;
 }
 
-// ===========================================================================================================
-// Sigmas: Euler, Euler ancestral, DPM-Solver++
-// ===========================================================================================================
+// ---- Sigmas: Euler, Euler ancestral, DPM-Solver++ ---------------------------------------------------------
 
 // Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", divide z_t by
 // sqrt(a). What is left of the schedule is one number, the noise beside a picture of size 1:
@@ -329,8 +323,8 @@ Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // one before:
 //   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
 //   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
-// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, so e^-h is
-// the ratio of two of them.
+// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha: e^-h is a
+// ratio of two.
 Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
     const SchedulerConfig *c = &s->config;
     double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];
@@ -361,9 +355,7 @@ void remove_last_signal(float *kept, int n) {
     free(root);
 }
 
-// ===========================================================================================================
-// TCD (Zheng et al. 2024, "Trajectory Consistency Distillation", algorithm 4: strategic stochastic sampling)
-// ===========================================================================================================
+// ---- TCD (Zheng et al. 2024, "Trajectory Consistency Distillation", algorithm 4: strategic stochastic sampling)
 
 // The network was distilled to jump from timestep t to any before it. It jumps to u = (1 - eta) t', farther
 // than the next timestep t', and new noise leads back to it:

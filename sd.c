@@ -20,9 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ===========================================================================================================
-// The pipeline
-// ===========================================================================================================
+// ---- The pipeline -----------------------------------------------------------------------------------------
 
 static Tensor *guide(Tensor *both, float w);
 static Tensor *random_latents(Random *r, int c, int h, int w);
@@ -52,28 +50,22 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     scheduler_init(&s, sample_scheduler(m, &o));
     scheduler_set_timesteps(&s, o.steps);
     Random rng;
-    if (o.philox)
-        random_seed_philox(&rng, o.seed);
-    else
-        random_seed(&rng, o.seed);
+    (o.philox ? random_seed_philox : random_seed)(&rng, o.seed);
     Scope loop = scope_begin();
     Tensor *z = trace(first_latents(m, &o, &s, &rng, h, w), "inputs.latents");
 
     // 3. At each timestep t the UNet predicts the noise in z_t, and the scheduler goes on to z_{t-1}.
     Progress bar;
     int steps = s.count - s.at;
-    double *step_s = xmalloc((size_t)(steps > 0 ? steps : 1) * sizeof(double));
+    double *step_s = xmalloc((size_t)steps * sizeof(double));
     progress_begin(&bar, "sampling", steps);
     for (int i = 0; i < steps; i++) {
         double begun = seconds();
-        float t = s.timesteps[s.at];
-        Tensor *in = scheduler_input(&s, z), *eps;
-        if (guided)
-            eps = guide(unet(m->unet, trace(stack(in, in), "unet.input"), (float[]){t, t}, context, NULL),
-                        o.cfg);
-        else
-            eps = unet(m->unet, trace(in, "unet.input"), &t, context, embeds_guidance ? &guidance : NULL);
-        trace(eps, "guidance");
+        float t[2] = {s.timesteps[s.at], s.timesteps[s.at]};
+        Tensor *scaled = scheduler_input(&s, z);
+        Tensor *in = trace(guided ? stack(scaled, scaled) : scaled, "unet.input");
+        Tensor *out = unet(m->unet, in, t, context, embeds_guidance ? &guidance : NULL);
+        Tensor *eps = trace(guided ? guide(out, o.cfg) : out, "guidance");
         if (times) backend.sync();
         step_s[i] = seconds() - begun;
         Tensor *noise =
@@ -207,9 +199,7 @@ SampleOptions sample_defaults(const Model *m) {
     };
 }
 
-// ===========================================================================================================
-// The text encoder: the text half of CLIP ViT-L/14 (Radford et al. 2021)
-// ===========================================================================================================
+// ---- The text encoder: the text half of CLIP ViT-L/14 (Radford et al. 2021) -------------------------------
 
 typedef struct {
     int heads;
@@ -259,8 +249,7 @@ void text_encoder_free(TextEncoder *e) {
     free(e);
 }
 
-// A pre-norm transformer layer, (n, tokens, c) -> the same shape. Its attention is causal: a token sees
-// itself and the tokens before it.
+// A pre-norm transformer layer, (n, tokens, c) -> the same shape. A token sees itself and those before it.
 static Tensor *text_layer(const void *layer, Tensor *const *in) {
     const TextLayer *l = layer;
     Tensor *x = in[0], *h = layer_norm(x, l->layer_norm1, l->eps);
@@ -290,9 +279,7 @@ Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int token
     return trace(x, "text_encoder.text_model.final_layer_norm");
 }
 
-// ===========================================================================================================
-// Blocks that the UNet and the VAE share
-// ===========================================================================================================
+// ---- Blocks that the UNet and the VAE share ---------------------------------------------------------------
 
 typedef struct {
     int groups;
@@ -331,9 +318,7 @@ static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
     return conv2d(x, layer, 1, 1);
 }
 
-// ===========================================================================================================
-// The UNet
-// ===========================================================================================================
+// ---- The UNet ---------------------------------------------------------------------------------------------
 
 // [T7] A transformer over pixels: self-attention, cross-attention to the caption, feed-forward.
 typedef struct {
@@ -411,6 +396,7 @@ struct UNet {
 UNet *unet_new(UNetConfig c, Params *p) {
     UNet *u = xcalloc(1, sizeof *u);
     const int *ch = c.block_out_channels, top = c.levels - 1, temb = 4 * ch[0]; // size of the time embedding
+    int groups = c.norm_num_groups, d = ch[top];
     char at[128];
     u->c = c;
     u->conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "unet.conv_in");
@@ -428,7 +414,7 @@ UNet *unet_new(UNetConfig c, Params *p) {
         *l = (UNetLevel){.layers = c.layers_per_block, .attends = c.cross_attention[i]};
         for (int j = 0; j < l->layers; j++) {
             snprintf(at, sizeof at, "unet.down_blocks.%d.resnets.%d", i, j);
-            l->resnets[j] = resnet_new(p, channels, ch[i], temb, c.norm_num_groups, c.norm_eps, at);
+            l->resnets[j] = resnet_new(p, channels, ch[i], temb, groups, c.norm_eps, at);
             snprintf(at, sizeof at, "unet.down_blocks.%d.attentions.%d", i, j);
             if (l->attends) l->attentions[j] = transformer_new(p, c, ch[i], c.heads[i], at);
             skips[kept++] = channels = ch[i];
@@ -438,11 +424,9 @@ UNet *unet_new(UNetConfig c, Params *p) {
         skips[kept++] = channels;
     }
 
-    u->mid_resnets[0] =
-        resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.0");
-    u->mid_attention = transformer_new(p, c, ch[top], c.heads[top], "unet.mid_block.attentions.0");
-    u->mid_resnets[1] =
-        resnet_new(p, ch[top], ch[top], temb, c.norm_num_groups, c.norm_eps, "unet.mid_block.resnets.1");
+    u->mid_resnets[0] = resnet_new(p, d, d, temb, groups, c.norm_eps, "unet.mid_block.resnets.0");
+    u->mid_attention = transformer_new(p, c, d, c.heads[top], "unet.mid_block.attentions.0");
+    u->mid_resnets[1] = resnet_new(p, d, d, temb, groups, c.norm_eps, "unet.mid_block.resnets.1");
 
     // Up block i mirrors down block `level`. Each of its ResNets reads h concatenated with a skip connection:
     // the outputs of the down block's layers, from last to first, and then the down block's input.
@@ -453,7 +437,7 @@ UNet *unet_new(UNetConfig c, Params *p) {
         for (int j = 0; j < l->layers; j++) {
             int in = channels + skips[--kept];
             snprintf(at, sizeof at, "unet.up_blocks.%d.resnets.%d", i, j);
-            l->resnets[j] = resnet_new(p, in, out, temb, c.norm_num_groups, c.norm_eps, at);
+            l->resnets[j] = resnet_new(p, in, out, temb, groups, c.norm_eps, at);
             snprintf(at, sizeof at, "unet.up_blocks.%d.attentions.%d", i, j);
             if (l->attends) l->attentions[j] = transformer_new(p, c, out, c.heads[level], at);
             channels = out;
@@ -587,9 +571,7 @@ Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, 
     return scope_end(whole, trace(conv2d(h, u->conv_out, 1, 1), "unet.conv_out"));
 }
 
-// ===========================================================================================================
-// The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, an eighth as high and wide
-// ===========================================================================================================
+// ---- The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, an eighth as high and wide
 
 typedef struct {
     int groups;
@@ -718,9 +700,7 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
     return scope_end(whole, trace(conv2d(h, d->conv_out, 1, 1), "vae.decoder.conv_out"));
 }
 
-// ===========================================================================================================
-// Schedulers: how much noise there is at timestep t, and the step from t to the next timestep
-// ===========================================================================================================
+// ---- Schedulers: how much noise there is at timestep t, and the step from t to the next timestep ----------
 
 // kept[t] = 1 - beta, where beta is the variance of the noise that timestep t adds (Ho et al. 2020). PyTorch
 // keeps each beta in fp32. So does this function.
@@ -979,9 +959,7 @@ Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     return scope_end(scope, next);
 }
 
-// ===========================================================================================================
-// Where a model comes from: configurations, pictures, files
-// ===========================================================================================================
+// ---- Where a model comes from: configurations, pictures, files --------------------------------------------
 
 int config_count(const Json *config, const char *file, const char *key, int fallback, int most) {
     double x = json_get_number(config, key, fallback);
@@ -1059,8 +1037,7 @@ static int read_levels(const Json *config, const char *file, int groups, int cha
     return (int)list->length;
 }
 
-// The kind of block i among as many as there are levels. `otherwise`: where the list, of four then, is
-// absent.
+// The kind of block i, one for each level; `otherwise` where the list is absent and there are four.
 static const char *block_type(const Json *config, const char *file, const char *key, int i, int levels,
                               const char *otherwise) {
     const Json *list = json_get(config, key);

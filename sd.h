@@ -112,8 +112,7 @@ Json *scheduler_load(const char *path); // the file, as Python writes it
 void scheduler_init(Scheduler *s, SchedulerConfig c);
 void scheduler_set_timesteps(Scheduler *s, int steps);
 void scheduler_skip(Scheduler *s, int count); // image-to-image starts later
-// What sampling begins with, at the first timestep that remains: noise alone (clean is NULL), or noised
-// `clean`.
+// What sampling begins with, at the first timestep that remains: noise, or `clean` (may be NULL) noised.
 Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise);
 Tensor *scheduler_input(const Scheduler *s, Tensor *z); // z as the network gets it
 // One step: the next z, given z (n, h, w, c) and the network's output. noise: if scheduler_wants_noise(), new
@@ -338,10 +337,9 @@ typedef struct {
     float *features;    // (count, dim), or NULL where they were not kept
     char **names;       // (count) files; NULL where the set comes from statistics
 } FidSet;
-typedef enum {
-    RESIZE_FID,   // pytorch-fid: bilinear without antialiasing, on floats
-    RESIZE_CLEAN, // clean-fid: Pillow's bicubic with antialiasing, on floats
-} FidResize;
+// pytorch-fid's bilinear resize without antialiasing; clean-fid's, Pillow's bicubic with antialiasing. On
+// floats.
+typedef enum { RESIZE_FID, RESIZE_CLEAN } FidResize;
 typedef struct {
     FidResize resize;
     int batch; // pictures a forward pass
@@ -369,8 +367,7 @@ void moments_end(Moments *m, FidSet *s);                        // needs two at 
 double frechet_distance(const double *mu1, const double *c1, const double *mu2, const double *c2, int dim);
 double fid_distance(const FidSet *a, const FidSet *b);
 // Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error,
-// NaN of less than 4. paired: row i of both sets has something in common, such as the caption, so the counts
-// are equal.
+// NaN of less than 4. paired: the counts are equal, row i of both sets has the caption or the like in common.
 double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed, double *standard_error);
 // 95 % interval about the FID's expectation at these numbers of pictures, by halving the sets `rounds` times
 // (2 at least); NaN of less than 4 pictures.
