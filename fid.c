@@ -76,8 +76,7 @@ FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_
     size_t D = (size_t)dim, batch = (size_t)o.batch < count ? (size_t)o.batch : count;
     FidSet s = {.path = xstrdup(dir), .dim = dim, .names = xmalloc(count * sizeof(char *))};
     if (o.keep_features) s.features = xmalloc(count * D * sizeof(float));
-    Moments moments;
-    if (o.statistics) moments_begin(&moments, dim);
+    if (o.statistics) moments_begin(&s);
     Reader r = {paths, count, .batch = batch, .size = size, .resize = o.resize, .names = s.names};
     r.pixels = xmalloc(batch * (size_t)(3 * size * size) * sizeof(float));
     Progress progress;
@@ -91,17 +90,19 @@ FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_
         for (size_t i = 0; i < (size_t)n * D; i++)
             if (!isfinite(features[i]))
                 die("the features of %s hold a NaN or an infinity", s.names[(size_t)s.count + i / D]);
-        if (o.statistics) moments_add(&moments, features, n);
         if (o.keep_features)
             memcpy(s.features + (size_t)s.count * D, features, (size_t)n * D * sizeof(float));
-        s.count += n;
+        if (o.statistics)
+            moments_add(&s, features, n);
+        else
+            s.count += n;
         free(features);
         progress_step(&progress, s.count + (long)r.unreadable, NULL);
     }
     progress_end(&progress);
     if (r.differ > 1) note("%zu of %zu pictures are measured so", r.differ, count);
     if (r.unreadable) note("%zu of %zu pictures were left out", r.unreadable, count);
-    if (o.statistics) moments_end(&moments, &s);
+    if (o.statistics) moments_end(&s);
     free(r.pixels);
     return s;
 }
@@ -275,9 +276,8 @@ static Tensor *block_d(Inception *net, const char *block, Tensor *x) { // 17x17 
 }
 
 // Two of its chains fork at the end, into a 1x3 and a 3x1.
-// [F6] Another departure: the last block's pooling branch takes the maximum. That is an oddity of the very
-// graph that FID was defined with (the paper and all other Inceptions average), and so part of the
-// definition.
+// [F6] Another departure: the last block's pooling branch takes the maximum. That is an oddity of the graph
+// that FID was defined with (the paper and all other Inceptions average), and so part of the definition.
 static Tensor *block_e(Inception *net, const char *block, Tensor *x, bool last) { // 8x8
     int in = tensor_cols(x), w = net->width, mid = 24 * w;
     Chain one = CHAIN(in, KEEP("branch1x1", 20 * w, 1, 1));
@@ -407,34 +407,33 @@ void inception_fold(Inception *net) {
 // merge them: the scatter of each portion around its own mean, plus a rank-one term for the distance between
 // the means. So nothing large is ever subtracted from something large, where sum(x^2) - n mean^2 would lose
 // its digits. The rank-one term is one more row of the product.
-void moments_begin(Moments *m, int dim) {
-    size_t D = (size_t)dim;
-    *m = (Moments){dim, 0, xcalloc(D, sizeof(double)), xcalloc(D * D, sizeof(double))};
+void moments_begin(FidSet *s) {
+    size_t D = (size_t)s->dim;
+    s->mu = xcalloc(D, sizeof(double)), s->sigma = xcalloc(D * D, sizeof(double));
 }
 
-void moments_add(Moments *m, const float *features, int count) {
-    size_t D = (size_t)m->dim, rows = (size_t)count + 1;
-    double *t = xmalloc(D * rows * sizeof(double)), n = (double)m->count; // t (dim, count + 1)
+void moments_add(FidSet *s, const float *features, int count) {
+    size_t D = (size_t)s->dim, rows = (size_t)count + 1;
+    double *t = xmalloc(D * rows * sizeof(double)), n = (double)s->count; // t (dim, count + 1)
     for (size_t j = 0; j < D; j++) {
         double sum = 0, *row = t + j * rows;
         for (size_t i = 0; i < (size_t)count; i++) sum += features[i * D + j];
-        double mean = sum / count, step = mean - m->mean[j];
+        double mean = sum / count, step = mean - s->mu[j];
         for (size_t i = 0; i < (size_t)count; i++) row[i] = features[i * D + j] - mean;
         row[count] = step * sqrt(n * count / (n + count));
-        m->mean[j] += step * count / (n + count);
+        s->mu[j] += step * count / (n + count);
     }
-    product_f64(m->scatter, D, t, rows, t, rows, m->dim, m->dim, (int)rows, 1, LOWER);
-    m->count += count;
+    product_f64(s->sigma, D, t, rows, t, rows, s->dim, s->dim, (int)rows, 1, LOWER);
+    s->count += count;
     free(t);
 }
 
-void moments_end(Moments *m, FidSet *s) {
-    size_t D = (size_t)m->dim;
-    if (m->count < 2) die("a covariance needs two pictures at least; there is %ld", m->count);
-    s->mu = m->mean, s->sigma = m->scatter;
+void moments_end(FidSet *s) {
+    size_t D = (size_t)s->dim;
+    if (s->count < 2) die("a covariance needs two pictures at least; there is %ld", s->count);
     for (size_t i = 0; i < D; i++)
         for (size_t j = 0; j <= i; j++)
-            s->sigma[i * D + j] = s->sigma[j * D + i] = s->sigma[i * D + j] / (double)(m->count - 1);
+            s->sigma[i * D + j] = s->sigma[j * D + i] = s->sigma[i * D + j] / (double)(s->count - 1);
 }
 
 // pytorch-fid's file: mu (D) and sigma (D, D).
@@ -453,15 +452,12 @@ FidSet fid_read_statistics(const char *npz) {
             sigma_dims > 1 ? (long long)sigma[1] : 0LL, (long long)mu[0], (long long)mu[0]);
     size_t D = (size_t)mu[0];
     s.dim = (int)D;
-    double largest = 0;
+    double largest = 0; // of the variances
+    for (size_t i = 0; i < D; i++) largest = fmax(largest, s.sigma[i * (D + 1)]);
     for (size_t i = 0; i < D; i++) {
         if (!isfinite(s.mu[i])) die("%s: mu[%zu] is %g", npz, i, s.mu[i]);
-        double variance = s.sigma[i * (D + 1)];
-        if (!(variance >= 0))
-            die("%s: sigma[%zu, %zu] is %g; a variance cannot be negative", npz, i, i, variance);
-        largest = fmax(largest, variance);
-    }
-    for (size_t i = 0; i < D; i++)
+        if (s.sigma[i * (D + 1)] < 0)
+            die("%s: sigma[%zu, %zu] is %g; a variance cannot be negative", npz, i, i, s.sigma[i * (D + 1)]);
         for (size_t j = 0; j <= i; j++) {
             double a = s.sigma[i * D + j], b = s.sigma[j * D + i];
             if (!isfinite(a) || !isfinite(b))
@@ -470,6 +466,7 @@ FidSet fid_read_statistics(const char *npz) {
                 die("%s: sigma is no covariance: [%zu, %zu] is %g and [%zu, %zu] is %g", npz, i, j, a, j, i,
                     b);
         }
+    }
     return s;
 }
 
@@ -524,8 +521,7 @@ static double trace_of_root(const double *c1, const double *c2, int n) {
 
 // [F9] Fréchet distance of two Gaussians (Dowson and Landau 1982):
 //   d^2 = |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
-// Rounding leaves a little less than zero of equal sets: of statistics in float32 -1e-8 of d, in half
-// precision up to -1e-3.
+// Rounding leaves less than zero of equal sets: -1e-8 of d in float32, up to -1e-3 in half precision.
 double frechet_distance(const double *mu1, const double *c1, const double *mu2, const double *c2, int n) {
     double d = 0;
     for (int i = 0; i < n; i++) {
@@ -635,8 +631,7 @@ static KidFigures kid_of_subset(const double *x, const double *y, int m, int dim
 // A jackknife's variance counts the second order, the interaction of pictures, twice (Efron and Stein 1981):
 // of sets that do not differ its 95 % intervals hold 99 of 100 true values. Less `second` the variance is
 // unbiased; but it comes out small where the estimate does, and of sets that differ a little the intervals
-// hold
-// 92. So of a small share less is taken off. The 1.9 is found by trial: test/phases/fid.c counts.
+// hold 92. So of a small share less is taken off. The 1.9 is found by trial: test/phases/fid.c counts.
 static double corrected(double jackknife, double second) {
     double share = fmin(second / jackknife, 0.5); // 1/2 where the sets do not differ
     return jackknife > 0 ? jackknife * (1 - 1.9 * share * share) : jackknife;
@@ -695,16 +690,15 @@ double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed
 // Mean and covariance of some pictures of a set, as a set.
 static FidSet part_of(const FidSet *s, const long *picks, long count) {
     enum { PORTION = 512 };
-    FidSet t = {.path = xstrdup(s->path), .count = count, .dim = s->dim};
+    FidSet t = {.path = xstrdup(s->path), .dim = s->dim};
     size_t D = (size_t)s->dim;
-    Moments m;
-    moments_begin(&m, s->dim);
+    moments_begin(&t);
     float *portion = xmalloc(PORTION * D * sizeof(float));
     for (long i = 0, filled = 0; i < count; i++) {
         memcpy(portion + (size_t)filled++ * D, s->features + (size_t)picks[i] * D, D * sizeof(float));
-        if (filled == PORTION || i == count - 1) moments_add(&m, portion, (int)filled), filled = 0;
+        if (filled == PORTION || i == count - 1) moments_add(&t, portion, (int)filled), filled = 0;
     }
-    moments_end(&m, &t);
+    moments_end(&t);
     free(portion);
     return t;
 }
@@ -716,11 +710,10 @@ static FidSet part_of(const FidSet *s, const long *picks, long count) {
 // Of that the whole sets do not have the part that comes from how they were halved, the variance of the mean
 // over the halvings; it is the second order, and the rest is the variance to that order (the decomposition of
 // Efron and Stein 1981). A set given as statistics stays.
-void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed,
-                  double interval[2]) {
+void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed, double ends[2]) {
     must_fit(a, b, paired);
     if (!a->features && !b->features) die("an interval needs the features of one set at least");
-    interval[0] = interval[1] = NAN;
+    ends[0] = ends[1] = NAN;
     const FidSet *set[2] = {a, b};
     long *order[2];
     for (int s = 0; s < 2; s++) {
@@ -750,6 +743,6 @@ void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uin
     }
     progress_end(&progress);
     double width = 1.96 * sqrt(corrected(jackknife, squares / (rounds - 1)));
-    interval[0] = fmax(fid - width, 0), interval[1] = fid + width;
+    ends[0] = fmax(fid - width, 0), ends[1] = fid + width;
     free(order[0]), free(order[1]);
 }

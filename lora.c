@@ -184,7 +184,8 @@ void lora_finetune(Run *run, const Model *model, const Lora *lora, const Pairs *
     if (s.config.prediction_type != EPSILON)
         die("%s does not predict noise; fine-tuning is for models that do", model->path);
     bool learns_text = false;
-    for (int i = 0; i < lora->count; i++) learns_text |= starts_with(lora->parts[i].layer->name, "text_encoder.");
+    for (int i = 0; i < lora->count; i++)
+        learns_text |= starts_with(lora->parts[i].layer->name, "text_encoder.");
     int n = run->batch, shape[] = {n, pairs->side, pairs->side, pairs->channels}, tokens = pairs->tokens;
     Random *r = &run->random;
     PairsBatch batch = pairs_batch(pairs, n);
@@ -260,8 +261,8 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
     // (a) A latent is one distribution over all its elements: it says where the latent is large, compared
     // with the rest of it. A shift of the whole latent makes no difference.
     case KL_ELEMENTS: return kl_of_softmax(teacher, student, n, all, temperature);
-    // (b) Each position has a distribution over the channels, like a classifier's over classes. A shift of
-    // all channels of a position makes no difference.
+    // (b) Each position has a distribution over the channels, as a classifier over classes. A shift of them
+    // all makes no difference.
     case KL_CHANNELS: return kl_of_softmax(teacher, student, n * (all / c), c, temperature);
     // (c) Each channel has a Gaussian. The default: it keeps the contrast that MSE loses (weights/README.md).
     case KL_GAUSSIANS: return kl_of_gaussians(teacher, student);
@@ -387,15 +388,10 @@ static char *check_part(const Found *f, const Layer *l, const Store *s) {
     int64_t w[4] = {0, 0, 1, 1}; // (out, in, kh, kw)
     param_file_shape(l->weight, w);
     const Stored *any = f->down ? f->down : f->up ? f->up : f->alpha;
-    if (!f->down || !f->up)
-        return format("%s: %s has no %s beside it", any->file, any->name,
-                      f->down ? "up (lora_B)"
-                      : f->up ? "down (lora_A)"
-                              : "weights");
-    const Stored *pair[] = {f->down, f->up};
-    for (int i = 0; i < 2; i++)
-        if (pair[i]->type > F64)
-            return format("%s: tensor %s is neither F64, F32, F16 nor BF16", any->file, pair[i]->name);
+    const char *lacking = f->down ? "up (lora_B)" : f->up ? "down (lora_A)" : "weights";
+    if (!f->down || !f->up) return format("%s: %s has no %s beside it", any->file, any->name, lacking);
+    const Stored *odd = f->down->type > F64 ? f->down : f->up->type > F64 ? f->up : NULL;
+    if (odd) return format("%s: tensor %s is neither F64, F32, F16 nor BF16", any->file, odd->name);
     char have[200];
     int64_t rank = f->down->ndim ? f->down->shape[0] : 0;
     if (rank < 1 || rank > 65536 || !has_shape(f->down, rank, w[1], w[2], w[3]))
@@ -468,8 +464,7 @@ bool lora_fits(const Params *model, const char *path) {
     return fits;
 }
 
-// PEFT's LoraConfig: in the header under "lora_adapter_metadata", or, of PEFT's own files, beside them in
-// adapter_config.json. NULL where there is none.
+// PEFT's LoraConfig: in the header or, of PEFT's own files, beside them; NULL where there is none.
 static Json *read_config(const Store *s, const char *path) {
     const char *text = store_metadata(s, "lora_adapter_metadata");
     if (text) return json_parse(text, strlen(text), path);
@@ -504,9 +499,8 @@ static const JsonKey peft_keys[] = {
      NULL},
     {0}};
 
-// Patterns for layer names are Python's regular expressions in PEFT, POSIX's here. Returns where in `p` the
-// two differ: \d and its like, (?...), lazy and possessive repeats, braces, a bracket or a backslash between
-// brackets. NULL: nowhere.
+// Patterns for layer names are Python's regular expressions in PEFT, POSIX's here. Where in `p` do the two
+// differ (or NULL)? \d, (?...), lazy and possessive repeats, braces; brackets, backslashes between brackets.
 static const char *not_posix(const char *p) {
     bool repeatable = false; // is there something before p that a * would repeat?
     while (*p) {
@@ -545,7 +539,7 @@ static const char *peft_name(const Layer *l) {
 }
 
 // "rank_pattern" or "alpha_pattern": {"attn1.to_q": 8, ...}. A pattern fits a whole name, or all that follows
-// one of its dots. Of several that fit the first one counts.
+// a dot. The first that fits counts.
 static void apply_patterns(double *values, const Json *config, const char *key, Layer *const *layers,
                            int count, const char *where) {
     const Json *patterns = json_get(config, key);
@@ -808,9 +802,8 @@ void lora_save(const Lora *l, const char *path, LoraFormat f, Type type) {
 // For `sd info`.
 bool lora_describe(const char *path) {
     Store *s = store_open(path);
-    int downs = 0, convolutions = 0, text = 0, alphas = 0;
-    int64_t least = INT64_MAX, most = 0;
-    float low = INFINITY, high = -INFINITY;
+    int downs = 0, convolutions = 0, text = 0;
+    double ranks[2] = {INFINITY, 0}, alphas[2] = {INFINITY, -INFINITY}; // the least and the most
     const char *kind = NULL;
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
@@ -821,23 +814,22 @@ bool lora_describe(const char *path) {
         if (role == LORA_ALPHA && t->count == 1) {
             float alpha;
             store_read_f32(t, &alpha);
-            low = fminf(low, alpha), high = fmaxf(high, alpha), alphas++;
+            alphas[0] = fmin(alphas[0], (double)alpha), alphas[1] = fmax(alphas[1], (double)alpha);
         }
         if (role != LORA_DOWN || t->ndim < 2) continue;
         downs++;
         convolutions += t->ndim == 4 && t->shape[2] * t->shape[3] > 1;
         text += strstr(t->name, "encoder.layers.") || strstr(t->name, "encoder_layers_");
-        if (t->shape[0] < least) least = t->shape[0];
-        if (t->shape[0] > most) most = t->shape[0];
+        ranks[0] = fmin(ranks[0], (double)t->shape[0]), ranks[1] = fmax(ranks[1], (double)t->shape[0]);
     }
     if (downs) {
         bool kohya = starts_with(store_at(s, 0)->name, "lora_");
         const char *mode = store_metadata(s, "sd_mode"), *config = store_metadata(s, "lora_adapter_metadata");
-        printf("LoRA          %s keys; %d layers: %d 3x3 convolutions, %d in the text encoder; rank %lld",
-               kohya ? "kohya" : "diffusers/PEFT", downs, convolutions, text, (long long)least);
-        if (most != least) printf(" to %lld", (long long)most);
-        if (alphas)
-            printf(low == high ? ", alpha %g\n" : ", alpha %g to %g\n", (double)low, (double)high);
+        printf("LoRA          %s keys; %d layers: %d 3x3 convolutions, %d in the text encoder; rank %g",
+               kohya ? "kohya" : "diffusers/PEFT", downs, convolutions, text, ranks[0]);
+        if (ranks[1] != ranks[0]) printf(" to %g", ranks[1]);
+        if (alphas[0] <= alphas[1])
+            printf(alphas[0] == alphas[1] ? ", alpha %g\n" : ", alpha %g to %g\n", alphas[0], alphas[1]);
         else
             puts(config ? ", alpha in the header" : ", alpha not said: the rank");
         if (mode)

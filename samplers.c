@@ -220,8 +220,8 @@ Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler) {
 // Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", divide z_t by
 // sqrt(a). What is left of the schedule is one number, the noise beside a picture of size 1:
 //   z_t / sqrt(a) = z_0 + sigma eps,   sigma = sqrt((1 - a) / a)
-// Euler's latents are kept in that scale, as diffusers has them, and divided by sqrt(sigma^2 + 1) for the
-// network. DPM-Solver++ keeps z_t as it is.
+// Euler's latents are kept so, as diffusers has them, and divided by sqrt(sigma^2 + 1) for the network.
+// DPM-Solver++ keeps z_t as it is.
 bool in_sigmas(const Scheduler *s) { return s->config.kind >= EULER && s->config.kind <= DPMPP_2M_KARRAS; }
 
 static bool is_euler(const Scheduler *s) {
@@ -294,13 +294,11 @@ Tensor *scheduler_input(const Scheduler *s, Tensor *z) {
 Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise) {
     float sigma = in_sigmas(s) ? s->sigmas[s->at] : 0;
     if (clean && is_euler(s)) return combine(1, clean, sigma, noise);
-    if (clean)
-        return noised(in_sigmas(s) ? times_of_sigma((double)sigma, clean->shape[0])
-                                   : times_all_at(s, (int)s->timesteps[s->at], clean->shape[0]),
-                      clean, noise);
-    if (!is_euler(s)) return noise;
     // Noise of size sigma, to which "leading" timesteps, which begin below the last one, add the picture's.
-    return scale(noise, s->config.timestep_spacing == LEADING ? euler_scale(s) : sigma);
+    if (is_euler(s)) return scale(noise, s->config.timestep_spacing == LEADING ? euler_scale(s) : sigma);
+    if (!clean) return noise;
+    int n = noise->shape[0], t = (int)s->timesteps[s->at];
+    return noised(in_sigmas(s) ? times_of_sigma((double)sigma, n) : times_all_at(s, t, n), clean, noise);
 }
 
 // Euler's method (Karras et al., algorithm 1 without its churn). dz/dsigma = (z - x0) / sigma = eps, so
@@ -323,8 +321,8 @@ Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // one before:
 //   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
 //   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
-// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha: e^-h is a
-// ratio of two.
+// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, and two of
+// them have the ratio e^-h.
 Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
     const SchedulerConfig *c = &s->config;
     double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];

@@ -129,8 +129,8 @@ static Tensor *random_latents(Random *r, int c, int h, int w) {
     return t;
 }
 
-// The latents of a picture, scaled for the UNet. The encoder gives their moments: mu and the logarithm of
-// sigma^2. The latents are drawn from N(mu, sigma^2).
+// The latents of a picture, scaled for the UNet. They are drawn from N(mu, sigma^2). The encoder gives mu and
+// log sigma^2.
 static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
     Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
     Tensor *pixels = trace(image_to_tensor((const Image *const[]){fitted}, 1), "inputs.image");
@@ -598,8 +598,7 @@ struct Vae {
 
 static const float vae_eps = 1e-6f;
 
-// The encoder ("down") or the decoder ("up"), from `in` channels to `out`. The decoder's levels are the
-// encoder's from last to first, with one ResNet more.
+// The encoder (down) or the decoder, whose levels are the encoder's from last to first, with a ResNet more.
 static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, int out) {
     const char *half = down ? "vae.encoder" : "vae.decoder";
     int top = c.levels - 1, groups = c.norm_num_groups, d = c.block_out_channels[top];
@@ -702,27 +701,22 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
 
 // ---- Schedulers: how much noise there is at timestep t, and the step from t to the next timestep ----------
 
-// kept[t] = 1 - beta, where beta is the variance of the noise that timestep t adds (Ho et al. 2020). PyTorch
-// keeps each beta in fp32. So does this function.
-static void read_kept(const SchedulerConfig *c, float *kept) {
+// beta, the variance of the noise that timestep t adds (Ho et al. 2020). PyTorch keeps it in fp32.
+static float beta_at(const SchedulerConfig *c, int t) {
     int n = c->num_train_timesteps;
+    if (c->trained_betas) return (float)c->trained_betas->items[t].number;
+    if (c->beta_schedule == COSINE_BETAS) { // alphas_cumprod is a squared cosine
+        double now = cos(((double)t / n + 0.008) / 1.008 * acos(0)),
+               next = cos(((double)(t + 1) / n + 0.008) / 1.008 * acos(0));
+        return (float)fmin(1 - next * next / (now * now), 0.999);
+    }
     bool squared = c->beta_schedule == SCALED_LINEAR_BETAS;
     float first = (float)(squared ? sqrt(c->beta_start) : c->beta_start);
     float last = (float)(squared ? sqrt(c->beta_end) : c->beta_end);
-    float step = n > 1 ? (last - first) / (float)(n - 1) : 0;
-    for (int i = 0; i < n; i++) {
-        // As in torch.linspace: up from `first` in the first half, then down from `last`. One rounding each.
-        float beta =
-            (float)(i < n / 2 ? (double)first + (double)step * i : (double)last - (double)step * (n - 1 - i));
-        if (squared) beta = (float)((double)beta * (double)beta);
-        if (c->beta_schedule == COSINE_BETAS) { // alphas_cumprod is a squared cosine
-            double now = cos(((double)i / n + 0.008) / 1.008 * acos(0)),
-                   next = cos(((double)(i + 1) / n + 0.008) / 1.008 * acos(0));
-            beta = (float)fmin(1 - next * next / (now * now), 0.999);
-        }
-        if (c->trained_betas) beta = (float)c->trained_betas->items[i].number;
-        kept[i] = 1 - beta;
-    }
+    // As in torch.linspace: up from `first` in the first half, then down from `last`. One rounding each.
+    double step = n > 1 ? (double)((last - first) / (float)(n - 1)) : 0;
+    float beta = (float)(t < n / 2 ? (double)first + step * t : (double)last - step * (n - 1 - t));
+    return squared ? (float)((double)beta * (double)beta) : beta;
 }
 
 // alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t. It says how noisy a latent is at t:
@@ -732,7 +726,7 @@ static float *alphas_cumprod(const SchedulerConfig *c) {
     int n = c->num_train_timesteps;
     float *a = xmalloc((size_t)n * sizeof(float));
     double product = 1;
-    read_kept(c, a);
+    for (int i = 0; i < n; i++) a[i] = 1 - beta_at(c, i);
     if (c->zero_snr) remove_last_signal(a, n);
     for (int i = 0; i < n; i++) {
         a[i] = (float)(product *= (double)a[i]);
@@ -744,7 +738,6 @@ static float *alphas_cumprod(const SchedulerConfig *c) {
 
 void scheduler_init(Scheduler *s, SchedulerConfig c) {
     *s = (Scheduler){.config = c, .alphas_cumprod = alphas_cumprod(&c)};
-    s->final_alpha_cumprod = c.set_alpha_to_one ? 1 : s->alphas_cumprod[0];
     // A sigma cannot be infinite. diffusers leaves a trace of the picture here, fp16's smallest number.
     if (c.zero_snr && in_sigmas(s)) s->alphas_cumprod[c.num_train_timesteps - 1] = 0x1p-24f;
 }
@@ -782,8 +775,8 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     s->step_ratio = train / steps;
     s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof *s->timesteps);
     s->count = steps, s->at = 0, s->steps_taken = 0, s->history_count = 0;
-    // An LCM was distilled at `original` timesteps only: k - 1, 2k - 1, ... Take `steps` of them, evenly
-    // spaced, beginning with the noisiest. TCD does the same.
+    // An LCM was distilled at `original` timesteps only: k - 1, 2k - 1, ... It takes `steps` of them, evenly
+    // spaced, from the noisiest on. So does TCD.
     bool distilled = c->kind == LCM || c->kind == TCD;
     int original = c->original_inference_steps, k = distilled ? train / original : 0;
     if (distilled && steps > original)
@@ -820,7 +813,7 @@ void scheduler_skip(Scheduler *s, int count) {
 
 // t < 0 is the end, after the last timestep.
 static float cumprod_at(const Scheduler *s, int t) {
-    return t >= 0 ? s->alphas_cumprod[t] : s->final_alpha_cumprod;
+    return t >= 0 ? s->alphas_cumprod[t] : s->config.set_alpha_to_one ? 1 : s->alphas_cumprod[0];
 }
 
 Times times_at(const Scheduler *s, const int *t, int n) {
@@ -971,8 +964,7 @@ enum { LARGEST = 1 << 20 }; // of all other sizes in a configuration
 
 // The keys of each configuration: all of the reference's constructor (diffusers 0.42, transformers 5.23). A
 // key that changes what the network computes is obeyed, or it has the one value with which the network is
-// Stable Diffusion v1's. An absent key takes the constructor's default. NULL: the key is read by the function
-// below, or it does nothing when a picture is drawn.
+// Stable Diffusion v1's. An absent key takes the constructor's default. NULL: it does nothing to a picture.
 static const JsonKey unet_keys[] = {
     {"_class_name", "'UNet2DConditionModel'"},
     {"act_fn", "'silu'|'swish'"},

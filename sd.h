@@ -1,6 +1,5 @@
 // sd.h: the four phases of the paper, a section each.
-//   Phase 1  sd.c    Stable Diffusion: text encoder, UNet, VAE, schedulers, text to image; more schedulers in
-//                    samplers.c
+//   Phase 1  sd.c    Stable Diffusion: text encoder, UNet, VAE, schedulers (more: samplers.c), text to image
 //   Phase 2  lcm.c   latent consistency distillation
 //   Phase 3  lora.c  low-rank adapters: fine-tuning and distillation
 //   Phase 4  fid.c   Inception-v3, FID, KID
@@ -63,8 +62,7 @@ Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int token
 // guidance (n) host: the guidance scale minus 1, for a network with time_cond_proj_dim; else NULL.
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance);
 Tensor *guidance_embedding(const float *guidance, int n, int dim); // (n, dim)
-// A UNet over another network's memory: each parameter is the one of the same name in `owner`.
-// unet_view_free() leaves that memory alone.
+// A UNet over another network's memory, the parameters of the same names in `owner`, who goes on to own it.
 UNet *unet_view(UNetConfig c, const Params *owner, Params *params);
 void unet_view_free(UNet *u, Params *params);
 // pixels (n, h, w, 3) in [-1, 1] -> mean and logarithm of the variance (n, h / 8, w / 8, 2 * latent_channels)
@@ -91,7 +89,6 @@ typedef struct {
 typedef struct {
     SchedulerConfig config;
     float *alphas_cumprod; // (num_train_timesteps)
-    float final_alpha_cumprod;
     int count;
     float *timesteps; // (count) at which the network is evaluated, in order; whole numbers but for Euler
     float *sigmas;    // (count + 1) of these timesteps and of the end; samplers.c
@@ -102,11 +99,10 @@ typedef struct {
     int history_count;  //       how many there are,
     Tensor *held;       //       and z before the first step, which is taken twice
 } Scheduler;
-// In the order of SchedulerKind: the names of --scheduler, what A1111 writes into a PNG (NULL ends both), and
-// diffusers' classes.
+// By SchedulerKind: names of --scheduler, what A1111 writes into a PNG (NULL ends both), diffusers' classes.
 extern const char *const scheduler_names[], *const scheduler_titles[], *const scheduler_classes[];
-// from_config(scheduler_config.json): absent keys take the class's defaults. kind -1: the class it names.
-// Dies of a key whose value is not obeyed.
+// Of scheduler_config.json; absent keys take the class's defaults. kind -1: the class it names. Dies of a key
+// whose value is not obeyed.
 SchedulerConfig scheduler_config(const Json *config, int kind);
 Json *scheduler_load(const char *path); // the file, as Python writes it
 void scheduler_init(Scheduler *s, SchedulerConfig c);
@@ -115,8 +111,8 @@ void scheduler_skip(Scheduler *s, int count); // image-to-image starts later
 // What sampling begins with, at the first timestep that remains: noise, or `clean` (may be NULL) noised.
 Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise);
 Tensor *scheduler_input(const Scheduler *s, Tensor *z); // z as the network gets it
-// One step: the next z, given z (n, h, w, c) and the network's output. noise: if scheduler_wants_noise(), new
-// noise of the same shape; else NULL.
+// One step: the next z, given z (n, h, w, c), the network's output and, if scheduler_wants_noise(), new
+// noise.
 Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
 bool scheduler_wants_noise(const Scheduler *s);
 void scheduler_free(Scheduler *s);
@@ -337,8 +333,7 @@ typedef struct {
     float *features;    // (count, dim), or NULL where they were not kept
     char **names;       // (count) files; NULL where the set comes from statistics
 } FidSet;
-// pytorch-fid's bilinear resize without antialiasing; clean-fid's, Pillow's bicubic with antialiasing. On
-// floats.
+// On floats: pytorch-fid's bilinear without antialiasing; clean-fid's, Pillow's bicubic with antialiasing.
 typedef enum { RESIZE_FID, RESIZE_CLEAN } FidResize;
 typedef struct {
     FidResize resize;
@@ -354,15 +349,11 @@ void fid_set_free(FidSet *s);
 // (size, size, 3), the network's input
 void fid_resize(float *out, const Image *image, int size, FidResize how);
 
-// Mean and covariance in one pass over any number of features, in any portions.
-typedef struct {
-    int dim;
-    long count;
-    double *mean, *scatter; // (dim); (dim, dim), lower triangle: sum of (x - mean)(x - mean)^T
-} Moments;
-void moments_begin(Moments *m, int dim);
-void moments_add(Moments *m, const float *features, int count); // (count, dim), at least one
-void moments_end(Moments *m, FidSet *s);                        // needs two at least; sets mu and sigma of s
+// Mean and covariance in one pass over any number of features, in any portions. Until the end the lower
+// triangle of sigma is the sum of (x - mu)(x - mu)^T.
+void moments_begin(FidSet *s);                                 // of no pictures, with dim set
+void moments_add(FidSet *s, const float *features, int count); // (count, dim), at least one
+void moments_end(FidSet *s);                                   // needs two at least
 
 double frechet_distance(const double *mu1, const double *c1, const double *mu2, const double *c2, int dim);
 double fid_distance(const FidSet *a, const FidSet *b);
@@ -371,7 +362,6 @@ double fid_distance(const FidSet *a, const FidSet *b);
 double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed, double *standard_error);
 // 95 % interval about the FID's expectation at these numbers of pictures, by halving the sets `rounds` times
 // (2 at least); NaN of less than 4 pictures.
-void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed,
-                  double interval[2]);
+void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed, double ends[2]);
 
 #endif

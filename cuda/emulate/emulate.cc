@@ -481,7 +481,6 @@ static Kernel *kernel_of(const EmuCall &call) {
     k.allowed.assign(emu_tls_size, FOREIGN);
     for (SharedVariable &v : emu_variables) {
         if (v.owner != mangled && kernel_names.count(v.owner)) continue;
-        k.variables.push_back(&v);
         std::fill_n(k.allowed.begin() + (long)v.offset, v.size, ITS_OWN);
     }
 #ifdef __clang__

@@ -47,13 +47,12 @@ static void check_number(const char *what, double got, double want, double toler
 
 // A set of the given features, added in portions of `portion`.
 static FidSet set_of(const float *features, long count, int dim, int portion) {
-    FidSet s = {.path = xstrdup("a set"), .count = count, .dim = dim};
+    FidSet s = {.path = xstrdup("a set"), .dim = dim};
     size_t D = (size_t)dim, n = (size_t)count * D;
-    Moments m;
-    moments_begin(&m, dim);
+    moments_begin(&s);
     for (long i = 0; i < count; i += portion)
-        moments_add(&m, features + (size_t)i * D, (int)(count - i < portion ? count - i : portion));
-    moments_end(&m, &s);
+        moments_add(&s, features + (size_t)i * D, (int)(count - i < portion ? count - i : portion));
+    moments_end(&s);
     s.features = memcpy(xmalloc(n * sizeof(float)), features, n * sizeof(float));
     return s;
 }
