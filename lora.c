@@ -499,35 +499,22 @@ static const JsonKey peft_keys[] = {
      NULL},
     {0}};
 
-// Patterns for layer names are Python's regular expressions in PEFT, POSIX's here. Where in `p` do the two
-// differ (or NULL)? \d, (?...), lazy and possessive repeats, braces; brackets, backslashes between brackets.
-static const char *not_posix(const char *p) {
-    bool repeatable = false; // is there something before p that a * would repeat?
-    while (*p) {
-        if (*p == '[') { // to the closing bracket; a first one stands for itself
-            const char *end = p + (p[1] == '^' ? 2 : 1);
-            end += *end == ']';
-            end += strcspn(end, "[]\\");
-            if (*end != ']') return p;
-            p = end + 1, repeatable = true;
-        } else if (*p == '\\' && p[1] && strchr(".^$*+?()[]{}|\\-", p[1])) {
-            p += 2, repeatable = true;
-        } else if (strchr("\\{}", *p) || (unsigned char)*p > 127 || (strchr("*+?", *p) && !repeatable)) {
-            return p;
-        } else {
-            repeatable = !strchr("*+?(|^$", *p++);
-        }
-    }
-    return NULL;
-}
+// Patterns for layer names are Python's regular expressions in PEFT, POSIX's here. This is what means the
+// same in both, and leaves out \d and its like, (?...), lazy and possessive repeats, braces.
+#define CHARACTER "[]A-Za-z0-9 _.,:;<=>@~!\"#%&'/`-]"
+#define ESCAPED "\\\\[].^$*+?()[{}|\\-]"
+#define BRACKETS "\\[(\\^?]|\\^[^][\\]|[^][\\^])[^][\\]*]" // without a bracket or a backslash between them
+static const char alike[] = "^((" CHARACTER "|" ESCAPED "|" BRACKETS "|\\))[*+?]?|[(|^$])*";
 
 static regex_t compile_pattern(const char *prefix, const char *pattern, const char *key, const char *where) {
-    regex_t compiled;
-    const char *odd = not_posix(pattern);
+    regex_t tokens, compiled;
+    regmatch_t match = {0};
+    regcomp(&tokens, alike, REG_EXTENDED), regexec(&tokens, pattern, 1, &match, 0), regfree(&tokens);
+    const char *odd = pattern + match.rm_eo;
     char *text = format("^(%s(%s)$)", prefix, pattern);
-    if (odd || regcomp(&compiled, text, REG_EXTENDED | REG_NOSUB))
+    if (*odd || regcomp(&compiled, text, REG_EXTENDED | REG_NOSUB))
         die("%s: \"%s\": the pattern \"%s\" is not supported, from \"%s\" on", where, key, pattern,
-            odd ? odd : pattern);
+            *odd ? odd : pattern);
     free(text);
     return compiled;
 }
