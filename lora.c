@@ -39,10 +39,9 @@ static const char lcm_targets[] = "attention,ff,resnet,proj,samplers,ends";
 static bool target_includes(const char *target, const char *layer) {
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         if (strcmp(target, groups[g].group)) continue;
-        if (strncmp(layer, groups[g].network, strlen(groups[g].network))) return false;
-        for (int i = 0; i < 8 && groups[g].ends[i]; i++)
-            if (ends_with(layer, groups[g].ends[i])) return true;
-        return false;
+        bool its = false;
+        for (int i = 0; i < 8 && groups[g].ends[i]; i++) its |= ends_with(layer, groups[g].ends[i]);
+        return its && starts_with(layer, groups[g].network);
     }
     return strstr(layer, target) != NULL;
 }
@@ -52,7 +51,7 @@ Layer **lora_layers(const Params *model, int *count) {
     *count = 0;
     for (int i = 0; i < model->count; i++) {
         const Parameter *p = &model->list[i];
-        if (p->tensor->dims < 2 || !ends_with(p->name, ".weight") || !strncmp(p->name, "vae.", 4)) continue;
+        if (p->tensor->dims < 2 || !ends_with(p->name, ".weight") || starts_with(p->name, "vae.")) continue;
         char *name = format("%.*s", (int)strlen(p->name) - 7, p->name);
         Layer *l = params_layer(model, name); // NULL for an embedding, which is not a layer
         if (l) layers[(*count)++] = l;
@@ -143,10 +142,7 @@ void lora_merge(const Lora *l, float strength) {
         if (sum != w) backend.copy(mem(sum), mem(w), tensor_count(w));
         adapter_add(sum, &p->adapter, strength * p->alpha / (float)rank);
         if (sum != w) backend.copy(mem(w), mem(sum), tensor_count(w));
-        float *x = tensor_read(w);
-        for (size_t k = 0; k < tensor_count(w); k++)
-            if (!isfinite(x[k])) die("%s: merged, weight %zu is too large for its type", p->layer->name, k);
-        free(x);
+        if (!tensor_finite(w)) die("%s: merged, a weight is too large for its type", p->layer->name);
         scope_end(s, NULL);
     }
 }

@@ -353,10 +353,11 @@ void remove_last_signal(float *kept, int n) {
     free(root);
 }
 
-// ---- TCD (Zheng et al. 2024, "Trajectory Consistency Distillation", algorithm 4: strategic stochastic sampling)
+// ---- TCD --------------------------------------------------------------------------------------------------
 
-// The network was distilled to jump from timestep t to any before it. It jumps to u = (1 - eta) t', farther
-// than the next timestep t', and new noise leads back to it:
+// Zheng et al. 2024, "Trajectory Consistency Distillation", algorithm 4 (strategic stochastic sampling). The
+// network was distilled to jump from timestep t to any before it. It jumps to u = (1 - eta) t', farther than
+// the next timestep t', and new noise leads back to it:
 //   z_u  = sqrt(a_u) x0 + sqrt(1 - a_u) eps
 //   z_t' = sqrt(a_t' / a_u) z_u + sqrt(1 - a_t' / a_u) noise
 // With eta 0, the default of diffusers' pipeline, u = t' and nothing is random.

@@ -1333,10 +1333,7 @@ Model *model_load(const char *path, const char *tokenizer, ModelParts parts) {
     bool folder = is_directory(path);
     Model *m = xcalloc(1, sizeof *m);
     m->path = xstrdup(path);
-    if (folder)
-        load_folder(m, parts);
-    else
-        load_ldm(m, parts);
+    (folder ? load_folder : load_ldm)(m, parts);
     if (parts & NEED_TOKENIZER) {
         if (!tokenizer && !folder)
             die("%s holds no tokenizer; name the folder of one by --tokenizer DIR", path);

@@ -90,14 +90,13 @@ typedef struct {
     SchedulerConfig config;
     float *alphas_cumprod; // (num_train_timesteps)
     int count;
-    float *timesteps; // (count) at which the network is evaluated, in order; whole numbers but for Euler
-    float *sigmas;    // (count + 1) of these timesteps and of the end; samplers.c
-    int at;           // index of the next timestep
-    int steps_taken;
-    int step_ratio;     // num_train_timesteps / steps asked for
-    Tensor *history[4]; // PNDM, DPM-Solver++: the last predictions, newest first,
-    int history_count;  //       how many there are,
-    Tensor *held;       //       and z before the first step, which is taken twice
+    float *timesteps;    // (count) at which the network is evaluated, in order; whole numbers but for Euler
+    float *sigmas;       // (count + 1) of these timesteps and of the end; samplers.c
+    int at, steps_taken; // index of the next timestep
+    int step_ratio;      // num_train_timesteps / steps asked for
+    Tensor *history[4];  // PNDM, DPM-Solver++: the last predictions, newest first,
+    int history_count;   //       how many there are,
+    Tensor *held;        //       and z before the first step, which is taken twice
 } Scheduler;
 // By SchedulerKind: names of --scheduler, what A1111 writes into a PNG (NULL ends both), diffusers' classes.
 extern const char *const scheduler_names[], *const scheduler_titles[], *const scheduler_classes[];
@@ -274,9 +273,8 @@ bool lora_describe(const char *path); // to stdout; false if it is none
 
 // How the authors of LoRAs that were distilled for a few steps draw with them.
 typedef struct {
-    const char *name; // for messages; NULL: it seems to be none of these
-    int scheduler;    // SchedulerKind; -1: none of these
-    int steps;
+    const char *name;     // for messages; NULL: it seems to be none of these
+    int scheduler, steps; // scheduler: SchedulerKind; -1: none of these
     float cfg, eta;
     bool trailing; // the timesteps' spacing
 } FewSteps;
@@ -337,9 +335,8 @@ typedef struct {
 typedef enum { RESIZE_FID, RESIZE_CLEAN } FidResize;
 typedef struct {
     FidResize resize;
-    int batch; // pictures a forward pass
-    bool statistics, keep_features;
-    bool recursive; // also the pictures of folders within the folder
+    int batch;                                 // pictures a forward pass
+    bool statistics, keep_features, recursive; // recursive: also pictures of folders within the folder
 } FidOptions;
 FidSet fid_scan(Inception *net, const char *dir, FidOptions o); // all pictures of the folder
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o);
