@@ -600,7 +600,7 @@ static const float vae_eps = 1e-6f;
 
 // The encoder (down) or the decoder, whose levels are the encoder's from last to first, with a ResNet more.
 static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, int out) {
-    const char *half = down ? "vae.encoder" : "vae.decoder";
+    const char *half = down ? "vae.encoder" : "vae.decoder", *way = down ? "down" : "up";
     int top = c.levels - 1, groups = c.norm_num_groups, d = c.block_out_channels[top];
     int channels = down ? c.block_out_channels[0] : d;
     char at[128];
@@ -608,12 +608,11 @@ static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, 
     for (int i = 0; i <= top; i++) {
         int next = c.block_out_channels[down ? i : top - i];
         for (int j = 0; j < c.layers_per_block + !down; j++, channels = next) {
-            snprintf(at, sizeof at, "%s.%s_blocks.%d.resnets.%d", half, down ? "down" : "up", i, j);
+            snprintf(at, sizeof at, "%s.%s_blocks.%d.resnets.%d", half, way, i, j);
             v->levels[i].resnets[j] = resnet_new(p, channels, next, 0, groups, vae_eps, at);
         }
-        snprintf(at, sizeof at, down ? "%s.down_blocks.%d.downsamplers" : "%s.up_blocks.%d.upsamplers", half,
-                 i);
-        if (i < top) v->levels[i].sampler = layer_conv(p, next, next, 3, 3, true, "%s.0.conv", at);
+        snprintf(at, sizeof at, "%s.%s_blocks.%d.%ssamplers.0.conv", half, way, i, way);
+        if (i < top) v->levels[i].sampler = layer_conv(p, next, next, 3, 3, true, "%s", at);
     }
     snprintf(at, sizeof at, "%s.mid_block.attentions.0", half);
     v->mid_attention.groups = groups;
@@ -796,11 +795,11 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     }
     if (in_sigmas(s)) sigma_schedule(s);
     bool blind = c->prediction_type == EPSILON; // diffusers divides by 0 there, and draws black
+    const char *key = c->zero_snr        ? "rescale_betas_zero_snr"
+                      : c->trained_betas ? "trained_betas"
+                                         : "beta_end";
     if ((blind || in_sigmas(s)) && !(s->alphas_cumprod[(int)s->timesteps[0]] > 0))
-        die("scheduler_config.json: \"%s\" leaves nothing of the picture at timestep %g, where %s",
-            c->zero_snr        ? "rescale_betas_zero_snr"
-            : c->trained_betas ? "trained_betas"
-                               : "beta_end",
+        die("scheduler_config.json: \"%s\" leaves nothing of the picture at timestep %g, where %s", key,
             (double)s->timesteps[0],
             blind ? "a network that predicts the noise (\"prediction_type\" 'epsilon') cannot begin"
                   : "sigma is infinite");
@@ -1021,8 +1020,7 @@ static int read_levels(const Json *config, const char *file, int groups, int cha
     for (size_t i = 0; i < list->length; i++) {
         double x = list->items[i].kind == JSON_NUMBER ? list->items[i].number : 0;
         if (!(x >= 1 && x <= LARGEST) || fmod(x, groups) != 0)
-            die("%s: \"block_out_channels\"[%zu] is %g channels; what divides into %d groups is expected "
-                "(\"norm_num_groups\")",
+            die("%s: \"block_out_channels\"[%zu] is %g channels; %d groups (\"norm_num_groups\") must divide it",
                 file, i, x, groups);
         channels[i] = (int)x;
     }
@@ -1116,8 +1114,7 @@ VaeConfig vae_config(const Json *j) {
                    .scaling_factor = (float)json_get_number(j, "scaling_factor", 0.18215)};
     c.levels = read_levels(j, file, c.norm_num_groups, c.block_out_channels);
     if (c.levels != 4)
-        die("%s: \"block_out_channels\" lists %d levels; what is supported is 4: latents an eighth as wide as the "
-            "picture",
+        die("%s: \"block_out_channels\" lists %d levels; 4 are supported: latents an eighth as wide as pictures",
             file, c.levels);
     if (c.scaling_factor == 0) die("%s: \"scaling_factor\" is 0", file);
     for (int i = 0; i < c.levels; i++)
@@ -1291,9 +1288,8 @@ static void load_ldm(Model *m, ModelParts parts) {
     const Stored *context =
         store_find(s, "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight");
     if (context && context->ndim == 2 && context->shape[1] != 768)
-        die("%s is of another version of Stable Diffusion: its text states have %lld channels, version 1's "
-            "768",
-            path, (long long)context->shape[1]);
+        die("%s is of another version of Stable Diffusion: its text states have %lld channels, not 768", path,
+            (long long)context->shape[1]);
     bool guidance = store_find(s, "model.diffusion_model.time_embed.cond_proj.weight");
     const Architecture *a = architecture(guidance ? "sd15-lcm" : "sd15");
     const char *const configs[] = {a->text_encoder, a->unet, a->vae};
