@@ -445,11 +445,10 @@ FidSet fid_read_statistics(const char *npz) {
     s.sigma = npz_read(npz, "sigma", sigma, &sigma_dims);
     if (mu_dims != 1 || mu[0] < 1 || mu[0] > 32768)
         die("%s: mu has %d dimensions, the first of %lld; one of 1 to 32768 is expected", npz, mu_dims,
-            mu_dims ? (long long)mu[0] : 0LL);
+            (long long)mu[0]);
     if (sigma_dims != 2 || sigma[0] != mu[0] || sigma[1] != mu[0])
         die("%s: sigma has %d dimensions (%lld, %lld); (%lld, %lld) is expected, as mu has it", npz,
-            sigma_dims, sigma_dims > 0 ? (long long)sigma[0] : 0LL,
-            sigma_dims > 1 ? (long long)sigma[1] : 0LL, (long long)mu[0], (long long)mu[0]);
+            sigma_dims, (long long)sigma[0], (long long)sigma[1], (long long)mu[0], (long long)mu[0]);
     size_t D = (size_t)mu[0];
     s.dim = (int)D;
     double largest = 0; // of the variances

@@ -257,10 +257,11 @@ Tensor *kl_divergence(Tensor *teacher, Tensor *student, KlReading reading, float
     // (a) A latent is one distribution over all its elements: it says where the latent is large, compared
     // with the rest of it. A shift of the whole latent makes no difference.
     case KL_ELEMENTS: return kl_of_softmax(teacher, student, n, all, temperature);
-    // (b) Each position has a distribution over the channels, as a classifier over classes. A shift of them
-    // all makes no difference.
+    // (b) Each position has a distribution over the channels, like a classifier's over classes. A shift of
+    // all channels of a position makes no difference.
     case KL_CHANNELS: return kl_of_softmax(teacher, student, n * (all / c), c, temperature);
-    // (c) Each channel has a Gaussian. The default: it keeps the contrast that MSE loses (weights/README.md).
+    // (c) Each channel has a Gaussian. This is the default, because it keeps the contrast that MSE alone
+    // loses (see weights/README.md).
     case KL_GAUSSIANS: return kl_of_gaussians(teacher, student);
     }
     return NULL;
@@ -460,7 +461,7 @@ bool lora_fits(const Params *model, const char *path) {
     return fits;
 }
 
-// PEFT's LoraConfig: in the header or, of PEFT's own files, beside them; NULL where there is none.
+// PEFT's LoraConfig: in the header, or beside PEFT's own files in adapter_config.json. NULL: there is none.
 static Json *read_config(const Store *s, const char *path) {
     const char *text = store_metadata(s, "lora_adapter_metadata");
     if (text) return json_parse(text, strlen(text), path);
@@ -522,7 +523,7 @@ static const char *peft_name(const Layer *l) {
 }
 
 // "rank_pattern" or "alpha_pattern": {"attn1.to_q": 8, ...}. A pattern fits a whole name, or all that follows
-// a dot. The first that fits counts.
+// one of its dots. Of several that fit the first one counts.
 static void apply_patterns(double *values, const Json *config, const char *key, Layer *const *layers,
                            int count, const char *where) {
     const Json *patterns = json_get(config, key);

@@ -220,8 +220,8 @@ Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler) {
 // Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", divide z_t by
 // sqrt(a). What is left of the schedule is one number, the noise beside a picture of size 1:
 //   z_t / sqrt(a) = z_0 + sigma eps,   sigma = sqrt((1 - a) / a)
-// Euler's latents are kept so, as diffusers has them, and divided by sqrt(sigma^2 + 1) for the network.
-// DPM-Solver++ keeps z_t as it is.
+// Euler's latents are kept in that scale, as diffusers has them, and divided by sqrt(sigma^2 + 1) for the
+// network. DPM-Solver++ keeps z_t as it is.
 bool in_sigmas(const Scheduler *s) { return s->config.kind >= EULER && s->config.kind <= DPMPP_2M_KARRAS; }
 
 static bool is_euler(const Scheduler *s) {
@@ -321,8 +321,8 @@ Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // one before:
 //   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
 //   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
-// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, and two of
-// them have the ratio e^-h.
+// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, so e^-h is
+// the ratio of two of them.
 Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
     const SchedulerConfig *c = &s->config;
     double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];

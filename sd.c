@@ -129,8 +129,8 @@ static Tensor *random_latents(Random *r, int c, int h, int w) {
     return t;
 }
 
-// The latents of a picture, scaled for the UNet. They are drawn from N(mu, sigma^2). The encoder gives mu and
-// log sigma^2.
+// The latents of a picture, scaled for the UNet. The encoder gives their moments: mu and the logarithm of
+// sigma^2. The latents are drawn from N(mu, sigma^2).
 static Tensor *encode_init(const Model *m, const Image *image, int width, int height, Random *r) {
     Image *fitted = image_resize(image, width, height, RESIZE_LANCZOS); // as diffusers resizes
     Tensor *pixels = trace(image_to_tensor((const Image *const[]){fitted}, 1), "inputs.image");
@@ -249,7 +249,8 @@ void text_encoder_free(TextEncoder *e) {
     free(e);
 }
 
-// A pre-norm transformer layer, (n, tokens, c) -> the same shape. A token sees itself and those before it.
+// A pre-norm transformer layer, (n, tokens, c) -> the same shape. Its attention is causal: a token sees
+// itself and the tokens before it.
 static Tensor *text_layer(const void *layer, Tensor *const *in) {
     const TextLayer *l = layer;
     Tensor *x = in[0], *h = layer_norm(x, l->layer_norm1, l->eps);
@@ -598,7 +599,8 @@ struct Vae {
 
 static const float vae_eps = 1e-6f;
 
-// The encoder (down) or the decoder, whose levels are the encoder's from last to first, with a ResNet more.
+// The encoder (down) or the decoder. The decoder's levels are the encoder's from last to first, and each has
+// one ResNet more.
 static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, int out) {
     const char *half = down ? "vae.encoder" : "vae.decoder", *way = down ? "down" : "up";
     int top = c.levels - 1, groups = c.norm_num_groups, d = c.block_out_channels[top];
@@ -774,8 +776,8 @@ void scheduler_set_timesteps(Scheduler *s, int steps) {
     s->step_ratio = train / steps;
     s->timesteps = xrealloc(s->timesteps, (size_t)(steps + 1) * sizeof *s->timesteps);
     s->count = steps, s->at = 0, s->steps_taken = 0, s->history_count = 0;
-    // An LCM was distilled at `original` timesteps only: k - 1, 2k - 1, ... It takes `steps` of them, evenly
-    // spaced, from the noisiest on. So does TCD.
+    // An LCM was distilled at `original` timesteps only: k - 1, 2k - 1, ... Take `steps` of them, evenly
+    // spaced, beginning with the noisiest. TCD does the same.
     bool distilled = c->kind == LCM || c->kind == TCD;
     int original = c->original_inference_steps, k = distilled ? train / original : 0;
     if (distilled && steps > original)
@@ -1170,7 +1172,8 @@ Image *tensor_to_image(const Tensor *pixels, int i) {
 
 // ---- a model from its files -------------------------------------------------------------------------------
 
-// The file of one part: the plain name, its fp16 variant, the index of its shards. (.bin: to be refused.)
+// The file of one part: the plain name, its fp16 variant, or the index of its shards. store_open() refuses a
+// .bin, which is a pickle.
 static Store *open_part(const char *dir, const char *base) {
     static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json",
                                           ".fp16.safetensors.index.json", ".bin"};

@@ -62,7 +62,7 @@ Tensor *text_encode_first(const TextEncoder *e, const int *ids, int n, int token
 // guidance (n) host: the guidance scale minus 1, for a network with time_cond_proj_dim; else NULL.
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance);
 Tensor *guidance_embedding(const float *guidance, int n, int dim); // (n, dim)
-// A UNet over another network's memory, the parameters of the same names in `owner`, who goes on to own it.
+// A UNet over the memory of `owner`'s parameters of the same names, which unet_view_free() leaves alone.
 UNet *unet_view(UNetConfig c, const Params *owner, Params *params);
 void unet_view_free(UNet *u, Params *params);
 // pixels (n, h, w, 3) in [-1, 1] -> mean and logarithm of the variance (n, h / 8, w / 8, 2 * latent_channels)

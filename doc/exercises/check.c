@@ -51,7 +51,8 @@ static void sampler(void) {
     heading("DDIM with a network that is always right: how far z is from where it should be");
     for (int i = 0; i < 10; i++) {
         z = scheduler_step(&s, z, eps, NULL);
-        a = i < 9 ? s.alphas_cumprod[(int)s.timesteps[i + 1]] : s.config.set_alpha_to_one ? 1 : s.alphas_cumprod[0];
+        float last = s.config.set_alpha_to_one ? 1 : s.alphas_cumprod[0];
+        a = i < 9 ? s.alphas_cumprod[(int)s.timesteps[i + 1]] : last;
         float *want = tensor_read(combine(sqrtf(a), x0, sqrtf(1 - a), eps)), *got = tensor_read(z);
         double far = 0;
         for (int k = 0; k < 256; k++) keep_largest(&far, fabs((double)(got[k] - want[k])));
