@@ -2,7 +2,7 @@
 // `sd scenes` draws the toy world's.
 #define _XOPEN_SOURCE 700 // realpath, symlink
 #include "commands.h"
-#include "lib/io/io.h"
+#include "model_folder.h"
 #include "options.h"
 #include "weights/toy/scenes.h"
 
@@ -88,9 +88,7 @@ int command_data(int argc, char **argv) {
     if (most && count > (size_t)most) count = (size_t)most;
     if (!count) die("%s has no captioned picture of that part", dir);
 
-    char *from = realpath(dir, NULL), *to = realpath(out, NULL);
-    if (from && to && !strcmp(from, to)) die("%s is the data set itself; take another folder for it", out);
-    free(from), free(to);
+    if (same_folder(dir, out)) die("%s is the data set itself; take another folder for it", out);
     if (!force) refuse_foreign(out, "prompts.txt");
     for (size_t i = 0; i < d->count; i++) input_note(d->samples[i].path);
     char *images = path_inside(out, "Images"), *list = path_inside(out, "captions.txt"),

@@ -1,5 +1,6 @@
 // explain.c: what may be wrong in the first block that differs from another implementation's? A guess is
 // proved by making the mistake here too: on the same inputs the two must then agree.
+#include "options.h"
 #include "verify.h"
 
 #include <math.h>
@@ -24,35 +25,33 @@ static bool permuted(const float *x, const float *y, size_t n, double small) {
     return same;
 }
 
-// Do x and y differ by one number a channel? Channels lie `stride` apart, the elements of one `step` apart.
-static bool offset_per_channel(const float *x, const float *y, size_t channels, size_t stride, size_t count,
-                               size_t step, double small) {
-    double inside = 0, between = 0;
+// Do x and y differ by one number a channel?
+static bool offset_per_channel(const float *x, const float *y, const Traced *t, double small) {
+    bool picture = t->ndim == 4;
+    size_t n = traced_elements(t), channels = (size_t)t->shape[picture ? 1 : t->ndim - 1],
+           plane = picture ? (size_t)t->shape[2] * (size_t)t->shape[3] : 1;
+    double *sum = xcalloc(2 * channels, sizeof *sum), *squares = sum + channels;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)x[i] - y[i];
+        sum[i / plane % channels] += d, squares[i / plane % channels] += d * d;
+    }
+    double inside = 0, between = 0, count = (double)(n / channels);
     for (size_t c = 0; c < channels; c++) {
-        double sum = 0, square = 0;
-        for (size_t i = 0; i < count; i++) {
-            double d = (double)x[c * stride + i * step] - y[c * stride + i * step];
-            sum += d, square += d * d;
-        }
-        double mean = sum / (double)count;
-        inside = fmax(inside, sqrt(fmax(0, square / (double)count - mean * mean)));
+        double mean = sum[c] / count;
+        inside = fmax(inside, sqrt(fmax(0, squares[c] / count - mean * mean)));
         between = fmax(between, fabs(mean));
     }
+    free(sum);
     return count > 1 && inside < small && between > 20 * inside;
 }
 
 // x is theirs, y ours.
-static const char *usual_mistake(const float *x, const float *y, const Traced *t, Type precision) {
+static const char *usual_mistake(const float *x, const float *y, const Traced *t, double small) {
     size_t n = traced_elements(t);
     double largest = largest_of(y, n), dot = 0, xx = 0, yy = 0;
     for (size_t i = 0; i < n; i++)
         dot += (double)x[i] * y[i], xx += (double)x[i] * x[i], yy += (double)y[i] * y[i];
-    bool picture = t->ndim == 4;
-    size_t channels = (size_t)t->shape[picture ? 1 : t->ndim - 1],
-           plane = picture ? (size_t)t->shape[2] * (size_t)t->shape[3] : n / channels;
-    double small = rounding[precision];
-    if (offset_per_channel(x, y, channels, picture ? plane : 1, plane, picture ? 1 : channels,
-                           small * largest))
+    if (offset_per_channel(x, y, t, small * largest))
         return "one number a channel apart: a bias is missing, or is there twice";
     double scale = dot / yy, left = xx - dot * dot / yy;
     if (left < small * small * xx && fabs(scale - 1) > 10 * small)
@@ -60,7 +59,7 @@ static const char *usual_mistake(const float *x, const float *y, const Traced *t
     if (distance(x, y, n) < 5e-3 * largest)
         return "a small difference everywhere: TF32 on their side, a wrong epsilon of a norm, or another form "
                "of an activation?";
-    return NULL;
+    return "";
 }
 
 // Least squares: y is about k[0] x[0] + k[1] x[1] + ... (at most 3 terms). Returns the largest error.
@@ -107,7 +106,7 @@ static const char *wrong_configuration(Inputs in, int step, const float *their, 
         if (i == 3) in.sampler.set_alpha_to_one = !own.set_alpha_to_one;
         if (i == 4) in.sampler.beta_schedule = own.beta_schedule ? LINEAR_BETAS : SCALED_LINEAR_BETAS;
         Scope whole = scope_begin();
-        Scheduler s = scheduler_of(&in);
+        Scheduler s = sampler_of(&in);
         Tensor *z = picture_from(in.latents, 1, in.c, in.h, in.w), *next = z;
         for (int k = 0; k <= step; k++, z = theirs(&in, next, k - 1, "sampler"))
             next = step_again(&in, &s, z, theirs(&in, z, k, "guidance"), k);
@@ -125,9 +124,8 @@ static const char *wrong_configuration(Inputs in, int step, const float *their, 
 static char *explain_between(const Inputs *in, const char *block, const float *their, const Traced *ours,
                              double small) {
     int step = 0, terms = 1;
-    const char *name = sscanf(block, "step.%d.", &step) == 1 ? strchr(block + 5, '.') + 1 : block,
-               *why = NULL;
-    const char *called[3] = {"latents", "prediction", "noise"};
+    sscanf(block, "step.%d.", &step);
+    const char *name = without_step(block), *called[3] = {"latents", "prediction", "noise"}, *why = NULL;
     size_t n = traced_elements(ours);
     float *x[3] = {NULL, NULL, NULL};
     if (!strcmp(name, "inputs.timesteps"))
@@ -138,7 +136,7 @@ static char *explain_between(const Inputs *in, const char *block, const float *t
         if (x[0]) x[1] = memcpy(xmalloc(n * sizeof(float)), x[0] + n, n * sizeof(float));
     } else if (!strcmp(name, "sampler")) {
         char *noise = format("inputs.noise.%d", step);
-        x[0] = latents_before(in, step, n), x[1] = given(in, step, "guidance", n),
+        x[0] = latents_before(in, step, n), x[1] = given(in, step, "guidance", n);
         x[2] = given(in, -1, noise, n);
         terms = x[2] ? 3 : 2;
         why = wrong_configuration(*in, step, their, n, small);
@@ -152,72 +150,77 @@ static char *explain_between(const Inputs *in, const char *block, const float *t
     else
         return NULL;
     double a[3], b[3];
-    char *text = why ? format("%s: so we agree", why)
-                     : xstrdup(x[0] ? "not made as ours is from the same tensors"
-                                    : "what it is made from is absent, too");
-    if (!why && x[0] && (terms == 1 || x[1]) && fit(their, x, terms, n, a) < small &&
-        fit(ours->data, x, terms, n, b) < small) {
-        free(text), text = xstrdup("");
-        for (int i = 0; i < terms; i++) {
-            char *longer =
-                format("%s%s%s times %.4g (ours %.4g)", text, i ? " + " : "", called[i], a[i], b[i]);
-            free(text), text = longer;
-        }
-    }
+    bool known = x[0] && (terms == 1 || x[1]);
+    char *text = xstrdup("");
+    if (why)
+        text = joined(text, format("%s: so we agree", why));
+    else if (known && fit(their, x, terms, n, a) < small && fit(ours->data, x, terms, n, b) < small)
+        for (int i = 0; i < terms; i++)
+            text = joined(text, format("%s%s times %.4g (ours %.4g)", i ? " + " : "", called[i], a[i], b[i]));
+    else
+        text = joined(text, xstrdup(x[0] ? "not made as ours is from the same tensors"
+                                         : "what it is made from is absent, too"));
     for (int i = 0; i < 3; i++) free(x[i]);
     return text;
 }
 
 // ---- a run with a mistake ---------------------------------------------------------------------------------
 
-// The run ends at the block in question, with how far it is from theirs.
-static struct {
-    const char *block;
-    const float *theirs;
+// What is tried, on which model and block; and the best explanation so far.
+typedef struct {
+    const Model *model;
+    const Inputs *in;
+    const char *block, *module; // module: the block's name without the step
+    bool of_text;
+    const float *theirs; // the block's output (count)
     size_t count;
+    double difference, small, deadline; // small: what rounding explains
+    char *why;
+} Case;
+
+// A run ends at the block in question, with how far it is from theirs.
+static struct {
+    const Case *c;
     int unet_calls;
     double difference;
     jmp_buf reached;
 } hunt;
 
-static void hunt_sink(const char *name, const Tensor *t) {
-    char *full = name_with_step(name, &hunt.unet_calls);
-    bool here = !strcmp(full, hunt.block);
-    free(full);
-    if (!here) return;
+static double distance_from(const Case *c, const Tensor *t) {
     int64_t shape[4];
     float *x = file_order(t, shape);
-    hunt.difference = tensor_count(t) == hunt.count ? distance(hunt.theirs, x, hunt.count) : INFINITY;
+    double far = tensor_count(t) == c->count ? distance(c->theirs, x, c->count) : INFINITY;
     free(x);
+    return far;
+}
+
+static void hunt_sink(const char *name, const Tensor *t) {
+    char *full = name_with_step(name, &hunt.unet_calls);
+    bool here = !strcmp(full, hunt.c->block);
+    free(full);
+    if (!here) return;
+    hunt.difference = distance_from(hunt.c, t);
     longjmp(hunt.reached, 1);
 }
 
-static double difference_with(const Model *m, const Inputs *in) {
+static double difference_with(const Case *c, const Model *m) {
+    hunt.c = c, hunt.unet_calls = 0, hunt.difference = INFINITY;
+    if (seconds() > c->deadline) return INFINITY;
     Scope s = scope_begin();
-    hunt.unet_calls = 0, hunt.difference = INFINITY;
     trace_sink = hunt_sink;
-    if (!setjmp(hunt.reached)) run_again(m, in);
+    if (!setjmp(hunt.reached)) run_again(m, c->in);
     trace_sink = NULL;
     scope_end(s, NULL);
     return hunt.difference;
 }
 
-// What is tried, on which model and block; and the best explanation so far.
-typedef struct {
-    const Model *model;
-    const Inputs *in;
-    const char *module;                 // the block's name without the step
-    double difference, small, deadline; // small: what rounding explains
-    char *why;
-} Case;
-
-// To count, it must take away nine tenths of the difference, or in half precision all but rounding.
-static void consider(Case *c, double difference, char *why) {
+// To count, a mistake must take away nine tenths of the difference, or in half precision all but rounding.
+static void consider(Case *c, double difference, char *mistake) {
     if (difference < c->difference / 10 || (difference < c->small && difference < c->difference / 2)) {
         free(c->why);
-        c->why = why, c->difference = difference;
-    } else
-        free(why);
+        c->why = format("%s: so we agree", mistake), c->difference = difference;
+    }
+    free(mistake);
 }
 
 // ---- mistakes in the parameters ---------------------------------------------------------------------------
@@ -253,14 +256,14 @@ static float *changed(const float *w, const Tensor *t, Change c) { // w in file 
 
 static bool belongs_to(const char *parameter, const char *block) {
     size_t n = strlen(block), stem = n - strlen("conv_out");
-    if (!strncmp(parameter, block, n) && parameter[n] == '.') return true;
+    if (starts_with(parameter, block) && parameter[n] == '.') return true;
     if (ends_with(block, "conv_out") && !strncmp(parameter, block, stem) &&
-        !strncmp(parameter + stem, "conv_norm_out.", 14))
+        starts_with(parameter + stem, "conv_norm_out."))
         return true;
     return !strcmp(block, "text_encoder.text_model.encoder.layers.0") && strstr(parameter, "embeddings.");
 }
 
-static void try_change(Case *c, Change change, char *why) {
+static void try_change(Case *c, Change change, char *mistake) {
     enum { MOST = 8 };
     const Params *all = &c->model->params;
     Tensor *tensors[MOST];
@@ -277,7 +280,7 @@ static void try_change(Case *c, Change change, char *why) {
         param_write(tensors[count++], x);
         free(x);
     }
-    consider(c, count ? difference_with(c->model, c->in) : INFINITY, why);
+    consider(c, count ? difference_with(c, c->model) : INFINITY, mistake);
     for (int i = 0; i < count; i++) param_write(tensors[i], was[i]), free(was[i]);
 }
 
@@ -285,47 +288,43 @@ static void try_change(Case *c, Change change, char *why) {
 static void try_parameter(Case *c, const Parameter *p) {
     const Tensor *t = p->tensor;
     bool bias = ends_with(p->name, ".bias");
+    const char *mistake = bias ? "without the bias" : t->dims == 1 ? "without the scale" : "transposed:";
+    if (t->dims == 4) mistake = "height and width exchanged:";
+    if (t->dims == 2 && t->shape[0] != t->shape[1]) return;
+    if (t->dims == 4 && (t->shape[1] != t->shape[2] || t->shape[1] == 1)) return;
     Change change = {t->dims > 1 ? TRANSPOSED : bias ? ZERO : ONE, .parts = {p->name}};
-    if (t->dims == 1)
-        try_change(c, change,
-                   format("the %s %s is missing: without it we agree", bias ? "bias" : "scale", p->name));
-    else if (t->dims == 2 && t->shape[0] == t->shape[1])
-        try_change(c, change, format("transposed: %s: so we agree", p->name));
-    else if (t->dims == 4 && t->shape[1] == t->shape[2] && t->shape[1] > 1)
-        try_change(c, change, format("height and width exchanged: %s: so we agree", p->name));
+    try_change(c, change, format("%s %s", mistake, p->name));
 }
 
 // The level of the UNet that a block belongs to; blocks outside of any count as the first's.
 static int level_of(const char *module, const UNetConfig *u) {
     int level = 0;
-    if (!strncmp(module, "unet.mid_block", 14)) level = u->levels - 1;
+    if (starts_with(module, "unet.mid_block")) level = u->levels - 1;
     if (sscanf(module, "unet.up_blocks.%d", &level) == 1) level = u->levels - 1 - level;
     sscanf(module, "unet.down_blocks.%d", &level);
     return level >= 0 && level < u->levels ? level : 0;
 }
 
 // Attention, GEGLU and skip connections: mistakes that amount to other parameters.
-static void try_changes(Case *c, bool of_text) {
+static void try_changes(Case *c) {
     const UNetConfig *u = &c->model->unet_config;
     const TextConfig *t = &c->model->text_config;
     char *name = format("%s.transformer_blocks.0.attn1.to_q.weight", c->module);
     const Tensor *q = params_find(&c->model->params, name);
     free(name);
     int channels = q ? q->shape[0] : 0, heads = u->heads[level_of(c->module, u)], up, resnet;
-    if (of_text) channels = t->hidden_size, heads = t->num_attention_heads;
+    if (c->of_text) channels = t->hidden_size, heads = t->num_attention_heads;
     if (channels) {
         Change scaled = {SCALED, sqrtf((float)channels / (float)heads), 0, {".to_q.", ".q_proj."}};
-        try_change(c, scaled, xstrdup("attention without the scale 1 / sqrt(d): so we agree"));
-        Change halves = {ROWS_ROLLED, 1, 4 * channels, {".ff.net.0.proj."}};
-        if (!of_text)
-            try_change(c, halves, xstrdup("GEGLU's halves, value and gate, exchanged: so we agree"));
+        try_change(c, scaled, xstrdup("attention without the scale 1 / sqrt(d)"));
+        Change halves = {ROWS_ROLLED, 1, 4 * channels, {".ff.net.0.proj."}}; // of the UNet only
+        try_change(c, halves, xstrdup("GEGLU's halves, value and gate, exchanged"));
     }
     if (sscanf(c->module, "unet.up_blocks.%d.resnets.%d", &up, &resnet) == 2) {
         int level = u->levels - 1 - up, skip = level - (resnet == u->layers_per_block && level);
         Change swapped = {INPUTS_ROLLED, 1, .parts = {".norm1.", ".conv1.weight", ".conv_shortcut.weight"}};
         swapped.by = u->block_out_channels[skip];
-        try_change(c, swapped,
-                   xstrdup("the skip connection in front of the stream, not behind it: so we agree"));
+        try_change(c, swapped, xstrdup("the skip connection in front of the stream, not behind it"));
     }
 }
 
@@ -334,81 +333,68 @@ static void try_padding(Case *c, const Traced *before) {
     char *name = format("%s.conv", c->module);
     const Layer *conv = params_layer(&c->model->params, name);
     free(name);
-    if (strncmp(c->module, "unet.", 5) || !strstr(c->module, ".downsamplers.") || !conv) return;
+    if (!starts_with(c->module, "unet.") || !strstr(c->module, ".downsamplers.") || !conv) return;
     Scope s = scope_begin();
-    int n = (int)before->shape[0], channels = (int)before->shape[1];
-    int h = (int)before->shape[2], w = (int)before->shape[3];
-    float *nhwc = nchw_to_nhwc(before->data, n, channels, h, w);
-    Tensor *in = tensor_from(SHAPE(n, h, w, channels), nhwc);
-    int64_t shape[4];
-    float *x = file_order(conv2d_padded(in, conv, 2, 0, 0, (h + 1) / 2, (w + 1) / 2), shape);
-    consider(c, distance(hunt.theirs, x, hunt.count),
-             xstrdup("padded below and on the right only, as the VAE's downsampling is: so we agree"));
-    free(x), free(nhwc);
+    const int64_t *n = before->shape;
+    Tensor *in = picture_from(before->data, (int)n[0], (int)n[1], (int)n[2], (int)n[3]);
+    Tensor *out = conv2d_padded(in, conv, 2, 0, 0, (int)(n[2] + 1) / 2, (int)(n[3] + 1) / 2);
+    consider(c, distance_from(c, out),
+             xstrdup("padded below and on the right only, as the VAE's downsampling is"));
     scope_end(s, NULL);
 }
 
 // ---- mistakes in the configuration ------------------------------------------------------------------------
 
-// The model with other configurations, on the same parameters.
-static void try_configs(Case *c, TextConfig text, UNetConfig u, char *why) {
-    const Model *m = c->model;
-    Model other = *m;
-    other.params = (Params){0}, other.text_config = text, other.unet_config = u;
-    other.text_encoder = text_encoder_new(text, &other.params);
-    other.unet = unet_new(u, &other.params);
+// `other`: the model with other configurations. It gets networks of these, on the same parameters.
+static void try_model(Case *c, Model other, char *mistake) {
+    other.params = (Params){0};
+    other.text_encoder = text_encoder_new(other.text_config, &other.params);
+    other.unet = unet_new(other.unet_config, &other.params);
     for (int i = 0; i < other.params.count; i++) {
-        const Tensor *own = params_find(&m->params, other.params.list[i].name);
+        const Tensor *own = params_find(&c->model->params, other.params.list[i].name);
         other.params.list[i].tensor->data = own->data, other.params.list[i].tensor->type = own->type;
     }
-    consider(c, difference_with(&other, c->in), why);
+    consider(c, difference_with(c, &other), mistake);
     for (int i = 0; i < other.params.count; i++) other.params.list[i].tensor->data = NULL; // not its own
     params_free(&other.params);
     text_encoder_free(other.text_encoder), free(other.unet);
 }
 
-static void try_configurations(Case *c, bool of_text) {
+static void try_configurations(Case *c) {
+    Model m = *c->model;
+    TextConfig *t = &m.text_config;
+    UNetConfig *u = &m.unet_config;
     static const float epsilons[] = {1e-6f, 1e-5f, 1e-12f, 1e-3f, 1e-4f, 1e-8f, 1e-2f};
-    const TextConfig own_text = c->model->text_config;
-    const UNetConfig own_unet = c->model->unet_config;
-    TextConfig t;
-    UNetConfig u;
-    for (int i = 0; i < 7 && seconds() < c->deadline; i++) {
-        double eps = epsilons[i];
-        if (of_text) {
-            t = own_text, t.layer_norm_eps = epsilons[i];
-            try_configs(c, t, own_unet, format("epsilon %g in the layer norms: so we agree", eps));
-            continue;
+    const struct {
+        float *epsilon;
+        const char *norm;
+    } norms[] = {{&t->layer_norm_eps, "the layer norms"},
+                 {&u->norm_eps, "the ResNets' norms"},
+                 {&u->transformer_norm_eps, "the norm before the transformer"}};
+    for (int i = 0; i < 7; i++)
+        for (int k = c->of_text ? 0 : 1; k < (c->of_text ? 1 : 3); k++, m = *c->model) {
+            *norms[k].epsilon = epsilons[i];
+            try_model(c, m, format("epsilon %g in %s", (double)epsilons[i], norms[k].norm));
         }
-        u = own_unet, u.norm_eps = epsilons[i];
-        try_configs(c, own_text, u, format("epsilon %g in the ResNets' norms: so we agree", eps));
-        u = own_unet, u.transformer_norm_eps = epsilons[i];
-        try_configs(c, own_text, u,
-                    format("epsilon %g in the norm before the transformer: so we agree", eps));
-    }
-    if (of_text) {
-        bool gelu = own_text.hidden_act == GELU;
-        t = own_text, t.hidden_act = gelu ? QUICK_GELU : GELU;
-        const char *why = gelu ? "quick_gelu for gelu: so we agree" : "gelu for quick_gelu: so we agree";
-        try_configs(c, t, own_unet, xstrdup(why));
-        t = own_text, t.num_hidden_layers--; // "clip skip"
-        try_configs(c, t, own_unet, xstrdup("the states before the last layer: so we agree"));
+    if (c->of_text) {
+        bool gelu = t->hidden_act == GELU;
+        t->hidden_act = gelu ? QUICK_GELU : GELU;
+        try_model(c, m, xstrdup(gelu ? "quick_gelu for gelu" : "gelu for quick_gelu"));
+        m = *c->model, t->num_hidden_layers--; // "clip skip"
+        try_model(c, m, xstrdup("the states before the last layer"));
     } else {
-        u = own_unet, u.flip_sin_to_cos = !u.flip_sin_to_cos;
-        try_configs(c, own_text, u,
-                    xstrdup("sine and cosine exchanged in the timestep's embedding: so we agree"));
-        u = own_unet, u.freq_shift = 1 - u.freq_shift;
-        try_configs(c, own_text, u, format("freq_shift %g: so we agree", (double)u.freq_shift));
+        u->flip_sin_to_cos = !u->flip_sin_to_cos;
+        try_model(c, m, xstrdup("sine and cosine exchanged in the timestep's embedding"));
+        m = *c->model, u->freq_shift = 1 - u->freq_shift;
+        try_model(c, m, format("freq_shift %g", (double)u->freq_shift));
     }
     // Heads: of the block's own level, since whatever comes before it agrees.
-    int level = level_of(c->module, &own_unet),
-        channels = of_text ? own_text.hidden_size : own_unet.block_out_channels[level],
-        now = of_text ? own_text.num_attention_heads : own_unet.heads[level];
-    for (int heads = 1; heads <= channels / 2 && seconds() < c->deadline; heads++) {
-        if (channels % heads || heads == now) continue;
-        t = own_text, u = own_unet;
-        *(of_text ? &t.num_attention_heads : &u.heads[level]) = heads;
-        try_configs(c, t, u, format("%d heads instead of %d: so we agree", heads, now));
+    m = *c->model;
+    int level = level_of(c->module, u), channels = c->of_text ? t->hidden_size : u->block_out_channels[level],
+        *heads = c->of_text ? &t->num_attention_heads : &u->heads[level], own = *heads;
+    for (int i = 1; i <= channels / 2; i++) {
+        *heads = i;
+        if (channels % i == 0 && i != own) try_model(c, m, format("%d heads instead of %d", i, own));
     }
 }
 
@@ -424,22 +410,22 @@ char *explain(const Model *m, const Inputs *in, const char *block, const float *
     if (difference < (precision == F32 ? 1e-6 * largest : small))
         return format("no more than the rounding of %s: is the tolerance too strict?",
                       precision_names[precision]);
-    const char *usual = usual_mistake(their, ours->data, ours, precision);
-    bool of_run = m && !starts_with(block, "gradient.") && strcmp(block, "loss");
-    char *between = of_run ? explain_between(in, block, their, ours, small) : NULL;
-    if (!of_run || between) return between ? between : usual ? xstrdup(usual) : NULL;
-    note("looking for the mistake in %s, a minute at most ...", block);
-    if (permuted(their, ours->data, n, small))
-        return xstrdup("the same numbers in another order: axes transposed or permuted");
-    hunt.block = block, hunt.theirs = their, hunt.count = n;
-    const char *module = strncmp(block, "step.", 5) ? block : strchr(block + 5, '.') + 1;
-    bool of_text = !strncmp(module, "text", 4), of_vae = !strncmp(module, "vae", 3);
-    Case c = {m, in, module, difference, small, .deadline = seconds() + 60};
-    if (before) try_padding(&c, before);
-    if (!of_vae) try_changes(&c, of_text);
-    for (int i = 0; i < m->params.count && seconds() < c.deadline; i++)
-        if (belongs_to(m->params.list[i].name, module)) try_parameter(&c, &m->params.list[i]);
-    if (!of_vae) try_configurations(&c, of_text);
-    if (c.why) return c.why;
-    return usual ? xstrdup(usual) : NULL;
+    const char *usual = usual_mistake(their, ours->data, ours, rounding[precision]),
+               *module = without_step(block);
+    bool of_run = m && !starts_with(block, "gradient.") && strcmp(block, "loss"),
+         of_vae = starts_with(module, "vae");
+    Case c = {m,     in, block,      module, starts_with(module, "text"),
+              their, n,  difference, small,  .deadline = seconds() + 60};
+    if (of_run) c.why = explain_between(in, block, their, ours, small);
+    if (of_run && !c.why) {
+        note("looking for the mistake in %s, a minute at most ...", block);
+        if (permuted(their, ours->data, n, small))
+            return xstrdup("the same numbers in another order: axes transposed or permuted");
+        if (before) try_padding(&c, before);
+        if (!of_vae) try_changes(&c);
+        for (int i = 0; i < m->params.count; i++)
+            if (belongs_to(m->params.list[i].name, module)) try_parameter(&c, &m->params.list[i]);
+        if (!of_vae) try_configurations(&c);
+    }
+    return c.why ? c.why : xstrdup(usual);
 }

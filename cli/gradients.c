@@ -1,29 +1,16 @@
 // gradients.c: `sd verify --gradients` does one training step again, on the inputs that a trace names, and
 // keeps its loss and gradients. With inputs.index the step is Phase 2's, else Phase 3's: see doc/TRACE.md.
+#include "options.h"
 #include "verify.h"
 
 #include <stdlib.h>
 
-// rows 0: any number
-static Tensor *read_tensor(const Store *s, const char *name, int dims, int rows, const char *path) {
-    const Stored *t = trace_input(s, name, path);
-    if (t->ndim != dims || !t->count || t->count > 1u << 28 || (rows && t->shape[0] != rows))
-        die("%s: %s must have %d axes, and %d rows", path, name, dims, rows);
-    float *x = store_floats(t, path);
+// shape (dims): as for read_tensor(); pictures NCHW
+static Tensor *input(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
+    float *x = read_tensor(s, path, name, dims, shape);
     int n[4] = {0};
-    for (int i = 0; i < dims; i++) n[i] = (int)t->shape[i];
+    for (int i = 0; i < dims; i++) n[i] = (int)shape[i];
     Tensor *y = dims == 4 ? picture_from(x, n[0], n[1], n[2], n[3]) : tensor_from(dims, n, x);
-    free(x);
-    return y;
-}
-
-static int *read_wholes(const Store *s, const char *name, int n, int below, const char *path) {
-    float *x = tensor_read(read_tensor(s, name, 1, n, path));
-    int *y = scope_ints(n);
-    for (int i = 0; i < n; i++) {
-        if (!(x[i] >= 0 && x[i] < (float)below)) die("%s: %s holds %g", path, name, (double)x[i]);
-        y[i] = (int)x[i];
-    }
     free(x);
     return y;
 }
@@ -48,12 +35,11 @@ void gradients_again(const Model *m, const Store *s, const char *path, const cha
     if (c.time_cond_proj_dim) die("%s has a guidance embedding; a step begins with its base", m->path);
     if (!lcm && !lora) die("%s holds a step of adapters; --lora FILE names them", path);
     params_to_f32(&m->params);
-    Tensor *z = read_tensor(s, "inputs.z", 4, 0, path);
+    int64_t shape[4] = {-1, c.in_channels, -1, -1};
+    Tensor *z = input(s, path, "inputs.z", 4, shape), *noise = input(s, path, "inputs.noise", 4, shape);
     int n = z->shape[0];
-    Tensor *noise = read_tensor(s, "inputs.noise", 4, n, path),
-           *text = read_tensor(s, "inputs.context", 3, lcm ? 2 * n : n, path);
-    if (z->shape[3] != c.in_channels || text->shape[2] != c.cross_attention_dim)
-        die("%s: inputs.z or inputs.context is of another model", path);
+    int64_t states[3] = {lcm ? 2 * n : n, -1, c.cross_attention_dim}, list[1] = {n};
+    Tensor *text = input(s, path, "inputs.context", 3, states);
     Lcm l;
     lcm_init(&l, lcm_defaults, scheduler_config(m->scheduler_json, lcm ? LCM : -1), m->unet, NULL, NULL);
     Params student = {0};
@@ -63,9 +49,9 @@ void gradients_again(const Model *m, const Store *s, const char *path, const cha
     if (adapters) params_to_f32(&adapters->params), lora_attach(adapters, 1);
     const Params *learnt = lcm ? &student : &adapters->params;
     for (int i = 0; i < learnt->count; i++) param_trainable(learnt->list[i].tensor);
-    const int *t = lcm ? read_wholes(s, "inputs.index", n, l.solver_steps, path)
-                       : read_wholes(s, "inputs.timesteps", n, l.schedule.config.num_train_timesteps, path);
-    float *w = lcm ? tensor_read(read_tensor(s, "inputs.w", 1, n, path)) : NULL;
+    int *t = lcm ? trace_wholes(s, path, "inputs.index", 1, list, l.solver_steps)
+                 : trace_wholes(s, path, "inputs.timesteps", 1, list, l.schedule.config.num_train_timesteps);
+    float *w = lcm ? read_tensor(s, path, "inputs.w", 1, list) : NULL;
     tape_begin();
     if (lcm)
         keep_gradients(lcm_loss(&l, &(LcmBatch){n, z, noise, take(text, n, n), take(text, 0, n), t, w}),
@@ -74,6 +60,6 @@ void gradients_again(const Model *m, const Store *s, const char *path, const cha
         keep_gradients(lora_finetune_loss(&l.schedule, m->unet, z, noise, text, t, 0), learnt);
     tape_end();
     if (adapters) lora_free(adapters);
-    free(w), free((void *)(uintptr_t)l.student), lcm_free(&l), params_free(&student);
+    free(t), free(w), free((void *)(uintptr_t)l.student), lcm_free(&l), params_free(&student);
     scope_end(whole, NULL);
 }

@@ -62,10 +62,8 @@ int main(int argc, char **argv) {
             return status;
         }
     char *all = xstrdup("help");
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
-        char *more = format("%s|%s", all, commands[i].name);
-        free(all), all = more;
-    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        all = joined(all, format("|%s", commands[i].name));
     die_usage("there is no command \"%s\"; \"sd help\" lists them%s", argv[1],
               did_you_mean(argv[1], all, "sd "));
 }

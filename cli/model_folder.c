@@ -1,48 +1,50 @@
-// model_folder.c: writes a latent consistency model as a diffusers folder. See model_folder.h.
+// model_folder.c: the parts of diffusers' folders; writes a latent consistency model as one. See
+// model_folder.h.
 #define _XOPEN_SOURCE 700 // open_memstream, realpath, symlink
 #include "model_folder.h"
-#include "lib/io/architectures.h"
 #include "options.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+const Network networks[3] = {{"text_encoder", "text_encoder.", "text_encoder/model.safetensors"},
+                             {"unet", "unet.", "unet/diffusion_pytorch_model.safetensors"},
+                             {"vae", "vae.", "vae/diffusion_pytorch_model.safetensors"}};
+
+void network_write(const Network *n, const Params *all, const char *dir, Type type) {
+    Params part = params_part(all, n->prefix);
+    char *path = path_inside(dir, n->weights);
+    params_save(&part, path, strlen(n->prefix), type);
+    free(path);
+}
+
+static Json *config_of(const char *folder, const char *file, const char *known) {
+    if (!folder) return json_parse(known, strlen(known), file);
+    char *path = format("%s/%s", folder, file);
+    Json *j = starts_with(file, "scheduler/") ? scheduler_load(path) : json_load(path);
+    free(path);
+    return j;
+}
+
+Model *model_declared(const char *folder, const Architecture *a) {
+    static const Architecture none;
+    if (folder) a = &none;
+    Json *text = config_of(folder, "text_encoder/config.json", a->text_encoder),
+         *unet = config_of(folder, "unet/config.json", a->unet),
+         *vae = config_of(folder, "vae/config.json", a->vae);
+    Model *m = xcalloc(1, sizeof *m);
+    m->text_config = text_config(text), m->unet_config = unet_config(unet), m->vae_config = vae_config(vae);
+    m->scheduler_json = config_of(folder, "scheduler/scheduler_config.json", a->scheduler);
+    m->text_encoder = text_encoder_new(m->text_config, &m->params);
+    m->unet = unet_new(m->unet_config, &m->params), m->vae = vae_new(m->vae_config, &m->params);
+    json_free(text), json_free(unet), json_free(vae);
+    return m;
+}
+
 // ---- JSON: a configuration with some members changed ------------------------------------------------------
-
-// Whole numbers without point or exponent, since Python tells 1000 from 1e3; others as short as reads back.
-static void write_number(FILE *f, double x) {
-    char text[40];
-    bool whole = x == floor(x) && fabs(x) < 1e15;
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof text, whole ? "%.*f" : "%.*g", whole ? 0 : digits, x);
-        if (strtod(text, NULL) == x) break;
-    }
-    fputs(text, f);
-}
-
-static void write_json(FILE *f, const Json *j) {
-    bool object = j->kind == JSON_OBJECT;
-    switch (j->kind) {
-    case JSON_NULL: fputs("null", f); break;
-    case JSON_BOOL: fputs(j->number != 0 ? "true" : "false", f); break;
-    case JSON_NUMBER: write_number(f, j->number); break;
-    case JSON_STRING: print_json_string(f, j->string); break;
-    case JSON_ARRAY:
-    case JSON_OBJECT:
-        putc(object ? '{' : '[', f);
-        for (size_t i = 0; i < j->length; i++) {
-            if (i) fputs(", ", f);
-            if (object) print_json_string(f, j->items[i].key), fputs(": ", f);
-            write_json(f, &j->items[i]);
-        }
-        putc(object ? '}' : ']', f);
-        break;
-    }
-}
 
 // `base` with the members `set` ({key, JSON text}, ended by a NULL key) in place of its own (a NULL text:
 // without it). A new string, with a member a line as diffusers writes it.
@@ -56,7 +58,7 @@ static char *json_changed(const Json *base, const char *const set[][2]) {
         for (int k = 0; set[k][0]; k++) changed |= !strcmp(base->items[i].key, set[k][0]);
         if (changed) continue;
         fprintf(f, "%s\"%s\": ", before, base->items[i].key);
-        write_json(f, &base->items[i]);
+        print_json(f, &base->items[i]);
         before = ",\n  ";
     }
     for (int k = 0; set[k][0]; k++)
@@ -110,16 +112,18 @@ void few_steps_configs(const Model *m, FewSteps how, LcmConfig c, char **schedul
 
 // ---- files and folders ------------------------------------------------------------------------------------
 
-void copy_folder(const char *from, const char *to, bool config_only) {
+void copy_folder(const char *from, const char *to, const char *const *but) {
     DIR *folder = opendir(from);
     if (!folder) die("cannot read the folder %s: %s", from, strerror(errno));
     make_directories(to);
     for (struct dirent *e; (e = readdir(folder));) {
-        if (e->d_name[0] == '.') continue;
+        bool skipped = e->d_name[0] == '.';
+        for (const char *const *name = but; name && *name; name++) skipped |= !strcmp(e->d_name, *name);
+        if (skipped) continue;
         char *a = format("%s/%s", from, e->d_name), *b = path_inside(to, e->d_name);
         if (is_directory(a))
-            copy_folder(a, b, false);
-        else if (!config_only || !strcmp(e->d_name, "config.json"))
+            copy_folder(a, b, NULL);
+        else
             copy_file(a, b);
         free(a), free(b);
     }
@@ -157,20 +161,13 @@ static void take_over(const ModelFolder *f, const char *name, const char *from) 
     if (!source || !here) die("%s: %s", source ? f->out : from, strerror(errno));
     if (is_link(to) && unlink(to)) die("cannot replace %s: %s", to, strerror(errno));
     if (f->copy) {
-        copy_folder(source, to, false);
+        copy_folder(source, to, NULL);
     } else {
         char *link = relative_path(here, source);
         if (symlink(link, to)) die("cannot make the link %s: %s", to, strerror(errno));
         free(link);
     }
     free(to), free(source), free(here);
-}
-
-static void write_network(const ModelFolder *f, const Params *all, const char *prefix, const char *file) {
-    Params part = params_part(all, prefix);
-    char *path = path_inside(f->out, file);
-    params_save(&part, path, strlen(prefix), f->type);
-    free(path);
 }
 
 // ---- the folder -------------------------------------------------------------------------------------------
@@ -196,7 +193,7 @@ void model_folder_write(const ModelFolder *f, const Model *teacher, const Studen
     make_directories(f->out);
     write_text_file(f->out, "scheduler/scheduler_config.json", c->scheduler);
     write_text_file(f->out, "unet/config.json", c->unet);
-    write_network(f, unet, "unet.", "unet/diffusion_pytorch_model.safetensors");
+    network_write(&networks[1], unet, f->out, f->type);
     if (is_directory(teacher->path)) {
         for (int i = 0; i < 3; i++) {
             char *from = i == 2 && f->tokenizer ? xstrdup(f->tokenizer)
@@ -208,8 +205,8 @@ void model_folder_write(const ModelFolder *f, const Model *teacher, const Studen
         const Architecture *a = architecture("sd15");
         write_text_file(f->out, "text_encoder/config.json", a->text_encoder);
         write_text_file(f->out, "vae/config.json", a->vae);
-        write_network(f, &teacher->params, "text_encoder.", "text_encoder/model.safetensors");
-        write_network(f, &teacher->params, "vae.", "vae/diffusion_pytorch_model.safetensors");
+        network_write(&networks[0], &teacher->params, f->out, f->type);
+        network_write(&networks[2], &teacher->params, f->out, f->type);
         take_over(f, "tokenizer", f->tokenizer);
     }
     write_text_file(f->out, "model_index.json", c->index); // last: it makes the folder a model

@@ -1,8 +1,21 @@
-// model_folder.h: what a training or a merge leaves behind: a model folder as diffusers has it.
+// model_folder.h: model folders as diffusers has them: their parts, and what a training or a merge leaves
+// behind.
 #ifndef MODEL_FOLDER_H
 #define MODEL_FOLDER_H
 
+#include "lib/io/architectures.h"
 #include "sd.h"
+
+// A network's folder, how its parameters' names begin, and the file of its weights.
+typedef struct {
+    const char *name, *prefix, *weights;
+} Network;
+extern const Network networks[3]; // text_encoder, unet, vae
+void network_write(const Network *n, const Params *all, const char *dir, Type type);
+
+// The networks of a diffusers folder or, where that is NULL, of an architecture: declared, not filled. For
+// model_free().
+Model *model_declared(const char *folder, const Architecture *a);
 
 // The configuration files of a latent consistency model, made from those of its teacher: JSON texts.
 typedef struct {
@@ -24,7 +37,8 @@ void model_folder_check(const ModelFolder *f, const char *teacher);
 void model_folder_write(const ModelFolder *f, const Model *teacher, const StudentConfigs *c,
                         const Params *unet);
 
-void copy_folder(const char *from, const char *to, bool config_only); // config_only: only config.json
-bool same_folder(const char *a, const char *b);                       // false where one does not exist
+// but: names in that folder which are not copied, ended by NULL; or NULL.
+void copy_folder(const char *from, const char *to, const char *const *but);
+bool same_folder(const char *a, const char *b); // false where one does not exist
 
 #endif

@@ -1,7 +1,6 @@
 // options.c: a table of options as a parser and as a help text. See options.h.
 #define _POSIX_C_SOURCE 200809L // strcasecmp
 #include "options.h"
-#include "lib/io/io.h"
 #include "lib/nn/kernels.h"
 
 #include <ctype.h>
@@ -89,18 +88,24 @@ char *did_you_mean(const char *word, const char *names, const char *before) {
     return xstrdup("");
 }
 
-// The place of `text` in "a|b|c".
-static int parse_choice(const char *option, const char *text, const char *names) {
+int choice(const char *refusal, const char *word, const char *names) {
     int place = 0, length;
     for (const char *name = names; (length = next_name(&name)); name += length, place++)
-        if ((int)strlen(text) == length && !strncmp(text, name, (size_t)length)) return place;
+        if ((int)strlen(word) == length && !strncmp(word, name, (size_t)length)) return place;
     char *list = xstrdup("");
     for (const char *name = names; (length = next_name(&name)); name += length) {
         const char *between = name == names ? "" : name[length] ? ", " : " or ";
-        char *longer = format("%s%s%.*s", list, between, length, name);
-        free(list), list = longer;
+        list = joined(list, format("%s%.*s", between, length, name));
     }
-    die_usage("--%s is \"%s\"; %s is expected%s", option, text, list, did_you_mean(text, names, ""));
+    die_usage("%s \"%s\"; %s is expected%s", refusal, word, list, did_you_mean(word, names, ""));
+}
+
+// Of an option.
+static int parse_choice(const Option *o, const char *text) {
+    char *refusal = format("--%s is", o->name);
+    int place = choice(refusal, text, o->value);
+    free(refusal);
+    return place;
 }
 
 void option_set(Option *o, const char *text) {
@@ -119,10 +124,10 @@ void option_set(Option *o, const char *text) {
     case A_SEED: *(uint64_t *)to = parse_seed(o->name, text); break;
     case A_FLOAT: *(float *)to = (float)parse_number(o->name, text, o->least, o->most); break;
     case A_DOUBLE: *(double *)to = parse_number(o->name, text, o->least, o->most); break;
-    case A_CHOICE: *(int *)to = parse_choice(o->name, text, o->value); break;
-    case A_BOOL: *(bool *)to = parse_choice(o->name, text, o->value) == 1; break;
-    case A_NAME: parse_choice(o->name, text, o->value), *(const char **)to = text; break;
-    case A_SET: ((bool *)to)[parse_choice(o->name, text, o->value)] = true; break;
+    case A_CHOICE: *(int *)to = parse_choice(o, text); break;
+    case A_BOOL: *(bool *)to = parse_choice(o, text) == 1; break;
+    case A_NAME: parse_choice(o, text), *(const char **)to = text; break;
+    case A_SET: ((bool *)to)[parse_choice(o, text)] = true; break;
     case A_HELP: break;
     }
 }
@@ -206,8 +211,7 @@ static _Noreturn void refuse(int argc, char **argv, const char *letters, const s
         char *typed = format("%.*s", (int)strcspn(word + 2, "="), word + 2), *all = xstrdup("");
         bool begins = false; // then it is ambiguous
         for (const struct option *o = names; o->name; o++) {
-            char *more = format("%s|%s", all, o->name);
-            free(all), all = more;
+            all = joined(all, format("|%s", o->name));
             begins |= starts_with(o->name, typed);
         }
         if (!begins) die_usage("unrecognized option '--%s'%s", typed, did_you_mean(typed, all, "--"));
@@ -295,8 +299,59 @@ void check_png(const char *output) {
             die_usage("--output is \"%s\"; pictures are PNG, so end the name in .png", output);
 }
 
+float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
+    char has[200], expected[200];
+    const Stored *t = store_find(s, name);
+    if (!t) die("%s holds %s: tensor %s is missing", path, store_kind(s), name);
+    int absent = dims - t->ndim;
+    bool fits = t->count && t->count <= 1u << 28 && (absent == 0 || (absent == 1 && labs(shape[0]) == 1));
+    for (int i = absent; fits && i < dims; i++) fits = shape[i] < 0 || t->shape[i - absent] == shape[i];
+    if (!fits)
+        die("%s: %s is %s; %s is expected%s", path, name, shape_text(has, t->shape, t->ndim),
+            shape_text(expected, shape, dims), strchr(expected, '-') ? " (-1: any size)" : "");
+    for (int i = 0; i < dims; i++) shape[i] = i < absent ? 1 : t->shape[i - absent];
+    return store_floats(t, path);
+}
+
+char *joined(char *a, char *b) {
+    char *both = format("%s%s", a, b);
+    free(a), free(b);
+    return both;
+}
+
 void print_json_string(FILE *f, const char *s) {
     char *quoted = json_quote(s);
     fputs(quoted, f);
     free(quoted);
+}
+
+// Whole numbers without point or exponent, since Python tells 1000 from 1e3; others as short as reads back.
+static void print_json_number(FILE *f, double x) {
+    char text[40];
+    bool whole = x == floor(x) && fabs(x) < 1e15;
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, whole ? "%.*f" : "%.*g", whole ? 0 : digits, x);
+        if (strtod(text, NULL) == x) break;
+    }
+    fputs(text, f);
+}
+
+void print_json(FILE *f, const Json *j) {
+    bool object = j->kind == JSON_OBJECT;
+    switch (j->kind) {
+    case JSON_NULL: fputs("null", f); break;
+    case JSON_BOOL: fputs(j->number != 0 ? "true" : "false", f); break;
+    case JSON_NUMBER: print_json_number(f, j->number); break;
+    case JSON_STRING: print_json_string(f, j->string); break;
+    case JSON_ARRAY:
+    case JSON_OBJECT:
+        putc(object ? '{' : '[', f);
+        for (size_t i = 0; i < j->length; i++) {
+            if (i) fputs(", ", f);
+            if (object) print_json_string(f, j->items[i].key), fputs(": ", f);
+            print_json(f, &j->items[i]);
+        }
+        putc(object ? '}' : ']', f);
+        break;
+    }
 }

@@ -16,7 +16,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
-#include "lib/base.h"
+#include "lib/io/io.h"
 
 typedef enum {
     A_FLAG,     // sets a bool
@@ -85,6 +85,9 @@ void no_words(char **words, const char *hint);            // dies with the first
 char *option_text(const Option *o);
 void option_set(Option *o, const char *text); // as if `text` had been typed; it must stay
 
+// The place of a word in "a|b|c". Dies of another one, with status 2: `there is no stage` "d"; a, b or c is
+// expected.
+int choice(const char *refusal, const char *word, const char *names);
 // "; did you mean --steps?": the one of "a|b|c" that is nearest to a word, `before` it; "" where none is
 // near.
 char *did_you_mean(const char *word, const char *names, const char *before);
@@ -93,6 +96,11 @@ void start_backend(void);                                  // with the threads t
 char *parse_lora(const char *spec, float *scale);          // FILE[:SCALE] -> FILE, and SCALE or 1
 char *numbered_name(const char *output, int i, int count); // a.png; of more than one a-0.png, a-1.png, ...
 void check_png(const char *output);                        // dies where the name says JPEG or the like
-void print_json_string(FILE *f, const char *s);            // in quotes
+// A file's tensor as floats. shape (dims): what is expected, -1 for any size; then what was found. A leading
+// 1 may be absent. Dies where the tensor is, or has another shape, a NaN or an infinity.
+float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);
+char *joined(char *a, char *b);                 // both as one new string; frees them
+void print_json_string(FILE *f, const char *s); // in quotes
+void print_json(FILE *f, const Json *j);        // in one line
 
 #endif

@@ -1,8 +1,7 @@
 // plan.c: a dry run (lib/nn/dry.h) of one training step: the very functions, with kernels that do nothing.
 #include "plan.h"
-
-#include "lib/io/architectures.h"
 #include "lib/nn/dry.h"
+#include "model_folder.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -105,14 +104,6 @@ double plan_run(const Plan *p) {
 
 // ---- which kernels ----------------------------------------------------------------------------------------
 
-static Json *config_of(const char *model, const char *file, const char *known) {
-    if (known) return json_parse(known, strlen(known), file);
-    char *path = format("%s/%s", model, file);
-    Json *j = starts_with(file, "scheduler/") ? scheduler_load(path) : json_load(path);
-    free(path);
-    return j;
-}
-
 // One picture of two captions, as `sd sample` draws it with guidance: of its steps one.
 static void picture(const Model *m) {
     int side = m->unet_config.sample_size, tokens = m->text_config.max_position_embeddings;
@@ -128,25 +119,16 @@ void plan_kernels(const char *model, bool training) {
     const Architecture *a = is_directory(model) ? NULL : architecture(model);
     if (!a && !is_directory(model))
         die("%s is neither a diffusers folder nor an architecture (sd15, tiny, ...)", model);
-    Json *text = config_of(model, "text_encoder/config.json", a ? a->text_encoder : NULL),
-         *net = config_of(model, "unet/config.json", a ? a->unet : NULL),
-         *vae = config_of(model, "vae/config.json", a ? a->vae : NULL);
-    Model m = {
-        .text_config = text_config(text), .unet_config = unet_config(net), .vae_config = vae_config(vae)};
-    m.scheduler_json = config_of(model, "scheduler/scheduler_config.json", a ? a->scheduler : NULL);
-    m.text_encoder = text_encoder_new(m.text_config, &m.params);
-    m.unet = unet_new(m.unet_config, &m.params), m.vae = vae_new(m.vae_config, &m.params);
+    Model *m = model_declared(a ? NULL : model, a);
     dry_begin(true);
     Scope s = scope_begin();
     if (training)
-        step(&(Plan){.model = &m, .student = &m.unet_config}, 1);
+        step(&(Plan){.model = m, .student = &m->unet_config}, 1);
     else
-        picture(&m);
+        picture(m);
     scope_end(s, NULL);
     DryUse use = dry_end();
     for (int i = 0; i < use.call_count; i++)
         printf("%5ld  %-22s %s\n", use.calls[i].count, use.calls[i].kernel, use.calls[i].shape);
-    params_free(&m.params);
-    text_encoder_free(m.text_encoder), free(m.unet), free(m.vae);
-    json_free(text), json_free(net), json_free(vae), json_free(m.scheduler_json);
+    model_free(m);
 }

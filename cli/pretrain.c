@@ -34,22 +34,19 @@ int command_pretrain(int argc, char **argv) {
         "  sd pretrain vae -o run/tiny\n"
         "  sd scenes run/broad -n 20000 --world broad\n"
         "  sd pretrain text -o run/tiny --data run/broad");
-    const char *name =
-        one_word(words, "one stage is needed: tokenizer, vae, decoder, text, unet, inception or check");
-    for (const PretrainStage *stage = pretrain_stages; stage->name; stage++) {
-        if (strcmp(name, stage->name)) continue;
-        if (o.data && !stage->pairs) die_usage("%s takes no --data: it draws its scenes itself", name);
-        start_backend();
-        pretrain(stage, o);
-        if (!json) return 0;
-        double took = run.dir ? run_seconds(&run) : 0;
-        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
-               run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took);
-        char *output = format("%s%s", o.out, strcmp(name, "inception") ? "" : "-inception.safetensors");
-        print_json_string(stdout, output), puts("}");
-        free(output);
-        return 0;
-    }
-    die_usage("there is no stage \"%s\"; tokenizer, vae, decoder, text, unet, inception and check are%s",
-              name, did_you_mean(name, "tokenizer|vae|decoder|text|unet|inception|check", ""));
+    const char *name = one_word(words, "one stage is needed: sd pretrain --help lists them");
+    choice("there is no stage", name, "tokenizer|vae|decoder|text|unet|inception|check");
+    const PretrainStage *stage = pretrain_stages;
+    while (strcmp(name, stage->name)) stage++;
+    if (o.data && !stage->pairs) die_usage("%s takes no --data: it draws its scenes itself", name);
+    start_backend();
+    pretrain(stage, o);
+    if (!json) return 0;
+    double took = run.dir ? run_seconds(&run) : 0;
+    printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
+           run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took);
+    char *output = format("%s%s", o.out, strcmp(name, "inception") ? "" : "-inception.safetensors");
+    print_json_string(stdout, output), puts("}");
+    free(output);
+    return 0;
 }

@@ -1,11 +1,12 @@
 // report.c: `sd report`: the results of `make paper` as one HTML file. The page is report.html; its script
 // draws from one JSON object, put together here: the last run's stages, times, pictures, training logs.
-#define _POSIX_C_SOURCE 200809L // scandir
+#define _POSIX_C_SOURCE 200809L // open_memstream, scandir
 #include "commands.h"
 #include "lib/io/io.h"
 #include "options.h"
 
 #include <dirent.h>
+#include <libgen.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,67 +89,41 @@ static bool times_of(const char *system, int steps, const char *what, double tim
 
 // ---- the JSON object --------------------------------------------------------------------------------------
 
-// "<" is escaped, too, so that no text ends the script that holds it.
-static void write_string(Output *o, const char *s) {
-    output_printf(o, "\"");
-    for (; *s; s++)
-        if ((unsigned char)*s < ' ' || strchr("\"\\<", *s))
-            output_printf(o, "\\u%04x", (unsigned)*s);
-        else
-            output_write(o, s, 1);
-    output_printf(o, "\"");
-}
-
 // Long arrays, such as the names of all pictures, become null: nothing draws them.
-static void write_json(Output *o, const Json *j) {
-    bool object = j->kind == JSON_OBJECT;
-    const char *before = "";
-    switch (j->kind == JSON_ARRAY && j->length > 100 ? JSON_NULL : j->kind) {
-    case JSON_NULL: output_printf(o, "null"); break;
-    case JSON_BOOL: output_printf(o, j->number != 0 ? "true" : "false"); break;
-    case JSON_NUMBER: output_printf(o, "%.12g", j->number); break;
-    case JSON_STRING: write_string(o, j->string); break;
-    case JSON_ARRAY:
-    case JSON_OBJECT:
-        output_printf(o, object ? "{" : "[");
-        for (const Json *item = j->items; item < j->items + j->length; item++) {
-            output_printf(o, "%s", before);
-            if (object) write_string(o, item->key), output_printf(o, ": ");
-            write_json(o, item);
-            before = ", ";
-        }
-        output_printf(o, object ? "}" : "]");
-    }
+static void shorten(Json *j) {
+    if (j->kind == JSON_ARRAY && j->length > 100) j->kind = JSON_NULL;
+    bool has_items = j->kind == JSON_ARRAY || j->kind == JSON_OBJECT;
+    for (size_t i = 0; has_items && i < j->length; i++) shorten(&j->items[i]);
 }
 
-static void write_timings(Output *o, const char *system) {
+static void write_timings(FILE *f, const char *system) {
     static const char *const whats[] = {"picture_s", "text_s", "unet_step_s", "unet_evaluations", "vae_s"};
     const char *before = "";
     double t[3];
     for (int steps = MOST_STEPS; steps > 0; steps--) {
         if (!times_of(system, steps, "picture_s", t)) continue;
-        output_printf(o, "%s{\"steps\": %d", before, steps);
+        fprintf(f, "%s{\"steps\": %d", before, steps);
         for (int i = 0; i < 5; i++)
             if (times_of(system, steps, whats[i], t))
-                output_printf(o, ", \"%s\": [%g, %g, %g]", whats[i], t[0], t[1], t[2]);
-        output_printf(o, "}");
+                fprintf(f, ", \"%s\": [%g, %g, %g]", whats[i], t[0], t[1], t[2]);
+        fprintf(f, "}");
         before = ", ";
     }
 }
 
-static void write_base64(Output *o, const char *data, size_t bytes) {
+static void write_base64(FILE *f, const char *data, size_t bytes) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < bytes; i += 3) {
         unsigned v = 0; // three bytes, or zeros behind the last one
         for (size_t k = i; k < i + 3; k++) v = v << 8 | (k < bytes ? (unsigned char)data[k] : 0);
         char four[4] = {digits[v >> 18], digits[v >> 12 & 63], digits[v >> 6 & 63], digits[v & 63]};
         for (size_t k = bytes - i; k < 3; k++) four[k + 1] = '=';
-        output_write(o, four, 4);
+        fwrite(four, 1, 4, f);
     }
 }
 
 // A picture as a data URI, made smaller by way of `scratch` where it is wider than `most`.
-static void write_picture(Output *o, const char *path, const char *scratch, int most) {
+static void write_picture(FILE *f, const char *path, const char *scratch, int most) {
     Image *image = image_load(path);
     bool large = image->width > most;
     if (large) {
@@ -159,15 +134,15 @@ static void write_picture(Output *o, const char *path, const char *scratch, int 
     }
     size_t bytes;
     char *data = read_file(large ? scratch : path, &bytes);
-    output_printf(o, "\"data:image/png;base64,");
-    write_base64(o, data, bytes);
-    output_printf(o, "\"");
+    fprintf(f, "\"data:image/png;base64,");
+    write_base64(f, data, bytes);
+    putc('"', f);
     if (large) unlink(scratch);
     free(data), image_free(image);
 }
 
 // Figure 3's of a system, null where one is gone. A pixel takes at most 4 letters, all pictures 2.5 million.
-static void write_pictures(Output *o, const char *system, const char *scratch) {
+static void write_pictures(FILE *f, const char *system, const char *scratch) {
     const Json *images = json_get(result_of("figure3-", system), "images");
     size_t count = length_of(images) < 4 ? length_of(images) : 4;
     int most = (int)fmin(256, sqrt(2500000.0 / 4 / (double)(SYSTEMS * count)));
@@ -175,17 +150,17 @@ static void write_pictures(Output *o, const char *system, const char *scratch) {
         const char *path = images->items[i].kind == JSON_STRING ? images->items[i].string : "",
                    *slash = strrchr(path, '/');
         char *here = format("%s/%s", dir, slash ? slash + 1 : path); // the folder may have moved since
-        output_printf(o, i ? ",\n" : "\n");
+        fprintf(f, i ? ",\n" : "\n");
         if (*path && file_exists(here))
-            write_picture(o, here, scratch, most);
+            write_picture(f, here, scratch, most);
         else
-            output_printf(o, "null");
+            fprintf(f, "null");
         free(here);
     }
 }
 
 // Of each training run the lines of its log: of the whole run, then of its points. See weights/thin.sh.
-static void write_trainings(Output *o) {
+static void write_trainings(FILE *f) {
     char *logs = format("%s/logs", dir);
     struct dirent **files = NULL;
     int count = scandir(logs, &files, NULL, alphasort);
@@ -195,17 +170,17 @@ static void write_trainings(Output *o) {
         if (!end || end[6]) continue;
         char *path = format("%s/%s", logs, name), *text = read_file(path, NULL);
         *end = 0;
-        output_printf(o, "%s\n{\"name\": ", before), write_string(o, name), output_printf(o, ", \"log\": [");
+        fprintf(f, "%s\n{\"name\": ", before), print_json_string(f, name), fprintf(f, ", \"log\": [");
         before = "";
         for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
             Json *j = json_parse(line, strlen(line), path);
             if (!*before && !json_get(j, "run")) break;
-            output_printf(o, "%s", before), write_json(o, j);
+            fprintf(f, "%s", before), print_json(f, j);
             json_free(j);
             before = ", ";
         }
         if (!*before) die("%s: its first line does not tell of the run", path);
-        output_printf(o, "]}");
+        fprintf(f, "]}");
         free(path), free(text);
         before = ",";
     }
@@ -213,27 +188,30 @@ static void write_trainings(Output *o) {
     free(files), free(logs);
 }
 
-static void write_results(Output *o, const Json *paper, const char *scratch) {
+static void write_results(FILE *f, const Json *paper, const char *scratch) {
     const char *before = "";
-    output_printf(o, "{\"paper\": ");
-    write_json(o, paper);
-    output_printf(o, ",\n\"missing\": [");
+    fprintf(f, "{\"paper\": ");
+    print_json(f, paper);
+    fprintf(f, ",\n\"missing\": [");
     for (int i = 0; i < SYSTEMS; i++)
-        if (isnan(fid_of(i))) output_printf(o, "%s\"%s\"", before, systems[i].title), before = ", ";
-    output_printf(o, "],\n\"systems\": [");
+        if (isnan(fid_of(i))) fprintf(f, "%s\"%s\"", before, systems[i].title), before = ", ";
+    fprintf(f, "],\n\"systems\": [");
     for (int i = 0; i < SYSTEMS; i++) {
-        output_printf(o, "%s\n{\"name\": \"%s\", \"title\": \"%s\", \"timings\": [", i ? "," : "",
-                      systems[i].name, systems[i].title);
-        write_timings(o, systems[i].name);
-        output_printf(o, "], \"pictures\": [");
-        write_pictures(o, systems[i].name, scratch);
-        output_printf(o, "]}");
+        fprintf(f, "%s\n{\"name\": \"%s\", \"title\": \"%s\", \"timings\": [", i ? "," : "", systems[i].name,
+                systems[i].title);
+        write_timings(f, systems[i].name);
+        fprintf(f, "], \"pictures\": [");
+        write_pictures(f, systems[i].name, scratch);
+        fprintf(f, "]}");
     }
-    output_printf(o, "],\n\"stages\": [");
-    for (int i = 0; i < record_count; i++) output_printf(o, i ? ",\n" : "\n"), write_json(o, records[i]);
-    output_printf(o, "],\n\"trainings\": [");
-    write_trainings(o);
-    output_printf(o, "]}");
+    fprintf(f, "],\n\"stages\": [");
+    for (int i = 0; i < record_count; i++) {
+        shorten(records[i]);
+        fputs(i ? ",\n" : "\n", f), print_json(f, records[i]);
+    }
+    fprintf(f, "],\n\"trainings\": [");
+    write_trainings(f);
+    fprintf(f, "]}");
 }
 
 // ---- the command ------------------------------------------------------------------------------------------
@@ -288,18 +266,25 @@ int command_report(int argc, char **argv) {
     bool found = false;
     for (int i = 0; i < SYSTEMS; i++) found |= !isnan(fid_of(i));
     if (!found) die("%s holds no results yet: no system has been judged", dir);
-    char *folder = xstrdup(output), *slash = strrchr(folder, '/');
-    if (slash) *slash = 0, make_directories(folder);
-
+    char *folder = xstrdup(output), *text;
+    make_directories(dirname(folder));
+    print_table();
+    FILE *f = open_memstream(&text, &(size_t){0});
+    if (!f) die("out of memory");
+    write_results(f, paper, scratch);
+    fclose(f);
     Output *o = output_open(output);
     const char *place = strstr(page, "RESULTS");
     output_write(o, page, (size_t)(place - page));
-    write_results(o, paper, scratch);
+    for (const char *c = text; *c; c++)
+        if (*c == '<') // within a string: so that it does not end the script that holds it
+            output_printf(o, "\\u003c");
+        else
+            output_write(o, c, 1);
     output_printf(o, "%s", place + strlen("RESULTS"));
     output_commit(o);
-    print_table();
     printf("%s\n", output);
     for (int i = 0; i < record_count; i++) json_free(records[i]);
-    free(records), json_free(paper), free(folder), free(path), free(scratch);
+    free(records), json_free(paper), free(folder), free(path), free(scratch), free(text);
     return 0;
 }

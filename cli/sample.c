@@ -67,21 +67,6 @@ static char **read_lines(const char *path, int *count) {
     return lines;
 }
 
-static float *load_latents(const char *path, int c, int h, int w) {
-    Store *s = store_open(path);
-    const Stored *t = store_find(s, "latents");
-    if (!t) die("%s holds %s: tensor latents is missing", path, store_kind(s));
-    int last = t->ndim - 1; // (1, c, h, w); the 1 may be missing
-    bool same_size = t->count == (size_t)c * (size_t)h * (size_t)w && last >= 2 && t->shape[last - 2] == c;
-    if (!same_size || t->shape[last] != w || t->shape[last - 1] != h)
-        die("%s: latents has %zu elements in another shape than (1, %d, %d, %d), which the picture's size "
-            "asks for",
-            path, t->count, c, h, w);
-    float *x = store_floats(t, path);
-    store_close(s);
-    return x;
-}
-
 static void check_text(const char *where, const char *text) {
     size_t at;
     if (text && !utf8_valid(text, strlen(text), &at))
@@ -160,8 +145,12 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (r->width) o.width = r->width;
     if (r->height) o.height = r->height;
     o.negative = r->negative, o.strength = r->strength, o.philox = r->philox, o.init = start;
-    if (r->latents)
-        o.latents = load_latents(r->latents, m->unet_config.in_channels, o.height / 8, o.width / 8);
+    if (r->latents) {
+        Store *file = store_open(r->latents);
+        int64_t shape[4] = {1, m->unet_config.in_channels, o.height / 8, o.width / 8};
+        o.latents = read_tensor(file, r->latents, "latents", 4, shape);
+        store_close(file);
+    }
     Scheduler s; // to refuse early what cannot run
     scheduler_init(&s, sample_scheduler(m, &o));
     scheduler_set_timesteps(&s, o.steps);

@@ -1,6 +1,5 @@
 // synth.c: `sd synth DIR`, a model of the real architecture with made weights (made.h): every loader and
 // every command can be tried at full size without a download. Its pictures are patterns.
-#include "lib/io/architectures.h"
 #include "commands.h"
 #include "model_folder.h"
 #include "options.h"
@@ -118,34 +117,22 @@ int command_synth(int argc, char **argv) {
     }
     if (ldm && strncmp(arch, "sd15", 4)) die_usage("--layout ldm goes with --arch sd15 and sd15-lcm only");
     const Architecture *a = architecture(arch);
-    Json *text = json_parse(a->text_encoder, strlen(a->text_encoder), "text_encoder/config.json"),
-         *net = json_parse(a->unet, strlen(a->unet), "unet/config.json"),
-         *vae = json_parse(a->vae, strlen(a->vae), "vae/config.json");
-    TextConfig t = text_config(text);
-    if (tokenizer) check_tokenizer(tokenizer, t.vocab_size);
-    Params p = {0};
-    TextEncoder *encoder = text_encoder_new(t, &p);
-    UNet *unet = unet_new(unet_config(net), &p);
-    Vae *v = vae_new(vae_config(vae), &p);
+    Model *m = model_declared(NULL, a);
+    if (tokenizer) check_tokenizer(tokenizer, m->text_config.vocab_size);
     if (ldm) {
         char *path = path_inside(dir, "model.safetensors");
-        write_made(&p, "", path, regime, type, true, force);
+        write_made(&m->params, "", path, regime, type, true, force);
         free(path);
     } else {
-        static const char *const parts[3][2] = {{"text_encoder.", "text_encoder/model.safetensors"},
-                                                {"unet.", "unet/diffusion_pytorch_model.safetensors"},
-                                                {"vae.", "vae/diffusion_pytorch_model.safetensors"}};
         architecture_write(a, dir);
         for (int i = 0; i < 3; i++) {
-            Params part = params_part(&p, parts[i][0]);
-            char *path = path_inside(dir, parts[i][1]);
-            write_made(&part, parts[i][0], path, regime, type, false, force);
+            Params part = params_part(&m->params, networks[i].prefix);
+            char *path = path_inside(dir, networks[i].weights);
+            write_made(&part, networks[i].prefix, path, regime, type, false, force);
             free(path);
         }
     }
-    write_tokenizer(dir, tokenizer, t.max_position_embeddings);
-    text_encoder_free(encoder), free(unet), free(v);
-    params_free(&p);
-    json_free(text), json_free(net), json_free(vae);
+    write_tokenizer(dir, tokenizer, m->text_config.max_position_embeddings);
+    model_free(m);
     return 0;
 }

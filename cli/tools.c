@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L // getline
 #include "sd.h"
 #include "commands.h"
+#include "model_folder.h"
 #include "options.h"
 #include "plan.h"
 
@@ -15,20 +16,6 @@ static void print_output(const char *path, double took) {
     printf("{\"output\": ");
     print_json_string(stdout, path);
     printf(", \"seconds\": %.4f}\n", took);
-}
-
-// The latents of a file, (n, c, h, w); shape is filled in.
-static float *read_latents(const char *path, int channels, int shape[4]) {
-    Store *s = store_open(path);
-    const Stored *t = store_find(s, "latents");
-    if (!t) die("%s holds %s: tensor latents is missing", path, store_kind(s));
-    if (t->ndim != 4 || t->shape[0] < 1 || t->shape[1] != channels || t->shape[2] < 1 || t->shape[3] < 1 ||
-        t->shape[0] > 4096 || t->shape[2] > 4096 || t->shape[3] > 4096)
-        die("%s: latents must be (n, %d, h, w)", path, channels);
-    for (int i = 0; i < 4; i++) shape[i] = (int)t->shape[i];
-    float *x = store_floats(t, path);
-    store_close(s);
-    return x;
 }
 
 int command_encode(int argc, char **argv) {
@@ -73,7 +60,6 @@ int command_encode(int argc, char **argv) {
 int command_decode(int argc, char **argv) {
     const char *model = DEFAULT_MODEL, *output = "out.png";
     bool json = false;
-    int shape[4];
     Option options[] = {
         {MODEL_OPTION(&model)},
         {'o', "output", TEXT(&output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},
@@ -87,22 +73,25 @@ int command_decode(int argc, char **argv) {
     check_png(output);
     start_backend();
     Model *m = model_load(model, NULL, NEED_VAE);
-    float *x = read_latents(input, m->vae_config.latent_channels, shape);
+    Store *s = store_open(input);
+    int64_t shape[4] = {-1, m->vae_config.latent_channels, -1, -1};
+    float *x = read_tensor(s, input, "latents", 4, shape);
+    store_close(s);
     double started = seconds();
-    size_t each = (size_t)shape[1] * (size_t)shape[2] * (size_t)shape[3];
-    for (int i = 0; i < shape[0]; i++) {
-        Scope s = scope_begin();
-        float *nhwc = nchw_to_nhwc(x + (size_t)i * each, 1, shape[1], shape[2], shape[3]);
-        Tensor *z = tensor_from(SHAPE(1, shape[2], shape[3], shape[1]), nhwc);
+    int n = (int)shape[0], c = (int)shape[1], h = (int)shape[2], w = (int)shape[3];
+    for (int i = 0; i < n; i++) {
+        Scope scope = scope_begin();
+        float *nhwc = nchw_to_nhwc(x + (size_t)i * (size_t)(c * h * w), 1, c, h, w);
+        Tensor *z = tensor_from(SHAPE(1, h, w, c), nhwc);
         Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
         if (!tensor_finite(pixels)) die("a NaN or an infinity arose from the latents of %s", input);
         Image *image = tensor_to_image(pixels, 0);
-        char *path = numbered_name(output, i, shape[0]);
+        char *path = numbered_name(output, i, n);
         image_save_png(path, image, NULL);
         if (!json) note("%s", path);
         free(path), free(nhwc);
         image_free(image);
-        scope_end(s, NULL);
+        scope_end(scope, NULL);
     }
     if (json) print_output(output, seconds() - started);
     free(x);
@@ -187,13 +176,12 @@ static void info_file(const char *path) {
 }
 
 static void info_model(const char *path) {
-    static const char *const parts[] = {"text_encoder.", "unet.", "vae."};
     start_backend();
     Model *m = model_load(path, NULL, NEED_ALL);
     for (int k = 0; k < 3; k++) {
-        Params p = params_part(&m->params, parts[k]);
-        printf("%-13.*s %8.2f M parameters, %s\n", (int)strlen(parts[k]) - 1, parts[k],
-               (double)params_count(&p) / 1e6, type_names[p.list[p.count - 1].tensor->type]);
+        Params p = params_part(&m->params, networks[k].prefix);
+        printf("%-13s %8.2f M parameters, %s\n", networks[k].name, (double)params_count(&p) / 1e6,
+               type_names[p.list[p.count - 1].tensor->type]);
     }
     SampleOptions o = sample_defaults(m);
     printf("scheduler     %s; draws %d x %d in %d steps with guidance %g\n",

@@ -44,6 +44,11 @@ char *name_with_step(const char *name, int *calls) {
     return of_step ? format("step.%d.%s", *calls - !input, name) : xstrdup(name);
 }
 
+const char *without_step(const char *name) {
+    const char *dot = starts_with(name, "step.") ? strchr(name + strlen("step."), '.') : NULL;
+    return dot ? dot + 1 : name;
+}
+
 static void sink(const char *name, const Tensor *t) {
     int64_t shape[4];
     float *x = file_order(t, shape);
@@ -65,39 +70,39 @@ static const char *shown_name(const char *name, bool several) {
     return !several && !strncmp(name, "step.0.", 7) ? name + 7 : name;
 }
 
-static float *floats(const int *x, int n) {
-    float *y = xmalloc((size_t)n * sizeof(float));
-    for (int i = 0; i < n; i++) y[i] = (float)x[i];
-    return y;
+static Scheduler scheduler_of(SchedulerConfig c, int steps) {
+    Scheduler s;
+    scheduler_init(&s, c);
+    scheduler_set_timesteps(&s, steps);
+    return s;
 }
 
-// The last n timesteps, as new floats.
-static float *last_times(const Scheduler *s, int n) {
+// The last n timesteps.
+static void keep_times(const Scheduler *s, int n) {
     size_t bytes = (size_t)n * sizeof(float);
-    return memcpy(xmalloc(bytes), s->timesteps + s->count - n, bytes);
+    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){n},
+         memcpy(xmalloc(bytes), s->timesteps + s->count - n, bytes));
 }
 
 // Tokens, timesteps and guidance scale. The other inputs went through the sink: the first latents, LCM's
 // fresh noise ("inputs.noise.0") and the picture of image-to-image.
 static void keep_inputs(const SampleOptions *o, const Model *m) {
     int tokens = m->text_config.max_position_embeddings;
-    bool guided = o->cfg > 1 && !m->unet_config.time_cond_proj_dim;
-    int *ids = xmalloc(2 * (size_t)tokens * sizeof(int));
-    const char *texts[2] = {o->negative ? o->negative : "", o->prompt};
-    for (int i = 0; i < 2; i++) {
-        int used = tokenizer_encode(m->tokenizer, texts[i], ids + i * tokens, tokens, NULL);
-        while (used < tokens) ids[i * tokens + used++] = tokenizer_pad(m->tokenizer);
+    const char *texts[2] = {o->prompt, NULL};
+    if (o->cfg > 1 && !m->unet_config.time_cond_proj_dim)
+        texts[0] = o->negative ? o->negative : "", texts[1] = o->prompt;
+    int rows = texts[1] ? 2 : 1, *ids = xmalloc((size_t)tokens * sizeof *ids);
+    float *all = xmalloc((size_t)(rows * tokens) * sizeof *all), *cfg = xmalloc(sizeof *cfg);
+    for (int i = 0; i < rows; i++) {
+        int used = tokenizer_encode(m->tokenizer, texts[i], ids, tokens, NULL);
+        while (used < tokens) ids[used++] = tokenizer_pad(m->tokenizer);
+        for (int k = 0; k < tokens; k++) all[i * tokens + k] = (float)ids[k];
     }
-    keep(xstrdup("inputs.ids"), 2, (int64_t[]){guided ? 2 : 1, tokens},
-         floats(guided ? ids : ids + tokens, (guided ? 2 : 1) * tokens));
     free(ids);
-    Scheduler s;
-    scheduler_init(&s, sample_scheduler(m, o));
-    scheduler_set_timesteps(&s, o->steps);
-    int last = unet_calls < s.count ? unet_calls : s.count; // image-to-image skips the first ones
-    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){last}, last_times(&s, last));
+    keep(xstrdup("inputs.ids"), 2, (int64_t[]){rows, tokens}, all);
+    Scheduler s = scheduler_of(sample_scheduler(m, o), o->steps);
+    keep_times(&s, unet_calls < s.count ? unet_calls : s.count); // image-to-image skips the first ones
     scheduler_free(&s);
-    float *cfg = xmalloc(sizeof(float));
     *cfg = o->cfg;
     keep(xstrdup("inputs.cfg"), 1, (int64_t[]){1}, cfg);
 }
@@ -126,106 +131,88 @@ float *stored_floats(const Stored *t) {
     return x;
 }
 
-const Stored *trace_input(const Store *s, const char *name, const char *path) {
-    const Stored *t = store_find(s, name);
-    if (!t)
-        die("%s holds %s: tensor %s is missing; it says what the trace was made from", path, store_kind(s),
-            name);
+const Stored *find_traced(const Store *s, int step, const char *name) {
+    char *full = step < 0 ? xstrdup(name) : format("step.%d.%s", step, name);
+    const Stored *t = store_find(s, full);
+    if (!t && starts_with(full, "step.0.")) t = store_find(s, full + strlen("step.0."));
+    free(full);
     return t;
 }
 
-const Stored *find_traced(const Store *s, int step, const char *name) {
-    char full[256];
-    int n = step < 0 ? 0 : snprintf(full, sizeof full, "step.%d.", step);
-    snprintf(full + n, sizeof full - (size_t)n, "%s", name);
-    const Stored *t = store_find(s, full);
-    return t || !starts_with(full, "step.0.") ? t : store_find(s, full + 7);
+int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape, int below) {
+    float *x = read_tensor(s, path, name, dims, shape);
+    size_t n = store_find(s, name)->count;
+    int *y = xmalloc(n * sizeof *y);
+    for (size_t i = 0; i < n; i++) {
+        if (!(x[i] >= 0 && x[i] < (float)below))
+            die("%s: %s holds %g; 0 to %d are expected", path, name, (double)x[i], below - 1);
+        y[i] = (int)x[i];
+    }
+    free(x);
+    return y;
 }
 
 // Do these timesteps, the last of so many, belong to this configuration?
 static bool takes(SchedulerConfig c, Inputs *in) {
     int most = c.kind == LCM || c.kind == TCD ? c.original_inference_steps : c.num_train_timesteps - 2;
-    for (int steps = in->steps > 1 ? in->steps - 1 : 1; steps <= most; steps++) {
+    for (int steps = in->steps > 1 ? in->steps - 1 : 1; steps <= most && !in->sampled; steps++) {
         int highest = c.steps_offset + (steps - 1) * (c.num_train_timesteps / steps);
         if (highest >= c.num_train_timesteps) continue;
-        Scheduler s;
-        scheduler_init(&s, c);
-        scheduler_set_timesteps(&s, steps);
-        bool same = s.count >= in->steps;
-        for (int i = 0; same && i < in->steps; i++)
-            same = fabsf(s.timesteps[s.count - in->steps + i] - in->times[i]) < 0.01f;
+        Scheduler s = scheduler_of(c, steps);
+        in->sampled = s.count >= in->steps;
+        for (int i = 0; in->sampled && i < in->steps; i++)
+            in->sampled = fabsf(s.timesteps[s.count - in->steps + i] - in->times[i]) < 0.01f;
         scheduler_free(&s);
-        if (!same) continue;
         in->sampler = c, in->sampler_steps = steps;
-        return true;
     }
-    return false;
+    return in->sampled;
 }
 
 // Which sampler takes these timesteps? The model's own is tried first if none is named. Timesteps that no
 // configuration of the model's takes are compared with its own; maybe another spacing or offset has them.
 static void find_sampler(const Model *m, const char *named, Inputs *in) {
     static const char *const spacings[] = {"leading", "trailing", "linspace"};
-    SchedulerConfig own = {0};
-    for (int kind = named ? TCD : LCM; kind >= -1; kind--)
-        if (named && kind >= 0 ? !strcmp(named, scheduler_names[kind]) : !named)
-            own = scheduler_config(m->scheduler_json, kind), in->sampled |= takes(own, in);
-    if (!in->sampled && !own.num_train_timesteps)
-        note("the sampler \"%s\" is not known here; its steps are not compared", named);
-    if (in->sampled || in->steps == 1 || !own.num_train_timesteps) return;
+    int kind = named ? TCD : -1;
+    while (named && kind >= 0 && strcmp(named, scheduler_names[kind])) kind--;
+    if (named && kind < 0) note("the sampler \"%s\" is not known here; its steps are not compared", named);
+    if (named && kind < 0) return;
+    SchedulerConfig own = scheduler_config(m->scheduler_json, kind);
+    if (takes(own, in)) return;
+    for (kind = PNDM; kind <= LCM && !named; kind++)
+        if (takes(scheduler_config(m->scheduler_json, kind), in)) return;
+    if (in->steps == 1) return;
     for (int i = 0; i < 6 && !in->sampled; i++) {
         SchedulerConfig c = own;
         c.timestep_spacing = i / 2, c.steps_offset = i % 2;
-        if ((in->sampled = takes(c, in)))
+        if (takes(c, in))
             in->times_why = format("they are those of timestep_spacing \"%s\" and steps_offset %d, which the "
                                    "model has not",
                                    spacings[i / 2], i % 2);
     }
-    Scheduler s;
-    scheduler_init(&s, own);
-    scheduler_set_timesteps(&s, in->sampled ? in->sampler_steps : in->steps - (own.kind == PNDM));
+    Scheduler s = scheduler_of(own, in->sampled ? in->sampler_steps : in->steps - (own.kind == PNDM));
     if (s.count < in->steps) die("the %d timesteps are those of no sampler of this model", in->steps);
-    keep(xstrdup("inputs.timesteps"), 1, (int64_t[]){in->steps}, last_times(&s, in->steps));
+    keep_times(&s, in->steps);
     scheduler_free(&s);
 }
 
 static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
-    const Stored *ids = store_find(s, "inputs.ids"), *context = store_find(s, "inputs.context");
-    const Stored *z = trace_input(s, "inputs.latents", path), *cfg = trace_input(s, "inputs.cfg", path),
-                 *times = trace_input(s, "inputs.timesteps", path);
-    Inputs in = {
-        .trace = s, .tokens = m->text_config.max_position_embeddings, .c = m->unet_config.in_channels};
-    int wide = m->unet_config.cross_attention_dim;
-    if (!ids && !context)
-        die("%s: tensor inputs.ids is missing, and inputs.context in its place: what is drawn?", path);
-    if (ids && (ids->ndim != 2 || ids->shape[1] != in.tokens || ids->shape[0] < 1 || ids->shape[0] > 2))
-        die("%s: inputs.ids must be (1 or 2, %d)", path, in.tokens);
-    if (!ids && (context->ndim != 3 || context->shape[0] < 1 || context->shape[0] > 2 ||
-                 context->shape[1] < 1 || context->shape[1] > 100000 || context->shape[2] != wide))
-        die("%s: inputs.context must be (1 or 2, tokens, %d)", path, wide);
-    if (z->ndim != 4 || z->shape[0] != 1 || z->shape[1] != in.c || z->shape[2] < 1 || z->shape[3] < 1 ||
-        z->count > 1u << 28)
-        die("%s: inputs.latents must be (1, %d, h, w)", path, in.c);
-    if (times->count < 1 || times->count > 100000 || cfg->count != 1)
-        die("%s: inputs.timesteps must hold timesteps, and inputs.cfg one number", path);
-    in.rows = (int)(ids ? ids : context)->shape[0], in.steps = (int)times->count;
-    in.h = (int)z->shape[2], in.w = (int)z->shape[3];
-    in.latents = store_floats(z, path), in.times = store_floats(times, path);
-    float *one = store_floats(cfg, path);
-    in.cfg = *one;
-    free(one);
-    if (ids) {
-        float *read = store_floats(ids, path);
-        in.ids = xmalloc(ids->count * sizeof(int));
-        for (size_t i = 0; i < ids->count; i++) {
-            if (!(read[i] >= 0 && read[i] < (float)m->text_config.vocab_size))
-                die("%s: inputs.ids holds %g; a token is expected, 0 to %d", path, (double)read[i],
-                    m->text_config.vocab_size - 1);
-            in.ids[i] = (int)read[i];
-        }
-        free(read);
-    } else
-        in.tokens = (int)context->shape[1], in.context = store_floats(context, path);
+    int64_t z[4] = {1, m->unet_config.in_channels, -1, -1}, n[1] = {-1}, one[1] = {1},
+            ids[2] = {-1, m->text_config.max_position_embeddings},
+            context[3] = {-1, -1, m->unet_config.cross_attention_dim}, image[4] = {1, 3, -1, -1};
+    Inputs in = {.trace = s, .latents = read_tensor(s, path, "inputs.latents", 4, z)};
+    if (store_find(s, "inputs.ids")) {
+        in.ids = trace_wholes(s, path, "inputs.ids", 2, ids, m->text_config.vocab_size);
+        in.rows = (int)ids[0], in.tokens = (int)ids[1];
+    } else {
+        in.context = read_tensor(s, path, "inputs.context", 3, context);
+        in.rows = (int)context[0], in.tokens = (int)context[1];
+    }
+    if (in.rows > 2) die("%s has text in %d rows; 1 or 2 are expected", path, in.rows);
+    float *cfg = read_tensor(s, path, "inputs.cfg", 1, one);
+    in.cfg = *cfg;
+    free(cfg);
+    in.times = read_tensor(s, path, "inputs.timesteps", 1, n);
+    in.c = (int)z[1], in.h = (int)z[2], in.w = (int)z[3], in.steps = (int)n[0];
     for (int i = 0; i < in.steps; i++)
         if (!(in.times[i] >= 0 && in.times[i] < 1e6f))
             die("%s: inputs.timesteps holds %g", path, (double)in.times[i]);
@@ -239,11 +226,9 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
                 path, in.steps, (double)in.times[0], i);
     in.decodes = store_find(s, "vae.decoder.conv_out") &&
                  (in.sampled || store_find(s, "latents") || store_find(s, "vae.scaling"));
-    const Stored *image = store_find(s, "inputs.image");
-    if (image && image->ndim == 4 && image->shape[0] == 1 && image->shape[1] == 3 && image->shape[2] >= 8 &&
-        image->shape[3] >= 8) {
-        in.image_h = (int)image->shape[2], in.image_w = (int)image->shape[3];
-        in.image = store_floats(image, path);
+    if (store_find(s, "inputs.image")) {
+        in.image = read_tensor(s, path, "inputs.image", 4, image);
+        in.image_h = (int)image[2], in.image_w = (int)image[3];
     }
     return in;
 }
@@ -272,10 +257,8 @@ Tensor *theirs(const Inputs *in, Tensor *ours, int step, const char *name) {
     return ours;
 }
 
-Scheduler scheduler_of(const Inputs *in) {
-    Scheduler s;
-    scheduler_init(&s, in->sampler);
-    scheduler_set_timesteps(&s, in->sampler_steps);
+Scheduler sampler_of(const Inputs *in) {
+    Scheduler s = scheduler_of(in->sampler, in->sampler_steps);
     scheduler_skip(&s, s.count - in->steps);
     return s;
 }
@@ -302,7 +285,7 @@ void run_again(const Model *m, const Inputs *in) {
     float guidance[2] = {in->cfg - 1, in->cfg - 1};
     bool embeds = m->unet_config.time_cond_proj_dim > 0, guided = in->rows == 2;
     Scheduler s = {0};
-    if (in->sampled) s = scheduler_of(in);
+    if (in->sampled) s = sampler_of(in);
     for (int i = 0; i < in->steps; i++) {
         float t[2] = {in->times[i], in->times[i]};
         Tensor *x = in->sampled ? scheduler_input(&s, z) : z;
@@ -378,10 +361,22 @@ static Type precision_of(const float *x, size_t n) {
 
 // Adds a name to a list in JSON, and prints it where that is not asked for.
 static void list(char **names, const char *name, const char *what, bool json) {
-    char *quoted = json_quote(name), *longer = format("%s%s%s", *names, **names ? ", " : "", quoted);
-    free(quoted), free(*names);
-    *names = longer;
+    *names = joined(*names, joined(xstrdup(**names ? ", " : ""), json_quote(name)));
     if (!json) printf("%-6s %s\n", what, name);
+}
+
+// What may be wrong in block i of ours, the first that differs from theirs, x. A new string, maybe empty.
+static char *reason(const Store *s, const Model *m, const Inputs *in, int i, const Stored *t, const float *x,
+                    Type precision) {
+    char has[200], expected[200];
+    const Traced *ours = &traced[i];
+    char *why = t->count == traced_elements(ours)
+                    ? explain(m, in, ours->name, x, ours, i ? ours - 1 : NULL, precision)
+                    : format("its shape is %s; %s is expected", shape_text(has, t->shape, t->ndim),
+                             shape_text(expected, ours->shape, ours->ndim));
+    if (!i || find_traced(s, -1, ours[-1].name)) return why;
+    return joined(joined(why, xstrdup(*why ? "; " : "")),
+                  xstrdup("here, or before it in what the trace lacks"));
 }
 
 // The trace against `traced`, ours, in the order of the run. m: NULL where ours is a trace, too. tolerance:
@@ -400,36 +395,27 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
         if (!t) list(&absent, ours->name, "absent", json);
         if (!t) continue;
         size_t n = traced_elements(ours);
-        bool same_size = t->count == n, was_inside = inside;
-        inside = (strstr(t->name, "unet.") || strstr(t->name, "coder.")) && !ends_with(t->name, ".input");
         float *x = stored_floats(t);
         Type own = precision_of(x, t->count), other = m ? F32 : precision_of(ours->data, n);
-        if (starts_with(t->name, "inputs.")) own = other = F32;
+        if (other > own) own = other;
+        if (starts_with(t->name, "inputs.")) own = F32;
+        bool was_inside = inside;
+        inside = (strstr(t->name, "unet.") || strstr(t->name, "coder.")) && !ends_with(t->name, ".input");
         if (!(inside && was_inside) || own > type) type = own;
-        if (other > type) type = other;
         if (type > least) least = type;
-        double largest = largest_of(ours->data, n);
-        double worst = same_size ? distance(x, ours->data, n) : INFINITY;
-        double relative = largest > 0 ? worst / largest : worst;
+        double largest = largest_of(ours->data, n),
+               worst = t->count == n ? distance(x, ours->data, n) : INFINITY,
+               relative = largest > 0 ? worst / largest : worst;
         bool ok = worst <= (tolerance < 0 ? rounding[type] : tolerance) * largest;
         if (json) {
             printf("%s{\"name\": ", compared ? ", " : ""), print_json_string(stdout, t->name);
-            printf(", \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", isfinite(worst) ? worst : 1e300,
-                   isfinite(relative) ? relative : 1e300, ok ? "true" : "false");
+            printf(", \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", fmin(worst, 1e300),
+                   fmin(relative, 1e300), ok ? "true" : "false");
         } else
             printf("%-6s %-64s %10.3g %10.3g\n", ok ? "ok" : "DIFFER", t->name, worst, relative);
         if (!ok && !first) {
-            char has[200], expected[200];
-            first = t->name;
-            why = same_size ? explain(m, in, ours->name, x, ours, i ? ours - 1 : NULL, type)
-                            : format("its shape is %s; %s is expected", shape_text(has, t->shape, t->ndim),
-                                     shape_text(expected, ours->shape, ours->ndim));
-            if (i && !find_traced(s, -1, ours[-1].name)) {
-                char *longer =
-                    format("%s%shere, or before it in what the trace lacks", why ? why : "", why ? "; " : "");
-                free(why), why = longer;
-            }
-            if (!json) printf("       ^ the first block that differs%s%s\n", why ? ": " : "", why ? why : "");
+            first = t->name, why = reason(s, m, in, i, t, x, type);
+            if (!json) printf("       ^ the first block that differs%s%s\n", *why ? ": " : "", why);
         }
         free(x);
         compared++, differ += !ok;
@@ -448,7 +434,7 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
         printf("], \"absent\": [%s], \"not_compared\": [%s], \"precision\": \"%s\", \"ok\": %s", absent,
                extra, precision_names[least], differ ? "false" : "true");
         if (first) printf(", \"first\": "), print_json_string(stdout, first);
-        if (why) printf(", \"why\": "), print_json_string(stdout, why);
+        if (why && *why) printf(", \"why\": "), print_json_string(stdout, why);
         puts("}");
     } else if (differ)
         printf("%d of %d blocks differ%s, %s first\n", differ, compared, half, first);
@@ -456,36 +442,40 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
         printf("%d blocks agree within %g of their largest value%s\n", compared,
                tolerance < 0 ? rounding[least] : tolerance, half);
     free(why), free(absent), free(extra);
-    return differ ? 1 : 0;
+    return differ > 0;
 }
 
 // ---- two traces -------------------------------------------------------------------------------------------
 
-// Where a word of a name stands in a run.
-static long rank(const char *word, size_t n) {
+// A block's name as a text whose order is that of a run: its words become their places in a list. A network's
+// result comes behind its blocks.
+static char *place_in_run(const char *name) {
     static const char order[] =
         " inputs text_encoder step unet guidance sampler latents vae input time_embedding conv_in down_blocks "
         "mid_block up_blocks conv_out resnets attentions downsamplers upsamplers encoder final_layer_norm "
         "quant_conv scaling post_quant_conv decoder ";
-    char *spaced = format(" %.*s ", (int)n, word);
-    const char *at = strstr(order, spaced);
-    free(spaced);
-    return at ? at - order : (long)sizeof order;
+    char *key = xstrdup("");
+    int number = 0;
+    for (int n; *name; name += n + (name[n] == '.')) {
+        n = (int)strcspn(name, ".");
+        char *word = format(" %.*s ", n, name);
+        const char *at = strstr(order, word);
+        // resnets.0 attentions.0 resnets.1 attentions.1
+        if (sscanf(name, "resnets.%d", &number) + sscanf(name, "attentions.%d", &number) > 0)
+            key = joined(key, format("%03d%06d", (int)(strstr(order, "resnets") - order), number));
+        key = joined(key, sscanf(name, "%d", &number) == 1
+                              ? format("%06d", number)
+                              : format("%03d%s", at ? (int)(at - order) : 999, at ? "" : word));
+        free(word);
+    }
+    return joined(key, xstrdup("~"));
 }
 
 static int by_run(const void *a, const void *b) {
-    const char *x = ((const Traced *)a)->name, *y = ((const Traced *)b)->name;
-    while (*x && *y) {
-        size_t n = strcspn(x, "."), k = strcspn(y, ".");
-        long ranks = rank(x, n) - rank(y, k), numbers = atoi(x) - atoi(y);
-        if (n != k || strncmp(x, y, n)) {
-            bool alternate = (*x == 'r' || *x == 'a') && (*y == 'r' || *y == 'a'); // resnets.0 attentions.0
-            if (alternate && x[n] && y[k]) numbers = atoi(x + n + 1) - atoi(y + k + 1);
-            return numbers ? (int)numbers : ranks ? (int)ranks : strcmp(x, y);
-        }
-        x += n + (x[n] == '.'), y += k + (y[k] == '.');
-    }
-    return (*y != 0) - (*x != 0); // a network's result comes behind its blocks
+    char *x = place_in_run(((const Traced *)a)->name), *y = place_in_run(((const Traced *)b)->name);
+    int order = strcmp(x, y);
+    free(x), free(y);
+    return order;
 }
 
 static int compare_traces(const char *a, const char *b, double tolerance, bool json) {
@@ -538,16 +528,15 @@ int command_verify(int argc, char **argv) {
     Model *m = model_load(model, NULL, gradients ? NEED_UNET : NEED_TEXT | NEED_UNET | NEED_VAE);
     check_kind(m, s, path);
     Inputs in = {0};
-    trace_begin();
     if (gradients) {
-        trace_sink = NULL;
         gradients_again(m, s, path, lora);
         if (tolerance < 0) tolerance = 1e-3; // sums of many products of both signs
     } else {
+        trace_begin();
         in = read_inputs(m, s, path);
         run_again(m, &in);
+        trace_sink = NULL;
     }
-    trace_sink = NULL;
     int status = compare(s, path, tolerance, json, m, &in);
     clear();
     free_inputs(&in);

@@ -38,7 +38,7 @@ typedef struct {
 // Text encoder, UNet and sampler, VAE on the trace's inputs; trace_sink sees our blocks. Text states,
 // predictions and latents go on as the trace has them, so a mistake shows where it is made, not behind it.
 void run_again(const Model *m, const Inputs *in);
-Scheduler scheduler_of(const Inputs *in); // before the first step
+Scheduler sampler_of(const Inputs *in); // before the first step
 Tensor *step_again(const Inputs *in, Scheduler *s, Tensor *z, Tensor *eps, int step);
 Tensor *theirs(const Inputs *in, Tensor *ours, int step,
                const char *name); // in place of ours, if it is there
@@ -46,18 +46,20 @@ Tensor *picture_from(const float *nchw, int n, int c, int h, int w);
 float *file_order(const Tensor *t, int64_t shape[4]); // a tensor as a trace has it; its shape is filled in
 // calls: of the UNet so far; its first block begins a step.
 char *name_with_step(const char *name, int *calls);
+const char *without_step(const char *name); // behind "step.N.", where that stands before it
 // The tensor of a step (-1: of none). In a trace of a single step the names may lack "step.0.".
 const Stored *find_traced(const Store *s, int step, const char *name);
-const Stored *trace_input(const Store *s, const char *name, const char *path); // dies where it is missing
-float *stored_floats(const Stored *t);                                         // all elements, NaN and all
+float *stored_floats(const Stored *t); // all elements, NaN and all
+// The same as read_tensor() for whole numbers from 0 on.
+int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape, int below);
 double distance(const float *x, const float *y, size_t n); // the largest difference; NaN counts as infinite
 double largest_of(const float *x, size_t n);
 // How far two right implementations are apart, over the largest value, where one computes in F32, F16, BF16.
 extern const double rounding[3];
 extern const char *const precision_names[3];
 
-// explain.c: what may be wrong in the first block that differs, a new string or NULL. before: the one before
-// it. precision: of the less exact side. m: NULL where both sides are traces.
+// explain.c: what may be wrong in the first block that differs, a new string, maybe empty. before: the one
+// before it. precision: of the less exact side. m: NULL where both sides are traces.
 char *explain(const Model *m, const Inputs *in, const char *block, const float *their, const Traced *ours,
               const Traced *before, Type precision);
 
