@@ -18,25 +18,17 @@ static void write_field(Output *o, const char *text) {
     output_write(o, "\"", 1);
 }
 
-// Of a picture's name, as far as other programs know it.
-static const char *picture_ending(const char *path) {
-    static const char *const known[] = {".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (ends_with(path, known[i])) return known[i];
-    return "";
-}
-
 // The lists that a command writes last tell its folder from others. `own` is one that only this command has.
 static void refuse_foreign(const char *dir, const char *own) {
     char *list = format("%s/captions.txt", dir), *mine = format("%s/%s", dir, own);
     if (file_exists(list) && !file_exists(mine))
         die("%s is another data set: it has a captions.txt, but no %s; --force replaces it", dir, own);
-    free(list), free(mine);
 }
 
 // The picture under OUT/Images, whose name begins with its number so that the order of names is the set's.
 static char *write_picture(const char *out, size_t i, const Sample *s, int size) {
-    const char *ending = size ? ".png" : picture_ending(s->path);
+    const char *ending = size ? ".png" : strrchr(s->path, '.');
+    if (!ending || strchr(ending, '/')) ending = "";
     char *name = format("%05zu%s", i, ending), *path = format("%s/Images/%s", out, name);
     if (is_link(path)) unlink(path); // an earlier run's
     if (size) {
@@ -117,8 +109,6 @@ int command_data(int argc, char **argv) {
     else
         note("%s: %zu pictures, %zu captions of %s", out, count, captions, d->layout);
     dataset_note_others(images, count);
-    dataset_close(d);
-    free(images), free(list), free(firsts);
     return 0;
 }
 

@@ -107,7 +107,7 @@ static const char *wrong_configuration(Inputs in, int step, const float *their, 
         if (i == 4) in.sampler.beta_schedule = own.beta_schedule ? LINEAR_BETAS : SCALED_LINEAR_BETAS;
         Scope whole = scope_begin();
         Scheduler s = sampler_of(&in);
-        Tensor *z = picture_from(in.latents, 1, in.c, in.h, in.w), *next = z;
+        Tensor *z = in.latents, *next = z;
         for (int k = 0; k <= step; k++, z = theirs(&in, next, k - 1, "sampler"))
             next = step_again(&in, &s, z, theirs(&in, z, k, "guidance"), k);
         int64_t shape[4];
@@ -121,26 +121,24 @@ static const char *wrong_configuration(Inputs in, int step, const float *their, 
 }
 
 // What is made from few tensors by few numbers: which numbers are theirs, which ours? Else NULL.
-static char *explain_between(const Inputs *in, const char *block, const float *their, const Traced *ours,
-                             double small) {
+static const char *explain_between(const Inputs *in, const char *block, const float *their,
+                                   const Traced *ours, double small) {
     int step = 0, terms = 1;
     sscanf(block, "step.%d.", &step);
-    const char *name = without_step(block), *called[3] = {"latents", "prediction", "noise"}, *why = NULL;
+    const char *name = without_step(block), *called[3] = {"latents", "prediction", "noise"};
     size_t n = traced_elements(ours);
     float *x[3] = {NULL, NULL, NULL};
     if (!strcmp(name, "inputs.timesteps"))
-        return xstrdup(in->times_why ? in->times_why : "they are not those of the model's sampler");
+        return in->times_why ? in->times_why : "they are not those of the model's sampler";
     if (!strcmp(name, "guidance") && in->rows == 2) {
         terms = 2, called[0] = "without the caption", called[1] = "with it";
-        x[0] = given(in, step, "unet.conv_out", 2 * n);
-        if (x[0]) x[1] = memcpy(xmalloc(n * sizeof(float)), x[0] + n, n * sizeof(float));
+        x[0] = given(in, step, "unet.conv_out", 2 * n), x[1] = x[0] ? x[0] + n : NULL;
     } else if (!strcmp(name, "sampler")) {
-        char *noise = format("inputs.noise.%d", step);
+        const char *why = wrong_configuration(*in, step, their, n, small);
+        if (why) return format("%s: so we agree", why);
         x[0] = latents_before(in, step, n), x[1] = given(in, step, "guidance", n);
-        x[2] = given(in, -1, noise, n);
+        x[2] = given(in, -1, format("inputs.noise.%d", step), n);
         terms = x[2] ? 3 : 2;
-        why = wrong_configuration(*in, step, their, n, small);
-        free(noise);
     } else if (!strcmp(name, "latents"))
         x[0] = latents_before(in, in->steps, n);
     else if (!strcmp(name, "vae.scaling"))
@@ -150,17 +148,13 @@ static char *explain_between(const Inputs *in, const char *block, const float *t
     else
         return NULL;
     double a[3], b[3];
-    bool known = x[0] && (terms == 1 || x[1]);
+    if (!x[0]) return "what it is made from is absent, too";
+    if ((terms > 1 && !x[1]) || fit(their, x, terms, n, a) >= small ||
+        fit(ours->data, x, terms, n, b) >= small)
+        return "not made as ours is from the same tensors";
     char *text = xstrdup("");
-    if (why)
-        text = joined(text, format("%s: so we agree", why));
-    else if (known && fit(their, x, terms, n, a) < small && fit(ours->data, x, terms, n, b) < small)
-        for (int i = 0; i < terms; i++)
-            text = joined(text, format("%s%s times %.4g (ours %.4g)", i ? " + " : "", called[i], a[i], b[i]));
-    else
-        text = joined(text, xstrdup(x[0] ? "not made as ours is from the same tensors"
-                                         : "what it is made from is absent, too"));
-    for (int i = 0; i < 3; i++) free(x[i]);
+    for (int i = 0; i < terms; i++)
+        text = joined(text, format("%s%s times %.4g (ours %.4g)", i ? " + " : "", called[i], a[i], b[i]));
     return text;
 }
 
@@ -175,7 +169,7 @@ typedef struct {
     const float *theirs; // the block's output (count)
     size_t count;
     double difference, small, deadline; // small: what rounding explains
-    char *why;
+    const char *why;
 } Case;
 
 // A run ends at the block in question, with how far it is from theirs.
@@ -215,41 +209,34 @@ static double difference_with(const Case *c, const Model *m) {
 }
 
 // To count, a mistake must take away nine tenths of the difference, or in half precision all but rounding.
-static void consider(Case *c, double difference, char *mistake) {
-    if (difference < c->difference / 10 || (difference < c->small && difference < c->difference / 2)) {
-        free(c->why);
+static void consider(Case *c, double difference, const char *mistake) {
+    if (difference < c->difference / 10 || (difference < c->small && difference < c->difference / 2))
         c->why = format("%s: so we agree", mistake), c->difference = difference;
-    }
-    free(mistake);
 }
 
 // ---- mistakes in the parameters ---------------------------------------------------------------------------
 
-// Parameters of the block changed as the mistake would amount to.
+// Parameters of the block changed as the mistake would amount to: all become 1, or are multiplied by `factor`
+// and maybe move.
 typedef struct {
-    enum { ZERO, ONE, SCALED, TRANSPOSED, ROWS_ROLLED, INPUTS_ROLLED } how;
+    enum { ONE, SCALED, TRANSPOSED, ROWS_ROLLED, INPUTS_ROLLED } how;
     float factor;
     int by;               // rows or input channels
     const char *parts[3]; // of the names of those that change
 } Change;
 
 static float *changed(const float *w, const Tensor *t, Change c) { // w in file order: (out, in, kh, kw)
-    size_t n = tensor_count(t), row = t->dims > 1 ? n / (size_t)t->shape[0] : n,
+    size_t n = tensor_count(t), row = t->dims > 1 ? n / (size_t)t->shape[0] : 1,
            input = t->dims == 4 ? (size_t)t->shape[1] * (size_t)t->shape[2] : 1,
-           unit = c.how == INPUTS_ROLLED ? input
-                  : t->dims > 1          ? row
-                                         : 1,
-           by = (size_t)c.by * unit,
            side = t->dims > 1 ? (size_t)t->shape[1] : 1; // of a square matrix, or of a kernel
+    bool inputs = c.how == INPUTS_ROLLED;
+    size_t ring = inputs && t->dims > 1 ? row : n, by = (size_t)c.by * (inputs ? input : row);
     float *x = xmalloc(n * sizeof *x);
     for (size_t i = 0; i < n; i++) {
-        size_t map = i / (side * side), y = i / side % side, column = i % side;
-        x[i] = c.how == ZERO          ? 0
-               : c.how == ONE         ? 1
-               : c.how == SCALED      ? c.factor * w[i]
-               : c.how == TRANSPOSED  ? w[(map * side + column) * side + y]
-               : c.how == ROWS_ROLLED ? w[(i + by) % n]
-                                      : w[i - i % row + (i + by) % row];
+        size_t map = i / (side * side), y = i / side % side, column = i % side, from = i;
+        if (c.how == TRANSPOSED) from = (map * side + column) * side + y;
+        if (inputs || c.how == ROWS_ROLLED) from = i - i % ring + (i + by) % ring;
+        x[i] = c.how == ONE ? 1 : c.factor * w[from];
     }
     return x;
 }
@@ -263,7 +250,7 @@ static bool belongs_to(const char *parameter, const char *block) {
     return !strcmp(block, "text_encoder.text_model.encoder.layers.0") && strstr(parameter, "embeddings.");
 }
 
-static void try_change(Case *c, Change change, char *mistake) {
+static void try_change(Case *c, Change change, const char *mistake) {
     enum { MOST = 8 };
     const Params *all = &c->model->params;
     Tensor *tensors[MOST];
@@ -292,7 +279,7 @@ static void try_parameter(Case *c, const Parameter *p) {
     if (t->dims == 4) mistake = "height and width exchanged:";
     if (t->dims == 2 && t->shape[0] != t->shape[1]) return;
     if (t->dims == 4 && (t->shape[1] != t->shape[2] || t->shape[1] == 1)) return;
-    Change change = {t->dims > 1 ? TRANSPOSED : bias ? ZERO : ONE, .parts = {p->name}};
+    Change change = {t->dims > 1 ? TRANSPOSED : bias ? SCALED : ONE, bias ? 0 : 1, .parts = {p->name}};
     try_change(c, change, format("%s %s", mistake, p->name));
 }
 
@@ -309,44 +296,40 @@ static int level_of(const char *module, const UNetConfig *u) {
 static void try_changes(Case *c) {
     const UNetConfig *u = &c->model->unet_config;
     const TextConfig *t = &c->model->text_config;
-    char *name = format("%s.transformer_blocks.0.attn1.to_q.weight", c->module);
+    const char *name = format("%s.transformer_blocks.0.attn1.to_q.weight", c->module);
     const Tensor *q = params_find(&c->model->params, name);
-    free(name);
     int channels = q ? q->shape[0] : 0, heads = u->heads[level_of(c->module, u)], up, resnet;
     if (c->of_text) channels = t->hidden_size, heads = t->num_attention_heads;
     if (channels) {
         Change scaled = {SCALED, sqrtf((float)channels / (float)heads), 0, {".to_q.", ".q_proj."}};
-        try_change(c, scaled, xstrdup("attention without the scale 1 / sqrt(d)"));
+        try_change(c, scaled, "attention without the scale 1 / sqrt(d)");
         Change halves = {ROWS_ROLLED, 1, 4 * channels, {".ff.net.0.proj."}}; // of the UNet only
-        try_change(c, halves, xstrdup("GEGLU's halves, value and gate, exchanged"));
+        try_change(c, halves, "GEGLU's halves, value and gate, exchanged");
     }
     if (sscanf(c->module, "unet.up_blocks.%d.resnets.%d", &up, &resnet) == 2) {
         int level = u->levels - 1 - up, skip = level - (resnet == u->layers_per_block && level);
         Change swapped = {INPUTS_ROLLED, 1, .parts = {".norm1.", ".conv1.weight", ".conv_shortcut.weight"}};
         swapped.by = u->block_out_channels[skip];
-        try_change(c, swapped, xstrdup("the skip connection in front of the stream, not behind it"));
+        try_change(c, swapped, "the skip connection in front of the stream, not behind it");
     }
 }
 
 // A downsampling of the UNet padded as the VAE's is.
 static void try_padding(Case *c, const Traced *before) {
-    char *name = format("%s.conv", c->module);
-    const Layer *conv = params_layer(&c->model->params, name);
-    free(name);
+    const Layer *conv = params_layer(&c->model->params, format("%s.conv", c->module));
     if (!starts_with(c->module, "unet.") || !strstr(c->module, ".downsamplers.") || !conv) return;
     Scope s = scope_begin();
     const int64_t *n = before->shape;
     Tensor *in = picture_from(before->data, (int)n[0], (int)n[1], (int)n[2], (int)n[3]);
     Tensor *out = conv2d_padded(in, conv, 2, 0, 0, (int)(n[2] + 1) / 2, (int)(n[3] + 1) / 2);
-    consider(c, distance_from(c, out),
-             xstrdup("padded below and on the right only, as the VAE's downsampling is"));
+    consider(c, distance_from(c, out), "padded below and on the right only, as the VAE's downsampling is");
     scope_end(s, NULL);
 }
 
 // ---- mistakes in the configuration ------------------------------------------------------------------------
 
 // `other`: the model with other configurations. It gets networks of these, on the same parameters.
-static void try_model(Case *c, Model other, char *mistake) {
+static void try_model(Case *c, Model other, const char *mistake) {
     other.params = (Params){0};
     other.text_encoder = text_encoder_new(other.text_config, &other.params);
     other.unet = unet_new(other.unet_config, &other.params);
@@ -379,12 +362,12 @@ static void try_configurations(Case *c) {
     if (c->of_text) {
         bool gelu = t->hidden_act == GELU;
         t->hidden_act = gelu ? QUICK_GELU : GELU;
-        try_model(c, m, xstrdup(gelu ? "quick_gelu for gelu" : "gelu for quick_gelu"));
+        try_model(c, m, gelu ? "quick_gelu for gelu" : "gelu for quick_gelu");
         m = *c->model, t->num_hidden_layers--; // "clip skip"
-        try_model(c, m, xstrdup("the states before the last layer"));
+        try_model(c, m, "the states before the last layer");
     } else {
         u->flip_sin_to_cos = !u->flip_sin_to_cos;
-        try_model(c, m, xstrdup("sine and cosine exchanged in the timestep's embedding"));
+        try_model(c, m, "sine and cosine exchanged in the timestep's embedding");
         m = *c->model, u->freq_shift = 1 - u->freq_shift;
         try_model(c, m, format("freq_shift %g", (double)u->freq_shift));
     }
@@ -400,32 +383,31 @@ static void try_configurations(Case *c) {
 
 // ---- all of it --------------------------------------------------------------------------------------------
 
-char *explain(const Model *m, const Inputs *in, const char *block, const float *their, const Traced *ours,
-              const Traced *before, Type precision) {
+const char *explain(const Model *m, const Inputs *in, const char *block, const float *their,
+                    const Traced *ours, const Traced *before, Type precision) {
     size_t n = traced_elements(ours);
     double difference = distance(their, ours->data, n), largest = largest_of(ours->data, n),
            small = rounding[precision] * largest;
     for (size_t i = 0; i < n; i++)
-        if (!isfinite(their[i])) return xstrdup("the other side has a NaN or an infinity");
+        if (!isfinite(their[i])) return "the other side has a NaN or an infinity";
     if (difference < (precision == F32 ? 1e-6 * largest : small))
         return format("no more than the rounding of %s: is the tolerance too strict?",
                       precision_names[precision]);
     const char *usual = usual_mistake(their, ours->data, ours, rounding[precision]),
                *module = without_step(block);
-    bool of_run = m && !starts_with(block, "gradient.") && strcmp(block, "loss"),
-         of_vae = starts_with(module, "vae");
+    if (!m || starts_with(block, "gradient.") || !strcmp(block, "loss")) return usual;
+    const char *between = explain_between(in, block, their, ours, small);
+    if (between) return between;
+    note("looking for the mistake in %s, a minute at most ...", block);
+    if (permuted(their, ours->data, n, small))
+        return "the same numbers in another order: axes transposed or permuted";
     Case c = {m,     in, block,      module, starts_with(module, "text"),
               their, n,  difference, small,  .deadline = seconds() + 60};
-    if (of_run) c.why = explain_between(in, block, their, ours, small);
-    if (of_run && !c.why) {
-        note("looking for the mistake in %s, a minute at most ...", block);
-        if (permuted(their, ours->data, n, small))
-            return xstrdup("the same numbers in another order: axes transposed or permuted");
-        if (before) try_padding(&c, before);
-        if (!of_vae) try_changes(&c);
-        for (int i = 0; i < m->params.count; i++)
-            if (belongs_to(m->params.list[i].name, module)) try_parameter(&c, &m->params.list[i]);
-        if (!of_vae) try_configurations(&c);
-    }
-    return c.why ? c.why : xstrdup(usual);
+    if (before) try_padding(&c, before);
+    bool of_vae = starts_with(module, "vae");
+    if (!of_vae) try_changes(&c);
+    for (int i = 0; i < m->params.count; i++)
+        if (belongs_to(m->params.list[i].name, module)) try_parameter(&c, &m->params.list[i]);
+    if (!of_vae) try_configurations(&c);
+    return c.why ? c.why : usual;
 }

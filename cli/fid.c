@@ -1,4 +1,5 @@
 // fid.c: `sd fid`, options -> Phase 4 -> figures. See ../fid.c for what happens in between.
+#define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 #include "commands.h"
 #include "options.h"
@@ -8,27 +9,37 @@
 #include <stdlib.h>
 #include <string.h>
 
+// What was asked for.
+typedef struct {
+    const char *weights, *output;
+    char **paths;
+    int rounds; // of the interval; 0: none
+    uint64_t seed;
+    bool paired, json;
+    FidOptions o;
+    double started;
+} Command;
+
 static const char *const resize_names[] = {"fid", "clean"};
 static const char *const resize_words[] = {"fid: bilinear without antialiasing, as pytorch-fid",
                                            "clean: bicubic with antialiasing, as clean-fid"};
 
 static void write_features(const FidSet *s, const char *path, const char *weights, FidResize resize) {
     StoreWriter *w = store_create(path);
-    size_t room = 16;
-    for (long i = 0; i < s->count; i++) room += strlen(s->names[i]) + 1;
-    char *names = xmalloc(room), *at = names;
-    *at = 0;
-    for (long i = 0; i < s->count; i++) { // a line a picture, as the rows of the tensor
+    size_t bytes;
+    char *names;
+    FILE *f = open_memstream(&names, &bytes);
+    for (long i = 0; f && i < s->count; i++) { // a line a picture, as the rows of the tensor
         const char *slash = strrchr(s->names[i], '/');
-        at += sprintf(at, "%s\n", slash ? slash + 1 : s->names[i]);
+        fprintf(f, "%s\n", slash ? slash + 1 : s->names[i]);
     }
-    if (utf8_valid(names, strlen(names), &(size_t){0})) store_metadata_add(w, "pictures", names);
+    if (!f || fclose(f)) die("out of memory");
+    if (utf8_valid(names, bytes, NULL)) store_metadata_add(w, "pictures", names);
     store_metadata_add(w, "weights", weights);
     store_metadata_add(w, "resize", resize_names[resize]);
     store_declare(w, "features", F32, 2, (int64_t[]){s->count, s->dim});
     store_data_f32(w, s->features, (size_t)s->count * (size_t)s->dim);
     store_commit(w);
-    free(names);
 }
 
 // A member of a JSON object, null where there is no such figure.
@@ -40,14 +51,14 @@ static void print_figure(const char *key, int digits, double x) {
 }
 
 // `sd fid fidelity`.
-static void print_fidelity(const char *weights, const char *dir, FidOptions o, bool json) {
-    Judge *judge = judge_load(weights);
-    note("%d features of %s, resize %s", inception_dim(judge->net), weights, resize_words[o.resize]);
+static void print_fidelity(const Command *c) {
+    Judge *judge = judge_load(c->weights);
+    note("%d features of %s, resize %s", inception_dim(judge->net), c->weights, resize_words[c->o.resize]);
     size_t heads = judge->heads->length;
     double *fraction = xmalloc(heads * sizeof(double)), ceiling = judge->ceiling < 0 ? NAN : judge->ceiling;
     long n;
-    double interval[2], started = seconds(), value = judge_pictures(judge, dir, o, fraction, interval, &n);
-    if (json) {
+    double interval[2], value = judge_pictures(judge, c->paths[1], c->o, fraction, interval, &n);
+    if (c->json) {
         printf("{"), print_figure("fidelity", 6, value);
         printf("\"fidelity_interval\": [%.6g, %.6g], ", interval[0], interval[1]);
         print_figure("ceiling", 6, ceiling), printf("\"attributes\": {");
@@ -58,31 +69,26 @@ static void print_fidelity(const char *weights, const char *dir, FidOptions o, b
     }
     for (size_t h = 0; h < heads; h++) {
         const char *name = judge->heads->items[h].key;
-        if (json)
+        if (c->json)
             printf("%s\"%s\": %.6g", h ? ", " : "", name, fraction[h]);
         else
             printf("  %-8s %.4f\n", name, fraction[h]);
     }
-    if (json) printf("}, \"n\": %ld, \"seconds\": %.3f}\n", n, seconds() - started);
-    free(fraction);
-    judge_free(judge);
+    if (c->json) printf("}, \"n\": %ld, \"seconds\": %.3f}\n", n, seconds() - c->started);
 }
 
 // `sd fid stats` and `sd fid features`.
-static void write_set(Inception *net, const char *weights, const char *dir, const char *output, bool stats,
-                      FidOptions o, bool json, double started) {
+static void write_set(Inception *net, const Command *c, bool stats) {
+    FidOptions o = c->o;
     o.statistics = stats, o.keep_features = !stats;
-    FidSet s = fid_scan(net, dir, o);
+    FidSet s = fid_scan(net, c->paths[1], o);
     if (stats)
-        fid_write_statistics(&s, output);
+        fid_write_statistics(&s, c->output);
     else
-        write_features(&s, output, weights, o.resize);
-    if (json) {
-        printf("{\"output\": "), print_json_string(stdout, output);
-        printf(", \"n\": %ld, \"features\": %d, \"resize\": \"%s\", \"seconds\": %.3f}\n", s.count, s.dim,
-               resize_names[o.resize], seconds() - started);
-    }
-    fid_set_free(&s);
+        write_features(&s, c->output, c->weights, o.resize);
+    if (c->json)
+        printf("{\"output\": %s, \"n\": %ld, \"features\": %d, \"resize\": \"%s\", \"seconds\": %.3f}\n",
+               json_quote(c->output), s.count, s.dim, resize_names[o.resize], seconds() - c->started);
 }
 
 // Features that are not the 2,048 of the Inception of all papers: the toy world's judge has 512.
@@ -117,87 +123,79 @@ static bool is_statistics(const char *path) {
     return (ends_with(path, ".npz") || ends_with(path, ".npy")) && file_exists(path) && !is_directory(path);
 }
 
-// `sd fid A B`. net: NULL where both are statistics; rounds: of the interval, 0 for none.
-static void compare(Inception *net, const char *weights, char **paths, bool paired, int rounds, uint64_t seed,
-                    FidOptions o, bool json, double started) {
+// `sd fid A B`. net: NULL where both are statistics.
+static void compare(Inception *net, const Command *c) {
     FidSet set[2];
-    bool pictures[2];
+    bool pictures[2] = {!is_statistics(c->paths[0]), !is_statistics(c->paths[1])};
+    bool both = pictures[0] && pictures[1];
     double kid = NAN, kid_stderr = NAN, interval[2] = {NAN, NAN};
-    for (int i = 0; i < 2; i++) pictures[i] = !is_statistics(paths[i]);
-    o.statistics = true;
-    o.keep_features = (pictures[0] && pictures[1]) || rounds;
+    FidOptions o = c->o;
+    o.statistics = true, o.keep_features = both || c->rounds;
     for (int i = 0; i < 2; i++) // statistics first: they are refused before the pictures take their time
-        if (!pictures[i]) set[i] = fid_read_statistics(paths[i]);
-    for (int i = 0; i < 2; i++)
-        if (pictures[i] && !pictures[1 - i] && set[1 - i].dim != inception_dim(net))
-            die("%s has %d features; %s computes %d", paths[1 - i], set[1 - i].dim, weights,
+        if (!pictures[i]) set[i] = fid_read_statistics(c->paths[i]);
+    for (int i = 0; i < 2; i++) {
+        if (!pictures[i]) continue;
+        if (!pictures[1 - i] && set[1 - i].dim != inception_dim(net))
+            die("%s has %d features; %s computes %d", c->paths[1 - i], set[1 - i].dim, c->weights,
                 inception_dim(net));
-    for (int i = 0; i < 2; i++)
-        if (pictures[i]) set[i] = fid_scan(net, paths[i], o);
-    for (int i = 0; i < 2; i++)
-        if (pictures[i] && set[i].count <= set[i].dim)
+        set[i] = fid_scan(net, c->paths[i], o);
+        if (set[i].count <= set[i].dim)
             note("%s has %ld pictures for %d features: such an FID is much too large; compare it only with "
                  "others of as many pictures",
-                 paths[i], set[i].count, set[i].dim);
-    if (pictures[0] && pictures[1] && same_names(&set[0], &set[1], paired) && !paired)
+                 c->paths[i], set[i].count, set[i].dim);
+    }
+    if (both && same_names(&set[0], &set[1], c->paired) && !c->paired)
         note("both sets have the same names; where these show the same captions, KID needs --paired");
     double fid = fid_distance(&set[0], &set[1]);
-    if (pictures[0] && pictures[1]) kid = kid_distance(&set[0], &set[1], paired, seed, &kid_stderr);
-    if (rounds) fid_interval(&set[0], &set[1], paired, rounds, seed, interval);
-    if (rounds && isnan(interval[0])) note("an interval needs four pictures in each set");
-    if (!net && *warning_of(set[0].dim)) note("%d features%s", set[0].dim, warning_of(set[0].dim));
-    if (json) {
+    if (both) kid = kid_distance(&set[0], &set[1], c->paired, c->seed, &kid_stderr);
+    if (c->rounds) fid_interval(&set[0], &set[1], c->paired, c->rounds, c->seed, interval);
+    if (c->rounds && isnan(interval[0])) note("an interval needs four pictures in each set");
+    const char *warning = warning_of(set[0].dim);
+    if (!net && *warning) note("%d features%s", set[0].dim, warning);
+    if (c->json) {
         printf("{"), print_figure("fid", 12, fid);
-        if (!isnan(interval[0]))
-            printf("\"fid_interval\": [%.12g, %.12g], ", interval[0], interval[1]);
+        if (isnan(interval[0]))
+            print_figure("fid_interval", 0, NAN);
         else
-            printf("\"fid_interval\": null, ");
+            printf("\"fid_interval\": [%.12g, %.12g], ", interval[0], interval[1]);
         print_figure("kid", 12, kid), print_figure("kid_stderr", 6, kid_stderr);
-        printf("\"paired\": %s, ", paired ? "true" : "false");
+        printf("\"paired\": %s, ", c->paired ? "true" : "false");
         // Statistics do not say of how many pictures they are, nor how those were resized.
         print_figure("n_a", 15, set[0].count ? (double)set[0].count : NAN);
         print_figure("n_b", 15, set[1].count ? (double)set[1].count : NAN);
-        if (net)
-            printf("\"resize\": \"%s\", ", resize_names[o.resize]);
-        else
-            printf("\"resize\": null, ");
-        printf("\"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n", set[0].dim, seconds() - started,
+        printf("\"resize\": %s, \"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n",
+               net ? json_quote(resize_names[o.resize]) : "null", set[0].dim, seconds() - c->started,
                (double)backend.peak() / 1e6);
-    } else {
-        printf("FID %.6f", fid);
-        if (!isnan(interval[0]))
-            printf("  (95 %%: %.6f to %.6f, about the FID of so many pictures)", interval[0], interval[1]);
-        if (!isnan(kid)) printf("\nKID %.8f", kid);
-        if (!isnan(kid_stderr)) printf(" +- %.8f", kid_stderr);
-        printf("\n");
-        if (net) printf("resize %s\n", resize_words[o.resize]);
-        if (*warning_of(set[0].dim)) printf("%d features%s\n", set[0].dim, warning_of(set[0].dim));
+        return;
     }
-    fid_set_free(&set[0]), fid_set_free(&set[1]);
+    printf("FID %.6f", fid);
+    if (!isnan(interval[0]))
+        printf("  (95 %%: %.6f to %.6f, about the FID of so many pictures)", interval[0], interval[1]);
+    if (!isnan(kid)) printf("\nKID %.8f", kid);
+    if (!isnan(kid_stderr)) printf(" +- %.8f", kid_stderr);
+    printf("\n");
+    if (net) printf("resize %s\n", resize_words[o.resize]);
+    if (*warning) printf("%d features%s\n", set[0].dim, warning);
 }
 
 int command_fid(int argc, char **argv) {
-    const char *weights = "weights/tiny-inception.safetensors", *output = NULL;
-    int rounds = 0, words = 0;
-    uint64_t seed = 0;
-    bool json = false, paired = false;
-    FidOptions o = {.batch = 16};
+    Command c = {.weights = "weights/tiny-inception.safetensors", .o.batch = 16};
     Option options[] = {
-        {0, "weights", TEXT(&weights, "FILE"),
+        {0, "weights", TEXT(&c.weights, "FILE"),
          "Inception as safetensors; for real pictures see weights/fetch.sh"},
-        {0, "resize", CHOICE(&o.resize, "fid|clean"),
+        {0, "resize", CHOICE(&c.o.resize, "fid|clean"),
          "fid: as pytorch-fid, bilinear without antialiasing; clean: as clean-fid, bicubic with "
          "antialiasing; their figures do not compare"},
-        {0, "bootstrap", WHOLE(&rounds, 2, 100000),
+        {0, "bootstrap", WHOLE(&c.rounds, 2, 100000),
          "also a 95 % interval about the FID's expectation at this number of pictures, from N halvings of the sets"},
-        {0, "paired", FLAG(&paired),
+        {0, "paired", FLAG(&c.paired),
          "pictures of the same name show the same caption: KID leaves out these pairs, which bias it, and the "
          "intervals are those of pairs"},
-        {0, "recursive", FLAG(&o.recursive), "also the pictures in folders within A and B"},
-        {0, "batch", WHOLE(&o.batch, 1, 4096), "pictures a forward pass; the result does not depend on it"},
-        {'o', "output", TEXT(&output, "FILE"), "what stats and features write"},
-        {SEED_OPTION(&seed, "of KID's subsets and of the halvings")},
-        {JSON_OPTION(&json)},
+        {0, "recursive", FLAG(&c.o.recursive), "also the pictures in folders within A and B"},
+        {0, "batch", WHOLE(&c.o.batch, 1, 4096), "pictures a forward pass; the result does not depend on it"},
+        {'o', "output", TEXT(&c.output, "FILE"), "what stats and features write"},
+        {SEED_OPTION(&c.seed, "of KID's subsets and of the halvings")},
+        {JSON_OPTION(&c.json)},
         {0}};
     char **word = options_parse(
         argc, argv, options,
@@ -212,41 +210,38 @@ int command_fid(int argc, char **argv) {
         "sd fid real/ drawn/ --weights inception.safetensors --bootstrap 100\n"
         "  sd fid stats real/ -o real.npz --weights inception.safetensors\n"
         "  sd fid real.npz drawn/ --weights inception.safetensors");
-    while (word[words]) words++;
-    if (words < 2) die_usage("two sets of pictures are needed, or stats, features or fidelity and a folder");
-    if (words > 2) die_usage("\"%s\" is one argument too many", word[2]);
+    if (!word[0] || !word[1])
+        die_usage("two sets of pictures are needed, or stats, features or fidelity and a folder");
+    if (word[2]) die_usage("\"%s\" is one argument too many", word[2]);
     bool stats = !strcmp(word[0], "stats"), features = !strcmp(word[0], "features");
     bool judge = !strcmp(word[0], "fidelity"), sets = !stats && !features && !judge;
     bool both_given = is_statistics(word[0]) && is_statistics(word[1]);
-    if ((stats || features) && !output) die_usage("%s needs -o FILE", word[0]);
-    if (stats && !ends_with(output, ".npz"))
-        die_usage("-o is \"%s\"; a name that ends in .npz is expected", output);
-    if (!stats && !features && output) die_usage("-o goes with stats and features only");
-    if (rounds && (!sets || both_given)) die_usage("--bootstrap needs the pictures of one set at least");
-    if (paired && (!sets || ends_with(word[0], ".npz") || ends_with(word[1], ".npz")))
+    if ((stats || features) && !c.output) die_usage("%s needs -o FILE", word[0]);
+    if (stats && !ends_with(c.output, ".npz"))
+        die_usage("-o is \"%s\"; a name that ends in .npz is expected", c.output);
+    if (!stats && !features && c.output) die_usage("-o goes with stats and features only");
+    if (c.rounds && (!sets || both_given)) die_usage("--bootstrap needs the pictures of one set at least");
+    if (c.paired && (!sets || ends_with(word[0], ".npz") || ends_with(word[1], ".npz")))
         die_usage("--paired needs two folders of pictures");
+    if (judge && c.o.recursive) die_usage("--recursive does not go with fidelity");
     for (int i = sets ? 0 : 1; i < 2; i++)
         if (!is_directory(word[i]) && !(sets && is_statistics(word[i])))
             die("%s %s%s", word[i],
                 file_exists(word[i]) ? "is neither a folder nor an .npz file" : "does not exist",
                 did_you_mean(word[i], "stats|features|fidelity", ""));
 
-    if (output) check_output(output); // dies before the work, not after
+    if (c.output) check_output(c.output); // dies before the work, not after
     start_backend();
-    double started = seconds();
-    if (judge && o.recursive) die_usage("--recursive does not go with fidelity");
-    if (judge) {
-        print_fidelity(weights, word[1], o, json);
-        return 0;
-    }
-    Inception *net = both_given ? NULL : inception_load(weights);
+    c.paths = word, c.started = seconds();
+    Inception *net = both_given || judge ? NULL : inception_load(c.weights);
     if (net)
-        note("%d features of %s, resize %s%s", inception_dim(net), weights, resize_words[o.resize],
+        note("%d features of %s, resize %s%s", inception_dim(net), c.weights, resize_words[c.o.resize],
              warning_of(inception_dim(net)));
-    if (sets)
-        compare(net, weights, word, paired, rounds, seed, o, json, started);
+    if (judge)
+        print_fidelity(&c);
+    else if (sets)
+        compare(net, &c);
     else
-        write_set(net, weights, word[1], output, stats, o, json, started);
-    if (net) inception_free(net);
+        write_set(net, &c, stats);
     return 0;
 }

@@ -5,16 +5,6 @@
 
 #include <stdlib.h>
 
-// shape (dims): as for read_tensor(); pictures NCHW
-static Tensor *input(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
-    float *x = read_tensor(s, path, name, dims, shape);
-    int n[4] = {0};
-    for (int i = 0; i < dims; i++) n[i] = (int)shape[i];
-    Tensor *y = dims == 4 ? picture_from(x, n[0], n[1], n[2], n[3]) : tensor_from(dims, n, x);
-    free(x);
-    return y;
-}
-
 // backward() comes to the last layers first, so they stand first.
 static void keep_gradients(Tensor *loss, const Params *p) {
     backward(loss);
@@ -29,17 +19,17 @@ static void keep_gradients(Tensor *loss, const Params *p) {
 }
 
 void gradients_again(const Model *m, const Store *s, const char *path, const char *lora) {
-    Scope whole = scope_begin();
     bool lcm = store_find(s, "inputs.index") != NULL;
     UNetConfig c = m->unet_config;
     if (c.time_cond_proj_dim) die("%s has a guidance embedding; a step begins with its base", m->path);
     if (!lcm && !lora) die("%s holds a step of adapters; --lora FILE names them", path);
     params_to_f32(&m->params);
     int64_t shape[4] = {-1, c.in_channels, -1, -1};
-    Tensor *z = input(s, path, "inputs.z", 4, shape), *noise = input(s, path, "inputs.noise", 4, shape);
+    Tensor *z = trace_tensor(s, path, "inputs.z", 4, shape),
+           *noise = trace_tensor(s, path, "inputs.noise", 4, shape);
     int n = z->shape[0];
     int64_t states[3] = {lcm ? 2 * n : n, -1, c.cross_attention_dim}, list[1] = {n};
-    Tensor *text = input(s, path, "inputs.context", 3, states);
+    Tensor *text = trace_tensor(s, path, "inputs.context", 3, states);
     Lcm l;
     lcm_init(&l, lcm_defaults, scheduler_config(m->scheduler_json, lcm ? LCM : -1), m->unet, NULL, NULL);
     Params student = {0};
@@ -59,7 +49,4 @@ void gradients_again(const Model *m, const Store *s, const char *path, const cha
     else
         keep_gradients(lora_finetune_loss(&l.schedule, m->unet, z, noise, text, t, 0), learnt);
     tape_end();
-    if (adapters) lora_free(adapters);
-    free(t), free(w), free((void *)(uintptr_t)l.student), lcm_free(&l), params_free(&student);
-    scope_end(whole, NULL);
 }

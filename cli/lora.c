@@ -9,11 +9,7 @@
 
 // ---- merge ------------------------------------------------------------------------------------------------
 
-enum { ADAPTED = 2 }; // of all networks the first two can have adapters: text encoder and UNet
-
-// Adds the adapters to the weights, and tells which networks that changed. Returns how to draw with the first
-// of them that is made for a few steps.
-static FewSteps merge(const Model *m, Texts specs, bool changed[ADAPTED]) {
+FewSteps add_loras(const Model *m, Texts specs, bool merged, bool changed[ADAPTED]) {
     FewSteps few = {.scheduler = -1};
     for (int i = 0; i < specs.count; i++) {
         float scale;
@@ -22,10 +18,11 @@ static FewSteps merge(const Model *m, Texts specs, bool changed[ADAPTED]) {
         FewSteps its = lora_few_steps(l, path);
         if (!few.name) few = its;
         for (int k = 0; k < l->count; k++) changed[starts_with(l->parts[k].layer->name, "unet.")] = true;
-        lora_merge(l, scale);
+        if (merged)
+            lora_merge(l, scale);
+        else
+            lora_attach(l, scale);
         note_verbose("%s: %d layers, scale %g", path, l->count, (double)scale);
-        lora_free(l);
-        free(path);
     }
     return few;
 }
@@ -56,35 +53,28 @@ static int command_merge(int argc, char **argv) {
 
     Model *m = model_load(model, NULL, NEED_TEXT | NEED_UNET);
     bool changed[ADAPTED] = {false, false};
-    FewSteps few = merge(m, specs, changed);
+    FewSteps few = add_loras(m, specs, true, changed);
     const char *but[ADAPTED + 2] = {"model_index.json"}, **next = but + 1;
     for (int k = 0; k < ADAPTED; k++)
         if (changed[k]) *next++ = networks[k].name;
     copy_folder(model, out, but);
     for (int k = 0; k < ADAPTED; k++) {
         if (!changed[k]) continue;
-        char *config = format("%s/config.json", networks[k].name), *old = format("%s/%s", model, config),
-             *new = path_inside(out, config);
-        copy_file(old, new);
+        const char *config = format("%s/config.json", networks[k].name);
+        copy_file(format("%s/%s", model, config), path_inside(out, config));
         Params part = params_part(&m->params, networks[k].prefix);
         network_write(&networks[k], &m->params, out, type < 0 ? part.list[0].tensor->type : (Type)type);
-        free(config), free(old), free(new);
     }
-    char *from = format("%s/model_index.json", model), *to = path_inside(out, "model_index.json");
+    const char *index = format("%s/model_index.json", model);
     if (few.scheduler >= 0) { // a merged LCM-LoRA draws as an LCM does
-        char *scheduler, *index;
-        few_steps_configs(m, few, lcm_defaults, &scheduler, &index);
-        write_text_file(out, "scheduler/scheduler_config.json", scheduler);
-        write_text_file(out, "model_index.json", index);
-        free(scheduler), free(index);
-    } else if (file_exists(from))
-        copy_file(from, to); // last: it makes the folder a model
-    if (json) {
-        printf("{\"loras\": %d, \"output\": ", specs.count), print_json_string(stdout, out);
-        printf(", \"seconds\": %.3f}\n", seconds() - started);
-    }
-    free(from), free(to), free(specs.at);
-    model_free(m);
+        Configs c = few_steps_configs(m, few, lcm_defaults);
+        write_text_file(out, "scheduler/scheduler_config.json", c.scheduler);
+        write_text_file(out, "model_index.json", c.index);
+    } else if (file_exists(index))
+        copy_file(index, path_inside(out, "model_index.json")); // last: it makes the folder a model
+    if (json)
+        printf("{\"loras\": %d, \"output\": %s, \"seconds\": %.3f}\n", specs.count, json_quote(out),
+               seconds() - started);
     return 0;
 }
 
@@ -120,18 +110,14 @@ static int command_convert(int argc, char **argv) {
     Model *m = layers_for(in, model);
     Lora *l = lora_load(&m->params, in);
     Store *s = store_open(in);
-    if (to < 0) to = strncmp(store_at(s, 0)->name, "lora_", 5) ? LORA_KOHYA : LORA_PEFT;
+    if (to < 0) to = starts_with(store_at(s, 0)->name, "lora_") ? LORA_PEFT : LORA_KOHYA;
+    if (to > LORA_KOHYA) to = LORA_PEFT;
     for (size_t i = 0; type < 0 && i < store_count(s); i++)
         if (store_at(s, i)->ndim >= 2) type = (int)store_at(s, i)->type;
-    store_close(s);
-    lora_save(l, out, to == LORA_KOHYA ? LORA_KOHYA : LORA_PEFT, (Type)type);
-    if (json) {
-        const char *written = to == LORA_KOHYA ? "kohya" : "peft";
-        printf("{\"layers\": %d, \"format\": \"%s\", \"output\": ", l->count, written);
-        print_json_string(stdout, out), printf("}\n");
-    }
-    lora_free(l);
-    model_free(m);
+    lora_save(l, out, (LoraFormat)to, (Type)type);
+    if (json)
+        printf("{\"layers\": %d, \"format\": \"%s\", \"output\": %s}\n", l->count,
+               to == LORA_KOHYA ? "kohya" : "peft", json_quote(out));
     return 0;
 }
 

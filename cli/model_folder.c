@@ -68,46 +68,35 @@ static char *json_changed(const Json *base, const char *const set[][2]) {
     return text;
 }
 
-static Json *parsed(const char *text) {
-    return json_parse(text, strlen(text), "Stable Diffusion's configuration");
-}
-
-StudentConfigs student_configs(const Model *teacher, LcmConfig c, bool guidance) {
-    StudentConfigs s;
-    const Architecture *sd15 = architecture("sd15"); // what an LDM file is
-    char *path = format("%s/unet/config.json", teacher->path);
-    Json *unet = file_exists(path) ? json_load(path) : parsed(sd15->unet);
-    s.unet =
-        json_changed(unet, (const char *const[][2]){{"time_cond_proj_dim", guidance ? "256" : "null"}, {0}});
-    json_free(unet), free(path);
-
-    FewSteps how = {.scheduler = LCM, .steps = 4, .cfg = guidance ? 1 + (c.w_min + c.w_max) / 2 : 1};
-    few_steps_configs(teacher, how, c, &s.scheduler, &s.index);
-    return s;
-}
-
-void few_steps_configs(const Model *m, FewSteps how, LcmConfig c, char **scheduler, char **index) {
+Configs few_steps_configs(const Model *m, FewSteps how, LcmConfig c) {
     int steps = scheduler_config(m->scheduler_json, LCM).num_train_timesteps / c.k;
-    char class[64], named[80], original[32], scaling[32], defaults[96];
-    snprintf(class, sizeof class, "\"%s\"", scheduler_classes[how.scheduler]);
-    snprintf(named, sizeof named, "[\"diffusers\", %s]", class);
-    snprintf(original, sizeof original, "%d", steps > 50 ? 50 : steps);
-    snprintf(scaling, sizeof scaling, "%g", (double)c.timestep_scaling);
-    int n = snprintf(defaults, sizeof defaults, "{\"steps\": %d, \"guidance_scale\": %g", how.steps,
-                     (double)how.cfg);
-    snprintf(defaults + n, sizeof defaults - (size_t)n, how.eta > 0 ? ", \"eta\": %g}" : "}",
-             (double)how.eta);
+    const char *class = format("\"%s\"", scheduler_classes[how.scheduler]),
+               *named = format("[\"diffusers\", %s]", class),
+               *original = format("%d", steps > 50 ? 50 : steps),
+               *scaling = format("%g", (double)c.timestep_scaling),
+               *eta = how.eta > 0 ? format(", \"eta\": %g", (double)how.eta) : "",
+               *defaults =
+                   format("{\"steps\": %d, \"guidance_scale\": %g%s}", how.steps, (double)how.cfg, eta);
     const char *const distilled[][2] = {
         {"_class_name", class}, {"original_inference_steps", original}, {"timestep_scaling", scaling}, {0}};
     const char *const trailing[][2] = {{"_class_name", class}, {"timestep_spacing", "\"trailing\""}, {0}};
-    *scheduler = json_changed(m->scheduler_json, how.trailing ? trailing : distilled);
-    Json *other = m->index_json ? NULL : parsed(architecture("sd15")->model_index);
-    *index = json_changed(other ? other : m->index_json,
-                          (const char *const[][2]){{"scheduler", named},
-                                                   {"sd_defaults", NULL}, // the name before
-                                                   {"_sd_defaults", defaults},
-                                                   {0}});
-    if (other) json_free(other);
+    const char *const drawn[][2] = {{"scheduler", named},
+                                    {"sd_defaults", NULL},
+                                    {"_sd_defaults", defaults},
+                                    {0}}; // NULL: the name before
+    const Json *index = m->index_json;
+    if (!index) index = config_of(NULL, "model_index.json", architecture("sd15")->model_index);
+    return (Configs){.scheduler = json_changed(m->scheduler_json, how.trailing ? trailing : distilled),
+                     .index = json_changed(index, drawn)};
+}
+
+Configs student_configs(const Model *teacher, LcmConfig c, bool guidance) {
+    FewSteps how = {.scheduler = LCM, .steps = 4, .cfg = guidance ? 1 + (c.w_min + c.w_max) / 2 : 1};
+    Configs s = few_steps_configs(teacher, how, c);
+    const char *folder = is_directory(teacher->path) ? teacher->path : NULL; // else as an LDM file is
+    const char *const set[][2] = {{"time_cond_proj_dim", guidance ? "256" : "null"}, {0}};
+    s.unet = json_changed(config_of(folder, "unet/config.json", architecture("sd15")->unet), set);
+    return s;
 }
 
 // ---- files and folders ------------------------------------------------------------------------------------
@@ -147,8 +136,7 @@ static char *relative_path(const char *from, const char *to) {
     if (!from[at] && to[at] == '/') same = at + 1; // `to` lies below `from`
     char *path = xstrdup(to + same);
     for (const char *rest = strlen(from) > same ? from + same : ""; *rest;) {
-        char *longer = format("../%s", path);
-        free(path), path = longer;
+        path = joined(xstrdup("../"), path);
         const char *slash = strchr(rest, '/');
         rest = slash ? slash + 1 : "";
     }
@@ -160,14 +148,10 @@ static void take_over(const ModelFolder *f, const char *name, const char *from) 
     char *to = format("%s/%s", f->out, name), *source = realpath(from, NULL), *here = realpath(f->out, NULL);
     if (!source || !here) die("%s: %s", source ? f->out : from, strerror(errno));
     if (is_link(to) && unlink(to)) die("cannot replace %s: %s", to, strerror(errno));
-    if (f->copy) {
+    if (f->copy)
         copy_folder(source, to, NULL);
-    } else {
-        char *link = relative_path(here, source);
-        if (symlink(link, to)) die("cannot make the link %s: %s", to, strerror(errno));
-        free(link);
-    }
-    free(to), free(source), free(here);
+    else if (symlink(relative_path(here, source), to))
+        die("cannot make the link %s: %s", to, strerror(errno));
 }
 
 // ---- the folder -------------------------------------------------------------------------------------------
@@ -183,23 +167,19 @@ void model_folder_check(const ModelFolder *f, const char *teacher) {
         if (is_directory(path) && !is_link(path))
             die("%s is a folder already, where a link to the teacher's is to be; remove it, or use --copy",
                 path);
-        free(path);
     }
 }
 
 // [L12] A model folder as diffusers has it: the new UNet and scheduler beside the teacher's other networks.
-void model_folder_write(const ModelFolder *f, const Model *teacher, const StudentConfigs *c,
-                        const Params *unet) {
+void model_folder_write(const ModelFolder *f, const Model *teacher, const Configs *c, const Params *unet) {
     make_directories(f->out);
     write_text_file(f->out, "scheduler/scheduler_config.json", c->scheduler);
     write_text_file(f->out, "unet/config.json", c->unet);
     network_write(&networks[1], unet, f->out, f->type);
     if (is_directory(teacher->path)) {
         for (int i = 0; i < 3; i++) {
-            char *from = i == 2 && f->tokenizer ? xstrdup(f->tokenizer)
-                                                : format("%s/%s", teacher->path, taken_over[i]);
-            take_over(f, taken_over[i], from);
-            free(from);
+            const char *own = format("%s/%s", teacher->path, taken_over[i]);
+            take_over(f, taken_over[i], i == 2 && f->tokenizer ? f->tokenizer : own);
         }
     } else { // one LDM file: its parts are written out
         const Architecture *a = architecture("sd15");

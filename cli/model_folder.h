@@ -4,6 +4,7 @@
 #define MODEL_FOLDER_H
 
 #include "lib/io/architectures.h"
+#include "options.h"
 #include "sd.h"
 
 // A network's folder, how its parameters' names begin, and the file of its weights.
@@ -17,14 +18,19 @@ void network_write(const Network *n, const Params *all, const char *dir, Type ty
 // model_free().
 Model *model_declared(const char *folder, const Architecture *a);
 
-// The configuration files of a latent consistency model, made from those of its teacher: JSON texts.
+// Configuration files of a model that draws in a few steps, made from those of `m`: JSON texts. unet: NULL
+// where it stays as it is.
 typedef struct {
     char *unet, *scheduler, *index;
-} StudentConfigs;
-// guidance: the UNet has a guidance embedding.
-StudentConfigs student_configs(const Model *teacher, LcmConfig c, bool guidance);
-// scheduler_config.json and model_index.json of a model that draws in a few steps: JSON texts.
-void few_steps_configs(const Model *m, FewSteps how, LcmConfig c, char **scheduler, char **index);
+} Configs;
+Configs few_steps_configs(const Model *m, FewSteps how, LcmConfig c);
+// Of a latent consistency model. guidance: the UNet has a guidance embedding.
+Configs student_configs(const Model *teacher, LcmConfig c, bool guidance);
+
+// Adds adapters to a model, into its weights (merged) or beside them. Tells which networks that changed, and
+// returns how to draw with the first of the adapters that is made for a few steps. See lora.c.
+enum { ADAPTED = 2 }; // the first two networks can have adapters
+FewSteps add_loras(const Model *m, Texts specs, bool merged, bool changed[ADAPTED]);
 
 // Where an LCM goes, and what it takes over from its teacher: text encoder, VAE and tokenizer.
 typedef struct {
@@ -34,8 +40,7 @@ typedef struct {
 } ModelFolder;
 // Dies before the training where model_folder_write() could not do its work after it.
 void model_folder_check(const ModelFolder *f, const char *teacher);
-void model_folder_write(const ModelFolder *f, const Model *teacher, const StudentConfigs *c,
-                        const Params *unet);
+void model_folder_write(const ModelFolder *f, const Model *teacher, const Configs *c, const Params *unet);
 
 // but: names in that folder which are not copied, ended by NULL; or NULL.
 void copy_folder(const char *from, const char *to, const char *const *but);

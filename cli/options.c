@@ -307,8 +307,8 @@ float *read_tensor(const Store *s, const char *path, const char *name, int dims,
     bool fits = t->count && t->count <= 1u << 28 && (absent == 0 || (absent == 1 && labs(shape[0]) == 1));
     for (int i = absent; fits && i < dims; i++) fits = shape[i] < 0 || t->shape[i - absent] == shape[i];
     if (!fits)
-        die("%s: %s is %s; %s is expected%s", path, name, shape_text(has, t->shape, t->ndim),
-            shape_text(expected, shape, dims), strchr(expected, '-') ? " (-1: any size)" : "");
+        die("%s: %s is %s; %s is expected, where -1 is any size", path, name,
+            shape_text(has, t->shape, t->ndim), shape_text(expected, shape, dims));
     for (int i = 0; i < dims; i++) shape[i] = i < absent ? 1 : t->shape[i - absent];
     return store_floats(t, path);
 }
@@ -319,7 +319,7 @@ char *joined(char *a, char *b) {
     return both;
 }
 
-void print_json_string(FILE *f, const char *s) {
+static void print_json_string(FILE *f, const char *s) {
     char *quoted = json_quote(s);
     fputs(quoted, f);
     free(quoted);

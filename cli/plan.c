@@ -130,5 +130,4 @@ void plan_kernels(const char *model, bool training) {
     DryUse use = dry_end();
     for (int i = 0; i < use.call_count; i++)
         printf("%5ld  %-22s %s\n", use.calls[i].count, use.calls[i].kernel, use.calls[i].shape);
-    model_free(m);
 }

@@ -43,10 +43,9 @@ int command_pretrain(int argc, char **argv) {
     pretrain(stage, o);
     if (!json) return 0;
     double took = run.dir ? run_seconds(&run) : 0;
-    printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
-           run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took);
-    char *output = format("%s%s", o.out, strcmp(name, "inception") ? "" : "-inception.safetensors");
-    print_json_string(stdout, output), puts("}");
-    free(output);
+    const char *output = strcmp(name, "inception") ? o.out : format("%s-inception.safetensors", o.out);
+    printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": %s}\n",
+           run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took,
+           json_quote(output));
     return 0;
 }

@@ -32,8 +32,7 @@ enum { SETTINGS = sizeof settings / sizeof *settings };
 static const char negative_line[] = "Negative prompt:";
 
 static Option *find(const Option *options, const char *name) {
-    while (options->help && (!options->name || strcmp(options->name, name))) options++;
-    if (!options->help) die("sd sample has no option --%s", name);
+    while (!options->name || strcmp(options->name, name)) options++;
     return (Option *)options;
 }
 
@@ -59,9 +58,8 @@ static void append(char **text, const char *key, const char *value) {
     size_t n = strlen(value);
     bool plain = n && !strpbrk(value, ",\"\\\n\r") && value[0] != ' ' && value[n - 1] != ' ';
     char *quoted = plain ? xstrdup(value) : json_quote(value);
-    char *longer = format("%s%s: %s, ", *text, key, quoted);
-    free(quoted), free(*text);
-    *text = longer;
+    *text = joined(*text, format("%s: %s, ", key, quoted));
+    free(quoted);
 }
 
 static void append_setting(char **text, const Option *options, int i) {
@@ -69,41 +67,34 @@ static void append_setting(char **text, const Option *options, int i) {
     const char *key = settings[i].key;
     const Texts *list = o->to;
     for (int k = 0; o->kind == A_LIST && k < list->count; k++) append(text, key, list->at[k]);
-    char *value = option_text(o), *more = NULL;
+    char *value = option_text(o);
     if (!value) return;
-    if (settings[i].kind == SIZE) {
-        char *height = option_text(find(options, "height"));
-        more = format("%sx%s", value, height);
-        free(height);
-    }
-    append(text, key, more ? more : settings[i].kind == SAMPLER ? scheduler_titles[*(int *)o->to] : value);
+    if (settings[i].kind == SIZE)
+        value = joined(value, joined(xstrdup("x"), option_text(find(options, "height"))));
+    append(text, key, settings[i].kind == SAMPLER ? scheduler_titles[*(int *)o->to] : value);
     if (settings[i].kind == HASHED) {
         char *hash_key = format("%s hash", key), *hash = file_hash(value);
         append(text, hash_key, hash);
         free(hash_key), free(hash);
     }
-    free(value), free(more);
+    free(value);
 }
 
 char *recipe_write(const Option *options) {
     char *prompt = option_text(find(options, "prompt")), *negative = option_text(find(options, "negative"));
     bool alike = find_negative(prompt) != NULL; // a line of it looks like the other one
-    char *shown = xstrdup(prompt);
+    char *text = xstrdup(prompt);
     // To CLIP a line's end is a blank like any other. So other readers, too, see one prompt.
-    for (char *like; (like = find_negative(shown));) {
-        while (like > shown && *like != '\n') like--;
-        if (*like != '\n') break;
-        *like = ' ';
-    }
-    char *text = negative ? format("%s\n%s %s\n", shown, negative_line, negative) : format("%s\n", shown);
+    for (char *c = text; alike && *c; c++)
+        if (*c == '\n') *c = ' ';
+    text = joined(text, negative ? format("\n%s %s\n", negative_line, negative) : xstrdup("\n"));
     for (int i = 0; i < SETTINGS; i++) append_setting(&text, options, i);
     if (alike) { // as it was
         append(&text, "Prompt", prompt);
         if (negative) append(&text, "Negative prompt", negative);
     }
-    char *whole = format("%sVersion: sd.c", text);
-    free(prompt), free(negative), free(shown), free(text);
-    return whole;
+    free(prompt), free(negative);
+    return joined(text, xstrdup("Version: sd.c"));
 }
 
 // ---- reading ----------------------------------------------------------------------------------------------
@@ -151,19 +142,16 @@ static bool set_setting(const Option *options, const char *key, char *value, con
     }
     if (o->given) return true;
     if (is_hash) {
-        const char *path = *(const char **)o->to;
-        char *hash = file_hash(path);
+        const char *path = *(const char **)o->to, *hash = file_hash(path);
         if (strcmp(hash, value))
             die("%s is not the file that %s was drawn with: its hash is %s, not %s; --%s says where that is",
                 path, png, hash, value, o->name);
-        free(hash);
         return true;
     }
     if (settings[i].kind >= PATH) {
-        char *path = o->kind == A_LIST ? parse_lora(value, &(float){0}) : xstrdup(value); // FILE[:SCALE]
+        const char *path = o->kind == A_LIST ? parse_lora(value, &(float){0}) : value; // FILE[:SCALE]
         if (!file_exists(path))
             die("%s was drawn with %s, which is not here; --%s says where it is", png, path, o->name);
-        free(path);
     }
     for (int k = 0; settings[i].kind == SAMPLER && scheduler_titles[k]; k++)
         if (!strcmp(value, scheduler_titles[k])) {
@@ -179,14 +167,13 @@ Image *recipe_read(const Option *options, const char *png) {
     if (!last) die("%s holds no recipe (a PNG's text \"parameters\"); it cannot be drawn again", png);
     *last = 0;
     bool exact = false; // the prompts come in quotes
-    for (const char *at = last + 1; next_setting(&at, &key, &value, png); free(key)) {
+    for (const char *at = last + 1; next_setting(&at, &key, &value, png);)
         if (!strcmp(key, "Prompt"))
             set(options, "prompt", value), exact = true;
         else if (!strcmp(key, "Negative prompt"))
             set(options, "negative", value);
         else if (strcmp(key, "Version") && !set_setting(options, key, value, png))
             die("%s asks for \"%s: %s\", which sd sample does not know", png, key, value);
-    }
     char *negative = exact ? NULL : find_negative(text);
     if (negative) {
         const char *words = negative + strlen(negative_line);
@@ -206,9 +193,10 @@ void recipe_compare(const Image *image, const Image *original, const char *png) 
         int d = abs(image->rgb[i] - original->rgb[i]);
         if (d > worst) worst = d;
     }
-    if (!worst) note("every pixel is as in %s", png);
     if (worst)
         note("it differs from %s by up to %d of 255 levels: by the options typed, or the model, an adapter, "
              "the program or the processor is another one",
              png, worst);
+    else
+        note("every pixel is as in %s", png);
 }

@@ -31,16 +31,12 @@ static void read_records(void) {
     char *path = format("%s/stages.txt", dir);
     if (!file_exists(path)) die("%s holds no results of `make paper`: there is no stages.txt", dir);
     char *stages = read_file(path, NULL);
-    free(path);
     for (char *name = strtok(stages, "\n"); name; name = strtok(NULL, "\n")) {
         path = format("%s/made/%s.json", dir, name);
-        if (file_exists(path)) {
-            records = xrealloc(records, (size_t)(record_count + 1) * sizeof *records);
-            records[record_count++] = json_load(path);
-        }
-        free(path);
+        if (!file_exists(path)) continue;
+        records = xrealloc(records, (size_t)(record_count + 1) * sizeof *records);
+        records[record_count++] = json_load(path);
     }
-    free(stages);
 }
 
 static const Json *result_of(const char *kind, const char *system) {
@@ -161,31 +157,27 @@ static void write_pictures(FILE *f, const char *system, const char *scratch) {
 
 // Of each training run the lines of its log: of the whole run, then of its points. See weights/thin.sh.
 static void write_trainings(FILE *f) {
-    char *logs = format("%s/logs", dir);
+    const char *logs = format("%s/logs", dir), *before = "";
     struct dirent **files = NULL;
     int count = scandir(logs, &files, NULL, alphasort);
-    const char *before = "";
     for (int i = 0; i < count; i++) {
-        char *name = files[i]->d_name, *end = strstr(name, ".jsonl");
-        if (!end || end[6]) continue;
-        char *path = format("%s/%s", logs, name), *text = read_file(path, NULL);
-        *end = 0;
-        fprintf(f, "%s\n{\"name\": ", before), print_json_string(f, name), fprintf(f, ", \"log\": [");
+        char *name = files[i]->d_name;
+        if (!ends_with(name, ".jsonl")) continue;
+        const char *path = format("%s/%s", logs, name);
+        *strstr(name, ".jsonl") = 0;
+        fprintf(f, "%s\n{\"name\": %s, \"log\": [", before, json_quote(name));
         before = "";
-        for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        for (char *line = strtok(read_file(path, NULL), "\n"); line; line = strtok(NULL, "\n")) {
             Json *j = json_parse(line, strlen(line), path);
             if (!*before && !json_get(j, "run")) break;
-            fprintf(f, "%s", before), print_json(f, j);
+            fputs(before, f), print_json(f, j);
             json_free(j);
             before = ", ";
         }
         if (!*before) die("%s: its first line does not tell of the run", path);
         fprintf(f, "]}");
-        free(path), free(text);
         before = ",";
     }
-    for (int i = 0; i < count; i++) free(files[i]);
-    free(files), free(logs);
 }
 
 static void write_results(FILE *f, const Json *paper, const char *scratch) {
@@ -236,9 +228,9 @@ static void print_table(void) {
         else
             printf("%18s ", "-"); // of less than four pictures
         printf("%9.2f ", 1000 * json_get_number(r, "kid", NAN));
-        double fidelity = json_get_number(result_of("fidelity-", name), "fidelity", NAN);
-        if (isfinite(fidelity))
-            printf("%9.3f ", fidelity);
+        const Json *fidelity = result_of("fidelity-", name);
+        if (fidelity)
+            printf("%9.3f ", json_get_number(fidelity, "fidelity", NAN));
         else if (judged)
             printf("%9s ", "-");
         for (int steps = MOST_STEPS; steps > 0; steps--) {
@@ -284,7 +276,5 @@ int command_report(int argc, char **argv) {
     output_printf(o, "%s", place + strlen("RESULTS"));
     output_commit(o);
     printf("%s\n", output);
-    for (int i = 0; i < record_count; i++) json_free(records[i]);
-    free(records), json_free(paper), free(folder), free(path), free(scratch), free(text);
     return 0;
 }

@@ -21,9 +21,11 @@ static int file_entry(const Parameter *p, bool ldm, char *name, size_t room, int
     return dims;
 }
 
-// One at a time: the whole model never stands in memory. strip: what names in the file lack, "unet.".
-static void write_made(const Params *p, const char *strip, const char *path, MadeRegime regime, Type type,
-                       bool ldm, bool force) {
+// To DIR/FILE, one parameter at a time: the whole model never stands in memory. strip: what names in the file
+// lack, "unet.".
+static void write_made(const Params *p, const char *strip, const char *dir, const char *file,
+                       MadeRegime regime, Type type, bool ldm, bool force) {
+    const char *path = path_inside(dir, file);
     if (!force && file_exists(path)) {
         Store *s = store_open(path);
         if (!store_metadata(s, "made"))
@@ -58,13 +60,11 @@ static void check_tokenizer(const char *dir, int vocab_size) {
     for (int i = 0; i < 2; i++) {
         char *path = format("%s/%s", dir, i ? "merges.txt" : "vocab.json");
         if (!file_exists(path)) die("--tokenizer: there is no %s", path);
-        free(path);
     }
     Tokenizer *t = tokenizer_open(dir);
     if (tokenizer_end(t) >= vocab_size)
         die("--tokenizer: %s has %d tokens, the text encoder knows %d", dir, tokenizer_end(t) + 1,
             vocab_size);
-    tokenizer_close(t);
 }
 
 static void write_tokenizer(const char *model, const char *from, int max_length) {
@@ -77,9 +77,7 @@ static void write_tokenizer(const char *model, const char *from, int max_length)
     for (int i = 0; from && i < 4; i++) {
         char *a = format("%s/%s", from, files[i]), *b = path_inside(dir, files[i]);
         if (i < 2 || file_exists(a)) copy_file(a, b);
-        free(a), free(b);
     }
-    free(dir);
 }
 
 int command_synth(int argc, char **argv) {
@@ -107,32 +105,23 @@ int command_synth(int argc, char **argv) {
         if (ldm) die_usage("--layout ldm does not go with --arch inception");
         Inception *net = inception_new(NULL);
         Params *p = inception_params(net);
-        layer_linear(p, inception_dim(net), 1008, true,
-                     "fc"); // FID needs no classifier; pytorch-fid loads one
-        char *path = path_inside(dir, "inception.safetensors");
-        write_made(p, "", path, regime, type, false, force);
-        free(path);
-        inception_free(net);
+        layer_linear(p, inception_dim(net), 1008, true, "fc"); // not for FID, but pytorch-fid loads it
+        write_made(p, "", dir, "inception.safetensors", regime, type, false, force);
         return 0;
     }
-    if (ldm && strncmp(arch, "sd15", 4)) die_usage("--layout ldm goes with --arch sd15 and sd15-lcm only");
+    if (ldm && !starts_with(arch, "sd15")) die_usage("--layout ldm goes with --arch sd15 and sd15-lcm only");
     const Architecture *a = architecture(arch);
     Model *m = model_declared(NULL, a);
     if (tokenizer) check_tokenizer(tokenizer, m->text_config.vocab_size);
-    if (ldm) {
-        char *path = path_inside(dir, "model.safetensors");
-        write_made(&m->params, "", path, regime, type, true, force);
-        free(path);
-    } else {
+    if (ldm)
+        write_made(&m->params, "", dir, "model.safetensors", regime, type, true, force);
+    else
         architecture_write(a, dir);
-        for (int i = 0; i < 3; i++) {
-            Params part = params_part(&m->params, networks[i].prefix);
-            char *path = path_inside(dir, networks[i].weights);
-            write_made(&part, networks[i].prefix, path, regime, type, false, force);
-            free(path);
-        }
+    for (int i = 0; i < 3 && !ldm; i++) {
+        const Network *n = &networks[i];
+        Params part = params_part(&m->params, n->prefix);
+        write_made(&part, n->prefix, dir, n->weights, regime, type, false, force);
     }
     write_tokenizer(dir, tokenizer, m->text_config.max_position_embeddings);
-    model_free(m);
     return 0;
 }

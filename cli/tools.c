@@ -1,10 +1,10 @@
 // tools.c: the small commands around the pipeline: `sd encode`, `sd decode`, `sd tokenize`, `sd info`.
 #define _POSIX_C_SOURCE 200809L // getline
-#include "sd.h"
 #include "commands.h"
 #include "model_folder.h"
 #include "options.h"
 #include "plan.h"
+#include "verify.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -13,9 +13,7 @@
 // ---- encode, decode ---------------------------------------------------------------------------------------
 
 static void print_output(const char *path, double took) {
-    printf("{\"output\": ");
-    print_json_string(stdout, path);
-    printf(", \"seconds\": %.4f}\n", took);
+    printf("{\"output\": %s, \"seconds\": %.4f}\n", json_quote(path), took);
 }
 
 int command_encode(int argc, char **argv) {
@@ -38,22 +36,19 @@ int command_encode(int argc, char **argv) {
     Image *cut = image_crop(image, 0, 0, w, h);
     Model *m = model_load(model, NULL, NEED_VAE);
     double started = seconds();
-    int c = m->vae_config.latent_channels;
     Tensor *moments = vae_encode(m->vae, image_to_tensor((const Image *const[]){cut}, 1));
     if (!tensor_finite(moments)) die("a NaN or an infinity arose from the picture %s", input);
-    float *x = tensor_read(combine(m->vae_config.scaling_factor, slice(moments, 0, c), 0, NULL));
-    float *latents = nhwc_to_nchw(x, 1, c, h / 8, w / 8);
+    Tensor *mean = slice(moments, 0, m->vae_config.latent_channels);
+    int64_t shape[4];
+    float *latents = file_order(combine(m->vae_config.scaling_factor, mean, 0, NULL), shape);
     StoreWriter *writer = store_create(output);
-    store_declare(writer, "latents", F32, 4, (int64_t[]){1, c, h / 8, w / 8});
-    store_data_f32(writer, latents, (size_t)c * (size_t)(h / 8) * (size_t)(w / 8));
+    store_declare(writer, "latents", F32, 4, shape);
+    store_data_f32(writer, latents, tensor_count(mean));
     store_commit(writer);
     if (json)
         print_output(output, seconds() - started);
     else
         note("%s", output);
-    free(x), free(latents);
-    image_free(image), image_free(cut);
-    model_free(m);
     return 0;
 }
 
@@ -73,29 +68,22 @@ int command_decode(int argc, char **argv) {
     check_png(output);
     start_backend();
     Model *m = model_load(model, NULL, NEED_VAE);
-    Store *s = store_open(input);
-    int64_t shape[4] = {-1, m->vae_config.latent_channels, -1, -1};
-    float *x = read_tensor(s, input, "latents", 4, shape);
-    store_close(s);
+    int64_t n[4] = {-1, m->vae_config.latent_channels, -1, -1};
+    float *x = read_tensor(store_open(input), input, "latents", 4, n);
     double started = seconds();
-    int n = (int)shape[0], c = (int)shape[1], h = (int)shape[2], w = (int)shape[3];
-    for (int i = 0; i < n; i++) {
-        Scope scope = scope_begin();
-        float *nhwc = nchw_to_nhwc(x + (size_t)i * (size_t)(c * h * w), 1, c, h, w);
-        Tensor *z = tensor_from(SHAPE(1, h, w, c), nhwc);
+    for (int i = 0; i < n[0]; i++) {
+        Scope s = scope_begin();
+        Tensor *z = picture_from(x + i * n[1] * n[2] * n[3], 1, (int)n[1], (int)n[2], (int)n[3]);
         Tensor *pixels = vae_decode(m->vae, combine(1 / m->vae_config.scaling_factor, z, 0, NULL));
         if (!tensor_finite(pixels)) die("a NaN or an infinity arose from the latents of %s", input);
         Image *image = tensor_to_image(pixels, 0);
-        char *path = numbered_name(output, i, n);
+        char *path = numbered_name(output, i, (int)n[0]);
         image_save_png(path, image, NULL);
         if (!json) note("%s", path);
-        free(path), free(nhwc);
-        image_free(image);
-        scope_end(scope, NULL);
+        free(path), image_free(image);
+        scope_end(s, NULL);
     }
     if (json) print_output(output, seconds() - started);
-    free(x);
-    model_free(m);
     return 0;
 }
 
@@ -125,8 +113,7 @@ int command_tokenize(int argc, char **argv) {
         "Text -> token ids with start and end token, a line a caption. Lines end at line feeds only.",
         "sd tokenize -p \"a dog runs\"\n  sd tokenize --pad < captions.txt");
     no_words(words, "; a caption goes behind -p, in quotes");
-    char *own = dir ? xstrdup(dir) : format("%s/tokenizer", model);
-    Tokenizer *t = tokenizer_open(own);
+    Tokenizer *t = tokenizer_open(dir ? dir : format("%s/tokenizer", model));
     int max = tokenizer_max_length(t), *ids = xmalloc((size_t)max * sizeof(int));
     if (prompt) tokenize_line(t, prompt, max, pad, ids);
     char *line = NULL;
@@ -138,8 +125,6 @@ int command_tokenize(int argc, char **argv) {
         if (memchr(line, 0, (size_t)length)) die("standard input: a line holds a NUL byte");
         tokenize_line(t, line, max, pad, ids);
     }
-    free(line), free(ids), free(own);
-    tokenizer_close(t);
     return 0;
 }
 
@@ -150,9 +135,7 @@ static const char *const type_names[TYPES] = {"F32", "F16", "BF16", "F64", "I8",
                                               "I16", "U16", "I32",  "I64", "BOOL"};
 
 static void print_tensor(const char *name, Type type, int dims, const int64_t *shape) {
-    printf("  %s %s (", name, type_names[type]);
-    for (int d = 0; d < dims; d++) printf("%s%lld", d ? ", " : "", (long long)shape[d]);
-    puts(")");
+    printf("  %s %s %s\n", name, type_names[type], shape_text((char[200]){0}, shape, dims));
 }
 
 static void info_file(const char *path) {
@@ -171,7 +154,6 @@ static void info_file(const char *path) {
     putchar('\n');
     for (size_t i = 0; verbosity > 0 && i < store_count(s); i++)
         print_tensor(store_at(s, i)->name, store_at(s, i)->type, store_at(s, i)->ndim, store_at(s, i)->shape);
-    store_close(s);
     lora_describe(path);
 }
 
@@ -192,18 +174,16 @@ static void info_model(const char *path) {
     for (int i = 0; verbosity > 0 && i < m->params.count; i++) {
         const Tensor *t = m->params.list[i].tensor;
         int64_t shape[4];
-        for (int d = 0; d < t->dims; d++) shape[d] = t->shape[d];
-        print_tensor(m->params.list[i].name, t->type, t->dims, shape);
+        int dims = param_file_shape(t, shape);
+        print_tensor(m->params.list[i].name, t->type, dims, shape);
     }
-    model_free(m);
 }
 
 static bool is_picture(const char *path) {
     size_t n;
     const unsigned char *bytes = map_file(path, &n);
     const char *kind = n ? file_kind(bytes, n) : NULL;
-    unmap_file(bytes, n);
-    return kind && (!strcmp(kind, "a PNG picture") || !strcmp(kind, "a JPEG picture"));
+    return kind && ends_with(kind, " picture");
 }
 
 static void info_picture(const char *path) {
@@ -211,7 +191,6 @@ static void info_picture(const char *path) {
     char *text = image_png_parameters(path); // what sd sample --again draws from
     printf("%s: a picture of %d x %d pixels\n", path, image->width, image->height);
     if (text) puts(text);
-    free(text), image_free(image);
 }
 
 int command_info(int argc, char **argv) {
@@ -239,8 +218,7 @@ int command_info(int argc, char **argv) {
     if (!file_exists(path)) die("cannot read %s: %s", path, strerror(ENOENT));
     if (ending && !strcmp(ending, ".npz")) {
         int64_t shape[4];
-        int dims;
-        free(npz_read(path, "mu", shape, &dims));
+        npz_read(path, "mu", shape, &(int){0});
         printf("%s: FID statistics of %lld features\n", path, (long long)shape[0]);
     } else if (is_directory(path))
         info_model(path);

@@ -1,6 +1,5 @@
 // train.c: `sd lcm`, `sd lora finetune`, `sd lora distill`: options and captioned pictures -> a call of a
-// phase
-// -> a model folder or a LoRA file. The algorithms are in ../lcm.c and ../lora.c.
+// phase -> a model folder or a LoRA file. The algorithms are in ../lcm.c and ../lora.c.
 #define _POSIX_C_SOURCE 200809L // access
 #include "commands.h"
 #include "model_folder.h"
@@ -8,6 +7,7 @@
 #include "plan.h"
 
 #include <errno.h>
+#include <libgen.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,14 +92,12 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
         {0, "cache", TEXT(&t->cache, "DIR"), "where the latents of the pictures are kept"},
 
         {.help = "Adapters", .modes = LORA},
-        {0, "rank", WHOLE(&t->rank, 1, 65536), "of the adapters; lcm-lora-sdv1-5 has 64", LORA},
-        {0, "alpha", NUMBER(&t->alpha, 1e-6, 1e6), "the update is X / rank up(down(x)) (default: the rank)",
-         LORA},
+        {0, "rank", WHOLE(&t->rank, 1, 65536), "of the adapters; lcm-lora-sdv1-5 has 64"},
+        {0, "alpha", NUMBER(&t->alpha, 1e-6, 1e6), "the update is X / rank up(down(x)) (default: the rank)"},
         {0, "targets", TEXT(&t->targets, "LIST"),
          "layers, with commas between: parts of their names, or the groups attention, ff, resnet, proj, "
          "samplers, ends (conv_in and the time embedding), lcm (all of these), text (the text encoder; "
-         "finetune only)",
-         LORA},
+         "finetune only)"},
 
         {.help = "How"},
         {0, "mode", CHOICE(&t->consistency, "mimic|consistency"),
@@ -131,14 +129,13 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
 
         {.help = "How, in mode mimic", .modes = MIMIC},
         {0, "teacher", TEXT(&t->teacher, "PATH"),
-         "a latent consistency model of the same base; sd lcm makes one", MIMIC},
-        {0, "kl", CHOICE(&t->mimic.reading, "elements|channels|gaussians"), "what the KL divergence compares",
-         MIMIC},
+         "a latent consistency model of the same base; sd lcm makes one"},
+        {0, "kl", CHOICE(&t->mimic.reading, "elements|channels|gaussians"),
+         "what the KL divergence compares"},
         {0, "kl-temp", NUMBER(&t->mimic.temperature, 1e-3, 1e6),
-         "divides the latents before the softmax of elements or channels (default 1)", MIMIC},
-        {0, "kl-weight", NUMBER(&t->mimic.kl_weight, 0, 1e9), "of the KL divergence in the loss", MIMIC},
-        {0, "mse-weight", NUMBER(&t->mimic.mse_weight, 0, 1e9), "of the mean squared error in the loss",
-         MIMIC},
+         "divides the latents before the softmax of elements or channels (default 1)"},
+        {0, "kl-weight", NUMBER(&t->mimic.kl_weight, 0, 1e9), "of the KL divergence in the loss"},
+        {0, "mse-weight", NUMBER(&t->mimic.mse_weight, 0, 1e9), "of the mean squared error in the loss"},
 
         {.help = "How, in mode consistency", .modes = CONSISTENCY},
         {0, "loss", CHOICE(&t->l2, "huber|l2"), "between the predictions of student and target",
@@ -167,8 +164,12 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
         {JSON_OPTION(&t->json)},
         {0}};
     Option options[sizeof all / sizeof *all], *next = options;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    int heading = 0; // its modes are those of the rows below it, unless they have their own
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (!all[i].name) heading = all[i].modes;
+        if (!all[i].modes) all[i].modes = heading;
         if (!all[i].modes || all[i].modes & t->what) *next++ = all[i];
+    }
     no_words(options_parse(argc, argv, options, usage, about, examples), "");
     if (t->what == DISTILL) t->what = t->consistency ? CONSISTENCY : MIMIC;
     for (const Option *o = options; o->help; o++)
@@ -181,17 +182,10 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
 
 // Dies where `path` could not be written: its folder must be there, or (parents) one above it.
 static void check_writable(const char *path, bool parents) {
-    char *folder = xstrdup(path);
-    do {
-        const char *slash = strrchr(folder, '/');
-        char *above = !slash            ? xstrdup(".")
-                      : slash == folder ? xstrdup("/")
-                                        : format("%.*s", (int)(slash - folder), folder);
-        free(folder), folder = above;
-    } while (parents && !file_exists(folder) && strcmp(folder, "."));
+    char *folder = dirname(xstrdup(path));
+    while (parents && !file_exists(folder) && strcmp(folder, ".")) folder = dirname(folder);
     if (file_exists(folder) && !is_directory(folder)) die("cannot write %s: %s is no folder", path, folder);
     if (access(folder, W_OK)) die("cannot write %s: %s: %s", path, folder, strerror(errno));
-    free(folder);
 }
 
 // AdamW over these parameters, and their moving average.
@@ -220,7 +214,6 @@ static Run begin(const Training *t, Optimiser *optimiser, char *config) {
          *previous = format("%s/checkpoint.previous.safetensors", run.dir);
     if (t->resume && !file_exists(checkpoint) && !file_exists(previous))
         die("--resume: there is no %s", checkpoint);
-    free(checkpoint), free(previous);
     run_begin(&run, t->seed, t->fresh);
     return run;
 }
@@ -230,13 +223,12 @@ static void report(const Training *t, const Run *run, double took, bool done, do
                    const char *more) {
     double used = (double)backend.peak();
     note("memory: %.0f MB were planned, %.0f MB used", planned / 1e6, used / 1e6);
-    if (t->json) {
-        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": ",
-               run->step, (double)run->loss, took > 0 ? (double)run->step * run->batch / took : 0, took);
-        print_json_string(stdout, t->out);
-        printf(", \"done\": %s%s, \"planned_mb\": %.1f, \"peak_mb\": %.1f}\n", done ? "true" : "false", more,
-               planned / 1e6, used / 1e6);
-    } else if (done)
+    if (t->json)
+        printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": %s, "
+               "\"done\": %s%s, \"planned_mb\": %.1f, \"peak_mb\": %.1f}\n",
+               run->step, (double)run->loss, took > 0 ? (double)run->step * run->batch / took : 0, took,
+               json_quote(t->out), done ? "true" : "false", more, planned / 1e6, used / 1e6);
+    else if (done)
         note("%s: loss %.4g after %ld steps, %.1f s", t->out, (double)run->loss, run->step, took);
 }
 
@@ -284,10 +276,8 @@ static bool train_lcm(Training *t) {
     Model *teacher = model_load(t->model, t->tokenizer, NEED_ALL);
     if (teacher->unet_config.time_cond_proj_dim)
         die("%s has a guidance embedding: it is distilled already", t->model);
-    if (!is_directory(t->model) && !t->tokenizer)
-        die_usage("%s is one file; --tokenizer DIR is needed", t->model);
     if (t->rate == 0) t->rate = teacher->unet_config.block_out_channels[0] < 320 ? 2e-4 : 8e-6;
-    StudentConfigs configs = student_configs(teacher, t->lcm, !t->ablated[GUIDANCE]);
+    Configs configs = student_configs(teacher, t->lcm, !t->ablated[GUIDANCE]);
     Json *unet_json = json_parse(configs.unet, strlen(configs.unet), "the student's configuration");
     UNetConfig config = unet_config(unet_json);
     Params net = params_part(&teacher->params, "unet.");
@@ -317,17 +307,6 @@ static bool train_lcm(Training *t) {
     bool done = run_end(&run);
     if (done) model_folder_write(&folder, teacher, &configs, t->ema > 0 ? &target_params : &student_params);
     report(t, &run, took, done, planned, "");
-
-    lcm_free(&lcm);
-    if (target != student) unet_view_free(target, &target_params);
-    optimiser_free(optimiser);
-    params_free(&student_params);
-    free(student);
-    pairs_close(pairs);
-    json_free(samples.model.scheduler_json), json_free(samples.model.index_json), json_free(unet_json);
-    free(samples.dir), free(run.dir), free(run.config);
-    free(configs.unet), free(configs.scheduler), free(configs.index);
-    model_free(teacher);
     return done;
 }
 
@@ -346,9 +325,7 @@ int command_lcm(int argc, char **argv) {
     t.out = out;
     check_writable(out, true);
     start_backend();
-    bool done = train_lcm(&t);
-    free(out);
-    return !done;
+    return !train_lcm(&t);
 }
 
 // ---- sd lora finetune, sd lora distill --------------------------------------------------------------------
@@ -377,8 +354,7 @@ static Model *load_teacher(const char *path, const Model *base) {
     if (t->vae_config.scaling_factor != base->vae_config.scaling_factor || !same_network(base, t, "vae."))
         die("the teacher %s has another VAE than %s: their latents mean different pictures", path,
             base->path);
-    if (t->unet_config.cross_attention_dim != base->unet_config.cross_attention_dim ||
-        !same_network(base, t, "text_encoder."))
+    if (!same_network(base, t, "text_encoder."))
         die("the teacher %s has another text encoder than %s", path, base->path);
     return t;
 }
@@ -442,7 +418,6 @@ static bool train_lora(const Training *t) {
             lora_mimic(&lcm, &run, m, lora, pairs, t->mimic);
         else
             lcm_distill(&lcm, &run, m, pairs, NULL, NULL);
-        lcm_free(&lcm);
     }
     double took = run_seconds(&run);
     bool done = run_end(&run);
@@ -455,14 +430,6 @@ static bool train_lora(const Training *t) {
     snprintf(more, sizeof more, ", \"mode\": \"%s\", \"trainable\": %zu, \"trainable_share\": %.6g",
              mode_name(t), learnt, (double)learnt / (double)of);
     report(t, &run, took, done, planned, more);
-
-    optimiser_free(optimiser);
-    lora_free(lora);
-    if (student) unet_view_free(student, &student_params);
-    pairs_close(pairs);
-    free(run.dir), free(run.config);
-    if (teacher) model_free(teacher);
-    model_free(m);
     return done;
 }
 
@@ -472,14 +439,13 @@ static int command_adapters(int argc, char **argv, int what, const char *targets
     t.rate = 1e-4, t.rank = 16, t.targets = targets, t.finetune.dropout = 0.1f;
     t.mimic = (MimicConfig){.mse_weight = 1, .kl_weight = 1, .reading = KL_GAUSSIANS};
     parse(&t, argc, argv, usage, about, examples);
-    const char *ending = strrchr(t.out, '.');
-    if (!ending || strcmp(ending, ".safetensors"))
+    if (!ends_with(t.out, ".safetensors"))
         die_usage("--output is \"%s\"; adapters are written as safetensors, so end the name in .safetensors",
                   t.out);
     if (is_directory(t.out)) die("%s is a folder; the adapters go into one file", t.out);
     check_writable(t.out, false);
     start_backend();
-    return train_lora(&t) ? 0 : 1;
+    return !train_lora(&t);
 }
 
 int command_lora_finetune(int argc, char **argv) {

@@ -20,8 +20,7 @@ size_t traced_elements(const Traced *t) {
 }
 
 void keep(char *name, int ndim, const int64_t *shape, float *data) {
-    if ((traced_count & (traced_count - 1)) == 0)
-        traced = xrealloc(traced, (size_t)(traced_count ? 2 * traced_count : 1) * sizeof *traced);
+    traced = xrealloc(traced, (size_t)(traced_count + 1) * sizeof *traced);
     Traced *t = &traced[traced_count++];
     *t = (Traced){.name = name, .ndim = ndim, .data = data};
     memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
@@ -55,22 +54,13 @@ static void sink(const char *name, const Tensor *t) {
     keep(name_with_step(name, &unet_calls), t->dims, shape, x);
 }
 
-static void clear(void) {
-    for (int i = 0; i < traced_count; i++) free(traced[i].name), free(traced[i].data);
-    free(traced);
-    traced = NULL, traced_count = unet_calls = 0;
-}
-
-void trace_begin(void) {
-    clear();
-    trace_sink = sink;
-}
+void trace_begin(void) { trace_sink = sink; }
 
 static const char *shown_name(const char *name, bool several) {
-    return !several && !strncmp(name, "step.0.", 7) ? name + 7 : name;
+    return !several && starts_with(name, "step.0.") ? without_step(name) : name;
 }
 
-static Scheduler scheduler_of(SchedulerConfig c, int steps) {
+Scheduler scheduler_of(SchedulerConfig c, int steps) {
     Scheduler s;
     scheduler_init(&s, c);
     scheduler_set_timesteps(&s, steps);
@@ -113,14 +103,11 @@ void trace_save(const char *path, const SampleOptions *o, const Model *m) {
     StoreWriter *w = store_create(path);
     SchedulerKind kind = scheduler_config(m->scheduler_json, o->scheduler).kind;
     store_metadata_add(w, "sampler", scheduler_names[kind]); // timesteps alone leave it open now and then
-    char *eta = format("%.17g", o->eta);
-    if (kind == TCD) store_metadata_add(w, "eta", eta);
-    free(eta);
+    if (kind == TCD) store_metadata_add(w, "eta", format("%.17g", o->eta));
     for (int i = 0; i < traced_count; i++)
         store_declare(w, shown_name(traced[i].name, unet_calls > 1), F32, traced[i].ndim, traced[i].shape);
     for (int i = 0; i < traced_count; i++) store_data_f32(w, traced[i].data, traced_elements(&traced[i]));
     store_commit(w);
-    clear();
 }
 
 // ---- the same inputs once more ----------------------------------------------------------------------------
@@ -136,6 +123,22 @@ const Stored *find_traced(const Store *s, int step, const char *name) {
     const Stored *t = store_find(s, full);
     if (!t && starts_with(full, "step.0.")) t = store_find(s, full + strlen("step.0."));
     free(full);
+    return t;
+}
+
+Tensor *picture_from(const float *nchw, int n, int c, int h, int w) {
+    float *nhwc = nchw_to_nhwc(nchw, n, c, h, w);
+    Tensor *t = tensor_from(SHAPE(n, h, w, c), nhwc);
+    free(nhwc);
+    return t;
+}
+
+Tensor *trace_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
+    float *x = read_tensor(s, path, name, dims, shape);
+    int n[4] = {0};
+    for (int i = 0; i < dims; i++) n[i] = (int)shape[i];
+    Tensor *t = dims == 4 ? picture_from(x, n[0], n[1], n[2], n[3]) : tensor_from(dims, n, x);
+    free(x);
     return t;
 }
 
@@ -199,23 +202,16 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
     int64_t z[4] = {1, m->unet_config.in_channels, -1, -1}, n[1] = {-1}, one[1] = {1},
             ids[2] = {-1, m->text_config.max_position_embeddings},
             context[3] = {-1, -1, m->unet_config.cross_attention_dim}, image[4] = {1, 3, -1, -1};
-    Inputs in = {.trace = s, .latents = read_tensor(s, path, "inputs.latents", 4, z)};
-    if (store_find(s, "inputs.ids")) {
+    Inputs in = {.trace = s, .latents = trace_tensor(s, path, "inputs.latents", 4, z)};
+    if (store_find(s, "inputs.ids"))
         in.ids = trace_wholes(s, path, "inputs.ids", 2, ids, m->text_config.vocab_size);
-        in.rows = (int)ids[0], in.tokens = (int)ids[1];
-    } else {
-        in.context = read_tensor(s, path, "inputs.context", 3, context);
-        in.rows = (int)context[0], in.tokens = (int)context[1];
-    }
+    else
+        in.context = trace_tensor(s, path, "inputs.context", 3, context);
+    in.rows = (int)(in.ids ? ids[0] : context[0]);
     if (in.rows > 2) die("%s has text in %d rows; 1 or 2 are expected", path, in.rows);
-    float *cfg = read_tensor(s, path, "inputs.cfg", 1, one);
-    in.cfg = *cfg;
-    free(cfg);
+    in.cfg = *read_tensor(s, path, "inputs.cfg", 1, one);
     in.times = read_tensor(s, path, "inputs.timesteps", 1, n);
-    in.c = (int)z[1], in.h = (int)z[2], in.w = (int)z[3], in.steps = (int)n[0];
-    for (int i = 0; i < in.steps; i++)
-        if (!(in.times[i] >= 0 && in.times[i] < 1e6f))
-            die("%s: inputs.timesteps holds %g", path, (double)in.times[i]);
+    in.steps = (int)n[0];
     find_sampler(m, store_metadata(s, "sampler"), &in);
     const char *eta = store_metadata(s, "eta");
     if (eta) in.sampler.eta = strtod(eta, NULL);
@@ -226,23 +222,8 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
                 path, in.steps, (double)in.times[0], i);
     in.decodes = store_find(s, "vae.decoder.conv_out") &&
                  (in.sampled || store_find(s, "latents") || store_find(s, "vae.scaling"));
-    if (store_find(s, "inputs.image")) {
-        in.image = read_tensor(s, path, "inputs.image", 4, image);
-        in.image_h = (int)image[2], in.image_w = (int)image[3];
-    }
+    if (store_find(s, "inputs.image")) in.image = trace_tensor(s, path, "inputs.image", 4, image);
     return in;
-}
-
-static void free_inputs(Inputs *in) {
-    free(in->ids), free(in->context), free(in->latents), free(in->times), free(in->image),
-        free(in->times_why);
-}
-
-Tensor *picture_from(const float *nchw, int n, int c, int h, int w) {
-    float *nhwc = nchw_to_nhwc(nchw, n, c, h, w);
-    Tensor *t = tensor_from(SHAPE(n, h, w, c), nhwc);
-    free(nhwc);
-    return t;
 }
 
 // The trace's tensor in place of ours, if it has one.
@@ -276,12 +257,10 @@ Tensor *step_again(const Inputs *in, Scheduler *s, Tensor *z, Tensor *eps, int s
 
 void run_again(const Model *m, const Inputs *in) {
     Scope whole = scope_begin();
-    Tensor *context =
-        in->ids ? trace(text_encode(m->text_encoder, in->ids, in->rows), "text_encoder")
-                : tensor_from(SHAPE(in->rows, in->tokens, m->unet_config.cross_attention_dim), in->context);
+    Tensor *context = in->context, *z = in->latents;
+    if (in->ids) context = trace(text_encode(m->text_encoder, in->ids, in->rows), "text_encoder");
     context = theirs(in, context, -1, "text_encoder");
     Scope loop = scope_begin();
-    Tensor *z = picture_from(in->latents, 1, in->c, in->h, in->w);
     float guidance[2] = {in->cfg - 1, in->cfg - 1};
     bool embeds = m->unet_config.time_cond_proj_dim > 0, guided = in->rows == 2;
     Scheduler s = {0};
@@ -303,29 +282,29 @@ void run_again(const Model *m, const Inputs *in) {
     z = scale(theirs(in, z, -1, "latents"), 1 / m->vae_config.scaling_factor);
     if (in->decodes && (in->sampled || store_find(in->trace, "latents"))) trace(z, "vae.scaling");
     if (in->decodes) vae_decode(m->vae, theirs(in, z, -1, "vae.scaling"));
-    if (in->image) vae_encode(m->vae, picture_from(in->image, 1, 3, in->image_h, in->image_w));
+    if (in->image) vae_encode(m->vae, in->image);
     scope_end(whole, NULL);
 }
 
-// Dies of a trace of another kind of model, which its names or its widths tell.
+// Dies of a trace of another kind of model, which its names or its text states tell.
 static void check_kind(const Model *m, const Store *s, const char *path) {
-    const int own = m->unet_config.cross_attention_dim, own_first = m->unet_config.block_out_channels[0];
-    int wide = own, first = own_first;
+    const int own = m->unet_config.cross_attention_dim;
+    int wide = own;
     const char *kind = NULL;
     for (size_t i = 0; i < store_count(s); i++) {
         const Stored *t = store_at(s, i);
         bool states = !strcmp(t->name, "text_encoder") || !strcmp(t->name, "inputs.context");
         if (t->ndim == 3 && (states || ends_with(t->name, "final_layer_norm"))) wide = (int)t->shape[2];
-        if (t->ndim == 4 && ends_with(t->name, "unet.conv_in")) first = (int)t->shape[1];
         if (starts_with(t->name, "transformer.")) kind = "a diffusion transformer (SD 3, Flux)";
         if (strstr(t->name, "text_encoder_2.") || strstr(t->name, ".add_embedding"))
             kind = "Stable Diffusion XL";
     }
-    if (!kind && wide == own && first == own_first) return;
     static const char *const kinds[] = {"Stable Diffusion v1", "Stable Diffusion v2", "Stable Diffusion XL"};
-    if (!kind) kind = wide == 768 || wide == 1024 || wide == 2048 ? kinds[wide / 1024] : "another model";
-    die("%s is a trace of %s, with text states of %d channels and conv_in of %d; %s has %d and %d", path,
-        kind, wide, first, m->path, own, own_first);
+    if (!kind && wide != own)
+        kind = wide == 768 || wide == 1024 || wide == 2048 ? kinds[wide / 1024] : "another model";
+    if (kind)
+        die("%s is a trace of %s, with text states of %d channels; %s has %d", path, kind, wide, m->path,
+            own);
 }
 
 // ---- the comparison ---------------------------------------------------------------------------------------
@@ -365,18 +344,17 @@ static void list(char **names, const char *name, const char *what, bool json) {
     if (!json) printf("%-6s %s\n", what, name);
 }
 
-// What may be wrong in block i of ours, the first that differs from theirs, x. A new string, maybe empty.
-static char *reason(const Store *s, const Model *m, const Inputs *in, int i, const Stored *t, const float *x,
-                    Type precision) {
+// What may be wrong in block i of ours, the first that differs from theirs, x; maybe "".
+static const char *reason(const Store *s, const Model *m, const Inputs *in, int i, const Stored *t,
+                          const float *x, Type precision) {
     char has[200], expected[200];
     const Traced *ours = &traced[i];
-    char *why = t->count == traced_elements(ours)
-                    ? explain(m, in, ours->name, x, ours, i ? ours - 1 : NULL, precision)
-                    : format("its shape is %s; %s is expected", shape_text(has, t->shape, t->ndim),
-                             shape_text(expected, ours->shape, ours->ndim));
+    const char *why = t->count == traced_elements(ours)
+                          ? explain(m, in, ours->name, x, ours, i ? ours - 1 : NULL, precision)
+                          : format("its shape is %s; %s is expected", shape_text(has, t->shape, t->ndim),
+                                   shape_text(expected, ours->shape, ours->ndim));
     if (!i || find_traced(s, -1, ours[-1].name)) return why;
-    return joined(joined(why, xstrdup(*why ? "; " : "")),
-                  xstrdup("here, or before it in what the trace lacks"));
+    return format("%s%shere, or before it in what the trace lacks", why, *why ? "; " : "");
 }
 
 // The trace against `traced`, ours, in the order of the run. m: NULL where ours is a trace, too. tolerance:
@@ -384,8 +362,8 @@ static char *reason(const Store *s, const Model *m, const Inputs *in, int i, con
 static int compare(const Store *s, const char *path, double tolerance, bool json, const Model *m,
                    const Inputs *in) {
     int compared = 0, differ = 0;
-    const char *first = NULL;
-    char *why = NULL, *absent = xstrdup(""), *extra = xstrdup("");
+    const char *first = NULL, *why = "";
+    char *absent = xstrdup(""), *extra = xstrdup("");
     Type type = F32, least = F32; // blocks of a network are as exact as the least exact before them
     bool inside = false;
     if (json) printf("{\"blocks\": [");
@@ -408,9 +386,8 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
                relative = largest > 0 ? worst / largest : worst;
         bool ok = worst <= (tolerance < 0 ? rounding[type] : tolerance) * largest;
         if (json) {
-            printf("%s{\"name\": ", compared ? ", " : ""), print_json_string(stdout, t->name);
-            printf(", \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", fmin(worst, 1e300),
-                   fmin(relative, 1e300), ok ? "true" : "false");
+            printf("%s{\"name\": %s, \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", compared ? ", " : "",
+                   json_quote(t->name), fmin(worst, 1e300), fmin(relative, 1e300), ok ? "true" : "false");
         } else
             printf("%-6s %-64s %10.3g %10.3g\n", ok ? "ok" : "DIFFER", t->name, worst, relative);
         if (!ok && !first) {
@@ -433,15 +410,14 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
     if (json) {
         printf("], \"absent\": [%s], \"not_compared\": [%s], \"precision\": \"%s\", \"ok\": %s", absent,
                extra, precision_names[least], differ ? "false" : "true");
-        if (first) printf(", \"first\": "), print_json_string(stdout, first);
-        if (why && *why) printf(", \"why\": "), print_json_string(stdout, why);
+        if (first) printf(", \"first\": %s", json_quote(first));
+        if (*why) printf(", \"why\": %s", json_quote(why));
         puts("}");
     } else if (differ)
         printf("%d of %d blocks differ%s, %s first\n", differ, compared, half, first);
     else
         printf("%d blocks agree within %g of their largest value%s\n", compared,
                tolerance < 0 ? rounding[least] : tolerance, half);
-    free(why), free(absent), free(extra);
     return differ > 0;
 }
 
@@ -468,7 +444,7 @@ static char *place_in_run(const char *name) {
                               : format("%03d%s", at ? (int)(at - order) : 999, at ? "" : word));
         free(word);
     }
-    return joined(key, xstrdup("~"));
+    return joined(key, xstrdup("~")); // behind all digits
 }
 
 static int by_run(const void *a, const void *b) {
@@ -487,10 +463,7 @@ static int compare_traces(const char *a, const char *b, double tolerance, bool j
         keep(name_with_step(t->name, &call), t->ndim, t->shape, stored_floats(t));
     }
     qsort(traced, (size_t)traced_count, sizeof *traced, by_run);
-    int status = compare(s, a, tolerance, json, NULL, NULL);
-    store_close(s), store_close(other);
-    clear();
-    return status;
+    return compare(s, a, tolerance, json, NULL, NULL);
 }
 
 // ---- sd verify --------------------------------------------------------------------------------------------
@@ -537,10 +510,5 @@ int command_verify(int argc, char **argv) {
         run_again(m, &in);
         trace_sink = NULL;
     }
-    int status = compare(s, path, tolerance, json, m, &in);
-    clear();
-    free_inputs(&in);
-    store_close(s);
-    model_free(m);
-    return status;
+    return compare(s, path, tolerance, json, m, &in);
 }

@@ -24,11 +24,11 @@ void keep(char *name, int ndim, const int64_t *shape, float *data); // adds to o
 // What a trace was made from.
 typedef struct {
     const Store *trace;
-    int rows, tokens, *ids; // rows: 2 with guidance (unconditional, conditional), else 1
-    float *context;         // text states (rows, tokens, d), where ids is NULL
-    int c, h, w, steps;
-    float *latents, *times, cfg, *image; // latents and image are NCHW; image may be NULL
-    int image_h, image_w;
+    int rows, *ids;          // rows: 2 with guidance (unconditional, conditional), else 1
+    Tensor *context;         // text states (rows, tokens, d), where ids is NULL
+    Tensor *latents, *image; // image may be NULL
+    float cfg, *times;       // times (steps)
+    int steps;
     bool decodes, sampled; // sampled: the sampler is known
     SchedulerConfig sampler;
     int sampler_steps; // of which the last `steps` evaluations are run
@@ -38,10 +38,11 @@ typedef struct {
 // Text encoder, UNet and sampler, VAE on the trace's inputs; trace_sink sees our blocks. Text states,
 // predictions and latents go on as the trace has them, so a mistake shows where it is made, not behind it.
 void run_again(const Model *m, const Inputs *in);
+Scheduler scheduler_of(SchedulerConfig c, int steps);
 Scheduler sampler_of(const Inputs *in); // before the first step
 Tensor *step_again(const Inputs *in, Scheduler *s, Tensor *z, Tensor *eps, int step);
-Tensor *theirs(const Inputs *in, Tensor *ours, int step,
-               const char *name); // in place of ours, if it is there
+// In place of ours, if it is there.
+Tensor *theirs(const Inputs *in, Tensor *ours, int step, const char *name);
 Tensor *picture_from(const float *nchw, int n, int c, int h, int w);
 float *file_order(const Tensor *t, int64_t shape[4]); // a tensor as a trace has it; its shape is filled in
 // calls: of the UNet so far; its first block begins a step.
@@ -50,7 +51,8 @@ const char *without_step(const char *name); // behind "step.N.", where that stan
 // The tensor of a step (-1: of none). In a trace of a single step the names may lack "step.0.".
 const Stored *find_traced(const Store *s, int step, const char *name);
 float *stored_floats(const Stored *t); // all elements, NaN and all
-// The same as read_tensor() for whole numbers from 0 on.
+// As read_tensor() a tensor, of pictures NHWC; and whole numbers from 0 on.
+Tensor *trace_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);
 int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape, int below);
 double distance(const float *x, const float *y, size_t n); // the largest difference; NaN counts as infinite
 double largest_of(const float *x, size_t n);
@@ -58,10 +60,10 @@ double largest_of(const float *x, size_t n);
 extern const double rounding[3];
 extern const char *const precision_names[3];
 
-// explain.c: what may be wrong in the first block that differs, a new string, maybe empty. before: the one
+// explain.c: what may be wrong in the first block that differs; "" where nothing is found. before: the one
 // before it. precision: of the less exact side. m: NULL where both sides are traces.
-char *explain(const Model *m, const Inputs *in, const char *block, const float *their, const Traced *ours,
-              const Traced *before, Type precision);
+const char *explain(const Model *m, const Inputs *in, const char *block, const float *their,
+                    const Traced *ours, const Traced *before, Type precision);
 
 // gradients.c: keeps the loss and the gradients of the training step that a trace names. lora: a file.
 void gradients_again(const Model *m, const Store *s, const char *path, const char *lora);
