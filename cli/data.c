@@ -83,10 +83,10 @@ int command_data(int argc, char **argv) {
     if (same_folder(dir, out)) die("%s is the data set itself; take another folder for it", out);
     if (!force) refuse_foreign(out, "prompts.txt");
     for (size_t i = 0; i < d->count; i++) input_note(d->samples[i].path);
-    char *images = path_inside(out, "Images"), *list = path_inside(out, "captions.txt"),
-         *firsts = path_inside(out, "prompts.txt");
+    const char *images = path_inside(out, "Images");
     make_directories(images);
-    Output *rows = output_open(list), *prompts = output_open(firsts);
+    Output *rows = output_open(path_inside(out, "captions.txt")),
+           *prompts = output_open(path_inside(out, "prompts.txt"));
     output_printf(rows, "image,caption\n");
     output_lazily(true);
     for (size_t i = 0; i < count; i++) {

@@ -318,12 +318,10 @@ static void try_changes(Case *c) {
 static void try_padding(Case *c, const Traced *before) {
     const Layer *conv = params_layer(&c->model->params, format("%s.conv", c->module));
     if (!starts_with(c->module, "unet.") || !strstr(c->module, ".downsamplers.") || !conv) return;
-    Scope s = scope_begin();
     const int64_t *n = before->shape;
     Tensor *in = picture_from(before->data, (int)n[0], (int)n[1], (int)n[2], (int)n[3]);
     Tensor *out = conv2d_padded(in, conv, 2, 0, 0, (int)(n[2] + 1) / 2, (int)(n[3] + 1) / 2);
     consider(c, distance_from(c, out), "padded below and on the right only, as the VAE's downsampling is");
-    scope_end(s, NULL);
 }
 
 // ---- mistakes in the configuration ------------------------------------------------------------------------

@@ -24,8 +24,8 @@ static const char *const resize_names[] = {"fid", "clean"};
 static const char *const resize_words[] = {"fid: bilinear without antialiasing, as pytorch-fid",
                                            "clean: bicubic with antialiasing, as clean-fid"};
 
-static void write_features(const FidSet *s, const char *path, const char *weights, FidResize resize) {
-    StoreWriter *w = store_create(path);
+static void write_features(const FidSet *s, const Command *c) {
+    StoreWriter *w = store_create(c->output);
     size_t bytes;
     char *names;
     FILE *f = open_memstream(&names, &bytes);
@@ -35,8 +35,8 @@ static void write_features(const FidSet *s, const char *path, const char *weight
     }
     if (!f || fclose(f)) die("out of memory");
     if (utf8_valid(names, bytes, NULL)) store_metadata_add(w, "pictures", names);
-    store_metadata_add(w, "weights", weights);
-    store_metadata_add(w, "resize", resize_names[resize]);
+    store_metadata_add(w, "weights", c->weights);
+    store_metadata_add(w, "resize", resize_names[c->o.resize]);
     store_declare(w, "features", F32, 2, (int64_t[]){s->count, s->dim});
     store_data_f32(w, s->features, (size_t)s->count * (size_t)s->dim);
     store_commit(w);
@@ -85,7 +85,7 @@ static void write_set(Inception *net, const Command *c, bool stats) {
     if (stats)
         fid_write_statistics(&s, c->output);
     else
-        write_features(&s, c->output, c->weights, o.resize);
+        write_features(&s, c);
     if (c->json)
         printf("{\"output\": %s, \"n\": %ld, \"features\": %d, \"resize\": \"%s\", \"seconds\": %.3f}\n",
                json_quote(c->output), s.count, s.dim, resize_names[o.resize], seconds() - c->started);
@@ -96,23 +96,21 @@ static const char *warning_of(int features) {
     return features == 2048 ? "" : "; these are not the papers' Inception: compares with nothing published";
 }
 
-// The name of a picture's file, of `length`, without folder and ending.
-static const char *stem(const char *path, int *length) {
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    *length = (int)(strrchr(name, '.') - name);
-    return name;
+// The name of picture i's file without folder and ending; "" behind the last one.
+static const char *stem(const FidSet *s, long i) {
+    const char *path = i < s->count ? s->names[i] : ".", *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    return format("%.*s", (int)(strrchr(name, '.') - name), name);
 }
 
 // Are the pictures of both sets named alike, row by row? Where not, and they must be, dies with the first.
 static bool same_names(const FidSet *a, const FidSet *b, bool must) {
     for (long i = 0; i < a->count || i < b->count; i++) {
-        int n = 0, m = 0;
-        const char *x = i < a->count ? stem(a->names[i], &n) : "",
-                   *y = i < b->count ? stem(b->names[i], &m) : "";
-        if (n == m && !strncmp(x, y, (size_t)n)) continue;
+        const char *x = stem(a, i), *y = stem(b, i);
+        if (!strcmp(x, y)) continue;
         if (must)
-            die("--paired: picture %ld is \"%.*s\" in %s and \"%.*s\" in %s; pairs have the same name", i + 1,
-                n, x, a->path, m, y, b->path);
+            die("--paired: picture %ld is \"%s\" in %s and \"%s\" in %s; pairs have the same name", i + 1, x,
+                a->path, y, b->path);
         return false;
     }
     return true;

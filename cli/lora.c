@@ -4,7 +4,6 @@
 #include "model_folder.h"
 #include "options.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 // ---- merge ------------------------------------------------------------------------------------------------
@@ -54,16 +53,15 @@ static int command_merge(int argc, char **argv) {
     Model *m = model_load(model, NULL, NEED_TEXT | NEED_UNET);
     bool changed[ADAPTED] = {false, false};
     FewSteps few = add_loras(m, specs, true, changed);
-    const char *but[ADAPTED + 2] = {"model_index.json"}, **next = but + 1;
-    for (int k = 0; k < ADAPTED; k++)
-        if (changed[k]) *next++ = networks[k].name;
-    copy_folder(model, out, but);
+    copy_folder(model, out, (const char *const[]){"model_index.json", "text_encoder", "unet", NULL});
     for (int k = 0; k < ADAPTED; k++) {
+        const Network *n = &networks[k];
+        const char *from = format("%s/%s", model, n->name);
+        if (!changed[k]) copy_folder(from, path_inside(out, n->name), NULL);
         if (!changed[k]) continue;
-        const char *config = format("%s/config.json", networks[k].name);
-        copy_file(format("%s/%s", model, config), path_inside(out, config));
-        Params part = params_part(&m->params, networks[k].prefix);
-        network_write(&networks[k], &m->params, out, type < 0 ? part.list[0].tensor->type : (Type)type);
+        copy_file(format("%s/config.json", from), path_inside(out, format("%s/config.json", n->name)));
+        Params part = params_part(&m->params, n->prefix);
+        network_write(n, &m->params, out, type < 0 ? part.list[0].tensor->type : (Type)type);
     }
     const char *index = format("%s/model_index.json", model);
     if (few.scheduler >= 0) { // a merged LCM-LoRA draws as an LCM does

@@ -1,11 +1,8 @@
 // main.c: the program `sd`. Each command, in a file beside this one, turns options into a phase's call.
-#include "lib/base.h"
-#include "lib/nn/kernels.h"
 #include "commands.h"
 #include "options.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const struct {

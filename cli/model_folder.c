@@ -128,19 +128,13 @@ bool same_folder(const char *a, const char *b) {
 
 // The way from folder `from` to `to`, both absolute and without links: "../tiny/vae".
 static char *relative_path(const char *from, const char *to) {
-    size_t same = 0, at = 0; // `same`: what they have in common, up to and with a slash
-    while (from[at] && from[at] == to[at]) {
-        if (from[at] == '/') same = at + 1;
-        at++;
-    }
-    if (!from[at] && to[at] == '/') same = at + 1; // `to` lies below `from`
-    char *path = xstrdup(to + same);
-    for (const char *rest = strlen(from) > same ? from + same : ""; *rest;) {
-        path = joined(xstrdup("../"), path);
-        const char *slash = strchr(rest, '/');
-        rest = slash ? slash + 1 : "";
-    }
-    return path;
+    char *a = format("%s/", from), *b = format("%s/", to), *path = xstrdup("");
+    size_t same = 0; // what they have in common, up to and with a slash
+    for (size_t i = 0; a[i] && a[i] == b[i]; i++)
+        if (a[i] == '/') same = i + 1;
+    for (const char *c = a + same; *c; c++)
+        if (*c == '/') path = joined(path, xstrdup("../"));
+    return joined(path, xstrdup(same < strlen(to) ? to + same : ""));
 }
 
 // OUT/name becomes the folder `from`: a copy, or a relative link so that both folders can move together.

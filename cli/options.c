@@ -1,7 +1,6 @@
 // options.c: a table of options as a parser and as a help text. See options.h.
 #define _POSIX_C_SOURCE 200809L // strcasecmp
 #include "options.h"
-#include "lib/nn/kernels.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -319,36 +318,26 @@ char *joined(char *a, char *b) {
     return both;
 }
 
-static void print_json_string(FILE *f, const char *s) {
-    char *quoted = json_quote(s);
-    fputs(quoted, f);
-    free(quoted);
-}
-
-// Whole numbers without point or exponent, since Python tells 1000 from 1e3; others as short as reads back.
-static void print_json_number(FILE *f, double x) {
-    char text[40];
-    bool whole = x == floor(x) && fabs(x) < 1e15;
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof text, whole ? "%.*f" : "%.*g", whole ? 0 : digits, x);
-        if (strtod(text, NULL) == x) break;
-    }
+static void put(FILE *f, char *text) {
     fputs(text, f);
+    free(text);
 }
 
 void print_json(FILE *f, const Json *j) {
-    bool object = j->kind == JSON_OBJECT;
+    bool object = j->kind == JSON_OBJECT, whole = j->number == floor(j->number) && fabs(j->number) < 1e15;
     switch (j->kind) {
     case JSON_NULL: fputs("null", f); break;
     case JSON_BOOL: fputs(j->number != 0 ? "true" : "false", f); break;
-    case JSON_NUMBER: print_json_number(f, j->number); break;
-    case JSON_STRING: print_json_string(f, j->string); break;
+    case JSON_NUMBER: // whole without point or exponent, since Python tells 1000 from 1e3
+        put(f, whole ? format("%.0f", j->number) : number_text(j->number, false));
+        break;
+    case JSON_STRING: put(f, json_quote(j->string)); break;
     case JSON_ARRAY:
     case JSON_OBJECT:
         putc(object ? '{' : '[', f);
         for (size_t i = 0; i < j->length; i++) {
             if (i) fputs(", ", f);
-            if (object) print_json_string(f, j->items[i].key), fputs(": ", f);
+            if (object) put(f, json_quote(j->items[i].key)), fputs(": ", f);
             print_json(f, &j->items[i]);
         }
         putc(object ? '}' : ']', f);

@@ -107,12 +107,11 @@ double plan_run(const Plan *p) {
 // One picture of two captions, as `sd sample` draws it with guidance: of its steps one.
 static void picture(const Model *m) {
     int side = m->unet_config.sample_size, tokens = m->text_config.max_position_embeddings;
-    int *ids = xcalloc((size_t)(2 * tokens), sizeof *ids);
+    int *ids = scope_ints(2 * tokens);
     Tensor *text = text_encode(m->text_encoder, ids, 2);
     Tensor *z = tensor_new(SHAPE(2, side, side, m->unet_config.in_channels));
     unet(m->unet, z, (float[]){999, 999}, text, (float[]){0, 0});
     vae_decode(m->vae, take(z, 0, 1));
-    free(ids);
 }
 
 void plan_kernels(const char *model, bool training) {

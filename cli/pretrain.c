@@ -3,7 +3,6 @@
 #include "options.h"
 #include "weights/toy/pretrain.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 int command_pretrain(int argc, char **argv) {

@@ -103,20 +103,17 @@ char *recipe_write(const Option *options) {
 static bool next_setting(const char **at, char **key, char **value, const char *png) {
     *at += strspn(*at, ", ");
     if (!**at) return false;
-    const char *colon = strchr(*at, ':'), *text = colon ? colon + 1 + strspn(colon + 1, " ") : "",
-               *end = text;
+    const char *colon = strchr(*at, ':');
     if (!colon) die("%s: its text ends in \"%s\"; settings (Steps: 20, ...) are expected", png, *at);
     *key = format("%.*s", (int)(colon - *at), *at);
-    if (*text != '"') {
-        *at = text + strcspn(text, ",");
-        *value = format("%.*s", (int)(*at - text), text);
-        return true;
+    const char *text = colon + 1 + strspn(colon + 1, " "), *end = text + strcspn(text, ",");
+    if (*text == '"') {
+        for (end = text + 1; *end && *end != '"'; end++) end += *end == '\\' && end[1];
+        end += *end == '"';
     }
-    while (*++end && *end != '"') end += *end == '\\' && end[1];
-    *at = end + (*end == '"');
-    Json *string = json_parse(text, (size_t)(*at - text), png);
-    *value = xstrdup(string->string);
-    json_free(string);
+    *at = end;
+    *value = format("%.*s", (int)(end - text), text);
+    if (*text == '"') *value = xstrdup(json_parse(*value, strlen(*value), png)->string);
     return true;
 }
 
@@ -187,12 +184,10 @@ Image *recipe_read(const Option *options, const char *png) {
 
 void recipe_compare(const Image *image, const Image *original, const char *png) {
     bool same_size = image->width == original->width && image->height == original->height;
-    size_t n = 3 * (size_t)image->width * (size_t)image->height;
+    size_t n = same_size ? 3 * (size_t)image->width * (size_t)image->height : 0;
     int worst = same_size ? 0 : 255;
-    for (size_t i = 0; same_size && i < n; i++) {
-        int d = abs(image->rgb[i] - original->rgb[i]);
-        if (d > worst) worst = d;
-    }
+    for (size_t i = 0; i < n; i++)
+        if (abs(image->rgb[i] - original->rgb[i]) > worst) worst = abs(image->rgb[i] - original->rgb[i]);
     if (worst)
         note("it differs from %s by up to %d of 255 levels: by the options typed, or the model, an adapter, "
              "the program or the processor is another one",

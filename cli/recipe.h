@@ -6,7 +6,6 @@
 #define RECIPE_H
 
 #include "options.h"
-#include "lib/io/io.h"
 
 // The text, from what the variables behind the options hold now. The caller frees it.
 char *recipe_write(const Option *options);

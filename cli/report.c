@@ -121,20 +121,16 @@ static void write_base64(FILE *f, const char *data, size_t bytes) {
 // A picture as a data URI, made smaller by way of `scratch` where it is wider than `most`.
 static void write_picture(FILE *f, const char *path, const char *scratch, int most) {
     Image *image = image_load(path);
-    bool large = image->width > most;
-    if (large) {
-        int height = most * image->height / image->width;
-        Image *small = image_resize(image, most, height ? height : 1, RESIZE_BICUBIC);
-        image_save_png(scratch, small, "");
-        image_free(small);
-    }
+    int width = image->width < most ? image->width : most, height = width * image->height / image->width;
+    Image *shown = image_resize(image, width, height ? height : 1, RESIZE_BICUBIC);
+    image_save_png(scratch, shown, NULL);
     size_t bytes;
-    char *data = read_file(large ? scratch : path, &bytes);
+    char *data = read_file(scratch, &bytes);
     fprintf(f, "\"data:image/png;base64,");
     write_base64(f, data, bytes);
     putc('"', f);
-    if (large) unlink(scratch);
-    free(data), image_free(image);
+    unlink(scratch);
+    free(data), image_free(image), image_free(shown);
 }
 
 // Figure 3's of a system, null where one is gone. A pixel takes at most 4 letters, all pictures 2.5 million.

@@ -230,8 +230,7 @@ int command_sample(int argc, char **argv) {
     char **captions = r.prompts ? read_lines(r.prompts, &count) : NULL;
     for (int i = 0; captions && i < count; i++) check_text(r.prompts, captions[i]);
     if (r.dump && count > 1) die_usage("--dump takes one picture");
-    Image *start = r.init ? image_load(r.init) : NULL;
-    o->init = start;
+    const Image *start = o->init = r.init ? image_load(r.init) : NULL;
     if (start && !o->width && !o->height) { // as diffusers: the picture's own size
         o->width = start->width / 8 * 8, o->height = start->height / 8 * 8;
         if (o->width < 8 || o->height < 8)

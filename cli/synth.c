@@ -8,21 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-// A parameter's name and shape in the file; ldm: in the original code's spelling.
-static int file_entry(const Parameter *p, bool ldm, char *name, size_t room, int64_t shape[4]) {
-    int dims = param_file_shape(p->tensor, shape);
-    if (!ldm) {
-        snprintf(name, room, "%s", p->name);
-        return dims;
-    }
-    name_spelling(p->name, 0, name, room);
-    if (strstr(name, "first_stage_model") && strstr(name, ".attn_1.") && dims == 2)
-        shape[2] = shape[3] = 1, dims = 4; // the original's VAE has 1x1 convolutions there
-    return dims;
-}
-
 // To DIR/FILE, one parameter at a time: the whole model never stands in memory. strip: what names in the file
-// lack, "unet.".
+// lack, "unet."; ldm: in the original code's spelling.
 static void write_made(const Params *p, const char *strip, const char *dir, const char *file,
                        MadeRegime regime, Type type, bool ldm, bool force) {
     const char *path = path_inside(dir, file);
@@ -38,7 +25,11 @@ static void write_made(const Params *p, const char *strip, const char *dir, cons
     if (ldm || *strip) store_metadata_add(w, "format", "pt"); // transformers asks for it
     store_metadata_add(w, "made", regime == MADE_SOFT ? "soft" : "hard");
     for (int i = 0; i < p->count; i++) {
-        int dims = file_entry(&p->list[i], ldm, name, sizeof name, shape);
+        int dims = param_file_shape(p->list[i].tensor, shape);
+        snprintf(name, sizeof name, "%s", p->list[i].name);
+        if (ldm) name_spelling(p->list[i].name, 0, name, sizeof name);
+        if (ldm && strstr(name, "first_stage_model") && strstr(name, ".attn_1.") && dims == 2)
+            shape[2] = shape[3] = 1, dims = 4; // the original's VAE has 1x1 convolutions there
         store_declare(w, name + strlen(strip), type, dims, shape);
     }
     Progress bar;

@@ -179,18 +179,17 @@ static void info_model(const char *path) {
     }
 }
 
-static bool is_picture(const char *path) {
+// False where it is no picture.
+static bool info_picture(const char *path) {
     size_t n;
     const unsigned char *bytes = map_file(path, &n);
     const char *kind = n ? file_kind(bytes, n) : NULL;
-    return kind && ends_with(kind, " picture");
-}
-
-static void info_picture(const char *path) {
+    if (!kind || !ends_with(kind, " picture")) return false;
     Image *image = image_load(path);
     char *text = image_png_parameters(path); // what sd sample --again draws from
     printf("%s: a picture of %d x %d pixels\n", path, image->width, image->height);
     if (text) puts(text);
+    return true;
 }
 
 int command_info(int argc, char **argv) {
@@ -222,9 +221,7 @@ int command_info(int argc, char **argv) {
         printf("%s: FID statistics of %lld features\n", path, (long long)shape[0]);
     } else if (is_directory(path))
         info_model(path);
-    else if (is_picture(path))
-        info_picture(path);
-    else
+    else if (!info_picture(path))
         info_file(path);
     return 0;
 }

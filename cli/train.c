@@ -5,10 +5,10 @@
 #include "model_folder.h"
 #include "options.h"
 #include "plan.h"
+#include "verify.h" // distance
 
 #include <errno.h>
 #include <libgen.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -336,11 +336,10 @@ static bool same_network(const Model *a, const Model *b, const char *prefix) {
     for (int i = 0; i < p.count; i++) {
         const Tensor *t = p.list[i].tensor, *other = params_find(&b->params, p.list[i].name);
         if (!other || tensor_count(t) != tensor_count(other)) return false;
-        float *x = tensor_read(t), *y = tensor_read(other), most = 0, apart = 0;
-        for (size_t k = 0; k < tensor_count(t); k++)
-            most = fmaxf(most, fabsf(x[k])), apart = fmaxf(apart, fabsf(x[k] - y[k]));
+        float *x = tensor_read(t), *y = tensor_read(other);
+        bool alike = distance(x, y, tensor_count(t)) <= largest_of(x, tensor_count(t)) / 100;
         free(x), free(y);
-        if (!(apart <= most / 100)) return false; // bf16 keeps 8 bits
+        if (!alike) return false; // bf16 keeps 8 bits
     }
     return true;
 }

@@ -19,7 +19,8 @@ size_t traced_elements(const Traced *t) {
     return n;
 }
 
-void keep(char *name, int ndim, const int64_t *shape, float *data) {
+// Adds to ours, which own name and data.
+static void keep(char *name, int ndim, const int64_t *shape, float *data) {
     traced = xrealloc(traced, (size_t)(traced_count + 1) * sizeof *traced);
     Traced *t = &traced[traced_count++];
     *t = (Traced){.name = name, .ndim = ndim, .data = data};
@@ -88,7 +89,6 @@ static void keep_inputs(const SampleOptions *o, const Model *m) {
         while (used < tokens) ids[used++] = tokenizer_pad(m->tokenizer);
         for (int k = 0; k < tokens; k++) all[i * tokens + k] = (float)ids[k];
     }
-    free(ids);
     keep(xstrdup("inputs.ids"), 2, (int64_t[]){rows, tokens}, all);
     Scheduler s = scheduler_of(sample_scheduler(m, o), o->steps);
     keep_times(&s, unet_calls < s.count ? unet_calls : s.count); // image-to-image skips the first ones
@@ -133,16 +133,17 @@ Tensor *picture_from(const float *nchw, int n, int c, int h, int w) {
     return t;
 }
 
-Tensor *trace_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
+// As read_tensor() a tensor, of pictures NHWC.
+static Tensor *trace_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {
     float *x = read_tensor(s, path, name, dims, shape);
     int n[4] = {0};
     for (int i = 0; i < dims; i++) n[i] = (int)shape[i];
-    Tensor *t = dims == 4 ? picture_from(x, n[0], n[1], n[2], n[3]) : tensor_from(dims, n, x);
-    free(x);
-    return t;
+    return dims == 4 ? picture_from(x, n[0], n[1], n[2], n[3]) : tensor_from(dims, n, x);
 }
 
-int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape, int below) {
+// And whole numbers from 0 on.
+static int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape,
+                         int below) {
     float *x = read_tensor(s, path, name, dims, shape);
     size_t n = store_find(s, name)->count;
     int *y = xmalloc(n * sizeof *y);
@@ -151,7 +152,6 @@ int *trace_wholes(const Store *s, const char *path, const char *name, int dims, 
             die("%s: %s holds %g; 0 to %d are expected", path, name, (double)x[i], below - 1);
         y[i] = (int)x[i];
     }
-    free(x);
     return y;
 }
 
@@ -307,6 +307,56 @@ static void check_kind(const Model *m, const Store *s, const char *path) {
             own);
 }
 
+// ---- a training step once more ----------------------------------------------------------------------------
+
+// backward() comes to the last layers first, so they stand first.
+static void keep_gradients(Tensor *loss, const Params *p) {
+    backward(loss);
+    keep(xstrdup("loss"), 1, (int64_t[]){1}, tensor_read(loss));
+    for (int i = p->count - 1; i >= 0; i--) {
+        Tensor gradient = *p->list[i].tensor;
+        gradient.data = gradient.gradient;
+        int64_t shape[4];
+        int dims = param_file_shape(&gradient, shape);
+        keep(format("gradient.%s", p->list[i].name), dims, shape, param_read(&gradient));
+    }
+}
+
+// Keeps the loss and the gradients of the training step that a trace names. With inputs.index the step is
+// Phase 2's, else Phase 3's, of the adapters in the file `lora`.
+static void gradients_again(const Model *m, const Store *s, const char *path, const char *lora) {
+    bool lcm = store_find(s, "inputs.index") != NULL;
+    UNetConfig c = m->unet_config;
+    if (c.time_cond_proj_dim) die("%s has a guidance embedding; a step begins with its base", m->path);
+    if (!lcm && !lora) die("%s holds a step of adapters; --lora FILE names them", path);
+    params_to_f32(&m->params);
+    int64_t shape[4] = {-1, c.in_channels, -1, -1};
+    Tensor *z = trace_tensor(s, path, "inputs.z", 4, shape),
+           *noise = trace_tensor(s, path, "inputs.noise", 4, shape);
+    int n = z->shape[0];
+    int64_t states[3] = {lcm ? 2 * n : n, -1, c.cross_attention_dim}, list[1] = {n};
+    Tensor *text = trace_tensor(s, path, "inputs.context", 3, states);
+    Lcm l;
+    lcm_init(&l, lcm_defaults, scheduler_config(m->scheduler_json, lcm ? LCM : -1), m->unet, NULL, NULL);
+    Params student = {0};
+    c.time_cond_proj_dim = 256;
+    if (lcm) l.student = l.target = lcm_student(m, c, &student);
+    Lora *adapters = lcm ? NULL : lora_load(&m->params, lora);
+    if (adapters) params_to_f32(&adapters->params), lora_attach(adapters, 1);
+    const Params *learnt = lcm ? &student : &adapters->params;
+    for (int i = 0; i < learnt->count; i++) param_trainable(learnt->list[i].tensor);
+    int *t = lcm ? trace_wholes(s, path, "inputs.index", 1, list, l.solver_steps)
+                 : trace_wholes(s, path, "inputs.timesteps", 1, list, l.schedule.config.num_train_timesteps);
+    float *w = lcm ? read_tensor(s, path, "inputs.w", 1, list) : NULL;
+    tape_begin();
+    if (lcm)
+        keep_gradients(lcm_loss(&l, &(LcmBatch){n, z, noise, take(text, n, n), take(text, 0, n), t, w}),
+                       learnt);
+    else
+        keep_gradients(lora_finetune_loss(&l.schedule, m->unet, z, noise, text, t, 0), learnt);
+    tape_end();
+}
+
 // ---- the comparison ---------------------------------------------------------------------------------------
 
 double distance(const float *x, const float *y, size_t n) {
@@ -441,7 +491,7 @@ static char *place_in_run(const char *name) {
             key = joined(key, format("%03d%06d", (int)(strstr(order, "resnets") - order), number));
         key = joined(key, sscanf(name, "%d", &number) == 1
                               ? format("%06d", number)
-                              : format("%03d%s", at ? (int)(at - order) : 999, at ? "" : word));
+                              : format("%03d%s", at ? (int)(at - order) : 999, word));
         free(word);
     }
     return joined(key, xstrdup("~")); // behind all digits
@@ -469,9 +519,8 @@ static int compare_traces(const char *a, const char *b, double tolerance, bool j
 // ---- sd verify --------------------------------------------------------------------------------------------
 
 int command_verify(int argc, char **argv) {
-    const char *model = DEFAULT_MODEL;
+    const char *model = DEFAULT_MODEL, *lora = NULL;
     double tolerance = -1;
-    const char *lora = NULL;
     bool json = false, gradients = false;
     Option options[] = {
         {0, "tolerance", NUMBER(&tolerance, 0, 1e6),

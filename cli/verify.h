@@ -9,7 +9,7 @@ void trace_begin(void); // collect from here on
 // Writes what was collected, and what went in.
 void trace_save(const char *path, const SampleOptions *o, const Model *m);
 
-// ---- between verify.c, explain.c and gradients.c ----------------------------------------------------------
+// ---- between verify.c and explain.c, and some of it for others --------------------------------------------
 
 // A block's output.
 typedef struct {
@@ -19,7 +19,6 @@ typedef struct {
     float *data; // pictures NCHW
 } Traced;
 size_t traced_elements(const Traced *t);
-void keep(char *name, int ndim, const int64_t *shape, float *data); // adds to ours, which own name and data
 
 // What a trace was made from.
 typedef struct {
@@ -50,10 +49,7 @@ char *name_with_step(const char *name, int *calls);
 const char *without_step(const char *name); // behind "step.N.", where that stands before it
 // The tensor of a step (-1: of none). In a trace of a single step the names may lack "step.0.".
 const Stored *find_traced(const Store *s, int step, const char *name);
-float *stored_floats(const Stored *t); // all elements, NaN and all
-// As read_tensor() a tensor, of pictures NHWC; and whole numbers from 0 on.
-Tensor *trace_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);
-int *trace_wholes(const Store *s, const char *path, const char *name, int dims, int64_t *shape, int below);
+float *stored_floats(const Stored *t);                     // all elements, NaN and all
 double distance(const float *x, const float *y, size_t n); // the largest difference; NaN counts as infinite
 double largest_of(const float *x, size_t n);
 // How far two right implementations are apart, over the largest value, where one computes in F32, F16, BF16.
@@ -64,8 +60,5 @@ extern const char *const precision_names[3];
 // before it. precision: of the less exact side. m: NULL where both sides are traces.
 const char *explain(const Model *m, const Inputs *in, const char *block, const float *their,
                     const Traced *ours, const Traced *before, Type precision);
-
-// gradients.c: keeps the loss and the gradients of the training step that a trace names. lora: a file.
-void gradients_again(const Model *m, const Store *s, const char *path, const char *lora);
 
 #endif
