@@ -100,7 +100,7 @@ static void complete(Request *r, const Model *m, FewSteps few) {
     if (few.scheduler >= 0 && (o->scheduler < 0 || o->scheduler == few.scheduler))
         own.eta = (double)few.eta, own.spacing = few.trailing ? TRAILING : -1;
     if (o->scheduler < 0) o->scheduler = own.scheduler;
-    o->scheduler = (int)scheduler_config(m->scheduler_json, o->scheduler).kind;
+    o->scheduler = (int)sample_scheduler(m, o).kind;
     const char *title = scheduler_titles[o->scheduler];
     if (o->eta > 0 && o->scheduler != TCD) die_usage("--eta is for tcd; the sampler is %s", title);
     if (o->spacing >= 0 && (o->scheduler == LCM || o->scheduler == TCD))
