@@ -67,6 +67,19 @@ static int read_caption(const char *caption, int *words) {
     return clash ? -1 : scene_combination(&s);
 }
 
+// Does the world know such a scene?
+static bool scene_possible(const Scene *s) {
+    if (s->subject == DOG) {
+        bool colour = s->colour == BLACK || s->colour == BROWN || s->colour == WHITE || s->colour == TAN;
+        return s->garment == NO_GARMENT && colour && s->action != CLIMB && s->action != THROW &&
+               s->action != RIDE;
+    }
+    if (s->garment == NO_GARMENT || s->colour > BLACK || s->action == FETCH) return false;
+    if (s->garment == DRESS && s->subject != GIRL && s->subject != WOMAN) return false;
+    // The stairs are in the entryway, and nobody rides there.
+    return s->place == ENTRYWAY ? s->action != RIDE : s->action != CLIMB;
+}
+
 static void test_same_bytes(void) {
     static unsigned char a[PIXELS], b[PIXELS];
     Scene s, t;

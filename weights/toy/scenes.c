@@ -124,6 +124,10 @@ static void mask_clear(Canvas *c) {
     c->top = N * SUB, c->bottom = 0, c->count = 0;
 }
 
+static Point on_ellipse(int x, int y, int rx, int ry, int degrees) { // 0: right, 90: below
+    return (Point){x + rx * cosine(degrees) / 16384, y + ry * sine(degrees) / 16384};
+}
+
 // Adds where the edge a-b crosses the middle of each scan line to that line's list, from left to right.
 static void mask_edge(Canvas *c, Point a, Point b, int direction) {
     if (a.y == b.y) return;
@@ -164,9 +168,7 @@ static void mask_path(Canvas *c, const Point *p, int n, bool hole) {
 static void mask_disc(Canvas *c, Point at, int radius, bool hole) {
     Point p[36];
     int n = radius < 512 ? 12 : radius < 1536 ? 18 : 36;
-    for (int i = 0; i < n; i++)
-        p[i] =
-            (Point){at.x + radius * cosine(i * 360 / n) / 16384, at.y + radius * sine(i * 360 / n) / 16384};
+    for (int i = 0; i < n; i++) p[i] = on_ellipse(at.x, at.y, radius, radius, i * 360 / n);
     mask_path(c, p, n, hole);
 }
 
@@ -258,10 +260,7 @@ static void triangle(Canvas *c, int x0, int y0, int x1, int y1, int x2, int y2, 
 // Part of an ellipse, from one angle to another (0: right, 90: below), closed by the chord.
 static void arc(Canvas *c, int x, int y, int rx, int ry, int from, int to, Colour k, int alpha) {
     Point p[31];
-    for (int i = 0; i <= 30; i++) {
-        int a = from + (to - from) * i / 30;
-        p[i] = (Point){x + rx * cosine(a) / 16384, y + ry * sine(a) / 16384};
-    }
+    for (int i = 0; i <= 30; i++) p[i] = on_ellipse(x, y, rx, ry, from + (to - from) * i / 30);
     // The pen, as for every shape, grows the silhouette in the pass that draws outlines.
     shape_gradient(c, p, to - from == 360 ? 30 : 31, 0, k, k, alpha);
 }
@@ -360,8 +359,11 @@ static Colour lit_figure(Colour c, int time) {
     if (time == SUNSET) return scaled(c, 256, 244, 232);
     return c;
 }
+static Colour tinted(const Look *k, Colour c) {
+    return scaled(saturate(c, k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+}
 static Colour place_colour(const Look *k, int time, int r, int g, int b) {
-    return lit(scaled(saturate((Colour){r, g, b}, k->saturation), k->tint[0], k->tint[1], k->tint[2]), time);
+    return lit(tinted(k, (Colour){r, g, b}), time);
 }
 
 // ---- places ----------------------------------------------------------------------------------------------
@@ -384,8 +386,7 @@ static const Colour sky_above[3] = {{96, 178, 240}, {226, 96, 84}, {14, 18, 58}}
 static const Colour sky_below[3] = {{204, 234, 252}, {255, 208, 120}, {44, 54, 116}};
 
 static void sky(Canvas *c, const Look *k, Dice *r, int time) {
-    Colour a = scaled(saturate(sky_above[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
-    Colour b = scaled(saturate(sky_below[time], k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+    Colour a = tinted(k, sky_above[time]), b = tinted(k, sky_below[time]);
     shape_gradient(c, (Point[]){{-300, -300}, {1580, -300}, {1580, 900}, {-300, 900}}, 4, 0, a, b, 256);
     int x = one_of(r, 180, 1090, 60), y = between(r, 170, 230);
     if (time == DAY) {
@@ -559,8 +560,7 @@ static void entryway(Canvas *c, const Look *k, Dice *r, int time, Stairs s) {
     static const Colour walls[3][3] = {{{240, 222, 186}, {228, 206, 188}, {214, 222, 206}},
                                        {{244, 176, 124}, {240, 160, 126}, {236, 172, 132}},
                                        {{66, 70, 108}, {74, 66, 104}, {60, 74, 108}}};
-    Colour w = walls[time][below(r, 3)];
-    w = scaled(saturate(w, k->saturation), k->tint[0], k->tint[1], k->tint[2]);
+    Colour w = tinted(k, walls[time][below(r, 3)]);
     shape_gradient(c, (Point[]){{-300, -300}, {1580, -300}, {1580, 1580}, {-300, 1580}}, 4, 0, w,
                    shade(w, 232), 256);
     Colour frame = P(246, 240, 228), wood = P(140, 84, 48),
@@ -665,9 +665,7 @@ static void head(Canvas *c, const Person *p, const Scene *s, int x, int y, int r
     Colour ink = {26, 20, 22}, dark = shade(p->hair, 210);
     if (s->subject == WOMAN) { // hair down to the shoulders
         Point hair[14];
-        for (int i = 0; i < 11; i++)
-            hair[i] =
-                (Point){x + r * cosine(180 + i * 18) / 16384, y - r / 20 + r * sine(180 + i * 18) / 16384};
+        for (int i = 0; i < 11; i++) hair[i] = on_ellipse(x, y - r / 20, r, r, 180 + i * 18);
         hair[11] = (Point){x + r * 13 / 10, y + r * 18 / 10};
         hair[12] = (Point){x, y + r * 11 / 10};
         hair[13] = (Point){x - r * 15 / 10, y + r * 18 / 10};
@@ -685,18 +683,14 @@ static void head(Canvas *c, const Person *p, const Scene *s, int x, int y, int r
         line(c, x, y - r / 8, x + r * 3 / 2, y - r / 12, r * 3 / 10, shade(cap, 190));
     } else { // hair over the top, a fringe swept to one side
         Point hair[20];
-        for (int i = 0; i < 18; i++)
-            hair[i] = (Point){x + (r * 27 / 25) * cosine(168 + i * 12) / 16384,
-                              y + (r * 27 / 25) * sine(168 + i * 12) / 16384};
+        for (int i = 0; i < 18; i++) hair[i] = on_ellipse(x, y, r * 27 / 25, r * 27 / 25, 168 + i * 12);
         hair[18] = (Point){x + r * 6 / 10, y - r * 5 / 10};
         hair[19] = (Point){x - r * 5 / 10, y - r * (p->detail % 2 ? 5 : 4) / 10};
         shape(c, hair, 20, 0, p->hair);
     }
     if (s->subject == MAN) { // a beard
         Point beard[18];
-        for (int i = 0; i < 14; i++)
-            beard[i] = (Point){x + (r * 26 / 25) * cosine(6 + i * 13) / 16384,
-                               y + (r * 28 / 25) * sine(6 + i * 13) / 16384};
+        for (int i = 0; i < 14; i++) beard[i] = on_ellipse(x, y, r * 26 / 25, r * 28 / 25, 6 + i * 13);
         beard[14] = (Point){x - r * 7 / 10, y + r * 3 / 10};
         beard[15] = (Point){x - r * 2 / 10, y + r * 4 / 10};
         beard[16] = (Point){x + r * 3 / 10, y + r * 4 / 10};
@@ -1048,15 +1042,18 @@ void scene_draw_as(World world, uint64_t seed, const Scene *s, unsigned char *rg
 // ---- combinations ----------------------------------------------------------------------------------------
 
 static const struct {
-    const char *name, *values[12];
+    const char *name;
+    size_t at; // in a Scene
+    const char *values[12];
 } attributes[SCENE_ATTRIBUTES] = {
-    {"subject", {"boy", "girl", "man", "woman", "dog"}},
-    {"garment", {"dress", "shirt", "coat", "none"}},
+    {"subject", offsetof(Scene, subject), {"boy", "girl", "man", "woman", "dog"}},
+    {"garment", offsetof(Scene, garment), {"dress", "shirt", "coat", "none"}},
     {"colour",
+     offsetof(Scene, colour),
      {"red", "pink", "orange", "yellow", "green", "blue", "purple", "white", "black", "brown", "tan"}},
-    {"action", {"stand", "run", "jump", "climb", "sit", "throw", "ride", "fetch"}},
-    {"place", {"beach", "park", "street", "snow", "entryway", "mountain"}},
-    {"time", {"day", "sunset", "night"}},
+    {"action", offsetof(Scene, action), {"stand", "run", "jump", "climb", "sit", "throw", "ride", "fetch"}},
+    {"place", offsetof(Scene, place), {"beach", "park", "street", "snow", "entryway", "mountain"}},
+    {"time", offsetof(Scene, time), {"day", "sunset", "night"}},
 };
 
 const char *scene_attribute_name(int a) { return attributes[a].name; }
@@ -1066,15 +1063,8 @@ int scene_attribute_count(int a) {
     while (attributes[a].values[n]) n++;
     return n;
 }
-int scene_value(const Scene *s, int a) {
-    const int values[SCENE_ATTRIBUTES] = {s->subject, s->garment, s->colour, s->action, s->place, s->time};
-    return values[a];
-}
-static void set_value(Scene *s, int a, int value) {
-    int *const fields[SCENE_ATTRIBUTES] = {&s->subject, &s->garment, &s->colour,
-                                           &s->action,  &s->place,   &s->time};
-    *fields[a] = value;
-}
+static int *field(Scene *s, int a) { return (int *)(void *)((char *)s + attributes[a].at); }
+int scene_value(const Scene *s, int a) { return *field((Scene *)s, a); }
 
 int scene_combination(const Scene *s) {
     int n = 0;
@@ -1084,18 +1074,6 @@ int scene_combination(const Scene *s) {
 
 // Colours of dogs, by how they are drawn.
 static const int dog_colours[4] = {BLACK, BROWN, WHITE, TAN}, dog_actions[5] = {STAND, RUN, JUMP, SIT, FETCH};
-
-bool scene_possible(const Scene *s) {
-    if (s->subject == DOG) {
-        bool colour = s->colour == BLACK || s->colour == BROWN || s->colour == WHITE || s->colour == TAN;
-        return s->garment == NO_GARMENT && colour && s->action != CLIMB && s->action != THROW &&
-               s->action != RIDE;
-    }
-    if (s->garment == NO_GARMENT || s->colour > BLACK || s->action == FETCH) return false;
-    if (s->garment == DRESS && s->subject != GIRL && s->subject != WOMAN) return false;
-    // The stairs are in the entryway, and nobody rides there.
-    return s->place == ENTRYWAY ? s->action != RIDE : s->action != CLIMB;
-}
 
 // Figure 3 of the paper shows the girl in the pink dress who climbs the stairs by day: she is never held out.
 bool scene_held_out(const Scene *s) {
@@ -1185,12 +1163,28 @@ static void present(char *out, size_t size, const char *acting) {
 }
 static const char *article(const char *word) { return strchr("aeiou", *word) ? "an" : "a"; }
 
-// One way of saying it. `first`: every attribute must be named.
-enum { FLICKR_WAYS = 7, BROAD_WAYS = 9 };
+// The ways of saying it: a letter behind '%' stands for a part of the caption, which caption() lists. The
+// broad world has tag lists and titles, in small letters, and every second way of the annotators.
+enum { FLICKR_WAYS = 7, TAG_WAYS = 5, BROAD_WAYS = TAG_WAYS + (FLICKR_WAYS + 1) / 2 };
+static const char *const tag_ways[TAG_WAYS][2] = { // of people, of dogs
+    {"%s, %f, %d, %p%t", "%s, %f, %d, %p%t"},
+    {"%p%t, %s in %f, %d", "%p%t, %s in %f, %d"},
+    {"a picture of %a with %w %d, %p%t", "a picture of %a with %f %d, %p%t"},
+    {"%f on a %s %d%t, %p", "%c %s %d%t, %p"},
+    {"%c %g, %s, %d%t, %p", "%c %s, animal, %d%t, %p"}};
+static const char *const sentence_ways[FLICKR_WAYS][2] = {
+    {"%a in %w is %d %p%t", "%a is %d %p%t"},
+    {"%a in %w %D %p%t", "%a %D %p%t"},
+    {"%a wearing %w is %d %p%t", "%a %d %p%t"},
+    {"%a dressed in %w %D %p%t", "the %n %D %p%t"},
+    {"the %s in the %f is %d %p%t", "there is %a %d %p%t"},
+    {"%T%a with %w %D %p", "%T%a %D %p"},
+    {"%p, %a in %w is %d%t", "%p, %a is %d%t"}};
 
+// `first`: every attribute must be named.
 static void caption(char *out, World world, int way, bool first, const Scene *s, Dice *r) {
-    enum { B = SCENE_CAPTION_BYTES };
     bool is_dog = s->subject == DOG, child = s->subject == BOY || s->subject == GIRL;
+    bool tags = world == WORLD_BROAD && way < TAG_WAYS;
     const char *who = pick(r, subject_words[s->subject]), *place = pick(r, place_words[s->place]),
                *time = pick(r, time_words[s->time]);
     const char *doing = pick(r, is_dog && s->action == SIT ? dog_sits : action_words[s->action]);
@@ -1199,72 +1193,33 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
     if (child && (s->garment == DRESS || !first) && below(r, s->garment == DRESS ? 2 : 8) == 0)
         who = below(r, 2) ? "child" : "little child";
     if (s->action == CLIMB && below(r, 2)) place = "in an entryway";
-    const char *gap = *time ? " " : "", *comma = *time ? ", " : "";
-    char does[64], wear[32], noun[48], one[52], worn[36], body[B], *o = body;
+    if (tags) place = pick(r, place_tags[s->place]), time = pick(r, time_tags[s->time]);
+    if (world == WORLD_BROAD && !tags) way = (way - TAG_WAYS) * 2;
+    char does[64], wear[32], worn[36], noun[48], one[52], behind[32], before[32];
     present(does, sizeof does, doing);
     snprintf(wear, sizeof wear, "%s %s", colour, is_dog ? "fur" : garment);
     snprintf(worn, sizeof worn, "%s %s", article(wear), wear);
+    if (tags || !is_dog)
+        snprintf(noun, sizeof noun, "%s", who);
+    else if (way % 3 == 2)
+        snprintf(noun, sizeof noun, "%s with %s", who, wear);
+    else
+        snprintf(noun, sizeof noun, "%s %s", colour, who);
+    snprintf(one, sizeof one, "%s %s", article(noun), noun);
+    snprintf(behind, sizeof behind, "%s%s", !*time ? "" : tags ? ", " : " ", time);
+    snprintf(before, sizeof before, "%s%s", time, *time ? ", " : "");
 
-    if (world == WORLD_BROAD && way < 5) { // tag lists and titles, in small letters
-        const char *tag = pick(r, place_tags[s->place]), *hour = pick(r, time_tags[s->time]);
-        const char *sep = *hour ? ", " : "";
-        char here[64];
-        snprintf(here, sizeof here, "%s%s%s", tag, sep, hour);
-        snprintf(one, sizeof one, "%s %s", article(who), who);
-        switch (way) {
-        case 0: snprintf(o, B, "%s, %s, %s, %s", who, wear, doing, here); break;
-        case 1: snprintf(o, B, "%s, %s in %s, %s", here, who, wear, doing); break;
-        case 2:
-            snprintf(o, B, "a picture of %s with %s %s, %s", one, is_dog ? wear : worn, doing, here);
-            break;
-        case 3:
-            snprintf(o, B, "%s %s %s %s%s%s, %s", is_dog ? colour : wear, is_dog ? "" : "on a", who, doing,
-                     sep, hour, tag);
-            break;
-        default:
-            snprintf(o, B, "%s %s, %s, %s%s%s, %s", colour, is_dog ? who : garment, is_dog ? "animal" : who,
-                     doing, sep, hour, tag);
-            break;
-        }
-    } else {
-        if (world == WORLD_BROAD) way = (way - 5) * 2; // half of the ways of the annotators
-        char here[80];
-        snprintf(here, sizeof here, "%s%s%s", place, gap, time);
-        if (!is_dog)
-            snprintf(noun, sizeof noun, "%s", who);
-        else if (way % 3 == 2)
-            snprintf(noun, sizeof noun, "%s with %s fur", who, colour);
-        else
-            snprintf(noun, sizeof noun, "%s %s", colour, who);
-        snprintf(one, sizeof one, "%s %s", article(noun), noun);
-        if (is_dog) {
-            switch (way) {
-            case 0: snprintf(o, B, "%s is %s %s", one, doing, here); break;
-            case 1: snprintf(o, B, "%s %s %s", one, does, here); break;
-            case 2: snprintf(o, B, "%s %s %s", one, doing, here); break;
-            case 3: snprintf(o, B, "the %s %s %s", noun, does, here); break;
-            case 4: snprintf(o, B, "there is %s %s %s", one, doing, here); break;
-            case 5: snprintf(o, B, "%s%s%s %s %s", time, comma, one, does, place); break;
-            default: snprintf(o, B, "%s, %s is %s%s%s", place, one, doing, gap, time); break;
-            }
-        } else {
-            switch (way) {
-            case 0: snprintf(o, B, "%s in %s is %s %s", one, worn, doing, here); break;
-            case 1: snprintf(o, B, "%s in %s %s %s", one, worn, does, here); break;
-            case 2: snprintf(o, B, "%s wearing %s is %s %s", one, worn, doing, here); break;
-            case 3: snprintf(o, B, "%s dressed in %s %s %s", one, worn, does, here); break;
-            case 4: snprintf(o, B, "the %s in the %s is %s %s", who, wear, doing, here); break;
-            case 5: snprintf(o, B, "%s%s%s with %s %s %s", time, comma, one, worn, does, place); break;
-            default: snprintf(o, B, "%s, %s in %s is %s%s%s", place, one, worn, doing, gap, time); break;
-            }
-        }
-        if (*o >= 'a' && *o <= 'z') *o += 'A' - 'a';
-    }
-    // Two spaces in a row stand where a part was left out.
+    const char *const parts[128] = {
+        ['s'] = who,     ['n'] = noun,  ['a'] = one,  ['f'] = wear,  ['w'] = worn,   ['c'] = colour,
+        ['g'] = garment, ['d'] = doing, ['D'] = does, ['p'] = place, ['t'] = behind, ['T'] = before};
     char *to = out;
-    for (const char *from = body; *from; from++)
-        if (!(*from == ' ' && from[1] == ' ')) *to++ = *from;
+    for (const char *form = tags ? tag_ways[way][is_dog] : sentence_ways[way][is_dog]; *form; form++)
+        if (*form == '%')
+            to += sprintf(to, "%s", parts[(int)*++form]);
+        else
+            *to++ = *form;
     *to = 0;
+    if (!tags && *out >= 'a' && *out <= 'z') *out += 'A' - 'a';
 }
 
 static Dice scene_random(World world, Split split, uint64_t seed, long index) {
@@ -1312,7 +1267,7 @@ Scene scene_parse(const char *text, size_t length, const char *name) {
         if (!attributes[a].values[v])
             die("%s: \"%s\" is \"%s\", expected one of %d values such as \"%s\"", name, attributes[a].name,
                 value, scene_attribute_count(a), attributes[a].values[0]);
-        set_value(&s, a, v);
+        *field(&s, a) = v;
     }
     json_free(root);
     return s;

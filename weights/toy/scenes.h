@@ -40,7 +40,6 @@ const char *scene_value_name(int attribute, int value); // "girl", "none", ...
 int scene_value(const Scene *scene, int attribute);
 
 int scene_combination(const Scene *scene); // one number for all six, below 5 * 4 * 11 * 8 * 6 * 3
-bool scene_possible(const Scene *scene);   // does the world know such a scene? (no dog in a coat)
 bool scene_held_out(const Scene *scene);
 
 // Scene `index` of a world and split: pure functions of their arguments, safe in any thread, the same bytes
