@@ -445,7 +445,7 @@ static char *sort_keys(Found *found, const Store *s, const char *path, Layer *co
         any = true;
     }
     if (!problem && !any) problem = format("%s holds embeddings alone, no LoRA", path);
-    lora_names_free(&names);
+    names_free(&names);
     return problem;
 }
 

@@ -140,16 +140,32 @@ char *xstrdup(const char *s) {
     return memcpy(xmalloc(n), s, n);
 }
 
+char *vformat(const char *fmt, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    size_t room = (size_t)vsnprintf(NULL, 0, fmt, args) + 1;
+    char *s = xmalloc(room);
+    vsnprintf(s, room, fmt, again);
+    va_end(again);
+    return s;
+}
+
 char *format(const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
-    int n = vsnprintf(NULL, 0, fmt, args);
-    va_end(args);
-    char *s = xmalloc((size_t)n + 1);
-    va_start(args, fmt);
-    vsnprintf(s, (size_t)n + 1, fmt, args);
+    char *s = vformat(fmt, args);
     va_end(args);
     return s;
+}
+
+void format_more(char **text, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    char *more = vformat(fmt, args);
+    va_end(args);
+    size_t length = strlen(*text), added = strlen(more) + 1;
+    memcpy((char *)(*text = xrealloc(*text, length + added)) + length, more, added);
+    free(more);
 }
 
 bool starts_with(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
@@ -228,12 +244,15 @@ void names_set(Names *n, const char *text, size_t length, int number) {
             const struct Name *e = &n->entries[i];
             if (e->text) *names_place(&larger, e->text, e->length) = *e;
         }
-        names_free(n);
+        free(n->entries);
         *n = larger;
     }
     struct Name *e = names_place(n, text, length);
-    n->count += !e->text;
-    *e = (struct Name){text, length, number};
+    if (!e->text) {
+        *e = (struct Name){.text = memcpy(xmalloc(length), text, length), .length = length};
+        n->count++;
+    }
+    e->number = number;
 }
 
 int names_get(const Names *n, const char *text, size_t length) {
@@ -241,7 +260,10 @@ int names_get(const Names *n, const char *text, size_t length) {
     return e && e->text ? e->number : -1;
 }
 
-void names_free(Names *n) { free(n->entries); }
+void names_free(Names *n) {
+    for (size_t i = 0; i < n->size; i++) free(n->entries[i].text);
+    free(n->entries);
+}
 
 // ---- time and progress ---------------------------------------------------------------------------------
 

@@ -44,6 +44,9 @@ void prefer_huge_pages(void *at, size_t bytes);
 
 char *xstrdup(const char *s);
 char *format(const char *fmt, ...) PRINTF_LIKE(1, 2); // printf into a new string; the caller frees it
+char *vformat(const char *fmt, va_list args);
+void format_more(char **text, const char *fmt, ...)
+    PRINTF_LIKE(2, 3); // printf behind a string, which may move
 bool starts_with(const char *s, const char *start);
 bool ends_with(const char *s, const char *end);
 // The next line of a text that ends at `end`, without line feed or carriage return. *at moves behind it.
@@ -56,10 +59,10 @@ bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
 uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
 
-// A hash table from names to numbers (0 or more). The names' bytes are not copied. Begins as {0}.
+// A hash table from names to numbers (0 or more), with its own copies of the names. Begins as {0}.
 typedef struct {
     struct Name {
-        const char *text; // `length` bytes; NULL in a free place
+        char *text; // `length` bytes; NULL in a free place
         size_t length;
         int number;
     } * entries;

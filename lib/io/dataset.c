@@ -265,10 +265,7 @@ static void find_pictures(Dataset *set, const char *dir, const char *file) {
             set->samples[set->count++] = *s;
             continue;
         }
-        if (absent++ < FEW) {
-            char *more = format("%s%s%.100s", absent_names, absent > 1 ? ", " : "", s->name);
-            free(absent_names), absent_names = more;
-        }
+        if (absent++ < FEW) format_more(&absent_names, "%s%.100s", absent > 1 ? ", " : "", s->name);
         free_sample(s);
     }
     size_t absent = listed - set->count;

@@ -130,9 +130,7 @@ LoraRole lora_role(const char *key, size_t *layer_length);
 // "a LoHa (Hadamard products)": what a key belongs to that is no LoRA; else NULL.
 const char *lora_foreign(const char *key);
 // Adds a layer's names ("unet.conv_in") in all spellings to a table, in the form in which they are compared.
-// lora_names_free() frees the table and its names.
 void lora_names_add(Names *names, const char *layer, int number);
-void lora_names_free(Names *names);
 int lora_find_layer(const Names *names, const char *key, size_t layer_length); // that number, or -1
 // The key for a layer ("unet.conv_in") in the given spelling; the caller frees it. PEFT knows no alpha keys.
 char *lora_key(const char *layer, LoraRole role, LoraFormat f);

@@ -269,13 +269,12 @@ static char *value_text(const Json *value) {
     if (value->kind == JSON_OBJECT || value->length > 16) return xstrdup("...");
     char *text = xstrdup("[");
     for (size_t i = 0; i < value->length; i++) {
-        char *item = value_text(&value->items[i]), *longer = format("%s%s%s", text, i ? ", " : "", item);
-        free(text), free(item);
-        text = longer;
+        char *item = value_text(&value->items[i]);
+        format_more(&text, "%s%s", i ? ", " : "", item);
+        free(item);
     }
-    char *whole = format("%s]", text);
-    free(text);
-    return whole;
+    format_more(&text, "]");
+    return text;
 }
 
 // Is the text one of the list's, which are separated by "|"?

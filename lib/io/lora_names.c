@@ -74,14 +74,9 @@ void lora_names_add(Names *names, const char *layer, int number) {
     char *weight = format("%s.weight", layer), spelling[512], flat[512]; // a parameter's name
     for (int i = 0; name_spelling(weight, i, spelling, sizeof spelling); i++) {
         flatten(flat, spelling, strlen(spelling) - strlen(".weight"));
-        if (names_get(names, flat, strlen(flat)) < 0) names_set(names, xstrdup(flat), strlen(flat), number);
+        if (names_get(names, flat, strlen(flat)) < 0) names_set(names, flat, strlen(flat), number);
     }
     free(weight);
-}
-
-void lora_names_free(Names *names) {
-    for (size_t i = 0; i < names->size; i++) free((char *)names->entries[i].text);
-    names_free(names);
 }
 
 int lora_find_layer(const Names *names, const char *key, size_t layer_length) {

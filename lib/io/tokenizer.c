@@ -106,90 +106,98 @@ static Pair *find_pair(const PairTable *t, int left, int right) {
     }
 }
 
-// A line of a merge list: "left right". Returns false where it has another form.
-static bool split_merge(const char *line, size_t length, const char **right) {
-    const char *blank = memchr(line, ' ', length);
-    if (!blank || blank == line || blank + 1 == line + length) return false;
-    *right = blank + 1;
-    return !memchr(*right, ' ', (size_t)(line + length - *right));
+// Splits "left right" in place and returns the right token; NULL where the text has another form.
+static char *split_merge(char *text) {
+    char *blank = strchr(text, ' ');
+    if (!blank || blank == text || !blank[1] || strchr(blank + 1, ' ')) return NULL;
+    *blank = 0;
+    return blank + 1;
 }
 
-// Adds a merge; its tokens must all be in the vocabulary. number: of its line, for messages.
-static void add_merge(Tokenizer *t, const Names *vocabulary, const char *const part[2],
-                      const size_t length[2], int rank, const char *path, size_t number) {
-    char *joined = format("%.*s%.*s", (int)length[0], part[0], (int)length[1], part[1]);
-    const char *texts[] = {part[0], part[1], joined};
-    size_t lengths[] = {length[0], length[1], length[0] + length[1]};
+// Adds a merge; its tokens must all be in the vocabulary, but for what it makes where `makes`, an id for
+// that, is not -1. number: of its line, for messages.
+static void add_merge(Tokenizer *t, Names *vocabulary, const char *left, const char *right, int rank,
+                      int makes, const char *path, size_t number) {
+    char *joined = format("%s%s", left, right);
+    if (makes >= 0) names_set(vocabulary, joined, strlen(joined), makes);
+    const char *texts[] = {left, right, joined};
     int ids[3];
     for (int k = 0; k < 3; k++)
-        if ((ids[k] = names_get(vocabulary, texts[k], lengths[k])) < 0)
-            die("%s: line %zu: the token \"%.*s\" is not in the vocabulary", path, number,
-                lengths[k] < 80 ? (int)lengths[k] : 80, texts[k]);
+        if ((ids[k] = names_get(vocabulary, texts[k], strlen(texts[k]))) < 0)
+            die("%s: line %zu: the token \"%.80s\" is not in the vocabulary", path, number, texts[k]);
     *find_pair(&t->merges, ids[0], ids[1]) = (Pair){ids[0], ids[1], rank, ids[2]};
     free(joined);
 }
 
-// Reads the merges of a list, at most `limit`.
-static void read_merges(Tokenizer *t, const Names *vocabulary, const char *text, size_t bytes, int limit,
-                        const char *path) {
+// Reads merges.txt; or OpenAI's list, which has a header and more merges than CLIP uses, and makes the
+// vocabulary: what a merge makes is the next token. Returns how many there were. The text has a NUL behind
+// it.
+static int read_merges(Tokenizer *t, Names *vocabulary, char *text, size_t bytes, bool list,
+                       const char *path) {
+    enum { USED = 49152 - 256 - 2 }; // 48,894 merges
     size_t lines = 1, length, number = 0;
     for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
-    t->merges = pair_table(lines < (size_t)limit ? lines : (size_t)limit);
+    t->merges = pair_table(list && lines > USED ? USED : lines);
     int rank = 0;
-    for (const char *at = text, *line, *right;
-         rank < limit && next_line(&at, text + bytes, &line, &length);) {
+    const char *at = text, *line;
+    while (!(list && rank == USED) && next_line(&at, text + bytes, &line, &length)) {
+        char *left = text + (line - text), *right;
+        left[length] = 0;
         number++;
-        if (length == 0 || (length >= 8 && !memcmp(line, "#version", 8)) || (number == 1 && *line == '"'))
-            continue;
-        if (!split_merge(line, length, &right))
-            die("%s: line %zu: expected two tokens with a blank between them, found \"%.*s\"", path, number,
-                length < 80 ? (int)length : 80, line);
-        size_t left_length = (size_t)(right - 1 - line);
-        add_merge(t, vocabulary, (const char *[]){line, right},
-                  (size_t[]){left_length, length - left_length - 1}, rank++, path, number);
+        if (!length || starts_with(left, "#version") || (number == 1 && (list || *left == '"'))) continue;
+        if (strlen(left) < length || !(right = split_merge(left)))
+            die("%s: line %zu: expected two tokens with a blank between them, found \"%.80s\"", path, number,
+                left);
+        add_merge(t, vocabulary, left, right, rank, list ? 512 + rank : -1, path, number);
+        rank++;
     }
+    return rank;
 }
 
 // The same from tokenizer.json, where a merge is a string, "a b", or a pair, ["a", "b"].
-static void read_json_merges(Tokenizer *t, const Names *vocabulary, const Json *merges, const char *path) {
+static void read_json_merges(Tokenizer *t, Names *vocabulary, const Json *merges, const char *path) {
     if (!merges || merges->kind != JSON_ARRAY) die("%s: its model has no list of merges", path);
     t->merges = pair_table(merges->length);
     for (size_t i = 0; i < merges->length; i++) {
-        const Json *m = &merges->items[i], *pair = m->items;
-        const char *right;
-        if (m->kind == JSON_ARRAY && m->length == 2 && pair[0].kind == JSON_STRING &&
-            pair[1].kind == JSON_STRING)
-            add_merge(t, vocabulary, (const char *[]){pair[0].string, pair[1].string},
-                      (size_t[]){pair[0].length, pair[1].length}, (int)i, path, i + 1);
-        else if (m->kind == JSON_STRING && split_merge(m->string, m->length, &right))
-            add_merge(t, vocabulary, (const char *[]){m->string, right},
-                      (size_t[]){(size_t)(right - 1 - m->string), strlen(right)}, (int)i, path, i + 1);
-        else
+        const Json *m = &merges->items[i], *parts = m->items;
+        bool pair = m->kind == JSON_ARRAY && m->length == 2 && parts[0].kind == JSON_STRING &&
+                    parts[1].kind == JSON_STRING;
+        char *left = pair ? format("%s %s", parts[0].string, parts[1].string)
+                          : xstrdup(m->kind == JSON_STRING ? m->string : "");
+        char *right = split_merge(left);
+        if (!right)
             die("%s: merge %zu is neither two tokens with a blank between them nor a pair", path, i + 1);
+        add_merge(t, vocabulary, left, right, (int)i, -1, path, i + 1);
+        free(left);
     }
 }
 
 // ---- special tokens ------------------------------------------------------------------------------------
 
-static Special *find_special(const Tokenizer *t, const char *content, size_t length) {
-    for (size_t i = 0; i < t->special_count; i++)
-        if (t->specials[i].length == length && !memcmp(t->specials[i].content, content, length))
-            return &t->specials[i];
+static Special *find_special(const Tokenizer *t, const char *content) {
+    for (Special *s = t->specials; s < t->specials + t->special_count; s++)
+        if (!strcmp(s->content, content)) return s;
     return NULL;
 }
 
-// Adds a special token, or changes one: of several that read the same, the last one counts.
-static void add_special(Tokenizer *t, const char *content, size_t length, int id, bool folded) {
+// Adds a special token, or changes one: of several that read the same, the last one counts. It gets the
+// vocabulary's id; one that is new there, `id`.
+static void add_special(Tokenizer *t, Names *vocabulary, const char *content, int id, bool folded) {
+    Special *s = find_special(t, content);
+    size_t length = strlen(content);
     if (!length) return;
-    Special *s = find_special(t, content, length);
     if (!s) {
         t->specials = xrealloc(t->specials, (t->special_count + 1) * sizeof *t->specials);
         s = &t->specials[t->special_count++];
-        *s = (Special){.content = memcpy(xmalloc(length), content, length), .length = length};
+        *s = (Special){.content = xstrdup(content), .length = length};
         s->points = unicode_normalize(content, length, 0, &s->point_count);
     }
-    s->id = id;
+    int known = names_get(vocabulary, content, length);
+    s->id = known >= 0 ? known : id;
     s->folded = folded;
+    if (known >= 0) return;
+    s->added = true;
+    names_set(vocabulary, content, length, id);
 }
 
 // ---- from text to words --------------------------------------------------------------------------------
@@ -431,38 +439,23 @@ int tokenizer_encode(const Tokenizer *t, const char *text, int *ids, int max_len
 
 // ---- opening -------------------------------------------------------------------------------------------
 
-// The text of a token as the configurations have it: by itself, or as "content" of an object.
-static const Json *token_content(const Json *token) {
-    return token && token->kind == JSON_OBJECT ? json_get(token, "content") : token;
-}
-
-static const Special *special_of(const Tokenizer *t, const Json *token) {
-    const Json *content = token_content(token);
-    return content && content->kind == JSON_STRING ? find_special(t, content->string, content->length) : NULL;
-}
-
-// An added token gets the vocabulary's id; one that is new there, `id`.
-static void add_token(Tokenizer *t, Names *vocabulary, const char *text, size_t length, int id, bool folded) {
-    int known = names_get(vocabulary, text, length);
-    add_special(t, text, length, known >= 0 ? known : id, folded);
-    Special *s = find_special(t, text, length);
-    if (!s || known >= 0) return;
-    s->added = true;
-    names_set(vocabulary, s->content, s->length, s->id);
+// The text of a token as the configurations have it: by itself, or as "content" of an object. NULL: neither.
+static const char *token_text(const Json *token) {
+    const Json *content = token && token->kind == JSON_OBJECT ? json_get(token, "content") : token;
+    return content && content->kind == JSON_STRING ? content->string : NULL;
 }
 
 static void read_added_token(Tokenizer *t, const Json *token, const char *name, int id, Names *vocabulary,
                              const char *path) {
     static const char *const unsupported[] = {"lstrip", "rstrip", "single_word"};
-    const Json *content = token_content(token);
-    if (!content || content->kind != JSON_STRING)
-        die("%s: %s: expected a string or an object with \"content\"", path, name);
+    const char *text = token_text(token);
+    if (!text) die("%s: %s: expected a string or an object with \"content\"", path, name);
     for (int i = 0; i < 3; i++)
         if (json_get_bool(token, unsupported[i], false))
             die("%s: %s: \"%s\" is true, which is not supported", path, name, unsupported[i]);
-    if (id < 0 && names_get(vocabulary, content->string, content->length) < 0)
-        die("%s: %s is \"%s\", which is not in the vocabulary", path, name, content->string);
-    add_token(t, vocabulary, content->string, content->length, id, json_get_bool(token, "normalized", false));
+    if (id < 0 && names_get(vocabulary, text, strlen(text)) < 0)
+        die("%s: %s is \"%s\", which is not in the vocabulary", path, name, text);
+    add_special(t, vocabulary, text, id, json_get_bool(token, "normalized", false));
 }
 
 static Json *load_if_there(const char *path) { return file_exists(path) ? json_load(path) : NULL; }
@@ -482,8 +475,8 @@ static void check_added_ids(Tokenizer *t, const Names *vocabulary, size_t base, 
         for (const Special *other = t->specials; other < end; other++)
             place += other != s && other->added && other->id <= s->id;
         if (s->added && (size_t)s->id != place)
-            die("%s: the added token \"%.*s\" has the id %d, expected %zu, the next one", dir, (int)s->length,
-                s->content, s->id, place);
+            die("%s: the added token \"%s\" has the id %d, expected %zu, the next one", dir, s->content,
+                s->id, place);
     }
     for (size_t i = 0; i < vocabulary->size; i++)
         if (vocabulary->entries[i].text && vocabulary->entries[i].number > t->last)
@@ -529,48 +522,48 @@ static void read_configuration(Tokenizer *t, Names *vocabulary, const char *dir,
         die("%s: \"model_max_length\" is %g; a whole number above 1 is expected", config_path, length);
     t->max_length = (int)length;
     for (int i = 0; i < 4; i++) {
-        standard[i] = (Json){.kind = JSON_STRING, .string = fallbacks[i], .length = strlen(fallbacks[i])};
+        standard[i] = (Json){.kind = JSON_STRING, .string = fallbacks[i]};
         named[i] = json_get(map, names[i]);
         if (!named[i]) named[i] = json_get(config, names[i]);
         if (!named[i] || named[i]->kind == JSON_NULL) named[i] = &standard[i];
     }
     for (size_t k = 0; decoder && k < decoder->length; k++) {
+        const Json *token = &decoder->items[k];
         char *end;
-        long id = decoder->kind == JSON_OBJECT ? strtol(decoder->items[k].key, &end, 10) : -1;
+        long id = decoder->kind == JSON_OBJECT ? strtol(token->key, &end, 10) : -1;
         if (id < 0 || id > INT_MAX || *end)
             die("%s: added_tokens_decoder: expected an object of ids", config_path);
-        const char *content = json_get_string(&decoder->items[k], "content", "");
-        if (id < (long)base && names_get(vocabulary, content, strlen(content)) < 0)
-            die("%s: added_tokens_decoder: \"%s\" has the id %ld of another token", config_path, content, id);
-        read_added_token(t, &decoder->items[k], "added_tokens_decoder", (int)id, vocabulary, config_path);
+        const char *text = json_get_string(token, "content", "");
+        if (id < (long)base && names_get(vocabulary, text, strlen(text)) < 0)
+            die("%s: added_tokens_decoder: \"%s\" has the id %ld of another token", config_path, text, id);
+        read_added_token(t, token, "added_tokens_decoder", (int)id, vocabulary, config_path);
     }
     for (size_t k = 0; added && k < added->length; k++) {
         const char *text = added->kind == JSON_OBJECT ? added->items[k].key : "";
         bool folded = true;
-        for (int i = 0; i < 4; i++) {
-            const Json *content = token_content(named[i]);
-            folded &= !content || content->kind != JSON_STRING || strcmp(content->string, text);
-        }
-        add_token(t, vocabulary, text, strlen(text), whole_id(&added->items[k], text, added_path), folded);
+        for (int i = 0; i < 4; i++) folded &= !token_text(named[i]) || strcmp(token_text(named[i]), text);
+        add_special(t, vocabulary, text, whole_id(&added->items[k], text, added_path), folded);
     }
     for (size_t k = 0; all && k < all->length; k++)
         read_added_token(t, &all->items[k], "added_tokens",
                          whole_id(json_get(&all->items[k], "id"), "added_tokens", path), vocabulary, path);
     size_t listed = t->special_count; // how these are searched stands; the others are searched as they are
     for (int i = 0; i < 4; i++) {
-        const Special *s = special_of(t, named[i]);
+        const char *text = token_text(named[i]);
+        const Special *s = text ? find_special(t, text) : NULL;
         if (!s || s >= t->specials + listed)
             read_added_token(t, named[i], names[i], -1, vocabulary, map ? map_path : config_path);
-        const Json *content = token_content(named[i]);
-        *ids[i] = names_get(vocabulary, content->string, content->length);
+        *ids[i] = names_get(vocabulary, text, strlen(text));
     }
     for (int i = 0; i < 2; i++) {
         const Json *list = json_get(map, lists[i]);
         if (!list) list = json_get(config, lists[i]);
-        for (size_t k = 0; list && k < list->length; k++)
-            if (!special_of(t, &list->items[k]))
+        for (size_t k = 0; list && k < list->length; k++) {
+            const char *text = token_text(&list->items[k]);
+            if (!text || !find_special(t, text))
                 read_added_token(t, &list->items[k], lists[i], (int)vocabulary->count, vocabulary,
                                  config_path);
+        }
     }
     check_added_ids(t, vocabulary, base, dir);
     json_free(config), json_free(map), json_free(added);
@@ -585,11 +578,8 @@ static char *step_kinds(const Json *step) {
     const Json *list = NULL;
     for (int i = 0; i < 3 && !list; i++) list = json_get(step, members[i]);
     char *kinds = xstrdup(list ? "" : json_get_string(step, "type", "null"));
-    for (size_t i = 0; list && i < list->length; i++) {
-        char *longer =
-            format("%s%s%s", kinds, i ? " " : "", json_get_string(&list->items[i], "type", "null"));
-        free(kinds), kinds = longer;
-    }
+    for (size_t i = 0; list && i < list->length; i++)
+        format_more(&kinds, "%s%s", i ? " " : "", json_get_string(&list->items[i], "type", "null"));
     return kinds;
 }
 
@@ -629,45 +619,32 @@ static void open_folder(Tokenizer *t, const char *dir, const char *path, bool wh
     } else {
         size_t bytes;
         char *merges_path = format("%s/merges.txt", dir), *text = read_file(merges_path, &bytes);
-        read_merges(t, &vocabulary, text, bytes, INT_MAX, merges_path);
+        read_merges(t, &vocabulary, text, bytes, false, merges_path);
         free(text), free(merges_path);
     }
     names_free(&vocabulary);
     json_free(document);
 }
 
-// OpenAI's list: a header, then more merges than CLIP uses. The vocabulary follows from the order: bytes,
-// bytes at a word's end, the result of each merge, the two special tokens.
+// OpenAI's list of merges. The vocabulary follows from its order: bytes, bytes at a word's end, the result of
+// each merge, the two special tokens.
 static void open_list(Tokenizer *t, const char *dir, const char *path, bool zipped) {
-    enum { USED = 49152 - 256 - 2 }; // 48,894 merges
-    size_t bytes, length;
+    size_t bytes;
     char *text = read_file(path, &bytes);
     if (zipped) {
         char *unzipped = (char *)inflate_gzip((const unsigned char *)text, bytes, &bytes);
         if (!unzipped) die("%s: the gzip stream is damaged", path);
         free(text);
-        text = unzipped;
+        text = xrealloc(unzipped, bytes + 1);
     }
-    char *joined = xmalloc(bytes + 1), *out = joined; // the merges' results, one behind the other
     Names vocabulary = {0};
     add_byte_tokens(&vocabulary);
-    int tokens = 512;
-    const char *at = text, *end = text + bytes, *line, *right;
-    next_line(&at, end, &line, &length); // the header
-    while (tokens < 512 + USED && next_line(&at, end, &line, &length)) {
-        if (!split_merge(line, length, &right)) continue; // read_merges() complains
-        size_t left_length = (size_t)(right - 1 - line);
-        memcpy(out, line, left_length);
-        memcpy(out + left_length, right, length - 1 - left_length);
-        names_set(&vocabulary, out, length - 1, tokens++);
-        out += length - 1;
-    }
+    int tokens = 512 + read_merges(t, &vocabulary, text, bytes, true, path);
     names_set(&vocabulary, START, strlen(START), tokens);
     names_set(&vocabulary, END, strlen(END), tokens + 1);
     read_configuration(t, &vocabulary, dir, NULL);
     find_bytes(t, &vocabulary);
-    read_merges(t, &vocabulary, text, bytes, USED, path);
-    free(text), free(joined);
+    free(text);
     names_free(&vocabulary);
 }
 
@@ -716,8 +693,8 @@ static Trained *collect_words(const char *const *texts, size_t count, size_t *wo
     Tokenizer *t = xcalloc(1, sizeof *t);
     add_byte_tokens(&vocabulary);
     find_bytes(t, &vocabulary);
-    add_special(t, START, strlen(START), 0, false); // these are no words
-    add_special(t, END, strlen(END), 0, false);
+    add_special(t, &vocabulary, START, 512, false); // these are no words
+    add_special(t, &vocabulary, END, 513, false);
     Trained *out = NULL;
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
@@ -787,7 +764,7 @@ void tokenizer_train(const char *dir, const char *const *texts, size_t count, in
     if (vocab_size < 514) die("a vocabulary of %d tokens was asked for, expected at least 514", vocab_size);
     Names vocabulary = {0};
     add_byte_tokens(&vocabulary);
-    char **names = xmalloc((size_t)vocab_size * sizeof *names); // token texts by id
+    char **names = xmalloc((size_t)vocab_size * sizeof *names); // tokens by id
     for (int i = 0; i < 512; i++) names[i] = xstrdup(byte_tokens(NULL)[i]);
 
     size_t word_count, symbols = 0;

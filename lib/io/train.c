@@ -131,10 +131,8 @@ static char *differences(const char *before, const char *now) {
                       : j->kind == JSON_BOOL   ? xstrdup(j->number != 0 ? "true" : "false")
                                                : format("%.10g", j->number);
         }
-        if (strcmp(text[0], text[1])) {
-            char *more = format("%s%s%s was %s, now %s", all, *all ? "; " : "", key, text[0], text[1]);
-            free(all), all = more;
-        }
+        if (strcmp(text[0], text[1]))
+            format_more(&all, "%s%s was %s, now %s", *all ? "; " : "", key, text[0], text[1]);
         free(text[0]), free(text[1]);
     }
     json_free(a), json_free(b);

@@ -4,12 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char *full_name(const char *name, va_list args) {
-    char text[256];
-    vsnprintf(text, sizeof text, name, args);
-    return xstrdup(text);
-}
-
 static Tensor *declare(Params *p, char *name, int dims, const int *shape) {
     Tensor *t = xcalloc(1, sizeof *t);
     t->dims = dims;
@@ -40,7 +34,7 @@ static Layer *layer(Params *p, char *name, int dims, const int *weight_shape, bo
 #define NAME_FROM_ARGS(text)                                                                                 \
     va_list args;                                                                                            \
     va_start(args, text);                                                                                    \
-    char *full = full_name(text, args);                                                                      \
+    char *full = vformat(text, args);                                                                        \
     va_end(args)
 
 Layer *layer_linear(Params *p, int in, int out, bool bias, const char *name, ...) {

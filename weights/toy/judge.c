@@ -149,42 +149,13 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
 static char *configuration(void) {
     char *text = xstrdup("{\"size\": 128, \"width\": 4, \"a\": 2, \"c\": 2, \"e\": 1, \"heads\": {");
     for (int a = 0; a < SCENE_ATTRIBUTES; a++) {
-        char *more = format("%s%s\"%s\": [", text, a ? ", " : "", scene_attribute_name(a));
-        free(text), text = more;
-        for (int v = 0; v < scene_attribute_count(a); v++) {
-            more = format("%s%s\"%s\"", text, v ? ", " : "", scene_value_name(a, v));
-            free(text), text = more;
-        }
-        more = format("%s]", text);
-        free(text), text = more;
+        format_more(&text, "%s\"%s\": [", a ? ", " : "", scene_attribute_name(a));
+        for (int v = 0; v < scene_attribute_count(a); v++)
+            format_more(&text, "%s\"%s\"", v ? ", " : "", scene_value_name(a, v));
+        format_more(&text, "]");
     }
-    char *whole = format("%s}}", text);
-    free(text);
-    return whole;
-}
-
-// Scenes of both worlds in turn, pixels in [-1, 1]; their attributes (SCENE_ATTRIBUTES, n); and the boxes of
-// their figures (n: left, top, right, bottom; may be NULL).
-static Tensor *scenes(const PretrainOptions *o, Split split, long first, int n, int *answers,
-                      int (*boxes)[4]) {
-    enum { EACH = SCENE_SIZE * SCENE_SIZE * 3 };
-    float *x = xmalloc((size_t)n * EACH * sizeof(float));
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < n; i++) {
-        unsigned char *rgb = xmalloc(EACH);
-        World world = (first + i) % 2 ? WORLD_FLICKR : WORLD_BROAD;
-        long index = (first + i) / 2;
-        Scene scene;
-        char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
-        scene_describe(world, split, o->seed, index, &scene, captions);
-        scene_draw_as(world, scene_seed(world, split, o->seed, index), &scene, rgb, boxes ? boxes[i] : NULL);
-        for (int k = 0; k < EACH; k++) x[(size_t)i * EACH + (size_t)k] = (float)rgb[k] / 127.5f - 1;
-        for (int a = 0; a < SCENE_ATTRIBUTES; a++) answers[a * n + i] = scene_value(&scene, a);
-        free(rgb);
-    }
-    Tensor *t = tensor_from(SHAPE(n, SCENE_SIZE, SCENE_SIZE, 3), x);
-    free(x);
-    return t;
+    format_more(&text, "}}");
+    return text;
 }
 
 // Peak signal-to-noise ratio in dB of two pictures in [-1, 1] over a box: 10 log10(2^2 / mean squared error).
@@ -207,11 +178,13 @@ typedef struct {
 
 static Reading read_scenes(const PretrainOptions *o, const Judge *judge, const Vae *v, int batches) {
     enum { N = 50, EACH = SCENE_SIZE * SCENE_SIZE * 3 };
-    int answers[SCENE_ATTRIBUTES * N], boxes[N][4], whole[4] = {0, 0, SCENE_SIZE, SCENE_SIZE};
+    Scene shown[N];
+    int boxes[N][4], whole[4] = {0, 0, SCENE_SIZE, SCENE_SIZE};
     Reading r = {0};
     for (int b = 0; b < batches; b++) {
         Scope s = scope_begin();
-        Tensor *x = scenes(o, SPLIT_TEST, b * N, N, answers, boxes), *seen = x;
+        Tensor *x = pretrain_scenes(o, SPLIT_TEST, BOTH_WORLDS, b * N, N, SCENE_SIZE, shown, boxes),
+               *seen = x;
         if (v) {
             Tensor *moments = vae_encode(v, x), *mean = slice(moments, 0, tensor_cols(moments) / 2);
             seen = clamp(vae_decode(v, mean), 1);
@@ -225,7 +198,7 @@ static Reading read_scenes(const PretrainOptions *o, const Judge *judge, const V
         float *logits = tensor_read(linear(inception_features(judge->net, seen), judge->fc)), *logit = logits;
         for (int i = 0; i < N; i++)
             for (int a = 0; a < SCENE_ATTRIBUTES; logit += scene_attribute_count(a++)) {
-                bool right = largest(logit, scene_attribute_count(a)) == answers[a * N + i];
+                bool right = largest(logit, scene_attribute_count(a)) == scene_value(&shown[i], a);
                 r.fraction[a] += right / (double)(batches * N);
             }
         free(logits);
@@ -338,16 +311,17 @@ void pretrain_inception(const PretrainOptions *o) {
     random_seed(&init, o->seed + 3);
     initialise(p, &init);
     const Params *models[] = {p};
-    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
-    Run run = pretrain_run(o, NULL, optimiser);
-    int n = o->batch, *answers = xmalloc((size_t)(SCENE_ATTRIBUTES * n) * sizeof(int));
+    Run run = pretrain_run(o, NULL, models, 1);
+    int n = o->batch, *answers = xmalloc((size_t)n * sizeof(int));
+    Scene *shown = xmalloc((size_t)n * sizeof *shown);
     while (run_continues(&run)) {
         tape_begin();
-        Tensor *x = scenes(o, SPLIT_TRAIN, run.step * n, n, answers, NULL), *loss = NULL;
+        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, BOTH_WORLDS, run.step * n, n, SCENE_SIZE, shown, NULL),
+               *loss = NULL;
         Tensor *logits = linear(inception_features(judge->net, x), judge->fc);
         for (int a = 0, from = 0; a < SCENE_ATTRIBUTES; from += scene_attribute_count(a++)) {
-            Tensor *head =
-                loss_pick(log_softmax(slice(logits, from, scene_attribute_count(a))), answers + a * n);
+            for (int i = 0; i < n; i++) answers[i] = scene_value(&shown[i], a);
+            Tensor *head = loss_pick(log_softmax(slice(logits, from, scene_attribute_count(a))), answers);
             loss = loss ? add(loss, head) : head;
         }
         backward(loss);
@@ -355,11 +329,12 @@ void pretrain_inception(const PretrainOptions *o) {
         tape_end();
     }
     if (pretrain_end(o, &run)) {
-        optimiser_swap_ema(optimiser);
         judge_gather_begin();
         for (int b = 0; b < 16; b++) {
             Scope s = scope_begin();
-            inception_features(judge->net, scenes(o, SPLIT_TRAIN, (1 << 24) + b * n, n, answers, NULL));
+            Tensor *x =
+                pretrain_scenes(o, SPLIT_TRAIN, BOTH_WORLDS, (1 << 24) + b * n, n, SCENE_SIZE, NULL, NULL);
+            inception_features(judge->net, x);
             scope_end(s, NULL);
         }
         judge_gather_end(judge);
@@ -375,5 +350,5 @@ void pretrain_inception(const PretrainOptions *o) {
         free(with_ceiling), free(path);
     }
     judge_free(judge);
-    free(config), free(answers);
+    free(config), free(answers), free(shown);
 }

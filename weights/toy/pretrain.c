@@ -32,25 +32,13 @@ typedef struct {
 // The tiny model's configurations, as its files will hold them.
 static Json *json_of(const char *text) { return json_parse(text, strlen(text), "the tiny configuration"); }
 
-static TextConfig tiny_text(void) {
-    Json *j = json_of(architecture("tiny")->text_encoder);
-    TextConfig c = text_config(j);
-    json_free(j);
-    return c;
-}
-
-static UNetConfig tiny_unet(void) {
-    Json *j = json_of(architecture("tiny")->unet);
-    UNetConfig c = unet_config(j);
-    json_free(j);
-    return c;
-}
-
-static VaeConfig tiny_vae(void) {
-    Json *j = json_of(architecture("tiny")->vae);
-    VaeConfig c = vae_config(j);
-    json_free(j);
-    return c;
+static Model tiny(void) {
+    const Architecture *a = architecture("tiny");
+    Json *text = json_of(a->text_encoder), *net = json_of(a->unet), *vae = json_of(a->vae);
+    Model m = {
+        .text_config = text_config(text), .unet_config = unet_config(net), .vae_config = vae_config(vae)};
+    json_free(text), json_free(net), json_free(vae);
+    return m;
 }
 
 // Weights are uniform in +-sqrt(3 / fan_in), of variance 1 / fan_in, so that outputs have the variance of the
@@ -117,10 +105,19 @@ static void save_part(const Part *part, const char *dir) {
 
 // ---- options ----------------------------------------------------------------------------------------------
 
-Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser) {
+Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *const *models, int count) {
+    OptimiserConfig adamw = {.rate = (float)o->rate,
+                             .beta1 = 0.9f,
+                             .beta2 = 0.99f,
+                             .eps = 1e-8f,
+                             .weight_decay = 0.01f,
+                             .max_norm = 1,
+                             .warmup = (float)(o->steps / 20 < 500 ? o->steps / 20 : 500),
+                             .total = (float)o->steps,
+                             .floor = 0.05f};
     Run run = {.dir = o->run ? xstrdup(o->run) : format("run/%s", o->stage),
                .what = o->stage,
-               .optimiser = optimiser,
+               .optimiser = optimiser_new(adamw, (float)o->ema, models, count),
                .total = o->steps,
                .batch = o->batch,
                .checkpoint_every = o->checkpoint_every,
@@ -130,7 +127,7 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimi
     run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
                         "\"data\": \"%s\", \"seed\": %llu}",
                         o->stage, o->steps, o->batch, o->rate, o->ema, data, (unsigned long long)o->seed);
-    optimiser->ema_warmup = true;
+    run.optimiser->ema_warmup = true;
     run_begin(&run, o->seed, o->fresh);
     return run;
 }
@@ -138,19 +135,8 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimi
 bool pretrain_end(const PretrainOptions *o, Run *run) {
     bool done = run_end(run);
     if (o->ended) *o->ended = *run;
+    optimiser_swap_ema(run->optimiser);
     return done;
-}
-
-OptimiserConfig pretrain_adamw(const PretrainOptions *o) {
-    return (OptimiserConfig){.rate = (float)o->rate,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.99f,
-                             .eps = 1e-8f,
-                             .weight_decay = 0.01f,
-                             .max_norm = 1,
-                             .warmup = (float)(o->steps / 20 < 500 ? o->steps / 20 : 500),
-                             .total = (float)o->steps,
-                             .floor = 0.05f};
 }
 
 // ---- stage: tokenizer -------------------------------------------------------------------------------------
@@ -174,19 +160,19 @@ static void pretrain_tokenizer(const PretrainOptions *o) {
 
 enum { CROP = 64 };
 
-// Fresh scenes as pixels in [-1, 1], cut to crop x crop: 4 of 5 around the figure, which is the hard part.
-static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop, World world) {
+Tensor *pretrain_scenes(const PretrainOptions *o, Split split, int world, long first, int n, int crop,
+                        Scene *scenes, int (*boxes)[4]) {
     float *x = xmalloc((size_t)n * (size_t)(crop * crop * 3) * sizeof(float));
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++) {
         unsigned char *rgb = xmalloc(SIZE * SIZE * 3);
+        World of = (World)(world == BOTH_WORLDS ? (first + i) % 2 : world);
+        long index = world == BOTH_WORLDS ? (first + i) / 2 : first + i;
         Scene scene;
-        char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
         int box[4], most = SIZE - crop; // box of the figure; largest place of a corner
-        scene_describe(world, SPLIT_TRAIN, o->seed, first + i, &scene, captions);
-        scene_draw_as(world, scene_seed(world, SPLIT_TRAIN, o->seed, first + i), &scene, rgb, box);
-        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1},
-                        counter[4] = {(uint32_t)(first + i), (uint32_t)world, 0, 0};
+        scene_describe(of, split, o->seed, index, &scene, NULL);
+        scene_draw_as(of, scene_seed(of, split, o->seed, index), &scene, rgb, box);
+        uint32_t at[4], key[2] = {(uint32_t)o->seed, 1}, counter[4] = {(uint32_t)index, (uint32_t)of, 0, 0};
         philox4x32(counter, key, at);
         int corner[2]; // left, top
         for (int k = 0; k < 2; k++) {
@@ -200,6 +186,8 @@ static Tensor *scene_crops(const PretrainOptions *o, long first, int n, int crop
                 x[((size_t)i * (size_t)crop + (size_t)y) * 3 * (size_t)crop + (size_t)k] =
                     (float)rgb[((corner[1] + y) * SIZE + corner[0]) * 3 + k] / 127.5f - 1;
         free(rgb);
+        if (scenes) scenes[i] = scene;
+        if (boxes) memcpy(boxes[i], box, sizeof box);
     }
     Tensor *t = tensor_from(SHAPE(n, crop, crop, 3), x);
     free(x);
@@ -229,8 +217,9 @@ static void normalise_latents(const PretrainOptions *o, const Vae *v, const Para
     double sum[CHANNELS] = {0}, square[CHANNELS] = {0}, count = 0;
     for (int b = 0; b < BATCHES; b++) {
         Scope s = scope_begin();
+        World world = b % 2 ? WORLD_FLICKR : WORLD_BROAD;
         float *x = tensor_read(vae_encode(
-            v, scene_crops(o, (1 << 24) + b * EACH, EACH, SIZE, b % 2 ? WORLD_FLICKR : WORLD_BROAD)));
+            v, pretrain_scenes(o, SPLIT_TRAIN, world, (1 << 24) + b * EACH, EACH, SIZE, NULL, NULL)));
         for (int i = 0; i < EACH * LATENT * LATENT; i++)
             for (int c = 0; c < CHANNELS; c++) {
                 double value = x[i * 2 * CHANNELS + c];
@@ -264,7 +253,7 @@ static void normalise_latents(const PretrainOptions *o, const Vae *v, const Para
 static void pretrain_vae(const PretrainOptions *o) {
     bool decoder_only = !strcmp(o->stage, "decoder");
     Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    Vae *v = vae_new(tiny_vae(), &vae.params);
+    Vae *v = vae_new(tiny().vae_config, &vae.params);
     Random init;
     random_seed(&init, o->seed);
     load_or_initialise(&vae, o->out, &init);
@@ -276,12 +265,12 @@ static void pretrain_vae(const PretrainOptions *o) {
     Params fixed = {0};
     Layer *difference = difference_layer(&fixed);
     const Params *models[] = {&vae.params};
-    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 1);
-    Run run = pretrain_run(o, NULL, optimiser);
+    Run run = pretrain_run(o, NULL, models, 1);
     int n = o->batch, latent = CROP / 8;
     while (run_continues(&run)) {
         tape_begin();
-        Tensor *x = scene_crops(o, run.step * n, n, CROP, run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD);
+        World world = run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD;
+        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, world, run.step * n, n, CROP, NULL, NULL);
         Tensor *moments = vae_encode(v, x);
         Tensor *mu = slice(moments, 0, CHANNELS), *log_variance = slice(moments, CHANNELS, CHANNELS);
         Tensor *eps = random_tensor(&run.random, SHAPE(n, latent, latent, CHANNELS));
@@ -305,7 +294,6 @@ static void pretrain_vae(const PretrainOptions *o) {
         tape_end();
     }
     bool done = pretrain_end(o, &run);
-    optimiser_swap_ema(optimiser);
     if (done && !decoder_only) normalise_latents(o, v, &vae.params);
     if (done) save_part(&vae, o->out);
 }
@@ -336,21 +324,14 @@ static Pairs *open_pairs(const PretrainOptions *o) {
     if (!o->data)
         die_usage("this stage needs --data DIR: scenes of the broad world, as `sd scenes` writes them");
     check_broad(o->data);
-    Model m = {.text_config = tiny_text(), .unet_config = tiny_unet(), .vae_config = tiny_vae()};
-    Part vae = {"vae", "vae/diffusion_pytorch_model.safetensors", {0}};
-    m.vae = vae_new(m.vae_config, &vae.params);
-    Random unused;
-    random_seed(&unused, 0);
-    if (!load_or_initialise(&vae, o->out, &unused))
-        die("%s/%s is missing: train the vae first", o->out, vae.file);
-    m.params = vae.params;
-    char *dir = format("%s/tokenizer", o->out);
-    m.tokenizer = tokenizer_open(dir);
-    free(dir);
-    Pairs *pairs = model_pairs(&m, o->data, "run/cache");
-    tokenizer_close(m.tokenizer);
-    params_free(&vae.params);
-    free(m.vae);
+    char *vae = format("%s/vae/diffusion_pytorch_model.safetensors", o->out);
+    if (!file_exists(vae)) die("%s is missing: train the vae first", vae);
+    Model *m = model_load(o->out, NULL, NEED_VAE | NEED_TOKENIZER), all = tiny();
+    params_to_f32(&m->params);
+    m->text_config = all.text_config, m->unet_config = all.unet_config; // how captions and latents are sized
+    Pairs *pairs = model_pairs(m, o->data, "run/cache");
+    model_free(m);
+    free(vae);
     return pairs;
 }
 
@@ -407,7 +388,7 @@ static void pretrain_text(const PretrainOptions *o) {
     int n = o->batch;
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
-    TextEncoder *e = text_encoder_new(tiny_text(), &text.params);
+    TextEncoder *e = text_encoder_new(tiny().text_config, &text.params);
     Part side = {"towers", "", {0}};
     Towers towers = towers_new(&side.params);
     Random init;
@@ -416,8 +397,7 @@ static void pretrain_text(const PretrainOptions *o) {
     initialise(&side.params, &init);
     train_part(&text), train_part(&side);
     const Params *models[] = {&text.params, &side.params};
-    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
-    Run run = pretrain_run(o, pairs, optimiser);
+    Run run = pretrain_run(o, pairs, models, 2);
     int *diagonal = xmalloc((size_t)n * sizeof(int));
     for (int i = 0; i < n; i++) diagonal[i] = i;
     while (run_continues(&run)) {
@@ -435,9 +415,7 @@ static void pretrain_text(const PretrainOptions *o) {
         run_step(&run, loss, NULL, batch.names);
         tape_end();
     }
-    bool done = pretrain_end(o, &run);
-    optimiser_swap_ema(optimiser);
-    if (done) save_part(&text, o->out);
+    if (pretrain_end(o, &run)) save_part(&text, o->out);
 }
 
 // ---- stage: unet ------------------------------------------------------------------------------------------
@@ -451,16 +429,15 @@ static void pretrain_unet(const PretrainOptions *o) {
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
          net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
-    TextEncoder *e = text_encoder_new(tiny_text(), &text.params);
-    UNet *u = unet_new(tiny_unet(), &net.params);
+    TextEncoder *e = text_encoder_new(tiny().text_config, &text.params);
+    UNet *u = unet_new(tiny().unet_config, &net.params);
     Random init;
     random_seed(&init, o->seed + 2);
     load_or_initialise(&text, o->out, &init);
     load_or_initialise(&net, o->out, &init);
     train_part(&text), train_part(&net);
     const Params *models[] = {&text.params, &net.params};
-    Optimiser *optimiser = optimiser_new(pretrain_adamw(o), (float)o->ema, models, 2);
-    Run run = pretrain_run(o, pairs, optimiser);
+    Run run = pretrain_run(o, pairs, models, 2);
     Scheduler s;
     Json *j = json_of(architecture("tiny")->scheduler);
     scheduler_init(&s, scheduler_config(j, -1));
@@ -497,14 +474,13 @@ static void pretrain_unet(const PretrainOptions *o) {
         tape_end();
         if (seconds() - saved > 300) { // so that one can draw with it while it learns
             run_checkpoint(&run); // first: a killed run must go on from here, not start from those weights
-            optimiser_swap_ema(optimiser);
+            optimiser_swap_ema(run.optimiser);
             save_part(&text, o->out), save_part(&net, o->out);
-            optimiser_swap_ema(optimiser);
+            optimiser_swap_ema(run.optimiser);
             saved = seconds();
         }
     }
     pretrain_end(o, &run);
-    optimiser_swap_ema(optimiser);
     save_part(&text, o->out), save_part(&net, o->out);
 }
 

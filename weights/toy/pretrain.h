@@ -29,9 +29,15 @@ extern const PretrainStage pretrain_stages[]; // ended by a NULL name
 void pretrain(const PretrainStage *stage, PretrainOptions o);
 
 // pairs: what it learns from, or NULL where scenes are drawn on the way. A checkpoint of others is refused.
-Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, Optimiser *optimiser);
-bool pretrain_end(const PretrainOptions *o, Run *run); // true when all steps are done
-OptimiserConfig pretrain_adamw(const PretrainOptions *o);
+Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *const *models, int count);
+// True when all steps are done. From here on the models have their moving averages.
+bool pretrain_end(const PretrainOptions *o, Run *run);
+// Scenes as pixels in [-1, 1], (n, crop, crop, 3): 4 of 5 cuts are around the figure, which is the hard part.
+// What they are, and the boxes of their figures in the whole picture (n: left, top, right, bottom): both may
+// be NULL. Of BOTH_WORLDS in turn, or of one.
+enum { BOTH_WORLDS = 2 };
+Tensor *pretrain_scenes(const PretrainOptions *o, Split split, int world, long first, int n, int crop,
+                        Scene *scenes, int (*boxes)[4]);
 
 void pretrain_inception(const PretrainOptions *o); // judge.c
 void pretrain_check(const PretrainOptions *o);
