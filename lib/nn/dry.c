@@ -71,44 +71,28 @@ static void call(const char *kernel, const char *shape, ...) {
 
 static const char *type_name(Mem m) { return m.type == F32 ? "f32" : m.type == F16 ? "f16" : "bf16"; }
 
-static void gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
-    call("gemm", "m=%d n=%d k=%d a=%s b=%s%s%s%s", g.m, g.n, g.k, type_name(a), type_name(b),
-         g.a_transposed ? " a_transposed" : "", g.b_transposed ? " b_transposed" : "", g.add ? " add" : "");
-}
-
-static void conv_call(const char *kernel, Conv p, Mem weight) {
-    call(kernel, "n=%d h=%d w=%d c=%d oh=%d ow=%d oc=%d kh=%d kw=%d stride=%d top=%d left=%d weight=%s", p.n,
-         p.h, p.w, p.c, p.oh, p.ow, p.oc, p.kh, p.kw, p.stride, p.pad_top, p.pad_left, type_name(weight));
-}
-static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
-    conv_call("conv2d", p, weight);
-}
-static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
-    conv_call("conv2d_backward_input", p, weight);
-}
-static void conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {
-    conv_call("conv2d_backward_weight", p, (Mem){dweight, F32});
-}
-
-static void attention_call(const char *kernel, Attention p) {
-    call(kernel, "n=%d heads=%d tq=%d tk=%d d=%d%s", p.n, p.heads, p.tq, p.tk, p.d,
-         p.causal ? " causal" : "");
-}
-static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) { attention_call("attention", p); }
-static void attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
-                               Attention p) {
-    attention_call("attention_backward", p);
-}
-
-// The others in one line each: the name, the parameters, and how the shape is written.
+// A kernel in one line: the name, the parameters, and how the shape is written.
 #define DRY(kernel, parameters, ...)                                                                         \
     static void kernel parameters { call(#kernel, __VA_ARGS__); }
 #define MATRIX "rows=%d cols=%d", rows, cols
 #define NORM "n=%d hw=%d c=%d groups=%d%s", p.n, p.hw, p.c, p.groups, p.silu ? " silu" : ""
+#define CONV(weight)                                                                                         \
+    "n=%d h=%d w=%d c=%d oh=%d ow=%d oc=%d kh=%d kw=%d stride=%d top=%d left=%d weight=%s", p.n, p.h, p.w,   \
+        p.c, p.oh, p.ow, p.oc, p.kh, p.kw, p.stride, p.pad_top, p.pad_left, weight
+#define ATTENTION "n=%d heads=%d tq=%d tk=%d d=%d%s", p.n, p.heads, p.tq, p.tk, p.d, p.causal ? " causal" : ""
 #define POOL "n=%d h=%d w=%d c=%d size=%d stride=%d", p.n, p.h, p.w, p.c, p.kh, p.stride
 
 DRY(fill, (Mem y, float value, size_t count), "count=%zu", count)
 DRY(copy, (Mem y, Mem x, size_t count), "count=%zu", count)
+DRY(gemm, (Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g), "m=%d n=%d k=%d a=%s b=%s%s%s%s", g.m, g.n,
+    g.k, type_name(a), type_name(b), g.a_transposed ? " a_transposed" : "",
+    g.b_transposed ? " b_transposed" : "", g.add ? " add" : "")
+DRY(conv2d, (Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p), CONV(type_name(weight)))
+DRY(conv2d_backward_input, (Mem dx, Mem dy, Mem weight, Conv p), CONV(type_name(weight)))
+DRY(conv2d_backward_weight, (float *dweight, Mem dy, Mem x, Conv p), CONV("f32"))
+DRY(attention, (Mem o, float *lse, Mem q, Mem k, Mem v, Attention p), ATTENTION)
+DRY(attention_backward,
+    (Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse, Attention p), ATTENTION)
 DRY(sum_rows, (Mem y, Mem x, int groups, int rows, int cols), "groups=%d rows=%d cols=%d", groups, rows, cols)
 DRY(group_norm, (Mem y, float *stats, Mem x, Mem gamma, Mem beta, GroupNorm p), NORM)
 DRY(group_norm_backward,

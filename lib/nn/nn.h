@@ -89,9 +89,11 @@ Tensor *trace(Tensor *t, const char *name, ...) PRINTF_LIKE(2, 3);
 // convolution from 320 to 640 channels, called ..."). Whoever loads, initialises, trains or saves the model
 // walks this list. Shapes in memory: linear (out, in), norm (c), convolution (out, kh, kw, in). Files have
 // PyTorch's (out, in, kh, kw).
+typedef struct Layer Layer;
 typedef struct {
     char *name;
     Tensor *tensor; // data is NULL until loaded
+    Layer *layer;   // of which it is the weight, or NULL
 } Parameter;
 typedef struct {
     Parameter *list;
@@ -100,11 +102,11 @@ typedef struct {
 
 // A low-rank update (LoRA) that is attached to a linear layer or a convolution: y += scale * up(down(x)).
 typedef struct Adapter Adapter;
-typedef struct {
+struct Layer {
     Tensor *weight, *bias; // bias may be NULL
     Adapter *adapters;     // a list, usually empty
     const char *name;      // "unet.down_blocks.0.resnets.0.conv1"
-} Layer;
+};
 struct Adapter {
     Tensor *down; // linear (rank, in), convolution (rank, kh, kw, in)
     Tensor *up;   // (out, rank)

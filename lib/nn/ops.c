@@ -15,13 +15,15 @@
 
 static Tensor *like(const Tensor *x) { return tensor_new(x->dims, x->shape); }
 
-// A new tensor of x's shape, except for the last axis.
-static Tensor *like_with_cols(const Tensor *x, int cols) {
+// A new tensor of x's shape, except for one axis.
+static Tensor *like_with(const Tensor *x, int axis, int size) {
     int shape[4];
     memcpy(shape, x->shape, sizeof shape);
-    shape[x->dims - 1] = cols;
+    shape[axis] = size;
     return tensor_new(x->dims, shape);
 }
+
+static Tensor *like_with_cols(const Tensor *x, int cols) { return like_with(x, x->dims - 1, cols); }
 
 static void same_shape(const char *operation, const Tensor *a, const Tensor *b) {
     if (tensor_count(a) != tensor_count(b) || tensor_cols(a) != tensor_cols(b))
@@ -29,16 +31,10 @@ static void same_shape(const char *operation, const Tensor *a, const Tensor *b) 
             tensor_rows(b), tensor_cols(b));
 }
 
-// Copies a host array to backend memory that goes with the scope, as tensors do.
-static float *upload_floats(const float *host, int count) {
-    float *at = backend.temp((size_t)count * sizeof(float));
-    backend.upload(at, host, (size_t)count * sizeof(float));
-    return at;
-}
-
-static int32_t *upload_ids(const int *host, int count) {
-    int32_t *at = backend.temp((size_t)count * sizeof(int32_t));
-    backend.upload(at, host, (size_t)count * sizeof(int32_t));
+// Copies a host array, of floats or ids, to backend memory that goes with the scope, as tensors do.
+static void *upload(const void *host, int count) {
+    void *at = backend.temp((size_t)count * 4);
+    backend.upload(at, host, (size_t)count * 4);
     return at;
 }
 
@@ -441,14 +437,20 @@ static Mem offset(Mem m, size_t elements) {
     return (Mem){(char *)m.at + elements * (m.type == F32 ? 4 : 2), m.type};
 }
 
-// y = [part | part | ...];  dpart += its columns of dy. Each part has its own record.
-static void concat_backward(Record *r) {
-    Tensor *part = r->in[0];
-    int rows = tensor_rows(part), cols = tensor_cols(part);
-    backend.copy_columns(grad(part), cols, offset(grad(r->out), (size_t)r->p.from), tensor_cols(r->out), rows,
-                         cols, true);
+// A part of y = a part of x; that part of dx += that part of dy
+static void part_backward(Record *r) {
+    Part p = r->p.part;
+    backend.copy_columns(offset(grad(r->in[0]), p.x_from), p.x_stride, offset(grad(r->out), p.y_from),
+                         p.y_stride, p.rows, p.cols, true);
 }
 
+static Tensor *copy_part(const char *operation, Tensor *y, Tensor *x, Part p) {
+    backend.copy_columns(offset(mem(y), p.y_from), p.y_stride, offset(mem(x), p.x_from), p.x_stride, p.rows,
+                         p.cols, false);
+    return record_as(operation, (Record){.backward = part_backward, .out = y, .in = {x}, .p.part = p});
+}
+
+// y = [part | part | ...]
 Tensor *concat_many(Tensor **parts, int count) {
     int cols = 0;
     for (int i = 0; i < count; i++) cols += tensor_cols(parts[i]);
@@ -456,66 +458,36 @@ Tensor *concat_many(Tensor **parts, int count) {
     for (int i = 0, from = 0; i < count; from += tensor_cols(parts[i++])) {
         int rows = tensor_rows(parts[i]), width = tensor_cols(parts[i]);
         if (rows != tensor_rows(y)) die("concat: %d and %d rows differ", rows, tensor_rows(y));
-        backend.copy_columns(offset(mem(y), (size_t)from), cols, mem(parts[i]), width, rows, width, false);
-        record((Record){.backward = concat_backward, .out = y, .in = {parts[i]}, .p.from = from});
+        copy_part("concat", y, parts[i], (Part){0, (size_t)from, width, cols, rows, width});
     }
     return y;
 }
 
 Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2); }
 
-// y = columns of x;  those columns of dx += dy
-static void slice_backward(Record *r) {
-    Tensor *x = r->in[0];
-    int rows = tensor_rows(x), cols = tensor_cols(r->out);
-    backend.copy_columns(offset(grad(x), (size_t)r->p.from), tensor_cols(x), grad(r->out), cols, rows, cols,
-                         true);
-}
-
+// y = columns of x
 Tensor *slice(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > tensor_cols(x))
         die("slice: %d..%d of %d columns", from, from + count, tensor_cols(x));
-    Tensor *y = like_with_cols(x, count);
-    backend.copy_columns(mem(y), count, offset(mem(x), (size_t)from), tensor_cols(x), tensor_rows(x), count,
-                         false);
-    return record((Record){.backward = slice_backward, .out = y, .in = {x}, .p.from = from});
+    return copy_part("slice", like_with_cols(x, count), x,
+                     (Part){(size_t)from, 0, tensor_cols(x), count, tensor_rows(x), count});
 }
 
-// y = pictures of x;  those pictures of dx += dy. In memory they follow one another.
-static void take_backward(Record *r) {
-    Tensor *x = r->in[0];
-    size_t n = tensor_count(r->out), from = (size_t)r->p.from * (tensor_count(x) / (size_t)x->shape[0]);
-    backend.combine(offset(grad(x), from), 1, grad(r->out), 0, (Mem){0}, 1, n);
-}
-
+// y = pictures of x. In memory they follow one another.
 Tensor *take(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > x->shape[0])
         die("take: %d..%d of %d", from, from + count, x->shape[0]);
-    int shape[4];
-    memcpy(shape, x->shape, sizeof shape);
-    shape[0] = count;
-    Tensor *y = tensor_new(x->dims, shape);
-    backend.copy(mem(y), offset(mem(x), (size_t)from * (tensor_count(x) / (size_t)x->shape[0])),
-                 tensor_count(y));
-    return record((Record){.backward = take_backward, .out = y, .in = {x}, .p.from = from});
+    int each = (int)(tensor_count(x) / (size_t)x->shape[0]);
+    return copy_part("take", like_with(x, 0, count), x,
+                     (Part){(size_t)from * (size_t)each, 0, each, each, count, each});
 }
 
-// y = a's pictures, then b's;  da += the first pictures of dy, db += the others
-static void stack_backward(Record *r) {
-    Tensor *part = r->in[0];
-    size_t from = (size_t)r->p.from * (tensor_count(r->out) / (size_t)r->out->shape[0]);
-    backend.combine(grad(part), 1, offset(grad(r->out), from), 0, (Mem){0}, 1, tensor_count(part));
-}
-
+// y = a's pictures, then b's
 Tensor *stack(Tensor *a, Tensor *b) {
-    int shape[4];
-    memcpy(shape, a->shape, sizeof shape);
-    shape[0] = a->shape[0] + b->shape[0];
-    Tensor *y = tensor_new(a->dims, shape);
-    backend.copy(mem(y), mem(a), tensor_count(a));
-    backend.copy(offset(mem(y), tensor_count(a)), mem(b), tensor_count(b));
-    record((Record){.backward = stack_backward, .out = y, .in = {a}, .p.from = 0});
-    return record((Record){.backward = stack_backward, .out = y, .in = {b}, .p.from = a->shape[0]});
+    int each = (int)(tensor_count(a) / (size_t)a->shape[0]);
+    Tensor *y = like_with(a, 0, a->shape[0] + b->shape[0]);
+    copy_part("stack", y, a, (Part){0, 0, each, each, a->shape[0], each});
+    return copy_part("stack", y, b, (Part){0, tensor_count(a), each, each, b->shape[0], each});
 }
 
 // y[2i + a, 2j + b] = x[i, j];  dx[i, j] += the sum of its four dy
@@ -530,23 +502,16 @@ Tensor *upsample(Tensor *x) {
     return record((Record){.backward = upsample_backward, .out = y, .in = {x}});
 }
 
-// y = the upper left pixels of x;  those pixels of dx += dy. A picture's row is one row of w c elements here.
-static void crop_backward(Record *r) {
-    Tensor *x = r->in[0], *y = r->out;
-    int n = x->shape[0], H = x->shape[1], W = x->shape[2], h = y->shape[1], w = y->shape[2], c = x->shape[3];
-    for (int i = 0; i < n; i++)
-        backend.copy_columns(offset(grad(x), (size_t)i * (size_t)(H * W * c)), W * c,
-                             offset(grad(y), (size_t)i * (size_t)(h * w * c)), w * c, h, w * c, true);
-}
-
+// y = the upper left pixels of x. A picture's row is one row of w c elements here.
 Tensor *crop(Tensor *x, int h, int w) {
     int n = x->shape[0], H = x->shape[1], W = x->shape[2], c = x->shape[3];
     if (h > H || w > W) die("crop: %d x %d pixels do not hold %d x %d", H, W, h, w);
     Tensor *y = tensor_new(SHAPE(n, h, w, c));
     for (int i = 0; i < n; i++)
-        backend.copy_columns(offset(mem(y), (size_t)i * (size_t)(h * w * c)), w * c,
-                             offset(mem(x), (size_t)i * (size_t)(H * W * c)), W * c, h, w * c, false);
-    return record((Record){.backward = crop_backward, .out = y, .in = {x}});
+        copy_part(
+            "crop", y, x,
+            (Part){(size_t)i * (size_t)(H * W * c), (size_t)i * (size_t)(h * w * c), W * c, w * c, h, w * c});
+    return y;
 }
 
 // The data and the gradient are x's own memory, so there is nothing to note.
@@ -573,14 +538,14 @@ Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
         if (ids[i] < 0 || ids[i] >= table->shape[0])
             die("embed: id %d is not in 0..%d", ids[i], table->shape[0] - 1);
     Tensor *y = tensor_new(dims + 1, full);
-    int32_t *at = upload_ids(ids, rows);
+    int32_t *at = upload(ids, rows);
     backend.embed(mem(y), mem(table), at, rows, full[dims]);
     return record((Record){.backward = embed_backward, .out = y, .in = {table}, .ids = at});
 }
 
 Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift) {
     Tensor *y = tensor_new(SHAPE(count, dim));
-    backend.sinusoid(mem(y), upload_floats(t, count), count, dim, cos_first, shift);
+    backend.sinusoid(mem(y), upload(t, count), count, dim, cos_first, shift);
     return y;
 }
 
@@ -599,7 +564,7 @@ Tensor *loss_between(Tensor *prediction, Tensor *target, const float *weight, Lo
     same_shape("loss", prediction, target);
     int n = prediction->shape[0], cols = (int)(tensor_count(prediction) / (size_t)n);
     Tensor *y = tensor_new_type(SHAPE(1), F32);
-    float *w = weight ? upload_floats(weight, n) : NULL;
+    float *w = weight ? upload(weight, n) : NULL;
     backend.loss(y->data, mem(prediction), mem(target), w, n, cols, f, c);
     if (target->wants_grad && is_recording())
         die("loss: the target is a constant; it may not want a gradient");
@@ -630,7 +595,7 @@ Tensor *loss_pick(Tensor *x, const int *ids) {
     for (int i = 0; i < rows; i++)
         if (ids[i] >= tensor_cols(x)) die("loss_pick: id %d is not below %d", ids[i], tensor_cols(x));
     Tensor *y = tensor_new_type(SHAPE(1), F32);
-    int32_t *at = upload_ids(ids, rows);
+    int32_t *at = upload(ids, rows);
     backend.pick(y->data, mem(x), at, rows, tensor_cols(x));
     return record((Record){.backward = loss_pick_backward, .out = y, .in = {x}, .ids = at});
 }

@@ -88,7 +88,7 @@ Params optimiser_averages(const Optimiser *o) {
     for (int i = 0; i < o->count; i++) {
         Tensor *t = scope_memory(sizeof *t);
         *t = *o->tensors[i], t->data = o->ema[i], t->wants_grad = false;
-        p.list[i] = (Parameter){o->names[i], t};
+        p.list[i] = (Parameter){o->names[i], t, NULL};
     }
     return p;
 }

@@ -10,24 +10,16 @@ static Tensor *declare(Params *p, char *name, int dims, const int *shape) {
     memcpy(t->shape, shape, (size_t)dims * sizeof(int));
     if ((p->count & (p->count - 1)) == 0) // at each power of two the room doubles
         p->list = xrealloc(p->list, (size_t)(p->count ? 2 * p->count : 1) * sizeof(Parameter));
-    p->list[p->count++] = (Parameter){name, t};
+    p->list[p->count++] = (Parameter){name, t, NULL};
     return t;
 }
-
-// The layers of all models. params_layer() finds one by its weight.
-static struct {
-    const Tensor *weight;
-    Layer *layer;
-} * layers;
-static int layer_count;
 
 static Layer *layer(Params *p, char *name, int dims, const int *weight_shape, bool bias) {
     Layer *l = xcalloc(1, sizeof *l);
     l->name = name;
     l->weight = declare(p, format("%s.weight", name), dims, weight_shape);
+    p->list[p->count - 1].layer = l;
     if (bias) l->bias = declare(p, format("%s.bias", name), 1, weight_shape);
-    layers = xrealloc(layers, (size_t)(layer_count + 1) * sizeof *layers);
-    layers[layer_count].weight = l->weight, layers[layer_count++].layer = l;
     return l;
 }
 
@@ -57,19 +49,22 @@ Tensor *param_tensor(Params *p, int dims, const int *shape, const char *name, ..
     return declare(p, full, dims, shape);
 }
 
-Tensor *params_find(const Params *p, const char *name) {
+static const Parameter *find(const Params *p, const char *name) {
     for (int i = 0; i < p->count; i++)
-        if (!strcmp(p->list[i].name, name)) return p->list[i].tensor;
+        if (!strcmp(p->list[i].name, name)) return &p->list[i];
     return NULL;
+}
+
+Tensor *params_find(const Params *p, const char *name) {
+    const Parameter *found = find(p, name);
+    return found ? found->tensor : NULL;
 }
 
 Layer *params_layer(const Params *p, const char *name) {
     char weight[300];
     snprintf(weight, sizeof weight, "%s.weight", name);
-    const Tensor *t = params_find(p, weight);
-    for (int i = 0; t && i < layer_count; i++)
-        if (layers[i].weight == t) return layers[i].layer;
-    return NULL;
+    const Parameter *found = find(p, weight);
+    return found ? found->layer : NULL;
 }
 
 size_t params_count(const Params *p) {
@@ -108,17 +103,12 @@ void param_trainable(Tensor *t) {
 void params_free(Params *p) {
     for (int i = 0; i < p->count; i++) {
         Tensor *t = p->list[i].tensor;
-        for (int j = layer_count - 1; j >= 0; j--)
-            if (layers[j].weight == t) {
-                free((void *)layers[j].layer->name);
-                free(layers[j].layer);
-                layers[j] = layers[--layer_count];
-            }
+        if (p->list[i].layer) free((void *)p->list[i].layer->name);
+        free(p->list[i].layer);
         if (t->data) backend.free(t->data);
         if (t->gradient) backend.free(t->gradient);
-        free(p->list[i].name);
+        free(p->list[i].name), free(t);
     }
-    for (int i = 0; i < p->count; i++) free(p->list[i].tensor);
     free(p->list);
     *p = (Params){0};
 }

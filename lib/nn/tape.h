@@ -6,6 +6,12 @@
 
 enum { RECORD_INPUTS = 5 };
 
+// Part of an operand as a matrix: how many elements stand before it, and from one of its rows to the next.
+typedef struct {
+    size_t x_from, y_from;
+    int x_stride, y_stride, rows, cols;
+} Part;
+
 typedef struct Record Record;
 struct Record {
     void (*backward)(Record *r); // adds to the gradients of `in`, given that of `out`
@@ -20,7 +26,7 @@ struct Record {
         GroupNorm norm;
         Attention attention;
         Activation activation;
-        int from; // the first column, or picture
+        Part part;
         struct {
             Loss f;
             float c;
