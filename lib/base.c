@@ -39,16 +39,13 @@ static void remove_unfinished(void) {
 // Names and captions come from files: what would begin a new line, steer the terminal or is no UTF-8 becomes
 // question marks.
 static void make_plain(char *text) {
-    for (char *at = text; *at;) {
-        size_t bad = 0;
-        if (!utf8_valid(at, strlen(at), &bad) && bad == 0) {
-            *at++ = '?';
-            continue;
-        }
+    for (char *at = text, *end = text + strlen(text); at < end;) {
+        size_t length = utf8_length(at, (size_t)(end - at));
         const char *next = at;
-        uint32_t point = utf8_get(&next);
-        if (point < ' ' || (point >= 0x7f && point < 0xa0)) memset(at, '?', (size_t)(next - at));
-        at += next - at;
+        uint32_t point = length ? utf8_get(&next) : 0;
+        if (!length) length = 1;
+        if (point < ' ' || (point >= 0x7f && point < 0xa0)) memset(at, '?', length);
+        at += length;
     }
 }
 
@@ -185,7 +182,7 @@ bool next_line(const char **at, const char *end, const char **line, size_t *leng
     return true;
 }
 
-bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
+size_t utf8_length(const char *s, size_t bytes) {
     // First bytes, how many follow, and the range of the second; the others are 80 to BF (RFC 3629, 4).
     static const struct {
         unsigned char first, last, more, low, high;
@@ -193,20 +190,19 @@ bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
                      {0xE1, 0xEC, 2, 0x80, 0xBF}, {0xED, 0xED, 2, 0x80, 0x9F}, {0xEE, 0xEF, 2, 0x80, 0xBF},
                      {0xF0, 0xF0, 3, 0x90, 0xBF}, {0xF1, 0xF3, 3, 0x80, 0xBF}, {0xF4, 0xF4, 3, 0x80, 0x8F}};
     const unsigned char *u = (const unsigned char *)s;
-    for (size_t i = 0; i < bytes;) {
-        size_t k = 0;
-        while (k < 9 && (u[i] < sequences[k].first || u[i] > sequences[k].last)) k++;
-        bool good = k < 9 && sequences[k].more < bytes - i;
-        for (size_t j = 1; good && j <= sequences[k].more; j++)
-            good = u[i + j] >= (j == 1 ? sequences[k].low : 0x80) &&
-                   u[i + j] <= (j == 1 ? sequences[k].high : 0xBF);
-        if (!good) {
-            if (bad_at) *bad_at = i;
-            return false;
-        }
-        i += sequences[k].more + 1u;
-    }
-    return true;
+    size_t k = 0;
+    while (k < 9 && bytes && (*u < sequences[k].first || *u > sequences[k].last)) k++;
+    if (k == 9 || sequences[k].more >= bytes) return 0;
+    for (size_t j = 1; j <= sequences[k].more; j++)
+        if (u[j] < (j == 1 ? sequences[k].low : 0x80) || u[j] > (j == 1 ? sequences[k].high : 0xBF)) return 0;
+    return sequences[k].more + 1u;
+}
+
+bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
+    size_t at = 0, length;
+    while ((length = utf8_length(s + at, bytes - at))) at += length;
+    if (bad_at) *bad_at = at;
+    return at == bytes;
 }
 
 uint32_t utf8_get(const char **s) {
@@ -263,6 +259,7 @@ int names_get(const Names *n, const char *text, size_t length) {
 void names_free(Names *n) {
     for (size_t i = 0; i < n->size; i++) free(n->entries[i].text);
     free(n->entries);
+    *n = (Names){0};
 }
 
 // ---- time and progress ---------------------------------------------------------------------------------
@@ -358,7 +355,7 @@ static struct Read {
     char *path;
 } * inputs;
 static size_t input_count;
-static char *replaceable[4]; // real paths of folders; NULL behind the last
+static char *replaceable[4]; // real paths of folders and files; NULL behind the last
 
 static void note_input(const char *path, const struct stat *s) {
     if (!begun) return;
@@ -375,16 +372,18 @@ void input_note(const char *path) {
     if (stat(path, &s) == 0) note_input(path, &s);
 }
 
-void may_replace(const char *dir) {
+void may_replace(const char *path) {
     int i = 0;
     while (replaceable[i]) i++;
-    if (i < 3) replaceable[i] = realpath(dir, NULL);
+    if (i < 3) replaceable[i] = realpath(path, NULL);
 }
 
 // `real` is the output's path without links.
 static void refuse_input(const char *path, const char *real, const struct stat *s) {
-    for (int i = 0; replaceable[i]; i++)
-        if (starts_with(real, replaceable[i]) && real[strlen(replaceable[i])] == '/') return;
+    for (int i = 0; replaceable[i]; i++) {
+        const char *rest = starts_with(real, replaceable[i]) ? real + strlen(replaceable[i]) : "no";
+        if (*rest == '/' || !*rest) return;
+    }
     const char *read = NULL;
 #pragma omp critical(inputs)
     for (size_t i = 0; i < input_count && !read; i++) {
@@ -417,15 +416,15 @@ static int open_locked(const char *path) {
 static char *behind_links(const char *path, bool *device) {
     char *real = xstrdup(path), target[4096];
     ssize_t n;
-    for (int i = 0; i < 40 && (n = readlink(real, target, sizeof target - 1)) > 0; i++) {
+    for (int i = 0; i < 40; i++) {
+        *device |= starts_with(real, "/proc/") || starts_with(real, "/dev/");
+        if ((n = readlink(real, target, sizeof target - 1)) <= 0) break;
         target[n] = 0;
         char *slash = strrchr(real, '/');
         char *next = target[0] == '/' || !slash ? xstrdup(target)
                                                 : format("%.*s/%s", (int)(slash - real), real, target);
         free(real), real = next;
-        *device |= starts_with(real, "/proc/") || starts_with(real, "/dev/");
     }
-    *device |= starts_with(path, "/proc/") || starts_with(path, "/dev/");
     return real;
 }
 
@@ -526,17 +525,16 @@ void check_output(const char *path) {
     output_discard(output_open(path));
 }
 
-// The digest's place in a file's bytes, behind `mark`; NULL where there is none.
-static const unsigned char *seal_place(const unsigned char *data, size_t bytes, const char *mark) {
-    const unsigned char *at = bytes ? memmem(data, bytes, mark, strlen(mark)) : NULL;
-    return at && bytes - (size_t)(at - data) >= strlen(mark) + 16 ? at + strlen(mark) : NULL;
-}
-
-static void digest_around(char digest[17], const unsigned char *data, size_t bytes,
-                          const unsigned char *place) {
-    size_t before = (size_t)(place - data);
-    uint64_t hash = hash_more(hash_more(3, data, before), place + 16, bytes - before - 16);
+// The place of a file's digest in its bytes, behind `mark`, and what the digest is of the bytes around it;
+// NULL where it has none.
+static const unsigned char *seal_place(const unsigned char *data, size_t bytes, const char *mark,
+                                       char digest[17]) {
+    const unsigned char *place = bytes ? memmem(data, bytes, mark, strlen(mark)) : NULL;
+    size_t before = place ? (size_t)(place - data) + strlen(mark) : bytes;
+    if (bytes - before < 16) return NULL;
+    uint64_t hash = hash_more(hash_more(3, data, before), data + before + 16, bytes - before - 16);
     snprintf(digest, 17, "%016llx", (unsigned long long)hash);
+    return data + before;
 }
 
 void output_seal(Output *o, const char *mark) {
@@ -544,18 +542,16 @@ void output_seal(Output *o, const char *mark) {
     size_t bytes = (size_t)ftello(o->file);
     void *data = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fileno(o->file), 0);
     if (data == MAP_FAILED) die_of_writing(o->path);
-    const unsigned char *place = seal_place(data, bytes, mark);
     char digest[17];
-    digest_around(digest, data, bytes, place);
+    const unsigned char *place = seal_place(data, bytes, mark, digest);
     if (pwrite(fileno(o->file), digest, 16, place - (unsigned char *)data) != 16) die_of_writing(o->path);
     munmap(data, bytes);
 }
 
 bool sealed(const char *path, const char *mark) {
     size_t bytes;
-    const unsigned char *data = map_file(path, &bytes), *place = seal_place(data, bytes, mark);
-    char digest[17] = "";
-    if (place) digest_around(digest, data, bytes, place);
+    char digest[17];
+    const unsigned char *data = map_file(path, &bytes), *place = seal_place(data, bytes, mark, digest);
     bool agrees = place && !memcmp(digest, place, 16);
     unmap_file(data, bytes);
     return agrees;
@@ -597,12 +593,17 @@ void unlock_folder(void) {
     free(path);
 }
 
-void write_text_file(const char *dir, const char *name, const char *text) {
+Output *output_inside(const char *dir, const char *name) {
     char *path = path_inside(dir, name);
     Output *o = output_open(path);
+    free(path);
+    return o;
+}
+
+void write_text_file(const char *dir, const char *name, const char *text) {
+    Output *o = output_inside(dir, name);
     output_write(o, text, strlen(text));
     output_commit(o);
-    free(path);
 }
 
 void copy_file(const char *from, const char *to) {

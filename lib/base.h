@@ -53,8 +53,10 @@ bool ends_with(const char *s, const char *end);
 // False at the end of the text.
 bool next_line(const char **at, const char *end, const char **line, size_t *length);
 
-// True if the bytes are UTF-8 as RFC 3629 defines it: shortest forms only, no surrogates, nothing above
-// U+10FFFF. If not, *bad_at (may be NULL) is the offset of the first byte of the first broken sequence.
+// How many bytes the character takes that the bytes begin with; 0 where that is not UTF-8 as RFC 3629 defines
+// it: shortest forms only, no surrogates, nothing above U+10FFFF.
+size_t utf8_length(const char *s, size_t bytes);
+// True if all bytes are UTF-8. If not, *bad_at (may be NULL) is where the first broken sequence begins.
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
 uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
@@ -70,7 +72,7 @@ typedef struct {
 } Names;
 void names_set(Names *n, const char *text, size_t length, int number); // adds the name, or changes its number
 int names_get(const Names *n, const char *text, size_t length);        // -1 where it is absent
-void names_free(Names *n);
+void names_free(Names *n);                                             // and empties it
 
 // ---- time and progress ---------------------------------------------------------------------------------
 
@@ -116,7 +118,8 @@ void output_lazily(bool on);
 // Could the file be written? Dies where not, before the work and not after it.
 void check_output(const char *path);
 void input_note(const char *path); // this file is read: no output may replace it
-void may_replace(const char *dir); // but what lies in this folder may be: it is the program's own
+void may_replace(
+    const char *path); // but this one, or what lies in this folder, may be: it is the program's own
 bool sealed(const char *path, const char *mark); // does the digest of output_seal() agree?
 // DIR/NAME, whose folders are made; the caller frees it. Dies where a part of NAME is a link: what is written
 // there would change something outside of DIR.
@@ -126,7 +129,8 @@ char *path_inside(const char *dir, const char *name);
 void lock_folder(const char *dir);
 void unlock_folder(void);
 
-void write_text_file(const char *dir, const char *name, const char *text); // to path_inside(DIR, NAME)
+Output *output_inside(const char *dir, const char *name); // output_open() of path_inside(DIR, NAME)
+void write_text_file(const char *dir, const char *name, const char *text); // the same for a text
 void copy_file(const char *from, const char *to);
 // Opens a regular file for reading. Anything else (a folder, a pipe, a device) might never end: -1 and
 // *reason, which is valid until the thread's next call.
