@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 
 static const char *const picture_folders[] = {"", "Images/", "images/", "flickr30k_images/",
                                               "Flicker8k_Dataset/"};
@@ -116,33 +115,27 @@ static bool read_field(Reader *r, const char *file, bool last_column, const char
     return ended;
 }
 
-// Is it that header? Case, blanks and quotes do not count. *extra: with one more column in front, the index
-// that pandas writes.
-static bool header_is(const char *line, size_t length, const char *header, int *extra) {
-    char *plain = xmalloc(length + 1), *out = plain;
-    for (size_t i = 0; i < length; i++)
-        if (line[i] != ' ' && line[i] != '"') *out++ = (char)tolower((unsigned char)line[i]);
-    *out = 0;
-    const char *comma = strchr(plain, ',');
-    *extra = strcmp(plain, header) != 0;
-    bool is = !*extra || (comma && !strcmp(comma + 1, header));
-    free(plain);
-    return is;
-}
-
+// The first column of the headers below is the picture, the last the caption. Case, blanks and quotes do not
+// count. There may be one more column in front: the index that pandas writes.
 static void read_csv(Builder *b, Reader r) {
-    static const struct {
-        const char *header;
-        int columns; // the first is the picture, the last the caption
-    } known[] = {{"image,caption", 2}, {"image_name,comment_number,comment", 3}};
+    static const char *const known[] = {"image,caption", "image_name,comment_number,comment"};
     const char *header = "";
     size_t header_length = 0;
-    int columns = 0, extra = 0, more;
+    int columns = 1, extra = -1;
     read_line(&r, &header, &header_length);
-    for (int i = 0; i < 2; i++)
-        if (header_is(header, header_length, known[i].header, &more))
-            columns = known[i].columns + more, extra = more;
-    if (!columns)
+    char *plain = xmalloc(header_length + 1), *out = plain;
+    for (size_t i = 0; i < header_length; i++) {
+        columns += header[i] == ',';
+        if (header[i] != ' ' && header[i] != '"') *out++ = (char)tolower((unsigned char)header[i]);
+    }
+    *out = 0;
+    const char *comma = strchr(plain, ',');
+    for (int i = 0; i < 2; i++) {
+        if (!strcmp(plain, known[i])) extra = 0;
+        if (comma && !strcmp(comma + 1, known[i])) extra = 1;
+    }
+    free(plain);
+    if (extra < 0)
         die("%s: it begins with '%.*s', expected the header image,caption", b->file,
             (int)(header_length < 60 ? header_length : 60), header);
     r.line++; // the one that is read next
@@ -365,24 +358,19 @@ static void list_folder(Listing *l, const char *dir) {
     if (!folder) die("cannot read the folder %s: %s", dir, strerror(errno));
     for (struct dirent *entry; (entry = readdir(folder));) {
         const char *name = entry->d_name, *dot = strrchr(name, '.');
-        bool picture = dot && dot != name && ends_in(dot, known);
         char *path = format("%s/%s", dir, name);
         if (is_directory(path)) {
-            struct stat link; // a link may lead back here
-            if (l->deep && name[0] != '.' && !lstat(path, &link) && !S_ISLNK(link.st_mode))
-                list_folder(l, path);
-            else if (l->deep && name[0] != '.')
+            if (l->deep && name[0] != '.' && is_link(path)) // it may lead back here
                 note("%s is a link to a folder and is not searched", path);
-            picture = false;
+            else if (l->deep && name[0] != '.')
+                list_folder(l, path);
+        } else if (dot && dot != name && ends_in(dot, known)) {
+            l->paths = xrealloc(l->paths, (l->count + 1) * sizeof *l->paths);
+            l->paths[l->count++] = path, path = NULL;
         } else {
             l->others += dot && dot != name && ends_in(dot, unknown);
         }
-        if (picture) {
-            l->paths = xrealloc(l->paths, (l->count + 1) * sizeof *l->paths);
-            l->paths[l->count++] = path;
-        } else {
-            free(path);
-        }
+        free(path);
     }
     closedir(folder);
 }

@@ -24,33 +24,22 @@ uint32_t big_endian_32(const unsigned char *p) {
 
 // ---- CRC-32 -----------------------------------------------------------------------------------------------
 
-// Remainders of polynomials over GF(2) by x^32 + x^26 + ... + 1, the lowest bit first (0xedb88320): row 0 of
-// each byte, row k of a byte with k zero bytes behind it. So the lookups of eight bytes wait for no other.
-static uint32_t crc_table[8][256];
+// Remainders of polynomials over GF(2) by x^32 + x^26 + ... + 1, the lowest bit first (0xedb88320), by byte.
+static uint32_t crc_table[256];
 static void crc_table_fill(void) {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t r = i;
         for (int bit = 0; bit < 8; bit++) r = r >> 1 ^ (r & 1 ? 0xedb88320 : 0);
-        crc_table[0][i] = r;
+        crc_table[i] = r;
     }
-    for (int k = 1; k < 8; k++)
-        for (int i = 0; i < 256; i++) {
-            uint32_t r = crc_table[k - 1][i];
-            crc_table[k][i] = r >> 8 ^ crc_table[0][r & 255];
-        }
 }
 
 uint32_t crc32_update(uint32_t crc, const void *data, size_t bytes) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, crc_table_fill);
-    const unsigned char *p = data;
     crc = ~crc;
-    for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint32_t next = 0;
-        for (int k = 0; k < 8; k++) next ^= crc_table[7 - k][p[k] ^ (k < 4 ? crc >> 8 * k & 255 : 0)];
-        crc = next;
-    }
-    for (; bytes > 0; bytes--) crc = crc >> 8 ^ crc_table[0][(crc ^ *p++) & 255];
+    for (const unsigned char *p = data, *end = p + bytes; p < end; p++)
+        crc = crc >> 8 ^ crc_table[(crc ^ *p) & 255];
     return ~crc;
 }
 

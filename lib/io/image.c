@@ -298,22 +298,18 @@ static const char *read_bytes(const char *path, unsigned char **bytes, size_t *s
     return reason;
 }
 
-static Image *load(const char *path, const char **reason, bool *measured) {
+Image *image_try_measure(const char *path, const char **reason, bool *differs) {
     size_t size = 0;
     unsigned char *bytes = NULL;
     Image *image = NULL;
     const char *wrong = read_bytes(path, &bytes, &size);
-    if (!wrong) wrong = decode(bytes, size, &image, measured);
+    if (!wrong) wrong = decode(bytes, size, &image, differs);
     if (reason) *reason = wrong;
     free(bytes);
     return image;
 }
 
-Image *image_try_load(const char *path, const char **reason) { return load(path, reason, NULL); }
-
-Image *image_try_measure(const char *path, const char **reason, bool *differs) {
-    return load(path, reason, differs);
-}
+Image *image_try_load(const char *path, const char **reason) { return image_try_measure(path, reason, NULL); }
 
 Image *image_load(const char *path) {
     const char *reason;
@@ -517,68 +513,62 @@ static inline unsigned char from_fixed(int32_t v) {
     return (unsigned char)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
+// out[o, i, e] = sum over k of weight[i, k] in[o, first[i] + k, e]: `outer` times `inner` elements, of which
+// `in` become `out`. Along rows `outer` is the height and `inner` a pixel's 3 bytes; along columns they are 1
+// and a row's bytes, whose sums are taken together: that reads memory in order, and vectorises.
+static void resample(unsigned char *to, const unsigned char *from, int outer, int in, int out, size_t inner,
+                     Resize filter) {
+    Weights w = make_weights(in, out, filter);
+    int32_t *fixed = to_fixed(&w, out), *restrict sum = xmalloc(inner * sizeof *sum);
+    for (int o = 0; o < outer; o++, from += (size_t)in * inner)
+        for (int i = 0; i < out; i++, to += inner) {
+            const int32_t *weight = fixed + (size_t)i * (size_t)w.taps;
+            const unsigned char *x = from + inner * (size_t)w.first[i];
+            for (size_t e = 0; e < inner; e++)
+                sum[e] = 1 << (FRACTION_BITS - 1); // a half: the shift then rounds
+            for (int k = 0; k < w.count[i]; k++, x += inner)
+                for (size_t e = 0; e < inner; e++) sum[e] += x[e] * weight[k];
+            for (size_t e = 0; e < inner; e++) to[e] = from_fixed(sum[e]);
+        }
+    free(sum), free(fixed), free_weights(&w);
+}
+
 static Image *resize_rows(const Image *image, int width, Resize filter) {
     Image *result = image_new(width, image->height);
-    Weights w = make_weights(image->width, width, filter);
-    int32_t *fixed = to_fixed(&w, width);
-    for (size_t y = 0; y < (size_t)image->height; y++) {
-        const unsigned char *row = image->rgb + 3 * y * (size_t)image->width;
-        unsigned char *out = result->rgb + 3 * y * (size_t)width;
-        for (int x = 0; x < width; x++, out += 3) {
-            const int32_t *weight = fixed + (size_t)x * (size_t)w.taps;
-            const unsigned char *in = row + 3 * (size_t)w.first[x];
-            int32_t r = 1 << (FRACTION_BITS - 1), g = r, b = r; // one half: the shift then rounds
-            for (int k = 0; k < w.count[x]; k++, in += 3)
-                r += in[0] * weight[k], g += in[1] * weight[k], b += in[2] * weight[k];
-            out[0] = from_fixed(r), out[1] = from_fixed(g), out[2] = from_fixed(b);
-        }
-    }
-    free(fixed), free_weights(&w);
+    resample(result->rgb, image->rgb, image->height, image->width, width, 3, filter);
     return result;
 }
 
 static Image *resize_columns(const Image *image, int height, Resize filter) {
     Image *result = image_new(image->width, height);
-    Weights w = make_weights(image->height, height, filter);
-    int32_t *fixed = to_fixed(&w, height);
-    size_t stride = 3 * (size_t)image->width;
-    int32_t *sum = xmalloc(stride * sizeof *sum);
-    for (size_t y = 0; y < (size_t)height; y++) {
-        for (size_t i = 0; i < stride; i++) sum[i] = 1 << (FRACTION_BITS - 1);
-        for (int k = 0; k < w.count[y]; k++) { // a row at a time: reads memory in order, and vectorises
-            const unsigned char *in = image->rgb + stride * (size_t)(w.first[y] + k);
-            int32_t weight = fixed[y * (size_t)w.taps + (size_t)k];
-            for (size_t i = 0; i < stride; i++) sum[i] += in[i] * weight;
-        }
-        for (size_t i = 0; i < stride; i++) result->rgb[stride * y + i] = from_fixed(sum[i]);
-    }
-    free(sum), free(fixed), free_weights(&w);
+    resample(result->rgb, image->rgb, 1, image->height, height, 3 * (size_t)image->width, filter);
     return result;
 }
 
+// The same on floats, with sums in double.
+static void resample_f32(float *to, const float *from, int outer, int in, int out, size_t inner,
+                         Resize filter) {
+    Weights w = make_weights(in, out, filter);
+    for (int o = 0; o < outer; o++, from += (size_t)in * inner)
+        for (int i = 0; i < out; i++)
+            for (size_t e = 0; e < inner; e++) {
+                const float *x = from + inner * (size_t)w.first[i] + e;
+                const double *weight = w.weight + (size_t)i * (size_t)w.taps;
+                double sum = 0;
+                for (int k = 0; k < w.count[i]; k++) sum += weight[k] * x[(size_t)k * inner];
+                *to++ = (float)sum;
+            }
+    free_weights(&w);
+}
+
 void image_resize_f32(float *out, const Image *image, int width, int height, Resize filter) {
-    size_t in_row = 3 * (size_t)image->width, out_row = 3 * (size_t)width;
-    float *narrow = xmalloc((size_t)image->height * out_row * sizeof(float)); // (image height, width, 3)
-    Weights across = make_weights(image->width, width, filter),
-            down = make_weights(image->height, height, filter);
-    for (size_t y = 0; y < (size_t)image->height; y++)
-        for (size_t i = 0; i < out_row; i++) {
-            size_t x = i / 3;
-            const unsigned char *in = image->rgb + y * in_row + 3 * (size_t)across.first[x] + i % 3;
-            const double *weight = across.weight + x * (size_t)across.taps;
-            double sum = 0;
-            for (int k = 0; k < across.count[x]; k++) sum += weight[k] * in[3 * k];
-            narrow[y * out_row + i] = (float)sum;
-        }
-    for (size_t y = 0; y < (size_t)height; y++)
-        for (size_t i = 0; i < out_row; i++) {
-            const float *in = narrow + (size_t)down.first[y] * out_row + i;
-            const double *weight = down.weight + y * (size_t)down.taps;
-            double sum = 0;
-            for (int k = 0; k < down.count[y]; k++) sum += weight[k] * in[(size_t)k * out_row];
-            out[y * out_row + i] = (float)sum;
-        }
-    free(narrow), free_weights(&across), free_weights(&down);
+    size_t count = 3 * (size_t)image->width * (size_t)image->height, row = 3 * (size_t)width;
+    float *pixels = xmalloc(count * sizeof(float)),
+          *narrow = xmalloc((size_t)image->height * row * sizeof(float));
+    for (size_t i = 0; i < count; i++) pixels[i] = image->rgb[i];
+    resample_f32(narrow, pixels, image->height, image->width, width, 3, filter);
+    resample_f32(out, narrow, 1, image->height, height, row, filter);
+    free(pixels), free(narrow);
 }
 
 Image *image_resize(const Image *image, int width, int height, Resize filter) {

@@ -33,6 +33,8 @@ const Json *json_get(const Json *object, const char *key); // NULL where absent,
 double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);
 const char *json_get_string(const Json *object, const char *key, const char *fallback);
+// A value in a line, which the caller frees: 'silu', 0.5, true, null, [1, 2].
+char *json_text(const Json *value);
 // A JSON string of it, which the caller frees: in quotes, escaped, and what is no UTF-8 as U+FFFD.
 char *json_quote(const char *s);
 // The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels". `obeyed` lists
@@ -86,6 +88,8 @@ void store_seal(
 void store_commit(StoreWriter *w);
 bool store_sealed(const char *path); // the digest is there and agrees: no bit has changed
 
+// The number of elements of a shape; false where it is beyond 2^53, even if a dimension is 0.
+bool shape_count(const int64_t *shape, int ndim, size_t *count);
 // "(320, 4, 3, 3)", for messages; returns text.
 const char *shape_text(char text[200], const int64_t *shape, int ndim);
 
@@ -169,7 +173,7 @@ typedef struct {
 // is valid until the thread's next call.
 Image *image_try_load(const char *path, const char **reason);
 // The same for measuring, as pytorch-fid reads it: neither turned nor scaled. *differs: would that have made
-// another picture of it?
+// another picture of it? (Where `differs` is NULL, it does as image_try_load().)
 Image *image_try_measure(const char *path, const char **reason, bool *differs);
 Image *image_load(const char *path); // dies where it cannot
 Image *image_new(int width, int height);

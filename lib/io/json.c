@@ -260,16 +260,15 @@ const char *json_get_string(const Json *object, const char *key, const char *fal
     return value ? value->string : fallback;
 }
 
-// A value in a line: 'silu', 0.5, true, null, [1, 2].
-static char *value_text(const Json *value) {
+char *json_text(const Json *value) {
     if (value->kind == JSON_NULL) return xstrdup("null");
     if (value->kind == JSON_BOOL) return xstrdup(value->number != 0 ? "true" : "false");
-    if (value->kind == JSON_NUMBER) return format("%.9g", value->number);
+    if (value->kind == JSON_NUMBER) return format("%.10g", value->number);
     if (value->kind == JSON_STRING) return format("'%s'", value->string);
     if (value->kind == JSON_OBJECT || value->length > 16) return xstrdup("...");
     char *text = xstrdup("[");
     for (size_t i = 0; i < value->length; i++) {
-        char *item = value_text(&value->items[i]);
+        char *item = json_text(&value->items[i]);
         format_more(&text, "%s%s", i ? ", " : "", item);
         free(item);
     }
@@ -294,7 +293,7 @@ void json_check_keys(const Json *object, const char *file, const JsonKey *keys) 
         const JsonKey *known = keys;
         while (known->key && !listed(name, known->key)) known++;
         bool says_nothing = value->kind == JSON_NULL || (value->kind == JSON_BOOL && value->number == 0);
-        char *text = value_text(value);
+        char *text = json_text(value);
         if (known->key && known->obeyed && !listed(text, known->obeyed) &&
             !listed(kinds[value->kind], known->obeyed))
             die("%s: \"%s\" is %s; what is supported is %s", file, name, text, known->obeyed);
@@ -307,21 +306,20 @@ void json_check_keys(const Json *object, const char *file, const JsonKey *keys) 
 // ---- writing -------------------------------------------------------------------------------------------
 
 char *json_quote(const char *s) {
-    char *out = xmalloc(6 * strlen(s) + 3), *to = out;
+    size_t left = strlen(s);
+    char *out = xmalloc(6 * left + 3), *to = out;
     *to++ = '"';
-    size_t length = strlen(s), bad_at = 0; // the first byte that is no UTF-8
-    const char *bad = utf8_valid(s, length, &bad_at) ? s + length : s + bad_at;
-    for (const char *end = s + length; s < end; s++) {
-        if (s == bad) {
+    for (size_t length; left; s += length, left -= length) {
+        length = utf8_length(s, left);
+        if (!length) {
             to += sprintf(to, "\\ufffd");
-            bad = utf8_valid(s + 1, (size_t)(end - s - 1), &bad_at) ? end : s + 1 + bad_at;
-            continue;
-        }
-        if (*s == '"' || *s == '\\') *to++ = '\\';
-        if ((unsigned char)*s < ' ' || *s == 0x7f)
+            length = 1;
+        } else if ((unsigned char)*s < ' ' || *s == 0x7f) {
             to += sprintf(to, "\\u%04x", *s);
-        else
-            *to++ = *s;
+        } else {
+            if (*s == '"' || *s == '\\') *to++ = '\\';
+            to = (char *)memcpy(to, s, length) + length;
+        }
     }
     *to++ = '"', *to = 0;
     return out;

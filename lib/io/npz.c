@@ -235,14 +235,8 @@ static double *read_npy(const unsigned char *data, size_t size, const char *wher
     if (header > size - (size_t)prefix) die("%s: it is cut short", where);
     Npy a = read_npy_header((const char *)data + prefix, header, where);
 
-    size_t count = 1;
-    bool empty = false;
-    for (int i = 0; i < a.ndim; i++) {
-        size_t factor = a.shape[i] ? (size_t)a.shape[i] : 1;
-        if (count > SIZE_MAX / 64 / factor) die("%s: its shape overflows", where);
-        count *= factor, empty |= a.shape[i] == 0;
-    }
-    if (empty) count = 0;
+    size_t count;
+    if (!shape_count(a.shape, a.ndim, &count)) die("%s: its shape overflows", where);
     const unsigned char *elements = data + prefix + header;
     size_t bytes = size - (size_t)prefix - header;
     if (bytes != count * (size_t)a.bytes)

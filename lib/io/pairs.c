@@ -57,17 +57,8 @@ typedef struct {
     char *path;
     int file;
     size_t values, record; // floats and bytes of a record
-    struct Place {
-        uint64_t picture;
-        size_t at; // of its moments, in the file
-    } * places;    // sorted by picture
-    size_t count;
+    Names places;          // hash of a picture, as bytes -> number of its record
 } Cache;
-
-static int compare_places(const void *a, const void *b) {
-    uint64_t x = ((const struct Place *)a)->picture, y = ((const struct Place *)b)->picture;
-    return (x > y) - (x < y);
-}
 
 static size_t file_bytes(const Cache *c) {
     struct stat s;
@@ -130,25 +121,22 @@ static const char *cache_map(Cache *c, size_t *bytes) {
     const char *at = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, c->file, 0);
     if (at == MAP_FAILED) die("cannot read %s: %s", c->path, strerror(errno));
     size_t records = (*bytes - HEADER) / c->record, damaged = 0;
-    c->places = xrealloc(c->places, (records ? records : 1) * sizeof *c->places);
-    c->count = 0;
+    names_free(&c->places);
     for (size_t i = 0; i < records; i++) {
         uint64_t hashes[2];
         size_t place = HEADER + i * c->record;
         memcpy(hashes, at + place, sizeof hashes);
         if (hash_more(hashes[0], at + place + 16, c->values * sizeof(float)) == hashes[1])
-            c->places[c->count++] = (struct Place){hashes[0], place + 16};
+            names_set(&c->places, (const char *)hashes, sizeof *hashes, (int)i);
         else
             damaged++;
     }
     if (damaged) note("%s: %zu records are damaged and left out", c->path, damaged);
-    qsort(c->places, c->count, sizeof *c->places, compare_places);
     return at;
 }
 
-static const struct Place *cache_find(const Cache *c, uint64_t picture) {
-    struct Place key = {.picture = picture};
-    return c->count ? bsearch(&key, c->places, c->count, sizeof key, compare_places) : NULL;
+static int cache_find(const Cache *c, uint64_t picture) { // its record, or -1
+    return names_get(&c->places, (const char *)&picture, sizeof picture);
 }
 
 // ---- unreadable pictures ----------------------------------------------------------------------------------
@@ -185,8 +173,8 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
     size_t most = BATCH_PIXELS / ((size_t)m->size * (size_t)m->size), floats = c->values * sizeof(float);
     if (most < 1) most = 1;
     Image **images = xcalloc(most, sizeof *images);
-    const char **reasons = xcalloc(most, sizeof *reasons);
-    size_t *of = xcalloc(most, sizeof *of); // the sample of each image
+    char **reasons = xcalloc(most, sizeof *reasons); // copies: a thread's next picture overwrites its reason
+    size_t *of = xcalloc(most, sizeof *of);          // the sample of each image
     char *record = xmalloc(c->record);
     Progress bar;
     progress_begin(&bar, "pictures to latents", (long)count);
@@ -194,8 +182,11 @@ static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64
     for (size_t at = 0; at < count; at += most) {
         size_t n = count - at < most ? count - at : most, good = 0;
 #pragma omp parallel for schedule(dynamic)
-        for (size_t i = 0; i < n; i++)
-            images[i] = load_square(d->samples[missing[at + i]].path, m->size, &reasons[i]);
+        for (size_t i = 0; i < n; i++) {
+            const char *reason;
+            images[i] = load_square(d->samples[missing[at + i]].path, m->size, &reason);
+            if (!images[i]) reasons[i] = xstrdup(reason);
+        }
         for (size_t i = 0; i < n; i++) {
             size_t sample = missing[at + i];
             if (!images[i])
@@ -257,7 +248,7 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     const char *mapping = cache_map(&c, &p->mapped);
     size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0, before = unreadable.count;
     for (size_t i = 0; i < count; i++)
-        if (found[i] && !cache_find(&c, hashes[i])) missing[missing_count++] = i;
+        if (found[i] && cache_find(&c, hashes[i]) < 0) missing[missing_count++] = i;
     if (missing_count) {
         encode(&c, m, d, hashes, missing, missing_count, &unreadable);
         munmap((void *)mapping, p->mapped);
@@ -273,11 +264,12 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     for (size_t i = 0; i < count; i++) {
         if (unreadable.at[i]) continue;
         const Sample *s = &d->samples[i];
-        const struct Place *place = cache_find(&c, hashes[i]);
-        if (!place) die("%s: picture %s is missing though it was encoded: the file changes", c.path, s->path);
+        int record = cache_find(&c, hashes[i]);
+        if (record < 0)
+            die("%s: picture %s is missing though it was encoded: the file changes", c.path, s->path);
         Pair *pair = &p->list[p->count++];
         pair->name = s->name;
-        pair->moments = (const float *)(const void *)(mapping + place->at);
+        pair->moments = (const float *)(const void *)(mapping + HEADER + (size_t)record * c.record + 16);
         tokens_of(pair, s, m, &cut, &first_cut);
         p->key = hash_more(p->key, &hashes[i], sizeof hashes[i]);
         p->key = hash_more(p->key, pair->ids, (size_t)pair->captions * (size_t)m->tokens * sizeof(int));
@@ -289,7 +281,8 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
          missing_count - (unreadable.count - before), unreadable.count);
     flock(c.file, LOCK_UN); // by name: a mapping keeps the file, and with it the lock, beyond close()
     close(c.file);
-    free(c.path), free(c.places), free(hashes), free(found), free(unreadable.at), free(missing);
+    names_free(&c.places);
+    free(c.path), free(hashes), free(found), free(unreadable.at), free(missing);
     return p;
 }
 
@@ -312,28 +305,26 @@ void pairs_latents(const Pairs *p, int i, Random *r, float *out) {
         }
 }
 
-enum { NAME = 260 }; // bytes a picture in the list of names
-
 PairsBatch pairs_batch(const Pairs *p, int n) {
     if (n > p->count) die("a batch of %d is more than the %d captioned pictures that there are", n, p->count);
     size_t values = (size_t)n * (size_t)p->side * (size_t)p->side * (size_t)p->channels;
     PairsBatch b = {.n = n, .side = p->side, .channels = p->channels, .tokens = p->tokens};
     b.z = xmalloc(values * sizeof(float));
     b.ids = xmalloc((size_t)n * (size_t)p->tokens * sizeof(int));
-    b.names = xmalloc((size_t)n * NAME);
     return b;
 }
 
 void pairs_draw(PairsBatch *b, const Pairs *p, Random *r) {
     size_t each = (size_t)p->side * (size_t)p->side * (size_t)p->channels, tokens = (size_t)p->tokens;
-    char *name = b->names;
+    free(b->names);
+    b->names = xstrdup("");
     for (int i = 0; i < b->n; i++) {
         int which = random_below(r, p->count);
         const Pair *pair = &p->list[which];
         const int *caption = pair->ids + (size_t)random_below(r, pair->captions) * tokens;
         memcpy(b->ids + (size_t)i * tokens, caption, tokens * sizeof(int));
         pairs_latents(p, which, r, b->z + (size_t)i * each);
-        name += snprintf(name, NAME, "%s%.250s", i ? ", " : "", pair->name);
+        format_more(&b->names, "%s%.250s", i ? ", " : "", pair->name);
     }
 }
 

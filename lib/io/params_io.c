@@ -13,16 +13,21 @@ static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
     return true;
 }
 
-// A convolution's weights, (out, in, kernel) -> (out, kernel, in), elements of `size` bytes (2 or 4).
-static void to_memory_order(char *to, const char *from, const Tensor *t, size_t size) {
+// Does it lie in memory in another order than in files?
+static bool reordered(const Tensor *t) { return t->dims == 4 && t->shape[1] * t->shape[2] > 1; }
+
+// Such weights, of `size` bytes (2 or 4), from files' order (out, in, kernel) to memory's (out, kernel, in),
+// or back.
+static void reorder(void *to, const void *from, const Tensor *t, size_t size, bool back) {
     size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
            in = (size_t)t->shape[3];
 #pragma omp parallel for
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++)
             for (size_t k = 0; k < kernel; k++) {
-                const char *s = from + ((o * in + i) * kernel + k) * size;
-                char *d = to + ((o * kernel + k) * in + i) * size;
+                size_t file = ((o * in + i) * kernel + k) * size, memory = ((o * kernel + k) * in + i) * size;
+                char *d = (char *)to + (back ? file : memory);
+                const char *s = (const char *)from + (back ? memory : file);
                 if (size == 4)
                     memcpy(d, s, 4);
                 else
@@ -68,12 +73,12 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
     if (bad < s->count) die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, bad);
     size_t size = s->type == F32 ? 4 : 2;
     param_allocate(t, s->type);
-    if (t->dims == 4 && t->shape[1] * t->shape[2] > 1) {
-        char *reordered = xmalloc(s->count * size);
-        to_memory_order(reordered, s->data, t, size);
-        backend.upload(t->data, reordered, s->count * size);
+    if (reordered(t)) {
+        void *in_order = xmalloc(s->count * size);
+        reorder(in_order, s->data, t, size, false);
+        backend.upload(t->data, in_order, s->count * size);
         backend.sync();
-        free(reordered);
+        free(in_order);
     } else {
         backend.upload(t->data, s->data, s->count * size);
     }
@@ -88,29 +93,26 @@ void params_load(const Params *p, FindStored *find, void *context, const char *w
     }
 }
 
-static int compare_addresses(const void *a, const void *b) {
-    const Stored *x = *(const Stored *const *)a, *y = *(const Stored *const *)b;
-    return (x > y) - (x < y);
-}
-
 void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where) {
     if (verbosity < 1) return;
-    size_t count = (size_t)p->count, extra = 0;
-    const Stored **used = xmalloc(count * sizeof *used), *first = NULL;
-    for (size_t i = 0; i < count; i++) used[i] = find(context, p->list[i].name);
-    qsort(used, count, sizeof *used, compare_addresses);
-    for (size_t i = 0; i < store_count(s); i++) {
-        const Stored *t = store_at(s, i);
-        // Old text encoders carry the numbers 0, 1, 2, ... under this name; nothing is lost with them.
-        if (strstr(t->name, "position_ids") || bsearch(&t, used, count, sizeof *used, compare_addresses))
-            continue;
-        if (!extra++) first = t;
+    Names used = {0};
+    for (int i = 0; i < p->count; i++) {
+        const char *name = find(context, p->list[i].name)->name;
+        names_set(&used, name, strlen(name), 0);
     }
-    free(used);
-    if (extra == 1) note_verbose("%s: tensor %s is not of this network; ignored", where, first->name);
+    size_t extra = 0;
+    const char *first = NULL;
+    for (size_t i = 0; i < store_count(s); i++) {
+        const char *name = store_at(s, i)->name;
+        // Old text encoders carry the numbers 0, 1, 2, ... under this name; nothing is lost with them.
+        if (strstr(name, "position_ids") || names_get(&used, name, strlen(name)) >= 0) continue;
+        if (!extra++) first = name;
+    }
+    names_free(&used);
+    if (extra == 1) note_verbose("%s: tensor %s is not of this network; ignored", where, first);
     if (extra > 1)
         note_verbose("%s: %zu tensors are not of this network, tensor %s first; ignored", where, extra,
-                     first->name);
+                     first);
 }
 
 void params_to_f32(const Params *p) {
@@ -126,26 +128,22 @@ void params_to_f32(const Params *p) {
 
 float *param_read(const Tensor *t) {
     float *x = tensor_read(t);
-    if (t->dims != 4 || t->shape[1] * t->shape[2] == 1) return x;
-    size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
-           in = (size_t)t->shape[3];
+    if (!reordered(t)) return x;
     float *y = xmalloc(tensor_count(t) * sizeof(float));
-    for (size_t o = 0; o < out; o++)
-        for (size_t k = 0; k < kernel; k++)
-            for (size_t i = 0; i < in; i++) y[(o * in + i) * kernel + k] = x[(o * kernel + k) * in + i];
+    reorder(y, x, t, sizeof(float), true);
     free(x);
     return y;
 }
 
 void param_write(Tensor *t, const float *file_order) {
-    if (t->dims != 4) {
+    if (!reordered(t)) {
         tensor_write(t, file_order);
         return;
     }
-    float *reordered = xmalloc(tensor_count(t) * sizeof(float));
-    to_memory_order((char *)reordered, (const char *)file_order, t, sizeof(float));
-    tensor_write(t, reordered);
-    free(reordered);
+    float *x = xmalloc(tensor_count(t) * sizeof(float));
+    reorder(x, file_order, t, sizeof(float), false);
+    tensor_write(t, x);
+    free(x);
 }
 
 void params_save(const Params *p, const char *path, size_t strip, Type type) {

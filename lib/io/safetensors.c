@@ -32,6 +32,22 @@ static const struct {
                  [I32] = {"I32", 4}, [I64] = {"I64", 8}, [BOOL8] = {"BOOL", 1}};
 enum { TYPES = sizeof type_info / sizeof type_info[0] };
 
+static size_t bytes_of(const Stored *t) { return t->count * type_info[t->type].bytes; }
+
+// The limit holds for the product of the sizes that are not 0, so that no order of them overflows. An element
+// takes at least a byte, so no tensor that fits a file comes near it.
+bool shape_count(const int64_t *shape, int ndim, size_t *count) {
+    size_t product = 1;
+    bool empty = false;
+    for (int i = 0; i < ndim; i++) {
+        size_t factor = shape[i] ? (size_t)shape[i] : 1;
+        if (product > ((size_t)1 << 53) / factor) return false;
+        product *= factor, empty |= shape[i] == 0;
+    }
+    *count = empty ? 0 : product;
+    return true;
+}
+
 // ---- half precision ------------------------------------------------------------------------------------
 
 static inline uint32_t bits_of(float f) {
@@ -99,11 +115,6 @@ struct Store {
     Names by_name; // -> places in tensors
 };
 
-typedef struct { // a claim of the header that has passed its own checks
-    Stored tensor;
-    size_t begin, end, position;
-} Claim;
-
 // A whole number of 0 ... 2^53 (JSON's doubles are exact so far), or false.
 static bool whole_number(const Json *j, size_t *out) {
     if (j->kind != JSON_NUMBER || !(j->number >= 0 && j->number <= 0x1p53)) return false;
@@ -112,9 +123,9 @@ static bool whole_number(const Json *j, size_t *out) {
 }
 
 // One entry of the header: everything that can be said about it alone.
-static Claim read_claim(const char *path, const Json *entry, size_t data_size) {
+static Stored read_entry(const char *path, const Json *entry, const unsigned char *data, size_t data_size) {
     const char *name = entry->key;
-    Claim c = {.tensor = {.name = name, .file = path, .count = 1}};
+    Stored t = {.name = name, .file = path};
     if (entry->kind != JSON_OBJECT)
         die("%s: tensor %s: expected an object with dtype, shape and data_offsets", path, name);
 
@@ -125,50 +136,44 @@ static Claim read_claim(const char *path, const Json *entry, size_t data_size) {
     if (type == TYPES)
         die("%s: tensor %s: type %.20s is not supported (F32, F16, BF16, F64, I8 ... I64, U8, U16, BOOL are)",
             path, name, dtype->string);
-    c.tensor.type = (Type)type;
+    t.type = (Type)type;
 
     const Json *shape = json_get(entry, "shape");
     if (!shape || shape->kind != JSON_ARRAY) die("%s: tensor %s: shape is missing or no list", path, name);
     if (shape->length > MAX_NDIM)
         die("%s: tensor %s: %zu dimensions, expected at most %d", path, name, shape->length, MAX_NDIM);
-    c.tensor.ndim = (int)shape->length;
-    // The limit holds for the product of the sizes that are not 0, so that no order of them overflows. An
-    // element takes at least a byte, so no tensor that fits the file comes near it.
-    size_t product = 1;
-    bool empty = false;
+    t.ndim = (int)shape->length;
     for (size_t i = 0; i < shape->length; i++) {
         size_t n;
         if (!whole_number(&shape->items[i], &n))
             die("%s: tensor %s: dimension %zu of its shape is no whole number", path, name, i);
-        c.tensor.shape[i] = (int64_t)n;
-        size_t factor = n ? n : 1;
-        if (product > ((size_t)1 << 53) / factor) die("%s: tensor %s: its shape overflows", path, name);
-        product *= factor, empty |= n == 0;
+        t.shape[i] = (int64_t)n;
     }
-    c.tensor.count = empty ? 0 : product;
+    if (!shape_count(t.shape, t.ndim, &t.count)) die("%s: tensor %s: its shape overflows", path, name);
 
     const Json *offsets = json_get(entry, "data_offsets");
+    size_t begin, end;
     if (!offsets || offsets->kind != JSON_ARRAY || offsets->length != 2 ||
-        !whole_number(&offsets->items[0], &c.begin) || !whole_number(&offsets->items[1], &c.end))
+        !whole_number(&offsets->items[0], &begin) || !whole_number(&offsets->items[1], &end))
         die("%s: tensor %s: data_offsets is no pair of whole numbers", path, name);
-    if (c.begin > c.end)
-        die("%s: tensor %s: data_offsets begin at %zu and end before that, at %zu", path, name, c.begin,
-            c.end);
-    if (c.end > data_size)
+    if (begin > end)
+        die("%s: tensor %s: data_offsets begin at %zu and end before that, at %zu", path, name, begin, end);
+    if (end > data_size)
         die("%s: tensor %s: its data ends at byte %zu, but the file holds %zu bytes of data (was it cut "
             "short?)",
-            path, name, c.end, data_size);
-    if (c.end - c.begin != c.tensor.count * type_info[type].bytes)
+            path, name, end, data_size);
+    if (end - begin != bytes_of(&t))
         die("%s: tensor %s: data_offsets span %zu bytes, but its shape and type need %zu", path, name,
-            c.end - c.begin, c.tensor.count * type_info[type].bytes);
-    return c;
+            end - begin, bytes_of(&t));
+    t.data = data + begin;
+    return t;
 }
 
 static int by_offset(const void *a, const void *b) {
-    const Claim *x = a, *y = b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    if (x->end != y->end) return x->end < y->end ? -1 : 1; // an empty tensor comes before its neighbour
-    return x->position < y->position ? -1 : 1;
+    const Stored *x = a, *y = b;
+    if (x->data != y->data) return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    if (!x->count != !y->count) return x->count ? 1 : -1; // an empty tensor comes before its neighbour
+    return (x->name > y->name) - (x->name < y->name);     // names lie in the order of the header
 }
 
 // Checks one file, whole in memory or mapped, and adds its tensors to the store.
@@ -200,39 +205,33 @@ static void add_part(Store *s, const char *given_path, const unsigned char *byte
 
     const unsigned char *data = bytes + 8 + length;
     size_t data_size = size - 8 - (size_t)length;
-    Claim *claims = xmalloc(part->header->length * sizeof *claims);
-    size_t count = 0;
+    s->tensors = xrealloc(s->tensors, (s->count + part->header->length) * sizeof *s->tensors);
+    Stored *own = s->tensors + s->count;
+    size_t count = 0, at = 0;
     for (size_t i = 0; i < part->header->length; i++) {
         const Json *entry = &part->header->items[i];
-        if (!strcmp(entry->key, "__metadata__")) {
-            if (entry->kind != JSON_OBJECT) die("%s: __metadata__ is no object", path);
-            for (size_t k = 0; k < entry->length; k++)
-                if (entry->items[k].kind != JSON_STRING)
-                    die("%s: __metadata__: the value of %s is no string", path, entry->items[k].key);
+        if (strcmp(entry->key, "__metadata__")) {
+            own[count++] = read_entry(path, entry, data, data_size);
             continue;
         }
-        claims[count] = read_claim(path, entry, data_size);
-        claims[count].position = count;
-        count++;
+        if (entry->kind != JSON_OBJECT) die("%s: __metadata__ is no object", path);
+        for (size_t k = 0; k < entry->length; k++)
+            if (entry->items[k].kind != JSON_STRING)
+                die("%s: __metadata__: the value of %s is no string", path, entry->items[k].key);
     }
 
     // Together the tensors cover the data exactly: no overlap, no hole, nothing behind the last one.
-    qsort(claims, count, sizeof *claims, by_offset);
-    s->tensors = xrealloc(s->tensors, (s->count + count) * sizeof *s->tensors);
-    size_t at = 0;
+    qsort(own, count, sizeof *own, by_offset);
     for (size_t i = 0; i < count; i++) {
-        const Claim *c = &claims[i];
-        if (c->begin < at)
-            die("%s: tensor %s: begins at byte %zu, inside tensor %s, which ends at %zu", path,
-                c->tensor.name, c->begin, claims[i - 1].tensor.name, at);
-        if (c->begin > at)
-            die("%s: tensor %s: begins at byte %zu, expected %zu: a hole", path, c->tensor.name, c->begin,
-                at);
-        at = c->end;
-        s->tensors[s->count] = c->tensor;
-        s->tensors[s->count++].data = data + c->begin;
+        size_t begin = (size_t)((const unsigned char *)own[i].data - data);
+        if (begin < at)
+            die("%s: tensor %s: begins at byte %zu, inside tensor %s, which ends at %zu", path, own[i].name,
+                begin, own[i - 1].name, at);
+        if (begin > at)
+            die("%s: tensor %s: begins at byte %zu, expected %zu: a hole", path, own[i].name, begin, at);
+        at = begin + bytes_of(&own[i]);
     }
-    free(claims);
+    s->count += count;
     if (at != data_size)
         die("%s: the tensors end at byte %zu, but there are %zu bytes of data", path, at, data_size);
 }
@@ -262,18 +261,15 @@ static void open_index(Store *s, const char *path) {
     const char *slash = strrchr(path, '/');
     int folder = slash ? (int)(slash - path) + 1 : 0;
 
-    const char **shards = xmalloc(map->length * sizeof *shards); // in order of their first mention
-    size_t shard_count = 0;
+    Names shards = {0}; // those that are open
     for (size_t i = 0; i < map->length; i++) {
         const Json *entry = &map->items[i];
         if (entry->kind != JSON_STRING || !*entry->string || strchr(entry->string, '/'))
             die("%s: tensor %s: expected the name of a file in the same folder", path, entry->key);
-        size_t k = shard_count;
-        while (k > 0 && strcmp(shards[k - 1], entry->string)) k--; // the latest shard is nearly always it
-        if (k > 0) continue;
+        if (names_get(&shards, entry->string, entry->length) >= 0) continue;
         char *shard = format("%.*s%s", folder, path, entry->string);
         if (!file_exists(shard)) die("%s: tensor %s: its shard %s is missing", path, entry->key, shard);
-        shards[shard_count++] = entry->string;
+        names_set(&shards, entry->string, entry->length, 0);
         map_part(s, shard);
         free(shard);
     }
@@ -285,7 +281,7 @@ static void open_index(Store *s, const char *path) {
             die("%s: tensor %s: its shard %.*s%s does not hold it", path, entry->key, folder, path,
                 entry->string);
     }
-    free(shards);
+    names_free(&shards);
     json_free(index);
 }
 
@@ -379,27 +375,19 @@ float *store_floats(const Stored *t, const char *path) {
 void store_done_with(const Stored *t) {
     // Only pages that lie wholly inside: the ones at the ends are shared with the neighbours.
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
-    uintptr_t end = begin + t->count * type_info[t->type].bytes;
+    uintptr_t end = begin + bytes_of(t);
     begin = (begin + page - 1) / page * page, end = end / page * page;
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED); // a hint: failure changes nothing
 }
 
 // ---- writing -------------------------------------------------------------------------------------------
 
-typedef struct {
-    char *name;
-    Type type;
-    int ndim;
-    int64_t shape[MAX_NDIM];
-    size_t bytes;
-} Declared;
-
 struct StoreWriter {
     Output *out;
     char *path;
     char **metadata; // key, value, key, value, ...
     size_t metadata_count;
-    Declared *tensors;
+    Stored *tensors; // without data
     size_t count;
     Names names; // of the tensors
     bool header_written, seal;
@@ -436,18 +424,16 @@ void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const 
     if (!utf8_valid(name, strlen(name), NULL)) die("%s: the tensor name %s is not UTF-8", w->path, name);
     if (ndim < 0 || ndim > MAX_NDIM)
         die("%s: tensor %s: %d dimensions, expected at most %d", w->path, name, ndim, MAX_NDIM);
-    Declared d = {.name = xstrdup(name), .type = type, .ndim = ndim, .bytes = type_info[type].bytes};
+    Stored t = {.name = xstrdup(name), .type = type, .ndim = ndim};
     for (int i = 0; i < ndim; i++) {
         if (shape[i] < 0) die("%s: tensor %s: dimension %d is %lld", w->path, name, i, (long long)shape[i]);
-        if (shape[i] && d.bytes > ((size_t)1 << 53) / (size_t)shape[i])
-            die("%s: tensor %s: its shape overflows", w->path, name);
-        d.shape[i] = shape[i];
-        d.bytes *= (size_t)shape[i];
+        t.shape[i] = shape[i];
     }
+    if (!shape_count(shape, ndim, &t.count)) die("%s: tensor %s: its shape overflows", w->path, name);
     if (names_get(&w->names, name, strlen(name)) >= 0) die("%s: tensor %s is declared twice", w->path, name);
-    names_set(&w->names, d.name, strlen(name), (int)w->count);
+    names_set(&w->names, name, strlen(name), (int)w->count);
     w->tensors = xrealloc(w->tensors, (w->count + 1) * sizeof *w->tensors);
-    w->tensors[w->count++] = d;
+    w->tensors[w->count++] = t;
 }
 
 static void put_string(FILE *f, const char *s) {
@@ -476,13 +462,13 @@ static void write_header(StoreWriter *w) {
     }
     size_t at = 0;
     for (size_t i = 0; i < w->count; i++) {
-        const Declared *d = &w->tensors[i];
+        const Stored *t = &w->tensors[i];
         fputs(comma, f);
-        put_string(f, d->name);
-        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", type_info[d->type].name);
-        for (int k = 0; k < d->ndim; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)d->shape[k]);
-        fprintf(f, "],\"data_offsets\":[%zu,%zu]}", at, at + d->bytes);
-        at += d->bytes;
+        put_string(f, t->name);
+        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", type_info[t->type].name);
+        for (int k = 0; k < t->ndim; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)t->shape[k]);
+        fprintf(f, "],\"data_offsets\":[%zu,%zu]}", at, at + bytes_of(t));
+        at += bytes_of(t);
         comma = ",";
     }
     putc('}', f);
@@ -497,25 +483,25 @@ static void write_header(StoreWriter *w) {
 }
 
 // The tensor that the next byte belongs to; NULL when all are complete.
-static Declared *current_tensor(StoreWriter *w) {
+static const Stored *current_tensor(StoreWriter *w) {
     if (!w->header_written) write_header(w);
-    while (w->current < w->count && w->done == w->tensors[w->current].bytes) w->current++, w->done = 0;
+    while (w->current < w->count && w->done == bytes_of(&w->tensors[w->current])) w->current++, w->done = 0;
     return w->current < w->count ? &w->tensors[w->current] : NULL;
 }
 
 void store_data(StoreWriter *w, const void *data, size_t bytes) {
-    Declared *d = current_tensor(w);
+    const Stored *t = current_tensor(w);
     if (!bytes) return;
-    if (!d) die("%s: %zu bytes of data behind the last tensor", w->path, bytes);
-    if (bytes > d->bytes - w->done)
-        die("%s: tensor %s: %zu bytes of data, expected at most %zu", w->path, d->name, bytes,
-            d->bytes - w->done);
+    if (!t) die("%s: %zu bytes of data behind the last tensor", w->path, bytes);
+    if (bytes > bytes_of(t) - w->done)
+        die("%s: tensor %s: %zu bytes of data, expected at most %zu", w->path, t->name, bytes,
+            bytes_of(t) - w->done);
     output_write(w->out, data, bytes);
     w->done += bytes;
 }
 
 // fp16 ends at 65504. A finite weight that became infinite would draw a black picture much later.
-static void to_halves(const StoreWriter *w, const Declared *d, uint16_t *out, const float *data, size_t n) {
+static void to_halves(const StoreWriter *w, const Stored *t, uint16_t *out, const float *data, size_t n) {
     uint32_t overflow = 0;
     for (size_t i = 0; i < n; i++) {
         out[i] = f32_to_f16(data[i]);
@@ -523,47 +509,43 @@ static void to_halves(const StoreWriter *w, const Declared *d, uint16_t *out, co
     }
     for (size_t i = 0; overflow && i < n; i++)
         if ((out[i] & 0x7fff) == 0x7c00 && isfinite(data[i]))
-            die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, d->name,
+            die("%s: tensor %s: the value %g does not fit fp16, which ends at 65504", w->path, t->name,
                 (double)data[i]);
 }
 
 void store_data_f32(StoreWriter *w, const float *data, size_t count) {
-    Declared *d = current_tensor(w);
+    const Stored *t = current_tensor(w);
     if (!count) return;
-    if (!d) die("%s: %zu values behind the last tensor", w->path, count);
+    if (!t) die("%s: %zu values behind the last tensor", w->path, count);
     union {
+        float same[4096];
         uint16_t half[4096];
         double wide[4096];
     } piece;
-    while (count) {
-        size_t n = count < 4096 ? count : 4096;
-        switch (d->type) {
-        case F32: store_data(w, data, n * 4); break;
-        case F16:
-            to_halves(w, d, piece.half, data, n);
-            store_data(w, piece.half, n * 2);
-            break;
+    for (size_t n; count; data += n, count -= n) {
+        n = count < 4096 ? count : 4096;
+        switch (t->type) {
+        case F32: memcpy(piece.same, data, n * sizeof *data); break;
+        case F16: to_halves(w, t, piece.half, data, n); break;
         case BF16:
             for (size_t i = 0; i < n; i++) piece.half[i] = f32_to_bf16(data[i]);
-            store_data(w, piece.half, n * 2);
             break;
         case F64:
             for (size_t i = 0; i < n; i++) piece.wide[i] = data[i];
-            store_data(w, piece.wide, n * 8);
             break;
-        default: die("%s: tensor %s: fp32 data for the type %s", w->path, d->name, type_info[d->type].name);
+        default: die("%s: tensor %s: fp32 data for the type %s", w->path, t->name, type_info[t->type].name);
         }
-        data += n, count -= n;
+        store_data(w, &piece, n * type_info[t->type].bytes);
     }
 }
 
 void store_commit(StoreWriter *w) {
-    const Declared *d = current_tensor(w);
-    if (d) die("%s: tensor %s: %zu bytes of data are missing", w->path, d->name, d->bytes - w->done);
+    const Stored *t = current_tensor(w);
+    if (t) die("%s: tensor %s: %zu bytes of data are missing", w->path, t->name, bytes_of(t) - w->done);
     if (w->seal) output_seal(w->out, digest_mark);
     output_commit(w->out);
     for (size_t i = 0; i < w->metadata_count; i++) free(w->metadata[i]);
-    for (size_t i = 0; i < w->count; i++) free(w->tensors[i].name);
+    for (size_t i = 0; i < w->count; i++) free((char *)w->tensors[i].name);
     names_free(&w->names);
     free(w->metadata), free(w->tensors), free(w->path), free(w);
 }

@@ -13,18 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char START[] = "<|startoftext|>", END[] = "<|endoftext|>";
-
-typedef struct {
-    int left, right; // ids; left is -1 in a free place
-    int number;      // of a merge its rank in the list; in training, how often the pair occurs
-    int result;      // what a merge makes of the pair
-} Pair;
-
-typedef struct { // a hash table, open addressing
-    Pair *pairs;
-    size_t mask; // its size - 1
-} PairTable;
+#define START "<|startoftext|>"
+#define END "<|endoftext|>"
 
 // A token that stands in the text as it is. `folded` ones are searched in lower-case text, so that any
 // spelling of theirs matches (added tokens with "normalized": true), the others before that.
@@ -39,7 +29,8 @@ typedef struct {
 
 struct Tokenizer {
     int byte_id[2][256]; // of a byte within a word, at its end
-    PairTable merges;
+    Names merges;        // two ids, as bytes -> rank in the list
+    int *results;        // by rank: the id of what a merge makes
     Special *specials;
     size_t special_count;
     int start, end, pad, unknown, max_length;
@@ -85,27 +76,6 @@ static void find_bytes(Tokenizer *t, const Names *vocabulary) {
 
 // ---- merges --------------------------------------------------------------------------------------------
 
-static void clear_pairs(PairTable *t) {
-    for (size_t i = 0; i <= t->mask; i++) t->pairs[i] = (Pair){.left = -1};
-}
-
-static PairTable pair_table(size_t count) {
-    size_t size = 16;
-    while (size < 2 * count) size *= 2; // at most half full, so that a search is short
-    PairTable t = {xmalloc(size * sizeof(Pair)), size - 1};
-    clear_pairs(&t);
-    return t;
-}
-
-// The entry of a pair, or the free place where it belongs.
-static Pair *find_pair(const PairTable *t, int left, int right) {
-    uint64_t key = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15;
-    for (size_t i = (size_t)(key >> 32);; i++) {
-        Pair *p = &t->pairs[i & t->mask];
-        if (p->left < 0 || (p->left == left && p->right == right)) return p;
-    }
-}
-
 // Splits "left right" in place and returns the right token; NULL where the text has another form.
 static char *split_merge(char *text) {
     char *blank = strchr(text, ' ');
@@ -125,7 +95,8 @@ static void add_merge(Tokenizer *t, Names *vocabulary, const char *left, const c
     for (int k = 0; k < 3; k++)
         if ((ids[k] = names_get(vocabulary, texts[k], strlen(texts[k]))) < 0)
             die("%s: line %zu: the token \"%.80s\" is not in the vocabulary", path, number, texts[k]);
-    *find_pair(&t->merges, ids[0], ids[1]) = (Pair){ids[0], ids[1], rank, ids[2]};
+    names_set(&t->merges, (const char *)ids, 2 * sizeof *ids, rank);
+    t->results[rank] = ids[2];
     free(joined);
 }
 
@@ -137,7 +108,7 @@ static int read_merges(Tokenizer *t, Names *vocabulary, char *text, size_t bytes
     enum { USED = 49152 - 256 - 2 }; // 48,894 merges
     size_t lines = 1, length, number = 0;
     for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
-    t->merges = pair_table(list && lines > USED ? USED : lines);
+    t->results = xmalloc(lines * sizeof *t->results);
     int rank = 0;
     const char *at = text, *line;
     while (!(list && rank == USED) && next_line(&at, text + bytes, &line, &length)) {
@@ -157,7 +128,7 @@ static int read_merges(Tokenizer *t, Names *vocabulary, char *text, size_t bytes
 // The same from tokenizer.json, where a merge is a string, "a b", or a pair, ["a", "b"].
 static void read_json_merges(Tokenizer *t, Names *vocabulary, const Json *merges, const char *path) {
     if (!merges || merges->kind != JSON_ARRAY) die("%s: its model has no list of merges", path);
-    t->merges = pair_table(merges->length);
+    t->results = xmalloc(merges->length * sizeof *t->results);
     for (size_t i = 0; i < merges->length; i++) {
         const Json *m = &merges->items[i], *parts = m->items;
         bool pair = m->kind == JSON_ARRAY && m->length == 2 && parts[0].kind == JSON_STRING &&
@@ -372,16 +343,16 @@ static uint64_t heap_pop(Heap *h) {
     return top;
 }
 
-// The merge of symbol i and the one behind it, or NULL.
-static const Pair *merge_at(const Tokenizer *t, const Symbol *symbols, int i) {
-    if (i < 0 || symbols[i].id < 0 || symbols[i].next < 0) return NULL;
-    const Pair *m = find_pair(&t->merges, symbols[i].id, symbols[symbols[i].next].id);
-    return m->left < 0 ? NULL : m;
+// The rank of the merge of symbol i and the one behind it, or -1.
+static int merge_at(const Tokenizer *t, const Symbol *symbols, int i) {
+    if (i < 0 || symbols[i].id < 0 || symbols[i].next < 0) return -1;
+    int pair[] = {symbols[i].id, symbols[symbols[i].next].id};
+    return names_get(&t->merges, (const char *)pair, sizeof pair);
 }
 
 static void heap_offer(Heap *h, const Tokenizer *t, const Symbol *symbols, int i) {
-    const Pair *m = merge_at(t, symbols, i);
-    if (m) heap_push(h, (uint64_t)m->number << 32 | (uint32_t)i);
+    int rank = merge_at(t, symbols, i);
+    if (rank >= 0) heap_push(h, (uint64_t)rank << 32 | (uint32_t)i);
 }
 
 // Merges n symbols; those that are left have id >= 0. `heap` has room for 3 n keys.
@@ -392,10 +363,10 @@ static void merge_symbols(const Tokenizer *t, Symbol *symbols, int n, Heap *heap
     while (heap->count) {
         uint64_t key = heap_pop(heap);
         int i = (int)(uint32_t)key;
-        const Pair *m = merge_at(t, symbols, i);
-        if (!m || (uint64_t)m->number != key >> 32) continue; // a neighbour has changed since
+        int rank = (int)(key >> 32);
+        if (merge_at(t, symbols, i) != rank) continue; // a neighbour has changed since
         int gone = symbols[i].next;
-        symbols[i].id = m->result;
+        symbols[i].id = t->results[rank];
         symbols[i].next = symbols[gone].next;
         symbols[gone].id = -1;
         if (symbols[i].next >= 0) symbols[symbols[i].next].previous = i;
@@ -649,29 +620,27 @@ static void open_list(Tokenizer *t, const char *dir, const char *path, bool zipp
 }
 
 Tokenizer *tokenizer_open(const char *dir) {
+    static const char *const files[] = {"tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt",
+                                        "bpe_simple_vocab_16e6.txt.gz"};
     Tokenizer *t = xcalloc(1, sizeof *t);
-    char *vocab = format("%s/vocab.json", dir), *whole = format("%s/tokenizer.json", dir);
-    char *list = format("%s/bpe_simple_vocab_16e6.txt", dir), *zipped = format("%s.gz", list);
-    if (file_exists(whole))
-        open_folder(t, dir, whole, true);
-    else if (file_exists(vocab))
-        open_folder(t, dir, vocab, false);
-    else if (file_exists(list))
-        open_list(t, dir, list, false);
-    else if (file_exists(zipped))
-        open_list(t, dir, zipped, true);
-    else
-        die("no tokenizer in %s: expected vocab.json with merges.txt, or bpe_simple_vocab_16e6.txt[.gz], or "
-            "tokenizer.json",
-            dir);
-    free(vocab), free(whole), free(list), free(zipped);
-    return t;
+    for (int i = 0; i < 4; i++) {
+        char *path = format("%s/%s", dir, files[i]);
+        bool there = file_exists(path);
+        if (there && i < 2) open_folder(t, dir, path, i == 0);
+        if (there && i >= 2) open_list(t, dir, path, i == 3);
+        free(path);
+        if (there) return t;
+    }
+    die("no tokenizer in %s: expected vocab.json with merges.txt, or bpe_simple_vocab_16e6.txt[.gz], or "
+        "tokenizer.json",
+        dir);
 }
 
 void tokenizer_close(Tokenizer *t) {
     if (!t) return;
     for (size_t i = 0; i < t->special_count; i++) free(t->specials[i].content), free(t->specials[i].points);
-    free(t->specials), free(t->merges.pairs), free(t);
+    names_free(&t->merges);
+    free(t->specials), free(t->results), free(t);
 }
 
 int tokenizer_max_length(const Tokenizer *t) { return t->max_length; }
@@ -727,33 +696,42 @@ static Trained *collect_words(const char *const *texts, size_t count, size_t *wo
     return out;
 }
 
+typedef struct {
+    int left, right, occurrences;
+} Pair; // of tokens that stand side by side
+
 // The pair that occurs most often; of equal ones that whose tokens come first in the order of their bytes.
-// number 0: there is none. `table` has room for all pairs.
-static Pair commonest_pair(const Trained *words, size_t word_count, char **names, PairTable *table) {
-    Pair best = {.number = 0};
-    clear_pairs(table);
+// occurrences 0: there is none. `pairs` has room for all of them.
+static Pair commonest_pair(const Trained *words, size_t word_count, char **names, Pair *pairs) {
+    Names places = {0}; // two tokens, as bytes -> place in `pairs`
+    int count = 0;
     for (size_t i = 0; i < word_count; i++)
         for (int k = 0; k + 1 < words[i].length; k++) {
-            int left = words[i].tokens[k], right = words[i].tokens[k + 1];
-            Pair *p = find_pair(table, left, right);
-            *p = (Pair){left, right, p->number + words[i].occurrences, 0};
+            const int *at = words[i].tokens + k;
+            int place = names_get(&places, (const char *)at, 2 * sizeof *at);
+            if (place < 0) {
+                pairs[place = count++] = (Pair){at[0], at[1], 0};
+                names_set(&places, (const char *)at, 2 * sizeof *at, place);
+            }
+            pairs[place].occurrences += words[i].occurrences;
         }
-    for (size_t i = 0; i <= table->mask; i++) {
-        const Pair *p = &table->pairs[i];
-        if (p->left < 0 || p->number < best.number) continue;
-        int order = p->number > best.number ? -1 : strcmp(names[p->left], names[best.left]);
+    names_free(&places);
+    Pair best = {.occurrences = 0};
+    for (const Pair *p = pairs; p < pairs + count; p++) {
+        if (p->occurrences < best.occurrences) continue;
+        int order = p->occurrences > best.occurrences ? -1 : strcmp(names[p->left], names[best.left]);
         if (order == 0) order = strcmp(names[p->right], names[best.right]);
         if (order <= 0) best = *p;
     }
     return best;
 }
 
-static void merge_in_word(Trained *word, Pair pair) {
+static void merge_in_word(Trained *word, Pair pair, int result) {
     int written = 0;
     for (int k = 0; k < word->length; k++) {
         const int *at = word->tokens + k;
         bool merged = k + 1 < word->length && at[0] == pair.left && at[1] == pair.right;
-        word->tokens[written++] = merged ? pair.result : *at;
+        word->tokens[written++] = merged ? result : *at;
         k += merged;
     }
     word->length = written;
@@ -770,35 +748,31 @@ void tokenizer_train(const char *dir, const char *const *texts, size_t count, in
     size_t word_count, symbols = 0;
     Trained *words = collect_words(texts, count, &word_count);
     for (size_t i = 0; i < word_count; i++) symbols += (size_t)words[i].length;
-    PairTable table = pair_table(symbols);
+    Pair *pairs = xmalloc(symbols * sizeof *pairs);
 
-    char *path = path_inside(dir, "merges.txt");
-    Output *merges = output_open(path);
+    Output *merges = output_inside(dir, "merges.txt");
     output_printf(merges, "#version: 0.2\n");
     int tokens = 512;
     while (tokens < vocab_size - 2) {
-        Pair best = commonest_pair(words, word_count, names, &table);
-        if (!best.number) {
+        Pair best = commonest_pair(words, word_count, names, pairs);
+        if (!best.occurrences) {
             output_discard(merges);
             die("the texts give a vocabulary of %d tokens, expected %d", tokens + 2, vocab_size);
         }
         output_printf(merges, "%s %s\n", names[best.left], names[best.right]);
         // Two pairs may read the same (a+bc, ab+c): that is a second merge, but no second token.
         char *name = format("%s%s", names[best.left], names[best.right]);
-        best.result = names_get(&vocabulary, name, strlen(name));
-        if (best.result < 0) {
-            best.result = tokens++;
-            names[best.result] = name;
-            names_set(&vocabulary, name, strlen(name), best.result);
+        int result = names_get(&vocabulary, name, strlen(name));
+        if (result < 0) {
+            names[result = tokens++] = name;
+            names_set(&vocabulary, name, strlen(name), result);
         } else
             free(name);
-        for (size_t i = 0; i < word_count; i++) merge_in_word(&words[i], best);
+        for (size_t i = 0; i < word_count; i++) merge_in_word(&words[i], best, result);
     }
     output_commit(merges);
-    free(path);
 
-    path = path_inside(dir, "vocab.json");
-    Output *vocab = output_open(path);
+    Output *vocab = output_inside(dir, "vocab.json");
     output_printf(vocab, "{");
     for (int i = 0; i < tokens; i++) {
         char *quoted = json_quote(names[i]);
@@ -807,20 +781,18 @@ void tokenizer_train(const char *dir, const char *const *texts, size_t count, in
     }
     output_printf(vocab, "\"%s\": %d, \"%s\": %d}\n", START, tokens, END, tokens + 1);
     output_commit(vocab);
-    free(path);
 
-    char *special = format("\"bos_token\": \"%s\", \"eos_token\": \"%s\", \"pad_token\": \"%s\", "
-                           "\"unk_token\": \"%s\"",
-                           START, END, END, END);
-    char *map = format("{%s}\n", special);
-    char *config = format("{%s, \"model_max_length\": %d, \"tokenizer_class\": \"CLIPTokenizer\"}\n", special,
-                          max_length);
-    write_text_file(dir, "special_tokens_map.json", map);
+#define SPECIAL                                                                                              \
+    "{\"bos_token\": \"" START "\", \"eos_token\": \"" END "\", \"pad_token\": \"" END                       \
+    "\", \"unk_token\": \"" END "\""
+    char *config =
+        format(SPECIAL ", \"model_max_length\": %d, \"tokenizer_class\": \"CLIPTokenizer\"}\n", max_length);
+    write_text_file(dir, "special_tokens_map.json", SPECIAL "}\n");
     write_text_file(dir, "tokenizer_config.json", config);
-    free(special), free(map), free(config);
+    free(config);
 
     for (int i = 0; i < tokens; i++) free(names[i]);
     for (size_t i = 0; i < word_count; i++) free(words[i].tokens);
-    free(names), free(words), free(table.pairs);
+    free(names), free(words), free(pairs);
     names_free(&vocabulary);
 }

@@ -105,14 +105,10 @@ static void read_one(const Store *s, const char *path, const char *prefix, const
     if (!t) die("%s: tensor %s is missing", path, full);
     if (t->type != F32 || t->count != count)
         die("%s: tensor %s holds %zu values, %zu are expected", path, full, t->count, count);
-    for (size_t i = 0; i < count; i++) {
-        float x;
-        memcpy(&x, (const char *)t->data + i * sizeof x, sizeof x);
-        if (!isfinite(x)) die("%s: tensor %s holds a NaN or an infinity", path, full);
-    }
-    backend.upload(to, t->data, count * sizeof(float));
+    float *x = store_floats(t, path);
+    backend.upload(to, x, count * sizeof(float));
     backend.sync();
-    free(full);
+    free(full), free(x);
 }
 
 // Where two configurations differ: JSON objects of strings, numbers and booleans.
@@ -122,18 +118,10 @@ static char *differences(const char *before, const char *now) {
     char *all = xstrdup("");
     for (size_t i = 0; i < b->length; i++) {
         const char *key = b->items[i].key;
-        const Json *sides[] = {json_get(a, key), &b->items[i]};
-        char *text[2];
-        for (int k = 0; k < 2; k++) {
-            const Json *j = sides[k];
-            text[k] = !j                       ? xstrdup("nothing")
-                      : j->kind == JSON_STRING ? xstrdup(j->string)
-                      : j->kind == JSON_BOOL   ? xstrdup(j->number != 0 ? "true" : "false")
-                                               : format("%.10g", j->number);
-        }
-        if (strcmp(text[0], text[1]))
-            format_more(&all, "%s%s was %s, now %s", *all ? "; " : "", key, text[0], text[1]);
-        free(text[0]), free(text[1]);
+        const Json *old = json_get(a, key);
+        char *was = old ? json_text(old) : xstrdup("nothing"), *is = json_text(&b->items[i]);
+        if (strcmp(was, is)) format_more(&all, "%s%s was %s, now %s", *all ? "; " : "", key, was, is);
+        free(was), free(is);
     }
     json_free(a), json_free(b);
     if (!*all) free(all), all = xstrdup("another version of the program made it");
