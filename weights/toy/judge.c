@@ -71,15 +71,14 @@ typedef struct {
 
 static Prompts read_prompts(const char *dir) {
     Prompts p = {.file = format("%s/prompts.jsonl", dir)};
-    size_t bytes;
+    size_t bytes, length;
     char *text = read_file(p.file, &bytes);
-    for (char *at = text, *end; at < text + bytes; at = end + 1) {
-        if (!(end = memchr(at, '\n', (size_t)(text + bytes - at)))) end = text + bytes;
-        if (end == at) continue;
+    for (const char *at = text, *line; next_line(&at, text + bytes, &line, &length);) {
+        if (!length) continue;
         p.wanted = xrealloc(p.wanted, (p.count + 1) * sizeof *p.wanted);
         p.pictures = xrealloc(p.pictures, (p.count + 1) * sizeof *p.pictures);
         char *where = format("%s, line %zu", p.file, p.count + 1), *picture;
-        p.wanted[p.count] = json_parse(at, (size_t)(end - at), where);
+        p.wanted[p.count] = json_parse(line, length, where);
         p.pictures[p.count] = picture = format("%s/%05zu.png", dir, p.count);
         if (!file_exists(picture)) die("the picture %s is missing: %s has a line for it", picture, p.file);
         p.count++;
@@ -340,6 +339,7 @@ void pretrain_inception(const PretrainOptions *o) {
         judge_gather_end(judge);
         char *path = format("%s-inception.safetensors", o->out);
         params_save_with(p, path, 0, F16, "inception", config);
+        may_replace(path);
         Judge *saved = judge_load(path); // as everybody will use it
         Reading real = read_scenes(o, saved, NULL, 20);
         judge_free(saved);

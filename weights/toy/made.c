@@ -28,6 +28,11 @@ static uint64_t fnv1a(const char *s) {
 
 static bool has(const char *name, const char *part) { return strstr(name, part) != NULL; }
 
+static bool has_any(const char *name, const char *const *parts) { // up to a NULL
+    while (*parts && !has(name, *parts)) parts++;
+    return *parts != NULL;
+}
+
 // ---- how large ------------------------------------------------------------------------------------------
 
 // Standard deviation of a weight times the square root of its fan-in, by the first row whose start and part
@@ -102,9 +107,8 @@ static void mean_and_deviation(const char *name, int64_t fan_in, MadeRegime regi
         int i = 0;
         while (!starts_with(name, gains[i].start) || !has(name, gains[i].part)) i++; // the last row fits all
         double gain = gains[i].gain;
-        bool logits =
-            has(name, "to_q.") || has(name, "to_k.") || has(name, "q_proj.") || has(name, "k_proj.");
-        if (regime == MADE_HARD && logits) gain = hard_logits;
+        static const char *const logits[] = {"to_q.", "to_k.", "q_proj.", "k_proj.", NULL};
+        if (regime == MADE_HARD && has_any(name, logits)) gain = hard_logits;
         *deviation = gain / sqrt((double)fan_in);
     }
 }
@@ -151,12 +155,8 @@ static void scale_columns(Weights w, float by, int64_t first) {
 // What trained networks do to arithmetic, beside sharp attention.
 static void harden(const char *name, Weights w) {
     // Some channels of the stream are 32 times as large as the others ...
-    static const char *const loud[] = {"conv2.", "proj_out.", "conv_in.", "fc2."};
-    for (size_t i = 0; i < sizeof loud / sizeof *loud; i++)
-        if (has(name, loud[i])) {
-            scale_rows(w, outlier, 5);
-            break;
-        }
+    static const char *const loud[] = {"conv2.", "proj_out.", "conv_in.", "fc2.", NULL};
+    if (has_any(name, loud)) scale_rows(w, outlier, 5);
     if (has(name, "position_embedding")) scale_columns(w, outlier, 5);
     // ... some groups of a group norm have a mean far larger than their standard deviation ...
     if (ends_with(name, "conv1.bias") || ends_with(name, "conv_in.bias"))
@@ -173,10 +173,9 @@ static void harden(const char *name, Weights w) {
 static void harden_inception(const char *name, Weights w) {
     // The loud channels are such as live: what is negative everywhere ends in the ReLU, however loud.
     static const char *const loud[] = {"Mixed_5b.branch1x1.bn.", "Mixed_6b.branch1x1.bn.",
-                                       "Mixed_7b.branch1x1.bn."};
-    for (size_t i = 0; i < sizeof loud / sizeof *loud; i++)
-        if (starts_with(name, loud[i]) && (ends_with(name, ".weight") || ends_with(name, ".bias")))
-            scale_rows(w, outlier, 11);
+                                       "Mixed_7b.branch1x1.bn.", NULL};
+    if (has_any(name, loud) && (ends_with(name, ".weight") || ends_with(name, ".bias")))
+        scale_rows(w, outlier, 11);
     // A convolution's channel near one limit of fp16, its batch norm's weight near the other.
     if (ends_with(name, ".conv.weight")) scale_rows(w, far_off, 7);
     if (ends_with(name, ".bn.weight")) scale_rows(w, 1 / far_off, 7);

@@ -20,7 +20,6 @@
 #include <string.h>
 
 enum { SIZE = SCENE_SIZE, TOKENS = 32, VOCABULARY = 768, WIDTH = 128, LATENT = 16, CHANNELS = 4 };
-enum { LATENT_COUNT = LATENT * LATENT * CHANNELS };
 
 // ---- models in training -----------------------------------------------------------------------------------
 
@@ -145,9 +144,8 @@ static void pretrain_tokenizer(const PretrainOptions *o) {
     enum { SCENES = 4000 };
     char **texts = xmalloc(2 * SCENES * 5 * sizeof *texts);
     for (long i = 0; i < 2 * SCENES; i++) {
-        Scene scene;
         char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES];
-        scene_describe(i % 2 ? WORLD_FLICKR : WORLD_BROAD, SPLIT_TRAIN, o->seed, i / 2, &scene, captions);
+        scene_describe(i % 2 ? WORLD_FLICKR : WORLD_BROAD, SPLIT_TRAIN, o->seed, i / 2, NULL, captions);
         for (int j = 0; j < 5; j++) texts[5 * i + j] = xstrdup(captions[j]);
     }
     char *dir = path_inside(o->out, "tokenizer");
@@ -170,8 +168,7 @@ Tensor *pretrain_scenes(const PretrainOptions *o, Split split, int world, long f
         long index = world == BOTH_WORLDS ? (first + i) / 2 : first + i;
         Scene scene;
         int box[4], most = SIZE - crop; // box of the figure; largest place of a corner
-        scene_describe(of, split, o->seed, index, &scene, NULL);
-        scene_draw_as(of, scene_seed(of, split, o->seed, index), &scene, rgb, box);
+        scene_draw(of, split, o->seed, index, rgb, &scene, box);
         uint32_t at[4], key[2] = {(uint32_t)o->seed, 1}, counter[4] = {(uint32_t)index, (uint32_t)of, 0, 0};
         philox4x32(counter, key, at);
         int corner[2]; // left, top
@@ -448,27 +445,23 @@ static void pretrain_unet(const PretrainOptions *o) {
     int empty[TOKENS], used = tokenizer_encode(tokenizer, "", empty, TOKENS, NULL);
     while (used < TOKENS) empty[used++] = tokenizer_pad(tokenizer);
     tokenizer_close(tokenizer);
-    size_t count = (size_t)n * LATENT_COUNT;
-    float *eps = xmalloc(count * sizeof(float));
-    float *t = xmalloc((size_t)n * sizeof(float)), *signal = xmalloc((size_t)n * sizeof(float));
-    float *sigma = xmalloc((size_t)n * sizeof(float)), *weight = xmalloc((size_t)n * sizeof(float));
+    int *t = xmalloc((size_t)n * sizeof *t);
+    float *weight = xmalloc((size_t)n * sizeof *weight);
     double saved = seconds();
     while (run_continues(&run)) {
         pairs_draw(&batch, pairs, &run.random);
         for (int i = 0; i < n; i++) {
             if (random_below(&run.random, 10) == 0) memcpy(batch.ids + i * TOKENS, empty, sizeof empty);
-            int time = random_below(&run.random, 1000);
-            float a = s.alphas_cumprod[time], snr = a / (1 - a);
-            t[i] = (float)time, signal[i] = sqrtf(a), sigma[i] = sqrtf(1 - a),
+            t[i] = random_below(&run.random, 1000);
+            float a = s.alphas_cumprod[t[i]], snr = a / (1 - a);
             weight[i] = fminf(snr, 5) / snr;
         }
-        random_normal(&run.random, eps, count);
         tape_begin(); // [G1] a training step: forward while the tape records, backward, optimiser
-        Tensor *noise = tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), eps);
-        Tensor *z =
-            combine_each(signal, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), batch.z), sigma, noise);
-        Tensor *loss =
-            loss_between(unet(u, z, t, text_encode(e, batch.ids, n), NULL), noise, weight, LOSS_MSE, 0);
+        Times at = times_at(&s, t, n);
+        Tensor *noise = random_tensor(&run.random, SHAPE(n, LATENT, LATENT, CHANNELS));
+        Tensor *z = noised(at, tensor_from(SHAPE(n, LATENT, LATENT, CHANNELS), batch.z), noise);
+        Tensor *out = unet(u, z, at.t, text_encode(e, batch.ids, n), NULL);
+        Tensor *loss = loss_between(out, noise, weight, LOSS_MSE, 0);
         backward(loss);
         run_step(&run, loss, NULL, batch.names);
         tape_end();

@@ -172,9 +172,11 @@ static void mask_disc(Canvas *c, Point at, int radius, bool hole) {
     mask_path(c, p, n, hole);
 }
 
-// Paints through the mask, in a gradient from `above` in its first row to `below` in its last.
+// Paints through the mask, in a gradient from `above` in its first row to `below` in its last. The silhouette
+// is of one colour.
 static void mask_paint(Canvas *c, Colour above, Colour below, int alpha) {
     if (c->top >= c->bottom) return;
+    if (c->pass == OUTLINE) above = below = c->outline_colour, alpha = 256;
     int first = c->top / SUB, last = (c->bottom - 1) / SUB;
     for (int y = first; y <= last; y++) {
         int change[N + 2] = {0}, left = N, right = 0; // coverage as differences from one pixel to the next
@@ -240,10 +242,7 @@ static void shape_gradient(Canvas *c, const Point *points, int n, int width, Col
         mask_disc(c, a, r, false);
         if (n == 2) mask_disc(c, b, r, false);
     }
-    if (c->pass == OUTLINE)
-        mask_paint(c, c->outline_colour, c->outline_colour, 256);
-    else
-        mask_paint(c, above, below, alpha);
+    mask_paint(c, above, below, alpha);
 }
 static void shape(Canvas *c, const Point *p, int n, int width, Colour k) {
     shape_gradient(c, p, n, width, k, k, 256);
@@ -279,7 +278,6 @@ static void ring(Canvas *c, int x, int y, int r, int width, Colour k) {
     mask_clear(c);
     mask_disc(c, at, radius + half, false);
     mask_disc(c, at, radius - half, true);
-    if (c->pass == OUTLINE) k = c->outline_colour;
     mask_paint(c, k, k, 256);
 }
 // A smooth closed curve from n control points: corners are cut three times (Chaikin 1974).
@@ -1111,17 +1109,18 @@ static const char *const subject_words[5][CHOICES] = {{"boy", "young boy", "litt
                                                       {"man", "man", "bearded man"},
                                                       {"woman", "lady", "young woman"},
                                                       {"dog", "dog", "puppy"}};
+// A verb stands in both forms at the front.
 static const char *const action_words[8][CHOICES] = {
-    [STAND] = {"standing", "posing", "standing still"},
-    [RUN] = {"running", "sprinting", "running fast"},
-    [JUMP] = {"jumping", "leaping", "jumping in the air"},
-    [CLIMB] = {"climbing up a set of stairs", "climbing the stairs", "climbing up some steps",
-               "walking up the stairs"},
-    [SIT] = {"sitting on a bench", "resting on a bench", "sitting on a wooden bench"},
-    [THROW] = {"throwing a ball", "tossing a ball", "throwing a ball in the air"},
-    [RIDE] = {"riding a bike", "riding a bicycle", "cycling"},
-    [FETCH] = {"carrying a ball", "fetching a ball", "holding a ball in its mouth"}};
-static const char *const dog_sits[CHOICES] = {"sitting", "sitting down", "resting"};
+    [STAND] = {"standing/stands", "posing/poses", "standing/stands still"},
+    [RUN] = {"running/runs", "sprinting/sprints", "running/runs fast"},
+    [JUMP] = {"jumping/jumps", "leaping/leaps", "jumping/jumps in the air"},
+    [CLIMB] = {"climbing/climbs up a set of stairs", "climbing/climbs the stairs",
+               "climbing/climbs up some steps", "walking/walks up the stairs"},
+    [SIT] = {"sitting/sits on a bench", "resting/rests on a bench", "sitting/sits on a wooden bench"},
+    [THROW] = {"throwing/throws a ball", "tossing/tosses a ball", "throwing/throws a ball in the air"},
+    [RIDE] = {"riding/rides a bike", "riding/rides a bicycle", "cycling/cycles"},
+    [FETCH] = {"carrying/carries a ball", "fetching/fetches a ball", "holding/holds a ball in its mouth"}};
+static const char *const dog_sits[CHOICES] = {"sitting/sits", "sitting/sits down", "resting/rests"};
 static const char *const place_words[6][CHOICES] = {
     {"on the beach", "on a sandy beach", "at the beach", "by the sea", "near the ocean"},
     {"in the park", "on the grass", "in a grassy field", "in a park", "under the trees of a park"},
@@ -1145,21 +1144,11 @@ static const char *pick(Dice *r, const char *const *words) {
     while (n < CHOICES && words[n]) n++;
     return words[below(r, n)];
 }
-// "running fast" to "runs fast".
-static void present(char *out, size_t size, const char *acting) {
-    static const char *const verbs[][2] = {
-        {"standing", "stands"}, {"posing", "poses"},   {"running", "runs"},     {"sprinting", "sprints"},
-        {"jumping", "jumps"},   {"leaping", "leaps"},  {"climbing", "climbs"},  {"walking", "walks"},
-        {"sitting", "sits"},    {"resting", "rests"},  {"throwing", "throws"},  {"tossing", "tosses"},
-        {"riding", "rides"},    {"cycling", "cycles"}, {"carrying", "carries"}, {"fetching", "fetches"},
-        {"holding", "holds"}};
-    size_t verb = strcspn(acting, " ");
-    for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++)
-        if (strlen(verbs[i][0]) == verb && !strncmp(verbs[i][0], acting, verb)) {
-            snprintf(out, size, "%s%s", verbs[i][1], acting + verb);
-            return;
-        }
-    die("scenes: no present tense of \"%s\"", acting);
+// "running/runs fast": "running fast" and "runs fast".
+static void both_forms(char doing[64], char does[64], const char *phrase) {
+    size_t first = strcspn(phrase, "/"), verb = strcspn(phrase, " ");
+    snprintf(doing, 64, "%.*s%s", (int)first, phrase, phrase + verb);
+    snprintf(does, 64, "%s", phrase + first + 1);
 }
 static const char *article(const char *word) { return strchr("aeiou", *word) ? "an" : "a"; }
 
@@ -1187,7 +1176,7 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
     bool tags = world == WORLD_BROAD && way < TAG_WAYS;
     const char *who = pick(r, subject_words[s->subject]), *place = pick(r, place_words[s->place]),
                *time = pick(r, time_words[s->time]);
-    const char *doing = pick(r, is_dog && s->action == SIT ? dog_sits : action_words[s->action]);
+    const char *action = pick(r, is_dog && s->action == SIT ? dog_sits : action_words[s->action]);
     const char *colour = attributes[2].values[s->colour], *garment = attributes[1].values[s->garment];
     // A child in a dress is a girl. Else "child" does not say boy or girl, so only later captions have it.
     if (child && (s->garment == DRESS || !first) && below(r, s->garment == DRESS ? 2 : 8) == 0)
@@ -1195,8 +1184,8 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
     if (s->action == CLIMB && below(r, 2)) place = "in an entryway";
     if (tags) place = pick(r, place_tags[s->place]), time = pick(r, time_tags[s->time]);
     if (world == WORLD_BROAD && !tags) way = (way - TAG_WAYS) * 2;
-    char does[64], wear[32], worn[36], noun[48], one[52], behind[32], before[32];
-    present(does, sizeof does, doing);
+    char doing[64], does[64], wear[32], worn[36], noun[48], one[52], behind[32], before[32];
+    both_forms(doing, does, action);
     snprintf(wear, sizeof wear, "%s %s", colour, is_dog ? "fur" : garment);
     snprintf(worn, sizeof worn, "%s %s", article(wear), wear);
     if (tags || !is_dog)
@@ -1226,10 +1215,6 @@ static Dice scene_random(World world, Split split, uint64_t seed, long index) {
     uint64_t key = mix64(seed + 0x632be59bd9b4e019u) ^ ((uint64_t)world << 62) ^ ((uint64_t)split << 61);
     return (Dice){mix64(key + (uint64_t)index * 0xd1342543de82ef95u)};
 }
-uint64_t scene_seed(World world, Split split, uint64_t seed, long index) {
-    return scene_random(world, split, seed, index).state;
-}
-
 void scene_describe(World world, Split split, uint64_t seed, long index, Scene *scene,
                     char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]) {
     Dice r = scene_random(world, split, seed, index);
@@ -1246,10 +1231,10 @@ void scene_describe(World world, Split split, uint64_t seed, long index, Scene *
 }
 
 void scene_draw(World world, Split split, uint64_t seed, long index, unsigned char *rgb, Scene *scene,
-                char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]) {
+                int box[4]) {
     Scene s;
-    scene_describe(world, split, seed, index, &s, captions);
-    scene_draw_as(world, scene_seed(world, split, seed, index), &s, rgb, NULL);
+    scene_describe(world, split, seed, index, &s, NULL);
+    scene_draw_as(world, scene_random(world, split, seed, index).state, &s, rgb, box);
     if (scene) *scene = s;
 }
 
@@ -1274,8 +1259,8 @@ Scene scene_parse(const char *text, size_t length, const char *name) {
 }
 
 static void write_lists(const char *dir, long n, uint64_t seed, World world, Split split) {
-    char *captions_path = path_inside(dir, "captions.txt"), *scenes_path = path_inside(dir, "scenes.jsonl");
-    Output *captions_file = output_open(captions_path), *scenes_file = output_open(scenes_path);
+    Output *captions_file = output_inside(dir, "captions.txt"),
+           *scenes_file = output_inside(dir, "scenes.jsonl");
     output_printf(captions_file, "image,caption\n");
     for (long i = 0; i < n; i++) {
         Scene s;
@@ -1292,8 +1277,6 @@ static void write_lists(const char *dir, long n, uint64_t seed, World world, Spl
     }
     output_commit(captions_file);
     output_commit(scenes_file);
-    free(captions_path);
-    free(scenes_path);
 }
 
 void scenes_write(const char *dir, long n, uint64_t seed, World world, Split split) {

@@ -46,15 +46,12 @@ bool scene_held_out(const Scene *scene);
 // on every machine. Captions are written differently from one another, at most 24 words each.
 void scene_describe(World world, Split split, uint64_t seed, long index, Scene *scene,
                     char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]);
-// rgb: (128, 128, 3). The last two may be NULL.
+// rgb: (128, 128, 3). Where the figure is: box = left, top, right, bottom in pixels, right and bottom
+// exclusive; with bench or bicycle, without ball and shadow. The last two may be NULL.
 void scene_draw(World world, Split split, uint64_t seed, long index, unsigned char *rgb, Scene *scene,
-                char captions[SCENE_CAPTIONS][SCENE_CAPTION_BYTES]);
-// Draws attributes of the caller's choice (its variation of position, size and detail comes from the seed),
-// and tells where the figure is: box = left, top, right, bottom in pixels, right and bottom exclusive. The
-// figure with bench or bicycle, without ball and shadow. box may be NULL.
+                int box[4]);
+// Draws attributes of the caller's choice; its variation of position, size and detail comes from the seed.
 void scene_draw_as(World world, uint64_t seed, const Scene *scene, unsigned char *rgb, int box[4]);
-// The seed that scene_draw gives scene_draw_as.
-uint64_t scene_seed(World world, Split split, uint64_t seed, long index);
 
 // DIR/Images/00000.png ..., DIR/captions.txt (Flickr8k as Kaggle has it: `image,caption`), DIR/scenes.jsonl
 // (n lines, an object each: "image", the six attributes, "world").
