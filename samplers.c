@@ -69,14 +69,6 @@ enum { KEYS = sizeof keys / sizeof *keys };
 
 static const char file[] = "scheduler_config.json";
 
-// The place of a name in "a|b|c", or -1.
-static int place(const char *name, const char *names) {
-    size_t length = strlen(name);
-    for (int i = 0; names; names = strchr(names, '|') ? strchr(names, '|') + 1 : NULL, i++)
-        if (!strncmp(names, name, length) && (names[length] == '|' || !names[length])) return i;
-    return -1;
-}
-
 // The members whose keys this class has, checked; the caller frees the items.
 static Json own_keys(const Json *j, char class) {
     JsonKey known[KEYS + 1] = {{NULL, NULL}};
@@ -85,7 +77,7 @@ static Json own_keys(const Json *j, char class) {
         if (!strchr(keys[k].classes, class)) continue;
         known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};
         for (size_t i = 0; i < j->length; i++)
-            if (place(j->items[i].key, keys[k].key) >= 0) own.items[own.length++] = j->items[i];
+            if (place_in(keys[k].key, j->items[i].key) >= 0) own.items[own.length++] = j->items[i];
     }
     json_check_keys(&own, file, known);
     return own;
@@ -98,7 +90,7 @@ static bool flag(const Json *j, const char *key, bool fallback) {
 }
 
 static int choice(const Json *j, const char *key, const char *fallback, const char *names) {
-    return place(json_get_string(j, key, fallback), names);
+    return place_in(names, json_get_string(j, key, fallback));
 }
 
 static double beta(const Json *j, const char *key, double fallback) {

@@ -154,7 +154,7 @@ static const char *explain_between(const Inputs *in, const char *block, const fl
         return "not made as ours is from the same tensors";
     char *text = xstrdup("");
     for (int i = 0; i < terms; i++)
-        text = joined(text, format("%s%s times %.4g (ours %.4g)", i ? " + " : "", called[i], a[i], b[i]));
+        format_more(&text, "%s%s times %.4g (ours %.4g)", i ? " + " : "", called[i], a[i], b[i]);
     return text;
 }
 

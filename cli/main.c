@@ -60,7 +60,7 @@ int main(int argc, char **argv) {
         }
     char *all = xstrdup("help");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        all = joined(all, format("|%s", commands[i].name));
+        format_more(&all, "|%s", commands[i].name);
     die_usage("there is no command \"%s\"; \"sd help\" lists them%s", argv[1],
               did_you_mean(argv[1], all, "sd "));
 }

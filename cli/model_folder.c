@@ -49,22 +49,17 @@ Model *model_declared(const char *folder, const Architecture *a) {
 // `base` with the members `set` ({key, JSON text}, ended by a NULL key) in place of its own (a NULL text:
 // without it). A new string, with a member a line as diffusers writes it.
 static char *json_changed(const Json *base, const char *const set[][2]) {
-    char *text;
-    FILE *f = open_memstream(&text, &(size_t){0});
-    if (!f) die("out of memory");
-    const char *before = "{\n  ";
+    char *text = xstrdup("");
     for (size_t i = 0; base && i < base->length; i++) {
+        const char *key = base->items[i].key;
         bool changed = false;
-        for (int k = 0; set[k][0]; k++) changed |= !strcmp(base->items[i].key, set[k][0]);
+        for (int k = 0; set[k][0]; k++) changed |= !strcmp(key, set[k][0]);
         if (changed) continue;
-        fprintf(f, "%s\"%s\": ", before, base->items[i].key);
-        print_json(f, &base->items[i]);
-        before = ",\n  ";
+        format_more(&text, "%s\n  \"%s\": %s", *text ? "," : "{", key, json_text(&base->items[i], '"'));
     }
     for (int k = 0; set[k][0]; k++)
-        if (set[k][1]) fprintf(f, "%s\"%s\": %s", before, set[k][0], set[k][1]), before = ",\n  ";
-    fputs("\n}\n", f);
-    fclose(f);
+        if (set[k][1]) format_more(&text, "%s\n  \"%s\": %s", *text ? "," : "{", set[k][0], set[k][1]);
+    format_more(&text, "\n}\n");
     return text;
 }
 
@@ -133,8 +128,9 @@ static char *relative_path(const char *from, const char *to) {
     for (size_t i = 0; a[i] && a[i] == b[i]; i++)
         if (a[i] == '/') same = i + 1;
     for (const char *c = a + same; *c; c++)
-        if (*c == '/') path = joined(path, xstrdup("../"));
-    return joined(path, xstrdup(same < strlen(to) ? to + same : ""));
+        if (*c == '/') format_more(&path, "../");
+    format_more(&path, "%s", same < strlen(to) ? to + same : "");
+    return path;
 }
 
 // OUT/name becomes the folder `from`: a copy, or a relative link so that both folders can move together.

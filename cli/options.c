@@ -88,13 +88,12 @@ char *did_you_mean(const char *word, const char *names, const char *before) {
 }
 
 int choice(const char *refusal, const char *word, const char *names) {
-    int place = 0, length;
-    for (const char *name = names; (length = next_name(&name)); name += length, place++)
-        if ((int)strlen(word) == length && !strncmp(word, name, (size_t)length)) return place;
+    int place = place_in(names, word), length;
+    if (place >= 0) return place;
     char *list = xstrdup("");
     for (const char *name = names; (length = next_name(&name)); name += length) {
         const char *between = name == names ? "" : name[length] ? ", " : " or ";
-        list = joined(list, format("%s%.*s", between, length, name));
+        format_more(&list, "%s%.*s", between, length, name);
     }
     die_usage("%s \"%s\"; %s is expected%s", refusal, word, list, did_you_mean(word, names, ""));
 }
@@ -128,16 +127,6 @@ void option_set(Option *o, const char *text) {
     case A_NAME: parse_choice(o, text), *(const char **)to = text; break;
     case A_SET: ((bool *)to)[parse_choice(o, text)] = true; break;
     case A_HELP: break;
-    }
-}
-
-// The fewest digits, from 6 on, that are read back as the same number.
-static char *number_text(double x, bool single) {
-    for (int digits = 6;; digits++) {
-        char *text = format("%.*g", digits, x);
-        double read = strtod(text, NULL);
-        if (digits == 17 || (single ? (float)read == (float)x : read == x)) return text;
-        free(text);
     }
 }
 
@@ -210,7 +199,7 @@ static _Noreturn void refuse(int argc, char **argv, const char *letters, const s
         char *typed = format("%.*s", (int)strcspn(word + 2, "="), word + 2), *all = xstrdup("");
         bool begins = false; // then it is ambiguous
         for (const struct option *o = names; o->name; o++) {
-            all = joined(all, format("|%s", o->name));
+            format_more(&all, "|%s", o->name);
             begins |= starts_with(o->name, typed);
         }
         if (!begins) die_usage("unrecognized option '--%s'%s", typed, did_you_mean(typed, all, "--"));
@@ -310,37 +299,4 @@ float *read_tensor(const Store *s, const char *path, const char *name, int dims,
             shape_text(has, t->shape, t->ndim), shape_text(expected, shape, dims));
     for (int i = 0; i < dims; i++) shape[i] = i < absent ? 1 : t->shape[i - absent];
     return store_floats(t, path);
-}
-
-char *joined(char *a, char *b) {
-    char *both = format("%s%s", a, b);
-    free(a), free(b);
-    return both;
-}
-
-static void put(FILE *f, char *text) {
-    fputs(text, f);
-    free(text);
-}
-
-void print_json(FILE *f, const Json *j) {
-    bool object = j->kind == JSON_OBJECT, whole = j->number == floor(j->number) && fabs(j->number) < 1e15;
-    switch (j->kind) {
-    case JSON_NULL: fputs("null", f); break;
-    case JSON_BOOL: fputs(j->number != 0 ? "true" : "false", f); break;
-    case JSON_NUMBER: // whole without point or exponent, since Python tells 1000 from 1e3
-        put(f, whole ? format("%.0f", j->number) : number_text(j->number, false));
-        break;
-    case JSON_STRING: put(f, json_quote(j->string)); break;
-    case JSON_ARRAY:
-    case JSON_OBJECT:
-        putc(object ? '{' : '[', f);
-        for (size_t i = 0; i < j->length; i++) {
-            if (i) fputs(", ", f);
-            if (object) put(f, json_quote(j->items[i].key)), fputs(": ", f);
-            print_json(f, &j->items[i]);
-        }
-        putc(object ? '}' : ']', f);
-        break;
-    }
 }

@@ -99,7 +99,5 @@ void check_png(const char *output);                        // dies where the nam
 // A file's tensor as floats. shape (dims): what is expected, -1 for any size; then what was found. A leading
 // 1 may be absent. Dies where the tensor is, or has another shape, a NaN or an infinity.
 float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);
-char *joined(char *a, char *b);          // both as one new string; frees them
-void print_json(FILE *f, const Json *j); // in one line
 
 #endif

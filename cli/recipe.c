@@ -58,7 +58,7 @@ static void append(char **text, const char *key, const char *value) {
     size_t n = strlen(value);
     bool plain = n && !strpbrk(value, ",\"\\\n\r") && value[0] != ' ' && value[n - 1] != ' ';
     char *quoted = plain ? xstrdup(value) : json_quote(value);
-    *text = joined(*text, format("%s: %s, ", key, quoted));
+    format_more(text, "%s: %s, ", key, quoted);
     free(quoted);
 }
 
@@ -69,8 +69,7 @@ static void append_setting(char **text, const Option *options, int i) {
     for (int k = 0; o->kind == A_LIST && k < list->count; k++) append(text, key, list->at[k]);
     char *value = option_text(o);
     if (!value) return;
-    if (settings[i].kind == SIZE)
-        value = joined(value, joined(xstrdup("x"), option_text(find(options, "height"))));
+    if (settings[i].kind == SIZE) format_more(&value, "x%s", option_text(find(options, "height")));
     append(text, key, settings[i].kind == SAMPLER ? scheduler_titles[*(int *)o->to] : value);
     if (settings[i].kind == HASHED) {
         char *hash_key = format("%s hash", key), *hash = file_hash(value);
@@ -87,14 +86,16 @@ char *recipe_write(const Option *options) {
     // To CLIP a line's end is a blank like any other. So other readers, too, see one prompt.
     for (char *c = text; alike && *c; c++)
         if (*c == '\n') *c = ' ';
-    text = joined(text, negative ? format("\n%s %s\n", negative_line, negative) : xstrdup("\n"));
+    if (negative) format_more(&text, "\n%s %s", negative_line, negative);
+    format_more(&text, "\n");
     for (int i = 0; i < SETTINGS; i++) append_setting(&text, options, i);
     if (alike) { // as it was
         append(&text, "Prompt", prompt);
         if (negative) append(&text, "Negative prompt", negative);
     }
+    format_more(&text, "Version: sd.c");
     free(prompt), free(negative);
-    return joined(text, xstrdup("Version: sd.c"));
+    return text;
 }
 
 // ---- reading ----------------------------------------------------------------------------------------------

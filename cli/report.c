@@ -166,7 +166,7 @@ static void write_trainings(FILE *f) {
         for (char *line = strtok(read_file(path, NULL), "\n"); line; line = strtok(NULL, "\n")) {
             Json *j = json_parse(line, strlen(line), path);
             if (!*before && !json_get(j, "run")) break;
-            fputs(before, f), print_json(f, j);
+            fprintf(f, "%s%s", before, json_text(j, '"'));
             json_free(j);
             before = ", ";
         }
@@ -178,9 +178,7 @@ static void write_trainings(FILE *f) {
 
 static void write_results(FILE *f, const Json *paper, const char *scratch) {
     const char *before = "";
-    fprintf(f, "{\"paper\": ");
-    print_json(f, paper);
-    fprintf(f, ",\n\"missing\": [");
+    fprintf(f, "{\"paper\": %s,\n\"missing\": [", json_text(paper, '"'));
     for (int i = 0; i < SYSTEMS; i++)
         if (isnan(fid_of(i))) fprintf(f, "%s\"%s\"", before, systems[i].title), before = ", ";
     fprintf(f, "],\n\"systems\": [");
@@ -195,7 +193,7 @@ static void write_results(FILE *f, const Json *paper, const char *scratch) {
     fprintf(f, "],\n\"stages\": [");
     for (int i = 0; i < record_count; i++) {
         shorten(records[i]);
-        fputs(i ? ",\n" : "\n", f), print_json(f, records[i]);
+        fprintf(f, "%s%s", i ? ",\n" : "\n", json_text(records[i], '"'));
     }
     fprintf(f, "],\n\"trainings\": [");
     write_trainings(f);

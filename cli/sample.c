@@ -67,13 +67,13 @@ static void note_new_words(const char *folder, const char *const *texts, int cou
     for (const char *at = words; next_line(&at, words + bytes, &line, &length);)
         names_set(&known, line, length, 0);
     for (int i = 0; i < count; i++) {
-        char *text = xstrdup(texts[i] ? texts[i] : ""); // kept: `known` points into it
+        char *text = xstrdup(texts[i] ? texts[i] : "");
         for (char *c = text; *c; c++) *c = (char)tolower((unsigned char)*c);
         for (const char *at = text; *(at += strspn(at, between)); at += length) {
             length = strcspn(at, between);
             if (names_get(&known, at, length) >= 0) continue;
             names_set(&known, at, length, 0);
-            fresh = joined(fresh, format("%s%.*s", *fresh ? ", " : "", (int)length, at));
+            format_more(&fresh, "%s%.*s", *fresh ? ", " : "", (int)length, at);
         }
     }
     if (*fresh)

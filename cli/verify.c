@@ -390,7 +390,7 @@ static Type precision_of(const float *x, size_t n) {
 
 // Adds a name to a list in JSON, and prints it where that is not asked for.
 static void list(char **names, const char *name, const char *what, bool json) {
-    *names = joined(*names, joined(xstrdup(**names ? ", " : ""), json_quote(name)));
+    format_more(names, "%s%s", **names ? ", " : "", json_quote(name));
     if (!json) printf("%-6s %s\n", what, name);
 }
 
@@ -488,13 +488,15 @@ static char *place_in_run(const char *name) {
         const char *at = strstr(order, word);
         // resnets.0 attentions.0 resnets.1 attentions.1
         if (sscanf(name, "resnets.%d", &number) + sscanf(name, "attentions.%d", &number) > 0)
-            key = joined(key, format("%03d%06d", (int)(strstr(order, "resnets") - order), number));
-        key = joined(key, sscanf(name, "%d", &number) == 1
-                              ? format("%06d", number)
-                              : format("%03d%s", at ? (int)(at - order) : 999, word));
+            format_more(&key, "%03d%06d", (int)(strstr(order, "resnets") - order), number);
+        if (sscanf(name, "%d", &number) == 1)
+            format_more(&key, "%06d", number);
+        else
+            format_more(&key, "%03d%s", at ? (int)(at - order) : 999, word);
         free(word);
     }
-    return joined(key, xstrdup("~")); // behind all digits
+    format_more(&key, "~"); // behind all digits
+    return key;
 }
 
 static int by_run(const void *a, const void *b) {

@@ -165,6 +165,25 @@ void format_more(char **text, const char *fmt, ...) {
     free(more);
 }
 
+char *number_text(double x, bool single) {
+    for (int digits = 6;; digits++) {
+        char *text = format("%.*g", digits, x);
+        double read = strtod(text, NULL);
+        if (digits == 17 || (single ? (float)read == (float)x : read == x)) return text;
+        free(text);
+    }
+}
+
+int place_in(const char *list, const char *word) {
+    size_t length = strlen(word);
+    for (int place = 0; *list; place++) {
+        size_t n = strcspn(list, "|");
+        if (n == length && !strncmp(list, word, n)) return place;
+        list += n + (list[n] == '|');
+    }
+    return -1;
+}
+
 bool starts_with(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
 
 bool ends_with(const char *s, const char *end) {

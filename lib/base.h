@@ -45,6 +45,9 @@ void prefer_huge_pages(void *at, size_t bytes);
 char *xstrdup(const char *s);
 char *format(const char *fmt, ...) PRINTF_LIKE(1, 2); // printf into a new string; the caller frees it
 char *vformat(const char *fmt, va_list args);
+// The fewest digits, from 6 on, that are read back as the same double, or float where `single`.
+char *number_text(double x, bool single);
+int place_in(const char *list, const char *word); // of a word in "a|b|c", or -1
 void format_more(char **text, const char *fmt, ...)
     PRINTF_LIKE(2, 3); // printf behind a string, which may move
 bool starts_with(const char *s, const char *start);

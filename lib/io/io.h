@@ -33,8 +33,8 @@ const Json *json_get(const Json *object, const char *key); // NULL where absent,
 double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);
 const char *json_get_string(const Json *object, const char *key, const char *fallback);
-// A value in a line, which the caller frees: 'silu', 0.5, true, null, [1, 2].
-char *json_text(const Json *value);
+// A value in a line, which the caller frees. quote '"': JSON. '\'': as Python has it, 'silu'.
+char *json_text(const Json *value, char quote);
 // A JSON string of it, which the caller frees: in quotes, escaped, and what is no UTF-8 as U+FFFD.
 char *json_quote(const char *s);
 // The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels". `obeyed` lists

@@ -260,28 +260,26 @@ const char *json_get_string(const Json *object, const char *key, const char *fal
     return value ? value->string : fallback;
 }
 
-char *json_text(const Json *value) {
-    if (value->kind == JSON_NULL) return xstrdup("null");
-    if (value->kind == JSON_BOOL) return xstrdup(value->number != 0 ? "true" : "false");
-    if (value->kind == JSON_NUMBER) return format("%.10g", value->number);
-    if (value->kind == JSON_STRING) return format("'%s'", value->string);
-    if (value->kind == JSON_OBJECT || value->length > 16) return xstrdup("...");
-    char *text = xstrdup("[");
-    for (size_t i = 0; i < value->length; i++) {
-        char *item = json_text(&value->items[i]);
-        format_more(&text, "%s%s", i ? ", " : "", item);
-        free(item);
+char *json_text(const Json *value, char quote) {
+    bool object = value->kind == JSON_OBJECT, quoted = quote == '"';
+    double x = value->number;
+    switch (value->kind) {
+    case JSON_NULL: return xstrdup("null");
+    case JSON_BOOL: return xstrdup(x != 0 ? "true" : "false");
+    case JSON_NUMBER: // whole without point or exponent, since Python tells 1000 from 1e3
+        return x == floor(x) && fabs(x) < 1e15 ? format("%.0f", x) : number_text(x, false);
+    case JSON_STRING: return quoted ? json_quote(value->string) : format("'%s'", value->string);
+    default: break;
     }
-    format_more(&text, "]");
+    char *text = xstrdup(object ? "{" : "[");
+    for (size_t i = 0; i < value->length; i++) {
+        char *key = object ? json_quote(value->items[i].key) : NULL,
+             *item = json_text(&value->items[i], quote);
+        format_more(&text, "%s%s%s%s", i ? ", " : "", key ? key : "", key ? ": " : "", item);
+        free(key), free(item);
+    }
+    format_more(&text, object ? "}" : "]");
     return text;
-}
-
-// Is the text one of the list's, which are separated by "|"?
-static bool listed(const char *text, const char *list) {
-    size_t length = strlen(text);
-    for (const char *at = list; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
-        if (!strncmp(at, text, length) && (at[length] == '|' || !at[length])) return true;
-    return false;
 }
 
 void json_check_keys(const Json *object, const char *file, const JsonKey *keys) {
@@ -291,11 +289,11 @@ void json_check_keys(const Json *object, const char *file, const JsonKey *keys) 
         const Json *value = json_get(object, object->items[i].key);
         const char *name = value->key;
         const JsonKey *known = keys;
-        while (known->key && !listed(name, known->key)) known++;
+        while (known->key && place_in(known->key, name) < 0) known++;
         bool says_nothing = value->kind == JSON_NULL || (value->kind == JSON_BOOL && value->number == 0);
-        char *text = json_text(value);
-        if (known->key && known->obeyed && !listed(text, known->obeyed) &&
-            !listed(kinds[value->kind], known->obeyed))
+        char *text = json_text(value, '\'');
+        if (known->key && known->obeyed && place_in(known->obeyed, text) < 0 &&
+            place_in(known->obeyed, kinds[value->kind]) < 0)
             die("%s: \"%s\" is %s; what is supported is %s", file, name, text, known->obeyed);
         if (!known->key && !says_nothing && name[0] != '_')
             note("%s: \"%s\" is not known; its value, %s, is ignored", file, name, text);

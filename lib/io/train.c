@@ -119,7 +119,7 @@ static char *differences(const char *before, const char *now) {
     for (size_t i = 0; i < b->length; i++) {
         const char *key = b->items[i].key;
         const Json *old = json_get(a, key);
-        char *was = old ? json_text(old) : xstrdup("nothing"), *is = json_text(&b->items[i]);
+        char *was = old ? json_text(old, '\'') : xstrdup("nothing"), *is = json_text(&b->items[i], '\'');
         if (strcmp(was, is)) format_more(&all, "%s%s was %s, now %s", *all ? "; " : "", key, was, is);
         free(was), free(is);
     }
