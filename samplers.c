@@ -64,6 +64,7 @@ static const struct {
     {"variance_type", "M", "null|'fixed_small'|'fixed_large'"}, // a learned one has channels of its own
     {"use_dynamic_shifting", "M", NULL}, // only with a mu, which Stable Diffusion's pipeline has not
     {"flow_shift|time_shift_type", "M", NULL},
+    {"_use_default_values", "PDLEAMT", "null|false|[]"}, // keys for which the default counts, not the file
 };
 enum { KEYS = sizeof keys / sizeof *keys };
 
@@ -169,6 +170,12 @@ SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o) {
     if (o->scheduler < 0 && class && strcmp(class, own))
         die("model_index.json names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
             class, own);
+    // The pipeline of LCMs, unlike StableDiffusionPipeline, leaves clip_sample as it is.
+    const char *pipeline = json_get_string(m->index_json, "_class_name", "");
+    if (o->scheduler < 0 && starts_with(pipeline, "LatentConsistency") &&
+        flag(m->scheduler_json, "clip_sample", false))
+        die("scheduler_config.json: \"clip_sample\" is true, which %s obeys; what is supported is false",
+            pipeline);
     SchedulerConfig c = scheduler_config(m->scheduler_json, o->scheduler);
     if (o->spacing >= 0) c.timestep_spacing = o->spacing;
     c.eta = o->eta;

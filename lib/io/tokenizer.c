@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_SPECIALS = 10000, MOST_BYTES = 1 << 24 };
 #define START "<|startoftext|>"
 #define END "<|endoftext|>"
 
@@ -157,6 +158,8 @@ static void add_special(Tokenizer *t, Names *vocabulary, const char *content, in
     Special *s = find_special(t, content);
     size_t length = strlen(content);
     if (!length) return;
+    if (!s && t->special_count == MOST_SPECIALS)
+        die("a tokenizer with more than %d special tokens", MOST_SPECIALS);
     if (!s) {
         t->specials = xrealloc(t->specials, (t->special_count + 1) * sizeof *t->specials);
         s = &t->specials[t->special_count++];
@@ -380,7 +383,7 @@ int tokenizer_encode(const Tokenizer *t, const char *text, int *ids, int max_len
     if (max_length < 2) die("a text of at most %d tokens was asked for, expected at least 2", max_length);
     if (!utf8_valid(text, bytes, &bad_at))
         die("the text is not valid UTF-8: byte %zu is 0x%02x", bad_at, (unsigned char)text[bad_at]);
-    if (bytes > INT_MAX / 16) die("the text has %zu bytes, expected at most %d", bytes, INT_MAX / 16);
+    if (bytes > MOST_BYTES) die("the text has %zu bytes, expected at most %d", bytes, MOST_BYTES);
 
     Words w = split_text(t, text, bytes);
     size_t longest = 1;
@@ -464,7 +467,7 @@ static const JsonKey config_keys[] = {
     {"added_tokens_decoder", "object|null"},
     {"bos_token|eos_token|pad_token|unk_token", "string|object|null"},
     {"add_bos_token|add_eos_token|add_prefix_space|backend|chat_template|clean_up_tokenization_spaces|"
-     "do_lower_case|errors|is_local|model_input_names|name_or_path|processor_class|special_tokens_map_file|"
+     "do_lower_case|errors|is_local|local_files_only|model_input_names|name_or_path|processor_class|special_tokens_map_file|"
      "tokenizer_class|tokenizer_file|use_fast",
      NULL},
     {0}};
@@ -569,6 +572,9 @@ static void check_is_clip(const Json *tokenizer, const char *path) {
             die("%s: its %s is %s, expected CLIP's, %s", path, steps[i].step, kinds, steps[i].kinds[0]);
         free(kinds);
     }
+    const char *direction = json_get_string(json_get(tokenizer, "padding"), "direction", "Right");
+    if (strcmp(direction, "Right"))
+        die("%s: its padding's \"direction\" is '%s'; what is supported is 'Right'", path, direction);
 }
 
 // A folder of transformers. Its vocabulary gives each token's id. Where it has both tokenizer.json and
