@@ -304,19 +304,18 @@ static ResNet resnet_new(Params *p, int in, int out, int temb, int groups, float
 // If `in` and `out` differ, a 1x1 convolution gives x `out` channels (conv_shortcut). The VAE has no temb.
 static Tensor *resnet(const void *layer, Tensor *const *in) {
     const ResNet *r = layer;
-    Tensor *x = in[0], *h = conv2d(group_norm_silu(x, r->norm1, r->groups, r->eps), r->conv1, 1, 1);
+    Tensor *x = in[0], *h = norm_silu_conv2d(x, r->norm1, r->groups, r->eps, r->conv1, NULL);
     if (r->time_emb_proj) h = add_vector(h, linear(activation(in[1], SILU), r->time_emb_proj));
-    h = group_norm_silu(h, r->norm2, r->groups, r->eps);
-    return conv2d_add(h, r->conv2, r->conv_shortcut ? conv2d(x, r->conv_shortcut, 1, 0) : x);
+    if (r->conv_shortcut) x = conv2d(x, r->conv_shortcut, 1, 0);
+    return norm_silu_conv2d(h, r->norm2, r->groups, r->eps, r->conv2, x);
 }
 
 // Nearest-neighbour upsampling to twice the size, then a convolution. If the skip connection in[1] has an odd
 // height or width, the upsampled picture is a row or a column too large and is cropped.
 static Tensor *upsample_conv(const void *layer, Tensor *const *in) {
-    Tensor *x = upsample(in[0]);
-    if (in[1] && (x->shape[1] != in[1]->shape[1] || x->shape[2] != in[1]->shape[2]))
-        x = crop(x, in[1]->shape[1], in[1]->shape[2]);
-    return conv2d(x, layer, 1, 1);
+    int h = 2 * in[0]->shape[1], w = 2 * in[0]->shape[2];
+    if (in[1]) h = in[1]->shape[1], w = in[1]->shape[2];
+    return upsample_conv2d(in[0], layer, h, w);
 }
 
 // ---- The UNet ---------------------------------------------------------------------------------------------
@@ -568,8 +567,8 @@ Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, 
             trace(h, "unet.up_blocks.%d.upsamplers.0", i);
         }
     }
-    h = group_norm_silu(h, u->conv_norm_out, u->c.norm_num_groups, u->c.norm_eps);
-    return scope_end(whole, trace(conv2d(h, u->conv_out, 1, 1), "unet.conv_out"));
+    h = norm_silu_conv2d(h, u->conv_norm_out, u->c.norm_num_groups, u->c.norm_eps, u->conv_out, NULL);
+    return scope_end(whole, in_f32(trace(h, "unet.conv_out")));
 }
 
 // ---- The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, an eighth as high and wide
@@ -651,9 +650,9 @@ static Tensor *vae_attention(const void *layer, Tensor *const *in) {
 }
 
 static Tensor *vae_mid(const VaeHalf *v, Tensor *h, const char *half) {
-    h = trace(run_block(resnet, &v->mid_resnets[0], &h, 1), "vae.%s.mid_block.resnets.0", half);
-    h = trace(run_block(vae_attention, &v->mid_attention, &h, 1), "vae.%s.mid_block.attentions.0", half);
-    return trace(run_block(resnet, &v->mid_resnets[1], &h, 1), "vae.%s.mid_block.resnets.1", half);
+    h = trace(run_block_over(resnet, &v->mid_resnets[0], h), "vae.%s.mid_block.resnets.0", half);
+    h = trace(run_block_over(vae_attention, &v->mid_attention, h), "vae.%s.mid_block.attentions.0", half);
+    return trace(run_block_over(resnet, &v->mid_resnets[1], h), "vae.%s.mid_block.resnets.1", half);
 }
 
 // The VAE's downsampling pads only below and on the right, one row and one column (F.pad(0, 1, 0, 1) in the
@@ -668,16 +667,16 @@ Tensor *vae_encode(const Vae *v, Tensor *pixels) {
     Tensor *h = trace(conv2d(pixels, e->conv_in, 1, 1), "vae.encoder.conv_in");
     for (int i = 0; i < v->c.levels; i++) {
         for (int j = 0; j < v->c.layers_per_block; j++)
-            h = trace(run_block(resnet, &e->levels[i].resnets[j], &h, 1),
+            h = trace(run_block_over(resnet, &e->levels[i].resnets[j], h),
                       "vae.encoder.down_blocks.%d.resnets.%d", i, j);
         if (e->levels[i].sampler)
-            h = trace(run_block(vae_downsample, e->levels[i].sampler, &h, 1),
+            h = trace(run_block_over(vae_downsample, e->levels[i].sampler, h),
                       "vae.encoder.down_blocks.%d.downsamplers.0", i);
     }
     h = vae_mid(e, h, "encoder");
-    h = conv2d(group_norm_silu(h, e->conv_norm_out, v->c.norm_num_groups, vae_eps), e->conv_out, 1, 1);
+    h = norm_silu_conv2d(h, e->conv_norm_out, v->c.norm_num_groups, vae_eps, e->conv_out, NULL);
     trace(h, "vae.encoder.conv_out");
-    return scope_end(whole, trace(linear(h, v->quant_conv), "vae.quant_conv"));
+    return scope_end(whole, in_f32(trace(linear(h, v->quant_conv), "vae.quant_conv")));
 }
 
 // [T11] Latents (n, h, w, 4) -> pixels (n, 8 h, 8 w, 3): first the middle, at the size of the latents, then
@@ -690,14 +689,14 @@ Tensor *vae_decode(const Vae *v, Tensor *latents) {
     h = vae_mid(d, h, "decoder");
     for (int i = 0; i < v->c.levels; i++) {
         for (int j = 0; j <= v->c.layers_per_block; j++)
-            h = trace(run_block(resnet, &d->levels[i].resnets[j], &h, 1),
+            h = trace(run_block_over(resnet, &d->levels[i].resnets[j], h),
                       "vae.decoder.up_blocks.%d.resnets.%d", i, j);
         if (d->levels[i].sampler)
-            h = trace(run_block(upsample_conv, d->levels[i].sampler, (Tensor *[]){h, NULL}, 2),
+            h = trace(run_block_over(upsample_conv, d->levels[i].sampler, h),
                       "vae.decoder.up_blocks.%d.upsamplers.0", i);
     }
-    h = group_norm_silu(h, d->conv_norm_out, v->c.norm_num_groups, vae_eps);
-    return scope_end(whole, trace(conv2d(h, d->conv_out, 1, 1), "vae.decoder.conv_out"));
+    h = norm_silu_conv2d(h, d->conv_norm_out, v->c.norm_num_groups, vae_eps, d->conv_out, NULL);
+    return scope_end(whole, trace(h, "vae.decoder.conv_out"));
 }
 
 // ---- Schedulers: how much noise there is at timestep t, and the step from t to the next timestep ----------
@@ -1047,7 +1046,7 @@ TextConfig text_config(const Json *j) {
     const char *act = json_get_string(j, "hidden_act", "quick_gelu");
     TextConfig c = {.vocab_size = config_count(j, file, "vocab_size", 49408, LARGEST),
                     .hidden_size = config_count(j, file, "hidden_size", 512, LARGEST),
-                    .num_hidden_layers = config_count(j, file, "num_hidden_layers", 12, LARGEST),
+                    .num_hidden_layers = config_count(j, file, "num_hidden_layers", 12, 1000),
                     .num_attention_heads = config_count(j, file, "num_attention_heads", 8, LARGEST),
                     .intermediate_size = config_count(j, file, "intermediate_size", 2048, LARGEST),
                     .max_position_embeddings = config_count(j, file, "max_position_embeddings", 77, LARGEST),

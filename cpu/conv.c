@@ -161,12 +161,14 @@ static void conv_direct_backward_weight(float *dweight, const float *dy, const f
 
 // ---- the kernels ------------------------------------------------------------------------------------------
 
+static void convolve(bool by_winograd, float *y, const float *x, Mem weight, const float *bias,
+                     const float *residual, Conv p) {
+    (by_winograd ? winograd : conv_direct)(y, x, weight, bias, residual, p);
+}
+
 static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     const float *b = as_floats(bias, p.oc, S_BIAS);
-    if (winograd_suits(p, p.oh, p.ow))
-        winograd(y.at, x.at, weight, b, residual.at, p);
-    else
-        conv_direct(y.at, x.at, weight, b, residual.at, p);
+    convolve(winograd_suits(p, p.oh, p.ow), y.at, x.at, weight, b, residual.at, p);
 }
 
 static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {

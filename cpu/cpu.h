@@ -27,7 +27,22 @@ bool cpu_winograd(void); // false where SD_WINOGRAD=0 asks for the direct convol
 
 // Memory of this thread, at least so many floats, aligned to a cache line; it stays for the next call, and
 // its content does not. One block for each purpose. What threads share is the first one's own.
-typedef enum { S_A, S_B, S_SHARED_B, S_TILE, S_KEYS, S_ROWS, S_BIAS, S_GAMMA, S_PARTS, S_V, S_U, S_M } Slot;
+typedef enum {
+    S_A,
+    S_B,
+    S_SHARED_B,
+    S_TILE,
+    S_KEYS,
+    S_ROWS,
+    S_BIAS,
+    S_GAMMA,
+    S_PARTS,
+    S_NORM,
+    S_BAND,
+    S_V,
+    S_U,
+    S_M
+} Slot;
 float *scratch(Slot slot, size_t floats);
 
 // ---- the tables -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include "gemm.c"
 #include "winograd.c"
 #include "conv.c"
+#include "bands.c"
 #include "attention.c"
 
 const Backend ISA = {

@@ -121,7 +121,7 @@ static size_t scratch_mark(void) { return top; }
 
 static void scratch_release(size_t mark) {
     if (mark > top) die("release: the mark %zu lies above the top of the stack, %zu", mark, top);
-    forbid(base + mark, top - mark);
+    if (mark < top) forbid(base + mark, top - mark);
     top = mark;
     // Pages are kept for the next block of the network, which will want as many; only a great surplus goes.
     if (touched - top > KEEP) {
@@ -136,7 +136,7 @@ static void *scratch_release_but(size_t mark, void *at, size_t bytes) {
     if (mark > top) die("release_but: the mark %zu lies above the top of the stack, %zu", mark, top);
     permit(base + mark, top - mark);
     memmove(base + mark, at, bytes);
-    forbid(base + mark, top - mark);
+    if (mark < top) forbid(base + mark, top - mark);
     top = mark;
     return scratch_alloc(bytes); // the place it was moved to
 }
@@ -146,6 +146,6 @@ void cpu_memory(Backend *b) {
     b->alloc = persistent_alloc, b->free = persistent_free;
     b->temp = scratch_alloc, b->mark = scratch_mark;
     b->release = scratch_release, b->release_but = scratch_release_but;
-    b->peak = peak_bytes;
+    b->peak = peak_bytes, b->fuses = true;
     b->upload = upload, b->download = download, b->sync = synchronise;
 }

@@ -599,6 +599,30 @@ static void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, f
     }
 }
 
+// ---- two steps in one -------------------------------------------------------------------------------------
+
+// y = conv2d(group_norm(x))
+static void conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
+                          Mem residual, Conv p) {
+    Mem between = {xmalloc(sizeof(double) * (size_t)p.n * (size_t)p.h * (size_t)p.w * (size_t)p.c), F64};
+    group_norm(between, NULL, x, gamma, beta, norm);
+    conv2d(y, between, weight, bias, residual, p);
+    free(between.at);
+}
+
+// y = conv2d(between), between[n, i, j, c] = x[n, i / 2, j / 2, c]
+static void conv2d_upsampled(Mem y, Mem x, Mem weight, Mem bias, Conv p) {
+    int h = p.h / 2 + p.h % 2, w = p.w / 2 + p.w % 2;
+    Mem between = {xmalloc(sizeof(double) * (size_t)p.n * (size_t)p.h * (size_t)p.w * (size_t)p.c), F64};
+    for (int n = 0; n < p.n; n++)
+        for (int i = 0; i < p.h; i++)
+            for (int j = 0; j < p.w; j++)
+                for (int c = 0; c < p.c; c++)
+                    put(between, at4(n, i, p.h, j, p.w, c, p.c), get(x, at4(n, i / 2, h, j / 2, w, c, p.c)));
+    conv2d(y, between, weight, bias, (Mem){0}, p);
+    free(between.at);
+}
+
 // ---- losses ----------------------------------------------------------------------------------------------
 
 static double loss_of(Loss f, double d, double c) {

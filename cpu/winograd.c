@@ -110,8 +110,20 @@ static void patch(const float **at, int size, const float *x, const float *zeros
     }
 }
 
-// V of one tile: at to + position * stride, c numbers.
-static void input_tile(float *to, size_t stride, const float *x, const float *zeros, const Tiles *g, int t) {
+// V, for `count` tiles: V[position][slab of input channels][tile][channel], so that a product reads it from
+// one end to the other.
+static int v_row(const Tiles *g) { return min_int(g->c, SLAB); }
+static size_t v_slab(const Tiles *g, int count) { return (size_t)count * (size_t)v_row(g); }
+static size_t v_position(const Tiles *g, int count) {
+    return v_slab(g, count) * (size_t)blocks_of(g->c, SLAB) + 16; // 16: not all in the same cache set
+}
+
+// V of tile t0 + t.
+static void input_tile(float *v, int count, const float *x, const float *zeros, const Tiles *g, int t0,
+                       int t) {
+    size_t stride = v_position(g, count);
+    float *to = v + (size_t)t * (size_t)v_row(g);
+    t += t0;
     int picture = t / (g->rows * g->columns), y = t / g->columns % g->rows * 4, xx = t % g->columns * 4;
     const float *at[36];
     patch(at, 6, x, zeros, picture, y - g->pad_top, xx - g->pad_left, g->h, g->w, g->c);
@@ -119,7 +131,8 @@ static void input_tile(float *to, size_t stride, const float *x, const float *ze
         vec d[36], o[36];
         UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
         transform_input(d, o);
-        UNROLL for (int i = 0; i < 36; i++) store(to + (size_t)i * stride + c, o[i]);
+        float *channel = to + (size_t)(c / SLAB) * v_slab(g, count) + c % SLAB;
+        UNROLL for (int i = 0; i < 36; i++) store(channel + (size_t)i * stride, o[i]);
     }
 }
 
@@ -179,10 +192,6 @@ static void slab(float *to, size_t stride, const Weights *w, int j, int width, i
 
 // ---- forward, and the gradient of the input ---------------------------------------------------------------
 
-// V, for `count` tiles: V[position][tile][channel], rows padded so that they do not share one cache set.
-static size_t v_row(const Tiles *g) { return (size_t)g->c + 16; }
-static size_t v_position(const Tiles *g, int count) { return (size_t)(count + TM) * v_row(g); }
-
 // Output channels j..j+TN of tiles t0..t0+count.
 static void output_panel(const Tiles *g, const Weights *w, const float *v, int t0, int count, int j,
                          Out out) {
@@ -195,8 +204,8 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
         slab(u, u_position, w, j, width, k, depth);
         for (int i = 0; i < POSITIONS; i++) {
             float *mi = m + (size_t)i * m_position;
-            gemm_block(count, width, depth, v + (size_t)i * v_stride + k, (long)v_row(g), false,
-                       u + (size_t)i * u_position, (Out){mi, width, k ? mi : NULL, NULL, 1});
+            gemm_block(count, width, depth, v + (size_t)i * v_stride + (size_t)(k / SLAB) * v_slab(g, count),
+                       v_row(g), false, u + (size_t)i * u_position, (Out){mi, width, k ? mi : NULL, NULL, 1});
         }
     }
     for (int t = t0; t < t0 + count; t++) {
@@ -222,10 +231,9 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
 // `count` tiles from t0 on: transformed, multiplied, transformed back. zeros (c): what lies outside.
 static void tiles_block(const Tiles *g, const Weights *w, const float *x, const float *zeros, int t0,
                         int count, Out out) {
-    size_t stride = v_position(g, count);
-    float *v = scratch(S_V, POSITIONS * stride);
+    float *v = scratch(S_V, POSITIONS * v_position(g, count) + (size_t)(TM * v_row(g)));
     PARALLEL_FOR(true)
-    for (int t = 0; t < count; t++) input_tile(v + (size_t)t * v_row(g), stride, x, zeros, g, t0 + t);
+    for (int t = 0; t < count; t++) input_tile(v, count, x, zeros, g, t0, t);
     PARALLEL_FOR(true)
     for (int j = 0; j < g->oc; j += TN) output_panel(g, w, v, t0, count, j, out);
 }

@@ -4,9 +4,8 @@
 //   - An operand is a `Mem`: where the elements lie and their type. Only the backend may dereference it; the
 //     host reads elements with download() and writes them with upload().
 //   - Activations and their gradients have the backend's storage type (F32 on processors). Weights may be
-//   F32,
-//     F16 or BF16. Gradients of weights, the optimiser's state, statistics, losses and per-row coefficients
-//     are plain `float *`, in backend memory all the same. Arithmetic is fp32.
+//     F32, F16 or BF16. Gradients of weights, the optimiser's state, statistics, losses and per-row
+//     coefficients are plain `float *`, in backend memory all the same. Arithmetic is fp32.
 //   - Calls are ordered as on one stream and return nothing.
 //   - Same inputs, same bits: every sum has a fixed order, whatever the number of threads.
 //   - A gradient is always added to (`dx += ...`): a tensor used twice gets the sum of both. Fresh ones are
@@ -121,6 +120,7 @@ typedef struct {
     // The same, but the `bytes` at `at`, taken after the mark, move down to it. Returns where they are now.
     void *(*release_but)(size_t mark, void *at, size_t bytes);
     size_t (*peak)(void); // largest sum of persistent and scratch memory so far, in bytes
+    bool fuses;           // conv2d_normed and conv2d_upsampled take no scratch memory for what they convolve
 
     void (*upload)(void *to, const void *host, size_t bytes);
     void (*download)(void *host, const void *from, size_t bytes); // waits for the calls before it
@@ -186,6 +186,13 @@ typedef struct {
     // = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
     void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
 
+    // -- two steps in one: the tensor between them need not exist
+    // conv2d() of the group norm of x; residual may be y.
+    void (*conv2d_normed)(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
+                          Mem residual, Conv p);
+    // conv2d() of x (n, ceil(h / 2), ceil(w / 2), c), upsampled and cut to h x w pixels.
+    void (*conv2d_upsampled)(Mem y, Mem x, Mem weight, Mem bias, Conv p);
+
     // -- losses
     // *loss = mean over rows of weight[r] * mean over cols of f(prediction - target); weight NULL: 1.
     void (*loss)(float *loss, Mem prediction, Mem target, const float *weight, int rows, int cols, Loss f,
@@ -220,7 +227,8 @@ typedef struct {
     .combine = combine, .combine_rows = combine_rows, .clamp = clamp, .multiply = multiply,                  \
     .add_vector = add_vector, .copy_columns = copy_columns, .upsample = upsample,                            \
     .upsample_backward = upsample_backward, .pool = pool, .pool_backward = pool_backward, .embed = embed,    \
-    .embed_backward = embed_backward, .sinusoid = sinusoid, .loss = loss, .loss_backward = loss_backward,    \
+    .embed_backward = embed_backward, .sinusoid = sinusoid, .conv2d_normed = conv2d_normed,                  \
+    .conv2d_upsampled = conv2d_upsampled, .loss = loss, .loss_backward = loss_backward,                      \
     .log_softmax = log_softmax, .log_softmax_backward = log_softmax_backward, .pick = pick,                  \
     .pick_backward = pick_backward, .sum_square = sum_square, .optimiser_begin = optimiser_begin,            \
     .adamw = adamw, .ema = ema

@@ -22,11 +22,12 @@ typedef struct {
     void *data;      // backend memory
     void *gradient;  // backend memory with as many elements, or NULL. A parameter's is fp32.
     bool wants_grad; // backward() computes the gradient: requires_grad
+    size_t place;    // where it lies on the stack of scratch memory: 1 + the mark below it. 0: not there
 } Tensor;
 
 Tensor *tensor_new(int dims, const int *shape); // an activation in the current scope, not filled
 Tensor *tensor_new_type(int dims, const int *shape, Type type);
-Tensor *tensor_from(int dims, const int *shape, const float *host); // with these values
+Tensor *tensor_from(int dims, const int *shape, const float *host); // fp32, with these values
 void tensor_write(Tensor *t, const float *host);
 float *tensor_read(const Tensor *t); // a new host array of fp32: for printing, saving and tests
 float tensor_item(const Tensor *t);  // the value of a tensor with one element, such as a loss
@@ -76,6 +77,9 @@ FirstNan tape_first_nan(Tensor *loss);
 // 2016, "Training Deep Nets with Sublinear Memory Cost"; torch.utils.checkpoint).
 typedef Tensor *Block(const void *layer, Tensor *const *in);
 Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count); // in_count at most 4
+// The same for a block of one input, the newest tensor, that nobody reads again: unless the tape records, the
+// result takes its place.
+Tensor *run_block_over(Block *f, const void *layer, Tensor *x);
 extern bool checkpointing;
 
 // Hands a block's output to trace_sink, if one is set, under diffusers' name for the module. Returns t.
@@ -145,8 +149,15 @@ Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual);      // F.linea
 Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha); // alpha * a @ b, or alpha * a @ b.T
 Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding);   // F.conv2d
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual); // F.conv2d(..., padding="same") + residual
+// In a block (run_block) a residual that the block itself has made is not read again: unless the tape
+// records, linear_add and conv2d_add write the sum in its place.
 // F.conv2d(F.pad(x, ...), ...): padding above and on the left; below and on the right it is what oh, ow need.
 Tensor *conv2d_padded(Tensor *x, const Layer *l, int stride, int pad_top, int pad_left, int oh, int ow);
+// Two steps in one, so that the tensor between them exists only if the tape records:
+// conv2d_add(group_norm_silu(x, norm, groups, eps), l, residual), residual may be NULL
+Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm, int groups, float eps, const Layer *l,
+                         Tensor *residual);
+Tensor *upsample_conv2d(Tensor *x, const Layer *l, int h, int w); // conv2d(crop(upsample(x), h, w), l, 1, 1)
 
 // -- norms
 Tensor *group_norm(Tensor *x, const Layer *l, int groups, float eps);      // F.group_norm
@@ -168,6 +179,7 @@ Tensor *add(Tensor *a, Tensor *b);      // a + b
 Tensor *sub(Tensor *a, Tensor *b);      // a - b
 Tensor *multiply(Tensor *a, Tensor *b); // a * b
 Tensor *scale(Tensor *x, float a);      // a * x
+Tensor *in_f32(Tensor *x);              // x.float()
 Tensor *add_scalar(Tensor *x, float a); // x + a
 Tensor *combine(float a, Tensor *x, float b, Tensor *z); // a * x + b * z; z may be NULL
 // The same with coefficients for each picture of the batch, a[i] x[i] + b[i] z[i]; a, b (n) are host arrays.

@@ -13,17 +13,19 @@
 
 // ---- helpers ----------------------------------------------------------------------------------------------
 
-static Tensor *like(const Tensor *x) { return tensor_new(x->dims, x->shape); }
+static Tensor *like(const Tensor *x) { return tensor_new_type(x->dims, x->shape, x->type); }
 
 // A new tensor of x's shape, except for one axis.
-static Tensor *like_with(const Tensor *x, int axis, int size) {
+static Tensor *like_with(const Tensor *x, int axis, int size, Type type) {
     int shape[4];
     memcpy(shape, x->shape, sizeof shape);
     shape[axis] = size;
-    return tensor_new(x->dims, shape);
+    return tensor_new_type(x->dims, shape, type);
 }
 
-static Tensor *like_with_cols(const Tensor *x, int cols) { return like_with(x, x->dims - 1, cols); }
+static Tensor *like_with_cols(const Tensor *x, int cols) {
+    return like_with(x, x->dims - 1, cols, backend.storage);
+}
 
 static void same_shape(const char *operation, const Tensor *a, const Tensor *b) {
     if (tensor_count(a) != tensor_count(b) || tensor_cols(a) != tensor_cols(b))
@@ -94,14 +96,24 @@ void adapter_add(Tensor *w, const Adapter *a, float scale) {
 // rows * (in + out). The cheaper way is chosen. While the tape records it is always adapt(), because A and B
 // need gradients. Examples: with 320 channels and 64 x 64 pixels the copy is 26 times cheaper. With 1280
 // channels and 8 x 8 pixels adapt() is 10 times cheaper.
+static bool takes_adapt(const Layer *l, int rows) {
+    double out = l->weight->shape[0], in = layer_inputs(l);
+    return l->adapters && (is_recording() || rows * (in + out) <= in * out);
+}
+
 static Tensor *weights_for(const Layer *l, int rows) {
     Tensor *w = l->weight;
-    double out = w->shape[0], in = layer_inputs(l);
-    if (!l->adapters || is_recording() || rows * (in + out) <= in * out) return w;
+    if (!l->adapters || takes_adapt(l, rows)) return w;
     Tensor *sum = tensor_new_type(w->dims, w->shape, F32);
     backend.copy(mem(sum), mem(w), tensor_count(w));
     for (Adapter *a = l->adapters; a; a = a->next) adapter_add(sum, a, a->scale);
     return sum;
+}
+
+// A residual that the sum may be written over, or NULL: see nn.h.
+static Tensor *spare(Tensor *residual) {
+    return residual && residual->type == backend.storage && !is_recording() && in_block(residual) ? residual
+                                                                                                  : NULL;
 }
 
 // [T12] A linear layer, x (..., in) -> (..., out). Every operation of this file has this form: check the
@@ -110,11 +122,13 @@ Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
     int out = l->weight->shape[0], in = layer_inputs(l);
     if (tensor_cols(x) != in) die("%s takes %d channels, not %d", l->name, in, tensor_cols(x));
     Gemm f = {tensor_rows(x), out, in, .b_transposed = true, .alpha = 1};
+    Tensor *y = spare(residual);
+    if (!y) y = like_with_cols(x, out);
     Scope s = scope_begin();
-    Tensor *w = weights_for(l, f.m);
-    Tensor *y = gemm(like_with_cols(x, out), x, w, l->bias, residual, f);
-    if (w != l->weight) return scope_end(s, y);
-    for (Adapter *a = l->adapters; a; a = a->next) adapt(y, matmul(x, a->down, true, 1), a);
+    gemm(y, x, weights_for(l, f.m), l->bias, residual, f);
+    if (takes_adapt(l, f.m))
+        for (Adapter *a = l->adapters; a; a = a->next) adapt(y, matmul(x, a->down, true, 1), a);
+    scope_end(s, NULL);
     return y;
 }
 
@@ -135,44 +149,51 @@ static void conv_backward(Record *r) {
         backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
-static Tensor *conv(Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
-    Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
+static Tensor *conv(Tensor *y, Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
+    if (!y) y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
     backend.conv2d(mem(y), mem(x), mem(weight), mem(bias), mem(residual), p);
     return record(
         (Record){.backward = conv_backward, .out = y, .in = {x, weight, bias, residual}, .p.conv = p});
 }
 
-static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, int stride, int top, int left, int oh,
-                          int ow) {
-    Tensor *w = l->weight;
-    if (x->dims != 4 || x->shape[3] != w->shape[3])
-        die("%s takes pictures of %d channels, not %d", l->name, w->shape[3], tensor_cols(x));
-    Conv p = {x->shape[0], x->shape[1], x->shape[2], x->shape[3], oh,  ow,
-              w->shape[0], w->shape[1], w->shape[2], stride,      top, left};
+static Conv conv_shape(Tensor *x, const Layer *l, int stride, int top, int left, int oh, int ow) {
+    const int *w = l->weight->shape;
+    if (x->dims != 4 || x->shape[3] != w[3])
+        die("%s takes pictures of %d channels, not %d", l->name, w[3], tensor_cols(x));
+    return (Conv){x->shape[0], x->shape[1], x->shape[2], x->shape[3], oh,  ow,
+                  w[0],        w[1],        w[2],        stride,      top, left};
+}
+
+static Tensor *conv_layer(Tensor *x, const Layer *l, Tensor *residual, Conv p) {
+    Tensor *y = spare(residual);
+    if (!y) y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
     Scope s = scope_begin();
-    w = weights_for(l, p.n * oh * ow);
-    Tensor *y = conv(x, w, l->bias, residual, p);
-    if (w != l->weight) return scope_end(s, y);
-    for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's kernel size, up is 1x1
-        p.oc = a->down->shape[0];
-        adapt(y, conv(x, a->down, NULL, NULL, p), a);
-    }
+    conv(y, x, weights_for(l, p.n * p.oh * p.ow), l->bias, residual, p);
+    if (takes_adapt(l, p.n * p.oh * p.ow))
+        for (Adapter *a = l->adapters; a; a = a->next) { // down has the layer's kernel size, up is 1x1
+            p.oc = a->down->shape[0];
+            adapt(y, conv(NULL, x, a->down, NULL, NULL, p), a);
+        }
+    scope_end(s, NULL);
     return y;
 }
 
 Tensor *conv2d_padded(Tensor *x, const Layer *l, int stride, int pad_top, int pad_left, int oh, int ow) {
-    return conv_layer(x, l, NULL, stride, pad_top, pad_left, oh, ow);
+    return conv_layer(x, l, NULL, conv_shape(x, l, stride, pad_top, pad_left, oh, ow));
 }
 
 Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding) {
     int oh = (x->shape[1] + 2 * padding - l->weight->shape[1]) / stride + 1;
     int ow = (x->shape[2] + 2 * padding - l->weight->shape[2]) / stride + 1;
-    return conv_layer(x, l, NULL, stride, padding, padding, oh, ow);
+    return conv_layer(x, l, NULL, conv_shape(x, l, stride, padding, padding, oh, ow));
+}
+
+static Conv same_size(Tensor *x, const Layer *l, int h, int w) { // padding="same"
+    return conv_shape(x, l, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, h, w);
 }
 
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual) {
-    return conv_layer(x, l, residual, 1, l->weight->shape[1] / 2, l->weight->shape[2] / 2, x->shape[1],
-                      x->shape[2]);
+    return conv_layer(x, l, residual, same_size(x, l, x->shape[1], x->shape[2]));
 }
 
 // ---- norms ------------------------------------------------------------------------------------------------
@@ -210,6 +231,21 @@ Tensor *group_norm(Tensor *x, const Layer *l, int groups, float eps) {
 
 Tensor *group_norm_silu(Tensor *x, const Layer *l, int groups, float eps) {
     return norm(x, l, group_norm_shape(x, l, groups, eps, true));
+}
+
+Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm_layer, int groups, float eps, const Layer *l,
+                         Tensor *residual) {
+    Conv p = same_size(x, l, x->shape[1], x->shape[2]);
+    if (is_recording() || takes_adapt(l, p.n * p.oh * p.ow))
+        return conv2d_add(group_norm_silu(x, norm_layer, groups, eps), l, residual);
+    GroupNorm f = group_norm_shape(x, norm_layer, groups, eps, true);
+    Tensor *y = spare(residual);
+    if (!y) y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
+    Scope s = scope_begin();
+    backend.conv2d_normed(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias), f,
+                          mem(weights_for(l, p.n * p.oh * p.ow)), mem(l->bias), mem(residual), p);
+    scope_end(s, NULL);
+    return y;
 }
 
 // Batch norm in training is a group norm of the whole batch as if it were one picture, one channel a group.
@@ -305,16 +341,21 @@ static void combine_backward(Record *r) {
     if (r->in[1] && r->in[1]->wants_grad) backend.combine(grad(r->in[1]), r->b, dy, 0, (Mem){0}, 1, n);
 }
 
-Tensor *combine(float a, Tensor *x, float b, Tensor *z) {
+static Tensor *combine_to(Type type, float a, Tensor *x, float b, Tensor *z) {
     if (z) same_shape("combine", x, z);
-    Tensor *y = tensor_new_type(x->dims, x->shape, x->type);
+    Tensor *y = tensor_new_type(x->dims, x->shape, type);
     backend.combine(mem(y), a, mem(x), b, mem(z), 0, tensor_count(x));
-    return record((Record){.backward = combine_backward, .out = y, .in = {x, z}, .a = a, .b = b});
+    return record_as("combine",
+                     (Record){.backward = combine_backward, .out = y, .in = {x, z}, .a = a, .b = b});
 }
+
+Tensor *combine(float a, Tensor *x, float b, Tensor *z) { return combine_to(x->type, a, x, b, z); }
 
 Tensor *add(Tensor *a, Tensor *b) { return combine(1, a, 1, b); }
 Tensor *sub(Tensor *a, Tensor *b) { return combine(1, a, -1, b); }
 Tensor *scale(Tensor *x, float a) { return combine(a, x, 0, NULL); }
+
+Tensor *in_f32(Tensor *x) { return x->type == F32 ? x : combine_to(F32, 1, x, 0, NULL); }
 
 // y = x + a;  dx += dy
 Tensor *add_scalar(Tensor *x, float a) {
@@ -469,7 +510,7 @@ Tensor *concat(Tensor *a, Tensor *b) { return concat_many((Tensor *[]){a, b}, 2)
 Tensor *slice(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > tensor_cols(x))
         die("slice: %d..%d of %d columns", from, from + count, tensor_cols(x));
-    return copy_part("slice", like_with_cols(x, count), x,
+    return copy_part("slice", like_with(x, x->dims - 1, count, x->type), x,
                      (Part){(size_t)from, 0, tensor_cols(x), count, tensor_rows(x), count});
 }
 
@@ -478,14 +519,14 @@ Tensor *take(Tensor *x, int from, int count) {
     if (from < 0 || count < 1 || from + count > x->shape[0])
         die("take: %d..%d of %d", from, from + count, x->shape[0]);
     int each = (int)(tensor_count(x) / (size_t)x->shape[0]);
-    return copy_part("take", like_with(x, 0, count), x,
+    return copy_part("take", like_with(x, 0, count, x->type), x,
                      (Part){(size_t)from * (size_t)each, 0, each, each, count, each});
 }
 
 // y = a's pictures, then b's
 Tensor *stack(Tensor *a, Tensor *b) {
     int each = (int)(tensor_count(a) / (size_t)a->shape[0]);
-    Tensor *y = like_with(a, 0, a->shape[0] + b->shape[0]);
+    Tensor *y = like_with(a, 0, a->shape[0] + b->shape[0], backend.storage);
     copy_part("stack", y, a, (Part){0, 0, each, each, a->shape[0], each});
     return copy_part("stack", y, b, (Part){0, tensor_count(a), each, each, b->shape[0], each});
 }
@@ -514,12 +555,28 @@ Tensor *crop(Tensor *x, int h, int w) {
     return y;
 }
 
+Tensor *upsample_conv2d(Tensor *x, const Layer *l, int h, int w) {
+    Conv p = same_size(x, l, h, w);
+    if (is_recording() || takes_adapt(l, p.n * h * w)) {
+        Tensor *large = upsample(x);
+        return conv2d(large->shape[1] == h && large->shape[2] == w ? large : crop(large, h, w), l, 1, 1);
+    }
+    if (x->shape[1] != (h + 1) / 2 || x->shape[2] != (w + 1) / 2)
+        die("%s: %d x %d pixels, upsampled, are not %d x %d", l->name, x->shape[1], x->shape[2], h, w);
+    p.h = h, p.w = w;
+    Tensor *y = tensor_new(SHAPE(p.n, h, w, p.oc));
+    Scope s = scope_begin();
+    backend.conv2d_upsampled(mem(y), mem(x), mem(weights_for(l, p.n * h * w)), mem(l->bias), p);
+    scope_end(s, NULL);
+    return y;
+}
+
 // The data and the gradient are x's own memory, so there is nothing to note.
 Tensor *reshape(Tensor *x, int dims, const int *shape) {
     Tensor *y = tensor_struct(dims, shape, x->type);
     if (tensor_count(y) != tensor_count(x))
         die("reshape: %zu elements are not %zu", tensor_count(x), tensor_count(y));
-    y->data = x->data;
+    y->data = x->data, y->place = x->place;
     y->wants_grad = is_recording() && x->wants_grad;
     if (y->wants_grad) y->gradient = grad(x).at;
     return y;

@@ -45,6 +45,7 @@ struct Record {
 Tensor *record_as(const char *operation, Record r);
 #define record(...) record_as(__func__, __VA_ARGS__)
 bool is_recording(void);
+bool in_block(const Tensor *t);                               // made by the block that runs now (run_block)
 Tensor *tensor_struct(int dims, const int *shape, Type type); // without data
 
 #endif

@@ -54,6 +54,7 @@ Tensor *tensor_struct(int dims, const int *shape, Type type) {
 
 Tensor *tensor_new_type(int dims, const int *shape, Type type) {
     Tensor *t = tensor_struct(dims, shape, type);
+    t->place = backend.mark() + 1;
     t->data = backend.temp(tensor_count(t) * type_size(type));
     return t;
 }
@@ -61,7 +62,7 @@ Tensor *tensor_new_type(int dims, const int *shape, Type type) {
 Tensor *tensor_new(int dims, const int *shape) { return tensor_new_type(dims, shape, backend.storage); }
 
 Tensor *tensor_from(int dims, const int *shape, const float *host) {
-    Tensor *t = tensor_new(dims, shape);
+    Tensor *t = tensor_new_type(dims, shape, F32);
     tensor_write(t, host);
     return t;
 }
@@ -131,7 +132,13 @@ Tensor *scope_end(Scope s, Tensor *result) {
     Tensor old = *result; // a copy, because the struct lies above the mark and its memory is used again below
     structs.used = s.structs;
     Tensor *up = tensor_struct(old.dims, old.shape, old.type);
-    up->data = backend.release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
+    up->data = old.data, up->place = old.place;
+    if (old.place && old.place <= s.data) // it is older than the scope: a residual that became a sum
+        backend.release(s.data);
+    else {
+        up->data = backend.release_but(s.data, old.data, tensor_count(&old) * type_size(old.type));
+        up->place = s.data + 1;
+    }
     return up;
 }
 
@@ -275,12 +282,32 @@ static void block_backward(Record *r) {
     scope_end(s, NULL);
 }
 
+// What lies on the stack from here on was made by the block that runs now.
+static size_t block_begin = SIZE_MAX;
+
+bool in_block(const Tensor *t) { return t->place > block_begin; }
+
+static Tensor *run_in(Scope s, Block *f, const void *layer, Tensor *const *in) {
+    size_t outer = block_begin;
+    block_begin = s.data;
+    Tensor *out = f(layer, in);
+    block_begin = outer;
+    return scope_end(s, out);
+}
+
+Tensor *run_block_over(Block *f, const void *layer, Tensor *x) {
+    Tensor *in[] = {x, NULL}; // for a block of two inputs, too, if it needs no second one
+    Scope s = scope_begin();
+    if (recording || !x->place) return run_block(f, layer, in, 1);
+    s.data = x->place - 1;
+    return run_in(s, f, layer, in);
+}
+
 // A checkpointed block is always recorded: its parameters may want gradients even if none of its inputs does.
 Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) {
     bool was = recording, keep_only_result = recording && checkpointing;
     if (keep_only_result) recording = false;
-    Scope s = scope_begin();
-    Tensor *out = scope_end(s, f(layer, in));
+    Tensor *out = run_in(scope_begin(), f, layer, in);
     recording = was;
     if (!keep_only_result) return out;
     Record r = {.backward = block_backward, .out = out, .block = f, .layer = layer};

@@ -689,6 +689,79 @@ static void test_movement(void) {
     report("upsample, backward");
 }
 
+// A convolution of a group norm, and of an upsampled picture: beside plain's, and where pictures are so large
+// that they are convolved in bands, bit by bit beside the two steps one after the other.
+static void test_fused(void) {
+    for (int s = 0; s < COUNT(convs); s++)
+        for (int t = 0; t < 3; t++)
+            for (int kind = 0; kind < 5; kind++) { // as conv2d's; SiLU: even ones
+                Conv p = convs[s];
+                GroupNorm norm = {p.n, p.h * p.w, p.c, p.c % 4 ? 1 : p.c / 4, 1e-5f, kind % 2 == 0};
+                describe_conv(p, t, kind);
+                Operand *y = kind == 4 ? gradient("y", storage, conv_y(p)) : output("y", storage, conv_y(p));
+                Operand *x = input_near("x", storage, conv_x(p), kind == 3 ? 58 : 1, 1);
+                Operand *gamma = input("gamma", weight_types[t], (size_t)p.c),
+                        *beta = input("beta", weight_types[t], (size_t)p.c),
+                        *weight = input("weight", weight_types[t], conv_w(p));
+                Operand *bias = kind % 2 || kind == 4 ? input("bias", weight_types[t], (size_t)p.oc) : NULL;
+                Operand *residual = kind == 2 || kind == 3 ? input("residual", storage, conv_y(p)) : NULL;
+                if (kind == 4) residual = y;
+                BOTH(2 * rounding, conv2d_normed, M(y), M(x), M(gamma), M(beta), norm, M(weight), M(bias),
+                     M(residual), p); // 2: what is convolved is rounded, too
+                clear();
+            }
+    report("conv2d_normed");
+    for (int s = 0; s < COUNT(convs); s++)
+        for (int t = 0; t < 3; t++) {
+            Conv p = convs[s];
+            describe_conv(p, t, 0);
+            Operand *y = output("y", storage, conv_y(p)),
+                    *weight = input("weight", weight_types[t], conv_w(p));
+            Operand *x = input("x", storage, (size_t)p.n * ((p.h + 1) / 2) * ((p.w + 1) / 2) * p.c);
+            Operand *bias = t ? input("bias", weight_types[t], (size_t)p.oc) : NULL;
+            BOTH(rounding, conv2d_upsampled, M(y), M(x), M(weight), M(bias), p);
+            clear();
+        }
+    report("conv2d_upsampled");
+    bool fast = !strncmp(backend.name(), "cpu", 3) && !strstr(backend.name(), "plain"); // plain rounds once
+    const Conv large[] = {
+        {2, 46, 130, 256, 46, 130, 32, 3, 3, 1, 1, 1},   // Winograd's tiles, cut at the bottom
+        {1, 41, 1030, 128, 41, 1030, 16, 3, 3, 1, 1, 1}, // a last band that alone would be direct
+        {1, 900, 132, 20, 900, 132, 3, 3, 3, 1, 1, 1},   // direct
+        {1, 300, 132, 64, 150, 66, 8, 3, 3, 2, 0, 0}};
+    for (int s = 0; s < COUNT(large) && fast; s++)
+        for (int up = 0; up < 2; up++)
+            for (int threads = 1; threads <= 2; threads++) {
+                Conv p = large[s];
+                backend_init(threads);
+                on_host = false;
+                Operand *x = input_near("x", F32, conv_x(p), 3, 1), *z = output("z", F32, conv_x(p)),
+                        *y = output("y", F32, conv_y(p)), *weight = input("weight", F32, conv_w(p)),
+                        *gamma = input("gamma", F32, (size_t)p.c);
+                GroupNorm norm = {p.n, p.h * p.w, p.c, 4, 1e-5f, true};
+                p.h -= up * (p.h % 2), p.oh -= up * (p.oh % 2); // upsample() makes even sides
+                upload_all();
+                if (up) {
+                    backend.upsample(M(z), M(x), p.n, p.h / 2, p.w / 2, p.c);
+                    backend.conv2d_upsampled(M(y), M(x), M(weight), M(NULL), p);
+                } else {
+                    backend.group_norm(M(z), NULL, M(x), M(gamma), M(gamma), norm);
+                    backend.conv2d_normed(M(y), M(x), M(gamma), M(gamma), norm, M(weight), M(NULL), M(NULL),
+                                          p);
+                }
+                download_all(0);
+                backend.conv2d(M(y), M(z), M(weight), M(NULL), M(NULL), p);
+                download_all(1);
+                describe_conv(p, 0, up);
+                puts(label);
+                check(!memcmp(y->result[0], y->result[1], y->bytes),
+                      up ? "conv2d_upsampled: the bits of two steps"
+                         : "conv2d_normed: the bits of two steps");
+                clear();
+            }
+    backend_init(2);
+}
+
 static const Conv pools[] = {
     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0},   {2, 7, 9, 3, 3, 4, 3, 3, 3, 2, 0, 0}, // Inception's, no padding
     {1, 8, 8, 33, 8, 8, 33, 3, 3, 1, 1, 1}, {2, 6, 4, 16, 3, 2, 16, 2, 2, 2, 0, 0},
@@ -1381,6 +1454,28 @@ static void test_nan(void) {
     download_all(1);
     check(isnan(value_of(y->result[1], storage, 0)), "a NaN passes the maximum of a pooling");
     clear();
+    for (int c = 3; c <= 16; c += 13) { // direct, and Winograd's method: one pixel of 9 x 9 is not finite
+        Conv q = {1, 9, 9, c, 9, 9, 16, 3, 3, 1, 1, 1};
+        x = input("x", storage, conv_x(q)), y = output("y", storage, conv_y(q));
+        Operand *w = input("w", F32, conv_w(q)), *gamma = input("gamma", F32, (size_t)c);
+        set(x, (size_t)(4 * 9 + 4) * (size_t)c, NAN);
+        upload_all();
+        backend.conv2d_normed(M(y), M(x), M(gamma), M(gamma), (GroupNorm){1, 81, c, 1, 1e-5f, true}, M(w),
+                              M(NULL), M(NULL), q);
+        download_all(1);
+        size_t count = 0;
+        for (size_t i = 0; i < y->count; i++) count += isnan(value_of(y->result[1], storage, i));
+        check(count == y->count, "a NaN passes a group norm inside a convolution, to every pixel");
+        set(x, (size_t)(4 * 9 + 4) * (size_t)c, 0), set(x, (size_t)(2 * 5 + 2) * (size_t)c, NAN);
+        upload_all();
+        backend.conv2d_upsampled(M(y), M(x), M(w), M(NULL),
+                                 q); // x (5, 5): its pixel (2, 2) is (4, 4) to (5, 5)
+        download_all(1);
+        check(isnan(value_of(y->result[1], storage, (size_t)(6 * 9 + 6) * 16)) &&
+                  !isnan(value_of(y->result[1], storage, (size_t)(8 * 9 + 8) * 16)),
+              "a NaN passes an upsampling inside a convolution, to its neighbours");
+        clear();
+    }
 }
 
 // The steps of cpu/gemm.c before the fast one.
@@ -1411,6 +1506,7 @@ int main(int argc, char **argv) {
                  {"activation", test_activation},
                  {"combine", test_combine},
                  {"movement", test_movement},
+                 {"fused", test_fused},
                  {"pool", test_pool},
                  {"embed", test_embed},
                  {"losses", test_losses},

@@ -539,6 +539,17 @@ static char *notes_of(const Params *p, const char *path, Lora **l) {
     return text;
 }
 
+// A configuration of another kind than an object's.
+static void test_odd_configurations(const Params *p) {
+    static const char *const odd[] = {"\"x\"", "[1]", "1", "null"};
+    char *path = in_scratch("odd.safetensors");
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        write_pieces(path, (Piece[]){GOOD, {0}}, odd[i]);
+        refused(p, path, "its configuration is no object");
+    }
+    free(path);
+}
+
 // Which LoRAs are for a few steps: as they say, by whole words of names in any case, by their layers.
 static void test_few_steps(const Params *p) {
     static const struct {
@@ -892,6 +903,7 @@ int main(void) {
     test_files(&p);
     test_refusals(&p);
     test_few_steps(&p);
+    test_odd_configurations(&p);
     params_free(&p);
     test_forward();
     test_finetune();

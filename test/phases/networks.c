@@ -4,6 +4,7 @@
 // under make test-full.
 #define _DEFAULT_SOURCE // mkdtemp
 #include "lib/io/architectures.h"
+#include "lib/nn/dry.h"
 #include "sd.h"
 #include "weights/toy/made.h"
 #include "test/test.h"
@@ -686,6 +687,30 @@ static void architectures(void) {
 }
 
 // What model_index.json says of steps and guidance, under today's name and the one of older models.
+// What the VAE of Stable Diffusion needs beside its weights, by a dry run: a 512 x 512 picture, a 1024 x
+// 1024.
+static void vae_memory(void) {
+    const Architecture *a = architecture("sd15");
+    Json *config = json_parse(a->vae, strlen(a->vae), "");
+    Params params = {0};
+    Vae *vae = vae_new(vae_config(config), &params);
+    for (int side = 512; side <= 1024; side *= 2)
+        for (int decode = 0; decode < 2; decode++) {
+            dry_begin(false);
+            Scope s = scope_begin();
+            if (decode)
+                vae_decode(vae, tensor_new(SHAPE(1, side / 8, side / 8, 4)));
+            else
+                vae_encode(vae, tensor_new(SHAPE(1, side, side, 3)));
+            scope_end(s, NULL);
+            double used = (double)dry_end().scratch / 1e6, allowed = side == 512 ? 700 : 2200;
+            printf("        %s of %d x %d: %.0f MB of scratch memory\n", decode ? "decode" : "encode", side,
+                   side, used);
+            check(strncmp(backend.name(), "cpu", 3) || used <= allowed, "at most 700 MB, 2.2 GB");
+        }
+    free(vae), params_free(&params), json_free(config);
+}
+
 static void own_defaults(void) {
     static const char *const texts[] = {"{\"_sd_defaults\": {\"steps\": 7, \"guidance_scale\": 3}}",
                                         "{\"sd_defaults\": {\"steps\": 7, \"guidance_scale\": 3}}",
@@ -726,6 +751,7 @@ int main(void) {
     embedded_guidance();
     eight_bits();
     architectures();
+    vae_memory();
     if (full_size("Stable Diffusion v1.5")) {
         networks("sd15");
         wide_unet("sd15", "sd15-soft-unet-48x80", 48, 80);
