@@ -197,6 +197,9 @@ static Optimiser *new_optimiser(const Training *t, const Params *learnt) {
 }
 
 static double run_plan(const Training *t, Plan plan) {
+    if (backend.storage == F16)
+        die("training in fp16 loses gradients, which are near 1e-6 where fp16 rounds below 6e-5; make cuda "
+            "PRECISION=bf16, or f32");
     plan.batch = t->batch, plan.average = t->ema > 0, plan.checkpointed = t->checkpointing,
     plan.keep_one = t->keep_one;
     return plan_run(&plan);

@@ -34,12 +34,20 @@ extern cudaStream_t stream; // every kernel and copy goes here
 void check_launch(const char *kernel, dim3 grid, dim3 block);
 void check_cuda(cudaError_t e, const char *doing);
 
+// Notes operations of products, convolutions and attention for -v: how many, and how many on tensor cores.
+void count_operations(double count, bool tensor);
+
 // Memory for what one call needs only while it runs: `Scratch s; float *x = s.floats(100);`.
 struct Scratch {
     size_t mark = backend.mark();
     float *floats(size_t count) { return (float *)backend.temp(count * sizeof(float)); }
     ~Scratch() { backend.release(mark); }
 };
+
+// x in the type of activations, where that is 16 bits: x itself, or a copy. A weight's copy is kept until the
+// weight changes, which whoever writes persistent memory must say.
+Mem in_storage(Mem x, size_t count, Scratch &scratch);
+void weight_changes(const void *at);
 
 // ---- operands --------------------------------------------------------------------------------------------
 
@@ -60,6 +68,40 @@ __device__ __forceinline__ void store(Mem y, size_t i, float value) {
     default: ((float *)y.at)[i] = value;
     }
 }
+// Four elements from i on, which is a multiple of four, in one access of 16 bytes, or 8: see fours().
+__device__ __forceinline__ float4 load4(Mem x, size_t i) {
+    if (x.type == F32) return *(const float4 *)((const float *)x.at + i);
+    float2 two = *(const float2 *)((const uint16_t *)x.at + i);
+    if (x.type == BF16) { // the upper half of an fp32
+        uint32_t a = __float_as_uint(two.x), b = __float_as_uint(two.y);
+        return make_float4(__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000u),
+                           __uint_as_float(b << 16), __uint_as_float(b & 0xffff0000u));
+    }
+    __half2 h[2];
+    memcpy((void *)h, &two, sizeof h);
+    return make_float4(__half2float(h[0].x), __half2float(h[0].y), __half2float(h[1].x),
+                       __half2float(h[1].y));
+}
+__device__ __forceinline__ void store4(Mem y, size_t i, float4 v) {
+    if (y.type == F32) {
+        *(float4 *)((float *)y.at + i) = v;
+        return;
+    }
+    float2 two = make_float2(0, 0);
+    if (y.type == BF16) {
+        __nv_bfloat162 h[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
+        memcpy((void *)&two, h, sizeof h);
+    } else {
+        __half2 h[2] = {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
+        memcpy((void *)&two, h, sizeof h);
+    }
+    *(float2 *)((uint16_t *)y.at + i) = two;
+}
+__device__ __forceinline__ float4 sum_of(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+static inline bool fours(Mem x) { return (uintptr_t)x.at % (4 * size_of(x.type)) == 0; } // or absent
+
 __device__ __forceinline__ void accumulate(Mem y, size_t i, float value) { store(y, i, load(y, i) + value); }
 
 // ---- launches --------------------------------------------------------------------------------------------

@@ -5,15 +5,14 @@
 // memory. All work is on one stream, so memory that is given back may be handed out again at once: whoever
 // uses it next comes later on the stream.
 //
-// Under the emulator, and where PTX is built for a stand-in runtime (OWN_ALLOCATIONS), every tensor is an
-// allocation of its own, freed when its scope ends: then the checks see an overrun into a neighbour.
+// With OWN_ALLOCATIONS (the checked emulator, PTX for a stand-in runtime, builds for compute-sanitizer) every
+// tensor is an allocation of its own, freed when its scope ends: then the checks see an overrun into a
+// neighbour.
 #include "device.h"
 
+#include <map>
 #include <vector>
 
-#if defined(EMULATE) && !defined(OWN_ALLOCATIONS)
-#define OWN_ALLOCATIONS 1
-#endif
 #ifndef STORAGE // F32, BF16 or F16: the type of activations, from `make PRECISION=`
 #define STORAGE F32
 #endif
@@ -24,11 +23,29 @@ void check_cuda(cudaError_t e, const char *doing) {
     if (e != cudaSuccess) die("CUDA: %s: %s", doing, cudaGetErrorString(e));
 }
 
+// What -v says at the end of a run.
+static double operations, tensor_operations;
+static long launches;
+void count_operations(double count, bool tensor) {
+    operations += count, tensor_operations += tensor ? count : 0;
+}
+static void say_operations() {
+    if (verbosity < 1 || operations == 0) return;
+    note_verbose(
+        "CUDA: %ld kernels launched; products, convolutions and attention of %.1f GFLOP, %.1f %% of it on "
+        "tensor cores",
+        launches, operations * 1e-9, 100 * tensor_operations / operations);
+}
+
 void check_launch(const char *kernel, dim3 grid, dim3 block) {
+    launches++;
     cudaError_t e = cudaGetLastError();
     if (e != cudaSuccess)
-        die("CUDA: kernel %s, grid (%u, %u, %u), block (%u, %u, %u): %s", kernel, grid.x, grid.y, grid.z,
-            block.x, block.y, block.z, cudaGetErrorString(e));
+        die("CUDA: kernel %s, grid (%u, %u, %u), block (%u, %u, %u): %s%s", kernel, grid.x, grid.y, grid.z,
+            block.x, block.y, block.z, cudaGetErrorString(e),
+            e == cudaErrorInvalidValue || e == cudaErrorInvalidConfiguration || verbosity > 0
+                ? ""
+                : ", here or in a kernel before it; -v finds which");
     if (verbosity > 0) { // -v: every kernel is waited for, so that a fault names the right one
         e = cudaStreamSynchronize(stream);
         if (e != cudaSuccess) die("CUDA: kernel %s failed while it ran: %s", kernel, cudaGetErrorString(e));
@@ -53,34 +70,63 @@ static void *device_alloc(size_t bytes, const char *what) {
         bytes / 1e6, available / 1e6, total / 1e6, (persistent + scratch) / 1e6);
 }
 
-struct Block {
-    void *at;
+struct Persistent {
     size_t bytes;
+    void *copy; // the weight in the type of activations, or NULL: see in_storage()
+    bool fresh; // the weight has not changed since
 };
-static std::vector<Block> persistent_blocks;
+static std::map<const void *, Persistent> persistent_blocks;
 
 static void *persistent_alloc(size_t bytes) {
     void *p = device_alloc(bytes, "weights");
-    persistent_blocks.push_back({p, bytes});
+    persistent_blocks[p] = {bytes, NULL, false};
     persistent += bytes;
     note_peak();
     return p;
 }
 static void persistent_free(void *at) {
     if (!at) return;
-    for (size_t i = persistent_blocks.size(); i-- > 0;) {
-        if (persistent_blocks[i].at != at) continue;
-        persistent -= persistent_blocks[i].bytes;
-        persistent_blocks[i] = persistent_blocks.back();
-        persistent_blocks.pop_back();
-        check_cuda(cudaFree(at), "freeing memory");
-        return;
+    auto block = persistent_blocks.find(at);
+    if (block == persistent_blocks.end()) die("CUDA: free of an address that alloc did not give");
+    void *copy = block->second.copy;
+    persistent -= block->second.bytes;
+    persistent_blocks.erase(block);
+    check_cuda(cudaFree(at), "freeing memory");
+    persistent_free(copy);
+}
+
+// The tensor cores want both operands of a product in one type, whatever that of the file, and weights that
+// are trained stay fp32. So a weight has a copy in the type of activations, made when it is first needed and
+// again after the weight has changed: at most once a training step.
+void weight_changes(const void *at) {
+    auto block = persistent_blocks.upper_bound(at);
+    if (backend.storage == F32 || block == persistent_blocks.begin()) return;
+    --block; // the last that begins at or before it
+    if ((const char *)at < (const char *)block->first + block->second.bytes) block->second.fresh = false;
+}
+Mem in_storage(Mem x, size_t count, Scratch &) {
+    if (backend.storage == F32 || x.type == backend.storage) return x;
+    Mem y = {NULL, backend.storage};
+    auto block = persistent_blocks.find(x.at);
+    if (block == persistent_blocks.end() || block->second.bytes != count * size_of(x.type)) {
+        y.at = backend.temp(count * size_of(y.type)); // goes with the caller's Scratch
+        backend.copy(y, x, count);
+        return y;
     }
-    die("CUDA: free of an address that alloc did not give");
+    Persistent &weight = block->second;
+    if (!weight.copy) weight.copy = persistent_alloc(count * size_of(y.type));
+    y.at = weight.copy;
+    if (!weight.fresh) backend.copy(y, x, count);
+    weight.fresh = true;
+    return y;
 }
 
 #ifdef OWN_ALLOCATIONS
 // A mark is the number of tensors below it.
+struct Block {
+    void *at;
+    size_t bytes;
+};
 static std::vector<Block> tensors;
 static void *scratch_alloc(size_t bytes) {
     void *p = device_alloc(bytes, "activations");
@@ -117,7 +163,11 @@ struct Chunk {
     size_t begin, bytes; // of the row
 };
 static std::vector<Chunk> chunks;
+#ifdef EMULATE
+static const size_t CHUNK = 1 << 20, ALIGN = 256; // small, so that small networks meet the ends of chunks
+#else
 static const size_t CHUNK = (size_t)256 << 20, ALIGN = 256;
+#endif
 
 static void *scratch_alloc(size_t bytes) {
     bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
@@ -136,24 +186,41 @@ static void *scratch_alloc(size_t bytes) {
     return chunks.back().at;
 }
 static size_t scratch_mark(void) { return scratch; }
+// Gives back what lies above the mark. Under the emulator it becomes NaN, so that nobody relies on it.
+static void free_from(size_t mark) {
+#ifdef EMULATE
+    for (const Chunk &c : chunks) {
+        size_t from = mark > c.begin ? mark - c.begin : 0, to = scratch > c.begin ? scratch - c.begin : 0;
+        if (to > c.bytes) to = c.bytes;
+        if (from < to) check_cuda(cudaMemsetAsync(c.at + from, 0xff, to - from, stream), "freeing memory");
+    }
+#endif
+    scratch = mark;
+}
 static void scratch_release(size_t mark) {
     if (mark > scratch) die("CUDA: release of a mark that is above the top");
-    scratch = mark;
+    free_from(mark);
 }
 // A copy within the GPU moves it down. Where the two places overlap it stays: what is lost below is less than
 // its own size, and comes back with the next mark.
 static void *scratch_release_but(size_t mark, void *at, size_t bytes) {
-    scratch_release(mark);
+    if (mark > scratch) die("CUDA: release of a mark that is above the top");
+    size_t old_top = scratch;
+    scratch = mark;
     char *to = (char *)scratch_alloc(bytes), *from = (char *)at;
-    if (from == to) return to;
-    if (from >= to + bytes || from + bytes <= to) {
+    if (from >= to + bytes || from + bytes <= to)
         check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "moving a result");
-        return to;
+    else if (from != to) {
+        for (const Chunk &c : chunks)
+            if (from >= c.at && from < c.at + c.bytes)
+                scratch = c.begin + (size_t)(from - c.at) + (bytes + ALIGN - 1) / ALIGN * ALIGN;
+        to = from;
     }
-    for (const Chunk &c : chunks)
-        if (from >= c.at && from < c.at + c.bytes)
-            scratch = c.begin + (size_t)(from - c.at) + (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    return at;
+    size_t top = scratch;
+    scratch = old_top;
+    if (top < old_top) free_from(top);
+    scratch = top;
+    return to;
 }
 #endif
 
@@ -168,6 +235,7 @@ static cudaEvent_t stage_empty[STAGE_COUNT];
 static int stage_next;
 
 static void upload(void *to, const void *host, size_t bytes) {
+    weight_changes(to);
     if (!stage[0])
         for (int i = 0; i < STAGE_COUNT; i++) {
             check_cuda(cudaMallocHost(&stage[i], STAGE), "asking for pinned memory");
@@ -195,6 +263,7 @@ static void synchronise(void) { check_cuda(cudaStreamSynchronize(stream), "waiti
 static __global__ void fill(Mem y, float value, size_t count) { EACH(i, count) store(y, i, value); }
 static void launch_fill(Mem y, float value, size_t count) {
     if (!count) return;
+    weight_changes(y.at);
     fill<<<blocks_for(count), THREADS, 0, stream>>>(y, value, count);
     check_launch("fill", blocks_for(count), THREADS);
 }
@@ -212,6 +281,7 @@ static __global__ void copy_overlapping(Mem y, Mem x, size_t count) {
 static __global__ void copy(Mem y, Mem x, size_t count) { EACH(i, count) store(y, i, load(x, i)); }
 static void launch_copy(Mem y, Mem x, size_t count) {
     if (!count || (y.at == x.at && y.type == x.type)) return;
+    weight_changes(y.at);
     bool overlap = (char *)y.at < (char *)x.at + count * size_of(x.type) &&
                    (char *)x.at < (char *)y.at + count * size_of(y.type);
     if (overlap) {
@@ -258,6 +328,8 @@ Backend backend;
 
 void backend_init(int) {
     choose_device();
+    static bool will_say = atexit(say_operations) == 0;
+    (void)will_say;
     backend.name = name;
     backend.storage = STORAGE;
     memory_kernels(backend); // each file fills in its part of the table

@@ -72,6 +72,7 @@ static __global__ void adamw(float *w, float *m, float *v, float *g, const Optim
 static void launch_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
                          size_t count) {
     if (!count) return;
+    weight_changes(w);
     adamw<<<blocks_for(count), THREADS, 0, stream>>>(w, m, v, g, s, c, count);
     check_launch("adamw", blocks_for(count), THREADS);
 }
@@ -83,6 +84,7 @@ static __global__ void ema(float *e, const float *w, const OptimiserState *s, fl
 }
 static void launch_ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (!count) return;
+    weight_changes(e);
     ema<<<blocks_for(count), THREADS, 0, stream>>>(e, w, s, decay, count);
     check_launch("ema", blocks_for(count), THREADS);
 }

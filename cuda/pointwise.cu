@@ -92,6 +92,7 @@ static __global__ void combine(Mem y, float a, Mem x, float b, Mem z, float c, s
 }
 static void launch_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
     if (!count) return;
+    weight_changes(y.at);
     combine<<<blocks_for(count), THREADS, 0, stream>>>(y, a, x, b, z, c, count);
     check_launch("combine", blocks_for(count), THREADS);
 }

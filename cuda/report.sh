@@ -13,8 +13,9 @@ for f in "$@"; do # PTX for the oldest; ptxas translates it for each
     "$nvcc" -std=c++17 -O3 -I. -arch=compute_80 -ptx "$f" -o "$work/$(basename "$f" .cu).ptx" || exit 1
 done
 echo "Registers, spilled bytes, static shared memory, and the blocks that fit on a multiprocessor."
-echo "Dynamic shared memory, asked for at the launch, is not counted: gemm_tensor 61440 bytes, attention 128"
-echo "bytes a channel."
+echo "Dynamic shared memory, asked for at the launch, is not counted: tensor_product 49152 to 52224 bytes,"
+echo "for a picture 544 more for each place of the kernel; attention_tensor 20480 to 40960; attention 128 a"
+echo "channel."
 for arch in $archs; do
     echo; echo "== $arch"
     printf '%-78s %4s %6s %7s %12s\n' kernel regs spill shared 'fit (threads)'
@@ -57,7 +58,7 @@ if [ -n "$cuobjdump" ]; then
         echo; echo "== $arch: instructions of the innermost loops with the most arithmetic"
         for c in "$work"/gemm."$arch".cubin "$work"/conv."$arch".cubin "$work"/attention."$arch".cubin; do
             # A loop is what a backward branch spans; an inner one contains no other.
-            shown='^(HMMA|FFMA|LDSM|LDGSTS|LDG|LDS|STS|STG|BAR|MUFU|SHFL|LDGDEPBAR)([.]128)?$'
+            shown='^(HMMA|FFMA|LDSM|LDGSTS|LDG|LDS|STS|STG|BAR|MUFU|I2F|SHFL|LDGDEPBAR)([.]128)?$'
             "$cuobjdump" -sass "$c" 2>/dev/null | c++filt -p | awk -v shown="$shown" '
                 function number(hex,  i, n) { # not all awks have strtonum
                     n = 0

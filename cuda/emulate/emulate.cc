@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdarg>
 #include <functional>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -41,7 +42,7 @@ __thread Worker *emu_worker;
 #define EMU_COUNT_DEFAULT 0
 #endif
 int opt_check, opt_count, opt_seed;
-static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability;
+static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability, opt_async;
 std::atomic<int> emu_findings;
 bool emu_instrumented;
 
@@ -481,6 +482,7 @@ static Kernel *kernel_of(const EmuCall &call) {
     k.allowed.assign(emu_tls_size, FOREIGN);
     for (SharedVariable &v : emu_variables) {
         if (v.owner != mangled && kernel_names.count(v.owner)) continue;
+        k.variables.push_back(&v);
         std::fill_n(k.allowed.begin() + (long)v.offset, v.size, ITS_OWN);
     }
 #ifdef __clang__
@@ -527,6 +529,7 @@ static void setup() {
     opt_devices = option("EMU_DEVICES", 1);
     opt_memory = option("EMU_MEMORY", 16384);
     opt_capability = option("EMU_CAPABILITY", 80);
+    opt_async = option("EMU_ASYNC", 0);
     // The checks keep one history of each byte: one thread of the operating system, always the same report.
     int cores = (int)std::thread::hardware_concurrency();
     opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
@@ -567,8 +570,10 @@ cudaError_t emu_malloc(void **p, size_t bytes) {
     return cudaSuccess;
 }
 
+static void wait_for_all();
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
+    wait_for_all();
     std::lock_guard<std::mutex> guard(memory_lock);
     auto found = allocations.find((uintptr_t)p);
     if (found == allocations.end()) return fail(cudaErrorInvalidValue);
@@ -614,24 +619,45 @@ static bool range_ok(const void *p, size_t bytes, bool device) {
 }
 
 // ---- streams, events, graphs -----------------------------------------------------------------------------
-// Work is done at the call. A stream that is being captured keeps it for cudaGraphLaunch instead.
+// Work is done at the call. With EMU_ASYNC=1 a stream keeps it until something waits for it, the latest
+// moment that CUDA allows. A stream that is being captured keeps it for cudaGraphLaunch.
 
 struct EmuGraph {
     std::vector<std::function<void()>> work;
 };
 struct EmuStream {
     EmuGraph *capture;
+    std::deque<std::function<void()>> queue;
+    long submitted, done;
 };
 struct EmuEvent {
     std::chrono::steady_clock::time_point at;
+    cudaStream_t stream;
+    long after; // what was submitted before it
 };
+static std::vector<cudaStream_t> streams;
+
+static void wait_for(cudaStream_t s, long until) {
+    for (; s && s->done < until && !s->queue.empty(); s->done++) {
+        std::function<void()> work = std::move(s->queue.front());
+        s->queue.pop_front();
+        work();
+    }
+}
+static void wait_for_all() {
+    for (cudaStream_t s : streams) wait_for(s, s->submitted);
+}
 
 static void submit(cudaStream_t s, std::function<void()> work) {
     if (s && s->capture)
         s->capture->work.push_back(std::move(work));
-    else
+    else if (s && opt_async) {
+        s->queue.push_back(std::move(work));
+        s->submitted++;
+    } else
         work();
 }
+static std::map<uintptr_t, size_t> pinned; // host memory of cudaMallocHost
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
     setup();
@@ -643,8 +669,15 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         emu_findings++;
         return fail(cudaErrorInvalidValue);
     }
+    // From pinned memory the bytes are read when the copy runs, and are spoilt then, so that staging memory
+    // which is filled again too early shows. Other host memory is free again when the call returns.
+    auto staging = pinned.upper_bound((uintptr_t)from);
+    bool is_pinned = staging != pinned.begin() && (--staging)->first + staging->second > (uintptr_t)from;
+    std::shared_ptr<std::string> kept;
+    if (opt_async && s && !from_device && !is_pinned) kept.reset(new std::string((const char *)from, bytes));
     submit(s, [=] {
-        memmove(to, from, bytes);
+        memmove(to, kept ? kept->data() : from, bytes);
+        if (opt_async && is_pinned && !from_device) memset((void *)from, 0xff, bytes);
         if (!emu_state || !to_device) return;
         char *state = emu_state + ((char *)to - emu_arena);
         if (from_device)
@@ -655,6 +688,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    wait_for_all();
     return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
@@ -667,11 +701,25 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
     return cudaSuccess;
 }
 cudaError_t cudaMemset(void *to, int value, size_t bytes) {
+    wait_for_all();
     return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 cudaError_t emu_malloc_host(void **p, size_t bytes) {
     *p = malloc(bytes ? bytes : 1);
+    pinned[(uintptr_t)*p] = bytes;
     return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+}
+
+// Shared memory of a block that a device of this capability gives, static and dynamic together.
+static size_t most_shared() {
+    int c = opt_capability;
+    return (size_t)(c == 80 || c == 87 ? 163 : c == 90 || c == 100 ? 227 : c < 80 ? 64 : 99) << 10;
+}
+static size_t static_shared(Kernel *k) {
+    size_t bytes = 0;
+    for (const SharedVariable *v : k->variables)
+        if (v->offset != (uintptr_t)dynamic_shared - tls_of_this_thread()) bytes += v->size;
+    return bytes;
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
@@ -688,7 +736,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     p->major = opt_capability / 10;
     p->minor = opt_capability % 10;
     p->multiProcessorCount = opt_threads;
-    p->sharedMemPerBlockOptin = 163 << 10;
+    p->sharedMemPerBlockOptin = most_shared();
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
@@ -697,7 +745,10 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *available = *total - allocated;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+    wait_for_all();
+    return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char *cudaGetErrorString(cudaError_t e) {
     switch (e) {
@@ -712,16 +763,20 @@ const char *cudaGetErrorString(cudaError_t e) {
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
-    *s = new EmuStream();
+    streams.push_back(*s = new EmuStream());
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    wait_for(s, s->submitted);
+    streams.erase(std::find(streams.begin(), streams.end(), s));
     delete s;
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-    return s && s->capture ? fail(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+    if (s && s->capture) return fail(cudaErrorStreamCaptureUnsupported);
+    if (s) wait_for(s, s->submitted);
+    return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
     *e = new EmuEvent();
@@ -732,11 +787,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     delete e;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     e->at = std::chrono::steady_clock::now();
+    e->stream = s, e->after = s ? s->submitted : 0;
     return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (e->stream && e->stream->capture) return fail(cudaErrorStreamCaptureUnsupported);
+    wait_for(e->stream, e->after);
+    return cudaSuccess;
+}
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
     return cudaSuccess;
@@ -765,7 +825,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
 cudaError_t emu_set_attribute(const void *kernel, cudaFuncAttribute, int value) {
-    if (value > MAX_DYNAMIC_SHARED) return fail(cudaErrorInvalidValue);
+    setup();
+    EmuCall call = {"", kernel, nullptr, nullptr, nullptr, 0};
+    if (value < 0 || (size_t)value + static_shared(kernel_of(call)) > most_shared())
+        return fail(cudaErrorInvalidValue);
     max_dynamic_shared[kernel] = value;
     return cudaSuccess;
 }
@@ -888,7 +951,10 @@ void emu_submit(const emu_config &c, const EmuCall &call) {
     if (empty || threads > MAX_THREADS || c.block.z > 64 || c.grid.x > 0x7fffffffu || c.grid.y > 65535 ||
         c.grid.z > 65535)
         return (void)fail(cudaErrorInvalidConfiguration);
-    if (c.shared > dynamic) return (void)fail(cudaErrorInvalidValue);
+    size_t fixed = static_shared(kernel_of(call));
+    if (c.shared > dynamic || fixed > 48 << 10 ||
+        c.shared + fixed > std::max(most_shared(), (size_t)48 << 10))
+        return (void)fail(cudaErrorInvalidValue);
     submit(c.stream, [=] {
         (void)keep;
         run(c, call);

@@ -12,8 +12,9 @@
 // processor does. Sums inside an mma are taken in ascending order of k; a GPU may differ in the last bits.
 //
 // Environment: EMU_SEED=n random order of threads (0: fixed), EMU_THREADS=n threads of the operating system,
-// EMU_POISON=0, EMU_COUNT=1, EMU_CHECK=0, EMU_ABORT=1 (core dump at the first finding), EMU_DEVICES,
-// EMU_MEMORY=MiB, EMU_CAPABILITY=75 (no device, a smaller, an older one, to see the messages).
+// EMU_ASYNC=1 (work is done when something waits for it), EMU_POISON=0, EMU_COUNT=1, EMU_CHECK=0, EMU_ABORT=1
+// (core dump at the first finding), EMU_DEVICES, EMU_MEMORY=MiB, EMU_CAPABILITY=75 (no device, a smaller, an
+// older one, to see the messages).
 //
 // Order: keywords, vector types, built-in variables, barriers, warp operations, atomics, arithmetic, half and
 // bf16, cp.async and tensor cores, the runtime's functions.

@@ -74,6 +74,7 @@ enum Allowed : char { FOREIGN, ITS_OWN, BUILT_IN }; // BUILT_IN: threadIdx..., w
 
 struct Kernel { // what is known of a kernel once it was launched
     std::string name;
+    std::vector<const SharedVariable *> variables;
     std::vector<char> allowed; // for each byte of thread-local memory
 };
 

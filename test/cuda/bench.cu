@@ -1,7 +1,8 @@
 // bench.cu: the speed of each step of the GEMM ladder in GFLOP/s, beside cuBLAS where it is linked
 // (-DHAVE_CUBLAS -lcublas): a reference for timing, no part of the product. Under the emulator sizes are
 // smaller, and the figures are the emulator's own. `sd info --kernels sd15 | bench -` times the products,
-// convolutions and attentions of that list instead, each shape once.
+// convolutions and attentions of that list instead, each shape once; beside products stands cuBLAS, and
+// beside convolutions cuBLAS on a product of the same size.
 #include "cuda.h"
 #include "cuda/gemm.h"
 #ifdef HAVE_CUBLAS
@@ -47,6 +48,18 @@ static Mem room(size_t count) {
     backend.fill(m, 0.01f, count);
     return m;
 }
+#ifdef HAVE_CUBLAS
+static void run_cublas(const void *with) {
+    const Shape &s = *(const Shape *)with;
+    static cublasHandle_t handle;
+    if (!handle) cublasCreate(&handle), cublasSetStream(handle, stream);
+    cudaDataType_t t = s.x.type == F32 ? CUDA_R_32F : s.x.type == F16 ? CUDA_R_16F : CUDA_R_16BF;
+    const Gemm &g = s.gemm;
+    float one = 1, zero = 0;
+    cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, g.n, g.m, g.k, &one, s.w.at, t, g.k, s.x.at, t, g.k, &zero,
+                 s.y.at, t, g.n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+}
+#endif
 static void bench_list() {
     char line[300];
     double all_ms = 0, all_flop = 0;
@@ -72,7 +85,13 @@ static void bench_list() {
                    !strcmp(s.kernel, "conv2d")) {
             size_t out = (size_t)p.n * p.oh * p.ow * p.oc, taps = (size_t)p.kh * p.kw * p.c;
             flop = 2.0 * (double)out * (double)taps;
-            s.y = room(out), s.x = room((size_t)p.n * p.h * p.w * p.c), s.w = room(taps * p.oc);
+            size_t in = (size_t)p.n * p.h * p.w * p.c, product = (size_t)p.n * p.oh * p.ow * taps;
+#ifdef HAVE_CUBLAS // wants the matrix that a convolution does without
+            in = product > in ? product : in;
+#endif
+            (void)product;
+            g.m = p.n * p.oh * p.ow, g.n = p.oc, g.k = (int)taps;
+            s.y = room(out), s.x = room(in), s.w = room(taps * p.oc);
         } else if (sscanf(line + at, "n=%d heads=%d tq=%d tk=%d d=%d", &a.n, &a.heads, &a.tq, &a.tk, &a.d) ==
                        5 &&
                    !strcmp(s.kernel, "attention")) {
@@ -83,7 +102,12 @@ static void bench_list() {
             continue;
         float ms = milliseconds(10, run_shape, &s);
         line[strcspn(line, "\n")] = 0;
-        printf("%9.3f ms %9.1f GFLOP/s  %s\n", ms, flop / ms * 1e-6, line);
+        char beside[40] = "";
+#ifdef HAVE_CUBLAS
+        if (strcmp(s.kernel, "attention"))
+            snprintf(beside, sizeof beside, "cuBLAS %9.1f  ", flop / milliseconds(10, run_cublas, &s) * 1e-6);
+#endif
+        printf("%9.3f ms %9.1f GFLOP/s  %s%s\n", ms, flop / ms * 1e-6, beside, line);
         all_ms += (double)ms * (double)count, all_flop += flop * (double)count;
         backend.release(mark);
     }

@@ -22,14 +22,19 @@ noticed() { # a test program, by its name, its arguments; status 0 of the progra
 case $kind in
 sync)
     waits='__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);'
-    for place in $(grep -nE "$waits" cuda/*.cu cuda/tile.h cuda/device.h | cut -d: -f1,2); do
+    for place in $(grep -nE "$waits" cuda/*.cu cuda/tile.h cuda/tensor.h cuda/device.h | cut -d: -f1,2); do
         file=${place%:*} line=${place#*:}
         [ $# -gt 0 ] && case " $* " in *" $(basename "$file") "*) ;; *) continue ;; esac
         cp "$file" keep
         sed -i -E "${line}s/$waits//" "$file"
         case $file in # the tests of that file's kernels
-        cuda/gemm.cu | cuda/tile.h) tests=gemm ;;
-        cuda/attention.cu) tests='kernels attention' ;;
+        cuda/gemm.cu | cuda/tile.h | cuda/tensor.h) tests=gemm ;;
+        cuda/conv.cu) tests=conv ;;
+        cuda/attention.cu)
+            case $(head -n "$line" cuda/attention.cu | grep '^// ---- ' | tail -n 1) in
+            *tensor*) tests=attention ;;
+            *) tests='kernels attention' ;;
+            esac ;;
         cuda/memory.cu) tests='kernels fill_copy' ;;
         cuda/norm.cu) tests='kernels sum_rows group_norm layer_norm' ;;
         *) tests=kernels ;;

@@ -1,10 +1,27 @@
 // picture.c A.png B.png [MOST]: two pictures of the same size whose 8-bit values differ by at most MOST (1).
-// test/cuda/model.sh compares two backends with it.
+// test/cuda/model.sh compares two backends with it. picture latents A B LIMIT: the latents of two files that
+// `sd sample --dump` wrote; the root mean square of their difference is at most LIMIT of A's.
 #include "lib/io/io.h"
 #include "test/test.h"
 
+static int compare_latents(const char *a, const char *b, double limit) {
+    Store *first = store_open(a), *second = store_open(b);
+    const Stored *x = store_find(first, "latents"), *y = store_find(second, "latents");
+    if (!x || !y || x->count != y->count) return 2;
+    float *want = store_floats(x, a), *got = store_floats(y, b);
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < x->count; i++) {
+        double d = (double)got[i] - (double)want[i];
+        difference += d * d, size += (double)want[i] * (double)want[i];
+    }
+    double share = sqrt(difference / size);
+    printf("latents differ by %.4f of their size, limit %.4f\n", share, limit);
+    return !(share <= limit);
+}
+
 int main(int argc, char **argv) {
     if (argc < 3) return 2;
+    if (argc == 5 && !strcmp(argv[1], "latents")) return compare_latents(argv[2], argv[3], atof(argv[4]));
     Image *a = image_load(argv[1]), *b = image_load(argv[2]);
     int most = argc > 3 ? atoi(argv[3]) : 1, worst = 0, differ = 0, low = 255, high = 0;
     check(a->width == b->width && a->height == b->height, "the size is the same");
