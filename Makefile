@@ -85,10 +85,29 @@ $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
 	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ -lm
 
-SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# -fexpensive-optimizations: with fused multiply-adds, as the program has them.
+SANITIZE := -O1 -fexpensive-optimizations -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+            -fno-omit-frame-pointer
 asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
 asan-tests: $(TESTS)
 	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 sh test/run.sh $(TESTS) # an error's way out, die(), frees nothing
+
+# What `make test` has no time for: signals, power failures, turned bits, hostile configurations, inputs and
+# places, and the worst that each reader accepts; see the heads of test/attack/*. Needs Python, strace and,
+# for full disks, root. ATTACKS=N: so many signals, and as much of the rest in proportion.
+ATTACKS ?= 300
+attack: sd $(BUILD)/test/attack/power $(BUILD)/test/attack/flip
+	python3 test/attack/worst.py ./sd
+	python3 test/attack/places.py ./sd
+	python3 test/attack/power.py 10000 $(BUILD)/test/attack/power DISK 4
+	$(BUILD)/test/attack/flip $$(($(ATTACKS) * 10000 / 300))
+	python3 test/attack/kill.py ./sd $(ATTACKS)
+	$(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' build/asan/test/attack/sd
+	python3 test/attack/config.py build/asan/test/attack/sd
+	python3 test/attack/mutate.py build/asan/test/attack/sd 1800
+$(BUILD)/test/attack/sd: $(CPU_O) $(ABOVE_O)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
 
 # Code laid out by the one version of clang-format that counts, lines of at most 110 columns: see the script.
 format: ; @sh test/house/format.sh --apply
@@ -115,6 +134,7 @@ bench-peers: sd $(PYTHON)
 # clang's libFuzzer.
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
+CLANG        ?= clang
 FUZZERS      := json tokenizer safetensors npz image png
 FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c file_kind.c image.c json.c) \
                 $(addprefix lib/io/,safetensors.c tokenizer.c unicode.c)
@@ -123,7 +143,15 @@ FUZZ_OWN_image       := lib/io/image.c
 FUZZ_OWN_png         := lib/io/image.c
 FUZZ_image   := -fno-sanitize=shift,signed-integer-overflow
 FUZZ_png     := $(FUZZ_image)
-fuzz: $(FUZZERS:%=fuzz-%)
+FUZZERS_WHOLE := captions checkpoint lora trace vocabulary # these link the whole program
+fuzz: $(FUZZERS:%=fuzz-%) $(FUZZERS_WHOLE:%=fuzz-%)
+$(BUILD)/test/fuzz/%: private override CFLAGS += -fsanitize=fuzzer
+$(FUZZERS_WHOLE:%=fuzz-%): fuzz-%: | stb
+	@mkdir -p $(BUILD)/fuzz/$* && cp test/fuzz/$*/* $(BUILD)/fuzz/$*
+	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC='$(CLANG)' build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
+	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-unknown-pragmas'
+	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) \
+	  -timeout=60 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
 	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \
@@ -169,6 +197,7 @@ help:
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
+	@echo "make attack     signals, power failures, hostile files and places: an hour or two"
 	@echo "make fuzz       libFuzzer on every reader of files, FUZZ_SECONDS=300 each (needs clang)"
 	@echo "make cuda       ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16)"
 	@echo "make emulate    ./sd-emulate: the CUDA kernels, run on the processor; emulate-check, emulate-count"
@@ -179,6 +208,7 @@ help:
 	@echo "make clean      remove what was built"
 
 
+.PHONY: attack
 .PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
 .PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)

@@ -441,11 +441,11 @@ FidSet fid_read_statistics(const char *npz) {
     FidSet s = {.path = xstrdup(npz)};
     int64_t mu[4], sigma[4];
     int mu_dims, sigma_dims;
-    s.mu = npz_read(npz, "mu", mu, &mu_dims);
-    s.sigma = npz_read(npz, "sigma", sigma, &sigma_dims);
+    s.mu = npz_read(npz, "mu", 32768, mu, &mu_dims);
     if (mu_dims != 1 || mu[0] < 1 || mu[0] > 32768)
         die("%s: mu has %d dimensions, the first of %lld; one of 1 to 32768 is expected", npz, mu_dims,
             (long long)mu[0]);
+    s.sigma = npz_read(npz, "sigma", (size_t)(mu[0] * mu[0]), sigma, &sigma_dims);
     if (sigma_dims != 2 || sigma[0] != mu[0] || sigma[1] != mu[0])
         die("%s: sigma has %d dimensions (%lld, %lld); (%lld, %lld) is expected, as mu has it", npz,
             sigma_dims, (long long)sigma[0], (long long)sigma[1], (long long)mu[0], (long long)mu[0]);

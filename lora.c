@@ -561,6 +561,7 @@ static bool is_target(const Json *targets, const Layer *l, const char *where) {
 static double *config_alphas(const Json *config, const Found *found, Layer *const *layers, int count,
                              const char *path) {
     static const char *const networks[] = {"", "unet.", "text_encoder."};
+    if (config->kind != JSON_OBJECT) die("%s: its configuration is no object", path);
     size_t n = (size_t)count + 1;
     double *alphas = xcalloc(n, sizeof *alphas), *ranks = xmalloc(n * sizeof *ranks),
            *values = xmalloc(n * sizeof *values);

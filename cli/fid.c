@@ -44,7 +44,7 @@ static void write_features(const FidSet *s, const Command *c) {
 
 // A member of a JSON object, null where there is no such figure.
 static void print_figure(const char *key, int digits, double x) {
-    if (isnan(x))
+    if (!isfinite(x))
         printf("\"%s\": null, ", key);
     else
         printf("\"%s\": %.*g, ", key, digits, x);
@@ -70,7 +70,7 @@ static void print_fidelity(const Command *c) {
     for (size_t h = 0; h < heads; h++) {
         const char *name = judge->heads->items[h].key;
         if (c->json)
-            printf("%s\"%s\": %.6g", h ? ", " : "", name, fraction[h]);
+            printf("%s%s: %.6g", h ? ", " : "", json_quote(name), fraction[h]);
         else
             printf("  %-8s %.4f\n", name, fraction[h]);
     }

@@ -206,6 +206,7 @@ static _Noreturn void refuse(int argc, char **argv, const char *letters, const s
     }
     optind = 0, opterr = 1; // once more, for its message
     while (getopt_long(argc, argv, letters, names, NULL) != '?') {}
+    if (json_output) puts("{\"error\": \"an option is wrong\"}");
     exit(2);
 }
 
@@ -228,6 +229,7 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
             if (o->letter) letter += sprintf(letter, o->value ? "%c:" : "%c", o->letter);
             rows[count++] = o;
         }
+    for (int i = 1; i < argc; i++) json_output |= !strcmp(argv[i], "--json");
     argv[0] = (char[]){"sd"}; // getopt's messages begin with it
     opterr = 0;
     // Twice: --help must see the defaults, before other options change them.

@@ -238,12 +238,16 @@ static void print_table(void) {
 
 int command_report(int argc, char **argv) {
     const char *output = "report/index.html";
-    Option options[] = {{'o', "output", TEXT(&output, "FILE.html"), "the page"}, {0}};
+    bool quote = false;
+    Option options[] = {{'o', "output", TEXT(&output, "FILE.html"), "the page"},
+                        {0, "quote", FLAG(&quote), "only print DIR, any text, as a JSON string"},
+                        {0}};
     dir = one_word(options_parse(argc, argv, options, "sd report DIR [options]",
                                  "Writes the paper's table, figures and claims from the results that `make "
                                  "paper` left in DIR, as one HTML file.",
                                  "sd report run/paper"),
                    "sd report takes one folder of results");
+    if (quote) return puts(json_quote(dir)), 0;
     if (!is_directory(dir)) die("%s is no folder; `make paper` makes it", dir);
     read_records();
     char *path = format("%s/paper.json", dir), *scratch = format("%s.png", output);

@@ -33,6 +33,8 @@ static void preview(const Image *image) {
     image_free(small);
 }
 
+enum { MOST_PICTURES = 1000000 };
+
 static char **read_lines(const char *path, int *count) {
     size_t bytes;
     char *text = read_file(path, &bytes), **lines = NULL;
@@ -40,6 +42,7 @@ static char **read_lines(const char *path, int *count) {
     const char *line;
     size_t length;
     for (const char *at = text; next_line(&at, text + bytes, &line, &length);) {
+        if (*count == MOST_PICTURES) die("%s has more than %d captions", path, MOST_PICTURES);
         if (memchr(line, 0, length)) die("%s: line %d holds a NUL", path, *count + 1);
         lines = xrealloc(lines, (size_t)(*count + 1) * sizeof *lines);
         lines[(*count)++] = format("%.*s", (int)length, line);
@@ -137,13 +140,14 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     note_new_words(folder, captions ? (const char *const *)captions : &o->prompt, captions ? count : 1);
     note_new_words(folder, &o->negative, 1);
     if (r->prompts) make_directories(r->out);
+    if (r->keep) may_replace(r->out); // what is no whole picture is read first
     for (int i = 0; i < count; i++)
         paths[i] = r->prompts ? format("%s/%05d.png", r->out, i) : numbered_name(r->output, i, count);
     check_output(paths[0]); // what cannot be written is said before the work, not after
     if (r->dump) check_output(r->dump), trace_begin();
     started = seconds();
     for (int i = 0; i < count; i++) {
-        if (r->keep && file_exists(paths[i])) continue;
+        if (r->keep && image_is_whole(paths[i])) continue;
         double begun = seconds();
         if (captions) o->prompt = captions[i];
         o->seed = first + (uint64_t)i;
@@ -201,7 +205,7 @@ int command_sample(int argc, char **argv) {
         {SEED_OPTION(&o->seed, "of the noise")},
         {0, "rng", CHOICE(&o->philox, "torch|philox"),
          "PyTorch's generator of noise on the CPU, or on a GPU"},
-        {'n', "count", WHOLE(&r.count, 1, 1000000), "pictures; picture i uses seed + i"},
+        {'n', "count", WHOLE(&r.count, 1, MOST_PICTURES), "pictures; picture i uses seed + i"},
         {.help = "What comes out"},
         {'o', "output", TEXT(&r.output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},
         {0, "preview", FLAG(&r.preview), "also draw in the terminal"},

@@ -18,6 +18,7 @@ static void write_made(const Params *p, const char *strip, const char *dir, cons
         if (!store_metadata(s, "made"))
             die("%s holds other weights than made ones; --force replaces them", path);
         store_close(s);
+        may_replace(path);
     }
     StoreWriter *w = store_create(path);
     int64_t shape[4];

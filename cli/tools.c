@@ -217,7 +217,7 @@ int command_info(int argc, char **argv) {
     if (!file_exists(path)) die("cannot read %s: %s", path, strerror(ENOENT));
     if (ending && !strcmp(ending, ".npz")) {
         int64_t shape[4];
-        npz_read(path, "mu", shape, &(int){0});
+        npz_read(path, "mu", 32768, shape, &(int){0});
         printf("%s: FID statistics of %lld features\n", path, (long long)shape[0]);
     } else if (is_directory(path))
         info_model(path);

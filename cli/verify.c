@@ -1,5 +1,6 @@
 // verify.c: `sd sample --dump` writes a trace: every block's output, and what went in. `sd verify` runs the
 // same inputs again and compares block by block; explain.c guesses what may be wrong in one that differs.
+#define _POSIX_C_SOURCE 200809L // open_memstream
 #include "verify.h"
 #include "commands.h"
 #include "options.h"
@@ -416,7 +417,10 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
     char *absent = xstrdup(""), *extra = xstrdup("");
     Type type = F32, least = F32; // blocks of a network are as exact as the least exact before them
     bool inside = false;
-    if (json) printf("{\"blocks\": [");
+    char *text = NULL; // the JSON, printed as a whole: an error may come before its end
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    fprintf(out, "{\"blocks\": [");
     for (int i = 0; i < traced_count; i++) {
         const Traced *ours = &traced[i];
         const Stored *t = find_traced(s, -1, ours->name);
@@ -436,8 +440,9 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
                relative = largest > 0 ? worst / largest : worst;
         bool ok = worst <= (tolerance < 0 ? rounding[type] : tolerance) * largest;
         if (json) {
-            printf("%s{\"name\": %s, \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}", compared ? ", " : "",
-                   json_quote(t->name), fmin(worst, 1e300), fmin(relative, 1e300), ok ? "true" : "false");
+            fprintf(out, "%s{\"name\": %s, \"max_abs\": %.6g, \"max_rel\": %.6g, \"ok\": %s}",
+                    compared ? ", " : "", json_quote(t->name), fmin(worst, 1e300), fmin(relative, 1e300),
+                    ok ? "true" : "false");
         } else
             printf("%-6s %-64s %10.3g %10.3g\n", ok ? "ok" : "DIFFER", t->name, worst, relative);
         if (!ok && !first) {
@@ -458,11 +463,11 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
     const char *half =
         least == F32 ? "" : format(" (theirs is in half precision, %s)", precision_names[least]);
     if (json) {
-        printf("], \"absent\": [%s], \"not_compared\": [%s], \"precision\": \"%s\", \"ok\": %s", absent,
-               extra, precision_names[least], differ ? "false" : "true");
-        if (first) printf(", \"first\": %s", json_quote(first));
-        if (*why) printf(", \"why\": %s", json_quote(why));
-        puts("}");
+        fprintf(out, "], \"absent\": [%s], \"not_compared\": [%s], \"precision\": \"%s\", \"ok\": %s", absent,
+                extra, precision_names[least], differ ? "false" : "true");
+        if (first) fprintf(out, ", \"first\": %s", json_quote(first));
+        if (*why) fprintf(out, ", \"why\": %s", json_quote(why));
+        fclose(out), printf("%s}\n", text);
     } else if (differ)
         printf("%d of %d blocks differ%s, %s first\n", differ, compared, half, first);
     else

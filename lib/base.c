@@ -18,6 +18,7 @@
 
 void (*die_hook)(const char *message);
 int verbosity;
+bool json_output;
 
 struct Output {
     FILE *file;
@@ -57,6 +58,11 @@ static _Noreturn void end_with(int status, const char *fmt, va_list args) {
     if (die_hook) die_hook(message);
     fflush(stdout);
     fprintf(stderr, "sd: %s\n", message);
+    if (json_output) {
+        fputs("{\"error\": \"", stdout);
+        for (const char *c = message; *c; c++) printf(*c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
+        puts("\"}");
+    }
     exit(status);
 }
 
@@ -431,12 +437,17 @@ static int open_locked(const char *path) {
     }
 }
 
-// Where the output goes: behind links, but for those of /proc and /dev, which are not files but ways to one.
+// /dev/stdout and the like are no files but ways to one that is open.
+static bool is_way(const char *path) {
+    return starts_with(path, "/proc/") || starts_with(path, "/dev/fd/") || starts_with(path, "/dev/std");
+}
+
+// Where the output goes: behind links, but for such ways.
 static char *behind_links(const char *path, bool *device) {
     char *real = xstrdup(path), target[4096];
     ssize_t n;
     for (int i = 0; i < 40; i++) {
-        *device |= starts_with(real, "/proc/") || starts_with(real, "/dev/");
+        *device |= is_way(real);
         if ((n = readlink(real, target, sizeof target - 1)) <= 0) break;
         target[n] = 0;
         char *slash = strrchr(real, '/');
@@ -641,7 +652,9 @@ size_t drop_mark(char *text, size_t bytes) {
     return bytes;
 }
 
-int open_input(const char *path, const char **reason) {
+// A regular file, opened for reading. Anything else (a folder, a pipe, a device) might never end: -1 and
+// *reason.
+static int open_input(const char *path, const char **reason) {
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe without a writer would wait for one
     struct stat s;
     *reason = NULL;
@@ -662,6 +675,7 @@ int open_input(const char *path, const char **reason) {
 char *read_file(const char *path, size_t *bytes) {
     size_t n;
     const unsigned char *data = map_file(path, &n);
+    if (n > MAX_TEXT) die("%s has %zu MB; a text may have %d", path, n >> 20, MAX_TEXT >> 20);
     char *copy = xmalloc(n + 1);
     if (n) memcpy(copy, data, n);
     unmap_file(data, n);
@@ -671,15 +685,20 @@ char *read_file(const char *path, size_t *bytes) {
     return copy;
 }
 
+const unsigned char *map_try(const char *path, size_t *bytes, const char **reason) {
+    struct stat s;
+    int fd = open_input(path, reason);
+    *bytes = fd < 0 || fstat(fd, &s) ? 0 : (size_t)s.st_size;
+    void *at = *bytes ? mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    if (at == MAP_FAILED) *reason = strerror(errno), at = NULL;
+    if (fd >= 0) close(fd);
+    return at;
+}
+
 const unsigned char *map_file(const char *path, size_t *bytes) {
     const char *reason;
-    struct stat s;
-    int fd = open_input(path, &reason);
-    if (fd < 0 || fstat(fd, &s)) die("cannot read %s: %s", path, reason ? reason : strerror(errno));
-    *bytes = (size_t)s.st_size;
-    void *at = *bytes ? mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
-    if (at == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
-    close(fd);
+    const unsigned char *at = map_try(path, bytes, &reason);
+    if (reason) die("cannot read %s: %s", path, reason);
     return at;
 }
 
@@ -710,6 +729,11 @@ bool file_exists(const char *path) {
 bool is_link(const char *path) {
     struct stat s;
     return lstat(path, &s) == 0 && S_ISLNK(s.st_mode);
+}
+
+bool is_regular(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISREG(s.st_mode);
 }
 
 bool is_directory(const char *path) {

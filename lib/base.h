@@ -29,7 +29,8 @@ void note(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void note_verbose(const char *fmt, ...) PRINTF_LIKE(1, 2);
 // Where set, die() calls it before anything else. A test that wants to go on leaves it by longjmp().
 extern void (*die_hook)(const char *message);
-extern int verbosity; // -1 --quiet, 0, 1 --verbose
+extern int verbosity;    // -1 --quiet, 0, 1 --verbose
+extern bool json_output; // --json: die() also prints {"error": message} to standard output
 
 // ---- memory --------------------------------------------------------------------------------------------
 
@@ -135,19 +136,20 @@ void unlock_folder(void);
 Output *output_inside(const char *dir, const char *name); // output_open() of path_inside(DIR, NAME)
 void write_text_file(const char *dir, const char *name, const char *text); // the same for a text
 void copy_file(const char *from, const char *to);
-// Opens a regular file for reading. Anything else (a folder, a pipe, a device) might never end: -1 and
-// *reason, which is valid until the thread's next call.
-int open_input(const char *path, const char **reason);
+enum { MAX_TEXT = 1 << 28 };
 // A text file, with a NUL behind it and without a byte order mark. Dies where it cannot be read.
 char *read_file(const char *path, size_t *bytes);
 size_t drop_mark(char *text, size_t bytes); // removes UTF-8's byte order mark; how many bytes are left
 // A whole file as memory that the system reads page by page when it is touched: of a large file one pays for
 // what one uses. NULL for an empty file. Dies where it cannot, and for what is not a regular file.
 const unsigned char *map_file(const char *path, size_t *bytes);
+// The same, but *reason where it cannot be read (else NULL), valid until the thread's next call.
+const unsigned char *map_try(const char *path, size_t *bytes, const char **reason);
 void unmap_file(const unsigned char *at, size_t bytes);
 uint64_t hash_more(uint64_t hash, const void *data, size_t bytes); // of 64 bits; begins with any number
 bool file_exists(const char *path);
 bool is_directory(const char *path);
+bool is_regular(const char *path); // no folder, pipe or device
 bool is_link(const char *path);
 void make_directories(const char *path); // mkdir -p
 

@@ -23,7 +23,7 @@
 #   BROAD SMALL LARGE   scenes to learn from [20000, 8000, 31783]; real: SMALL and LARGE are limits
 #   LCM=DIR      real: replaces Phase 2's result where that phase needs too much memory; the report says so
 #   PLAN=1       real: print the plan and stop
-set -eu
+set -euf # no path is a pattern
 export LC_ALL=C # a decimal point is a point
 FIGURE3="A child in a pink dress is climbing up a set of stairs in an entryway"
 
@@ -45,13 +45,9 @@ STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} PICTURES=${PICTURES:-3} BOOTSTRAP=${BO
 SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3}
 REPORT=${REPORT:-report/index.html}
 
-newline='
-' tab=$(printf '\t') blanks=$IFS
-case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM in
-*[][*?]* | *"$newline"* | *"$tab"*)
-    usage "paths with wildcards, tabs or line ends are not taken:" \
-        "OUT, MODEL, DATA, DATA30K, INCEPTION, LCM" ;;
-esac
+case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM$REPORT in *'
+'*) usage "paths of two lines are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM, REPORT" ;; esac
+case $OUT in -*) OUT=./$OUT ;; esac
 [ $world = real ] || [ -z "${PLAN:-}" ] || usage "PLAN goes with MODEL, DATA and INCEPTION"
 [ $world = scratch ] && [ -n "$MODEL$DATA$DATA30K$INCEPTION$LCM" ] &&
     usage "paper-from-scratch trains its own models on its own data;" \
@@ -74,22 +70,36 @@ whole ROUNDS "$ROUNDS" 100
 whole BOOTSTRAP "$BOOTSTRAP" 100000
 whole PICTURES "$PICTURES" 4 # so many the report shows
 numbers() { # numbers NAME LIST MOST: as many as the report has room for
-    set -f # a star is no list of files
     name=$1 most=$3 count=0
     for n in $2; do whole "$name" "$n" "$most" && count=$((count + 1)); done
     [ $count -le 8 ] || usage "$name has $count numbers; the report takes 8"
-    set +f
 }
 numbers SWEEP "$SWEEP" 100
 numbers SPEED "$SPEED" 1000
 [ "$COUNT" -ge 2 ] || usage "COUNT is $COUNT; FID compares at least 2 pictures"
+[ "$BOOTSTRAP" -ge 2 ] || usage "BOOTSTRAP is $BOOTSTRAP; 2 is the least"
+for name in VAE_STEPS TEXT_STEPS UNET_STEPS INCEPTION_STEPS LCM_STEPS FINETUNE_STEPS DISTILL_STEPS \
+    BROAD SMALL LARGE; do
+    eval "value=\${$name:-}"
+    [ -z "$value" ] || whole "$name" "$value" 9999999
+done
 
+# A link is made at once or not at all, and what it points to says whose it is, also to another machine.
 mkdir -p "$OUT/made"
-running=$(cat "$OUT/running" 2>/dev/null || true)
-if [ -n "$running" ] && ps -p "$running" -o args= 2>/dev/null | grep -q 'paper\.sh'; then
-    refuse "$OUT is in use by process $running; wait for it, or take another OUT"
-fi
-echo $$ >"$OUT/running"
+me="process $$ on $(uname -n)"
+runs() { # runs PROCESS
+    if [ ! -d /proc/self ]; then kill -0 "$1" 2>/dev/null
+    else { tr '\0' ' ' <"/proc/$1/cmdline" | grep -q 'paper\.sh'; } 2>/dev/null; fi
+}
+while ! ln -s "$me" "$OUT/running" 2>/dev/null; do
+    owner=$(readlink "$OUT/running") || refuse "cannot write $OUT/running"
+    pid=${owner#process } && pid=${pid%% *}
+    [ "$owner" = "process $pid on $(uname -n)" ] && ! runs "$pid" ||
+        refuse "$OUT is in use by $owner; wait for it, or take another OUT;" \
+            "if it runs no more, remove $OUT/running"
+    mv "$OUT/running" "$OUT/gone.$$" && rm -f "$OUT/gone.$$" # it was killed
+done
+trap 'rm -f "$OUT/running"' EXIT
 
 # ---- stages ------------------------------------------------------------------------------------------------
 # A stage's record, $OUT/made/NAME.json, appears when its result is complete: {"stage", "made_of", "seconds",
@@ -99,13 +109,19 @@ echo $$ >"$OUT/running"
 # identity PATHS: a number that changes with the contents of these files and folders. What a killed writer
 # left behind (.part) does not count.
 identity() {
-    for path; do find -L "$path" -type f ! -name '*.part' | LC_ALL=C sort; done |
-        while read -r file; do cksum <"$file"; done | cksum | tr ' ' -
+    for path; do
+        if [ ! -d "$path" ]; then cksum <"$path"
+        else (cd "$path" && find -L . -type f ! -name '*.part' | sort |
+            while IFS= read -r file; do cksum <"$file"; done); fi
+    done | cksum | tr ' ' -
 }
 data_identity() { # of a data set: the names in its folder and what its lists say
-    { ls "$1" && cat "$1"/*.txt "$1"/*.csv "$1"/*.json "$1"/*.token 2>/dev/null || true; } | cksum | tr ' ' -
+    (
+        cd "$1" && ls && find -L . ! -name . -prune -type f \( -name '*.txt' -o -name '*.csv' \
+            -o -name '*.json' -o -name '*.token' \) | sort | while IFS= read -r file; do cat "$file"; done
+    ) | cksum | tr ' ' -
 }
-quoted() { printf '"%s"' "$(printf '%s' "$*" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n\t' '  ')"; }
+quoted() { ./sd report --quote "$*"; }
 typed() { # a command as one would type it: what has a blank in it stands in quotes
     between=""
     for word; do
@@ -117,30 +133,33 @@ typed() { # a command as one would type it: what has a blank in it stands in quo
 clock=$(date +%s)
 : >"$OUT/stages.txt" # which stages this run has reached: the report takes no other
 
-# stage NAME MADE_OF PATHS COMMAND...: what the command prints is the stage's result, and so are the files
-# PATHS, a line each. A result made of something else is removed, unless it was trained: that took hours, so
-# the run stops instead. A missing result is made again.
+# stage NAME MADE_OF PATH... -- COMMAND...: what the command prints is the stage's result, and so are the
+# files PATH. A result made of something else is removed, unless it was trained: that took hours, so the run
+# stops instead. A missing result is made again.
 stage() {
-    name=$1 made_of=$2 paths=$3 record=$OUT/made/$1
-    shift 3
+    name=$1 made_of=$2 record=$OUT/made/$1 paths="" gone=""
+    shift 2
     before=$(cat "$record.begun" 2>/dev/null || true)
-    if [ -n "$before" ] && [ "$before" != "$made_of" ]; then
-        case $name in train-*)
-            refuse "$name was trained with other models, data or options ($before; asked for: $made_of);" \
-                "take another OUT, or remove $(printf '%s' "$paths" | tr '\n' ' ') and $record.*" ;;
-        esac
+    of_another=no
+    [ -z "$before" ] || [ "$before" = "$made_of" ] || of_another=yes
+    case $name in train-*) trained=yes ;; *) trained=no ;; esac
+    if [ $of_another$trained = yesno ]; then
         say "$name is of something else ($before) and is made again ($made_of)"
-        IFS=$newline
-        rm -rf "$record.json" $paths
-        IFS=$blanks
+        rm -f "$record.json"
     fi
+    while [ "$1" != -- ]; do
+        paths="$paths $1"
+        [ $of_another$trained != yesno ] || rm -rf "$1"
+        case $1 in "$OUT"/runs/*) ;; # a checkpoint is of no more use
+        *) [ -e "$1" ] || gone=$1 ;; esac
+        shift
+    done
+    shift
+    typed=$*
+    [ $of_another$trained != yesyes ] ||
+        refuse "$name was trained with other models, data or options ($before; asked for: $made_of);" \
+            "take another OUT, or remove$paths and $record.*"
     if [ -s "$record.json" ]; then
-        gone="" IFS=$newline
-        for path in $paths; do
-            case $path in "$OUT"/runs/*) continue ;; esac # a checkpoint is of no more use
-            [ -e "$path" ] || gone=$path
-        done
-        IFS=$blanks
         case $(tail -n 1 "$record.json") in *'}') ;; *) gone=$record.json ;; esac # only half of it is there
         [ -z "$gone" ] || { say "$name: $gone is gone, it is made again" && rm -f "$record.json"; }
     fi
@@ -151,7 +170,7 @@ stage() {
         now=$(date +%s)
         result=$(cat "$record.out")
         case $result in '{'* | '['*) ;; ?*) result=$(quoted "$result") ;; esac # words are a JSON string
-        seconds=$((now - clock)) # since the stage before, so that the times add up
+        seconds=$((now > clock ? now - clock : 0)) # since the stage before, so that the times add up
         printf '{"stage": "%s", "made_of": %s, "seconds": %d, "command": %s, "result": %s}\n' \
             "$name" "$(quoted "$made_of")" "$seconds" "$(quoted "${command:-$(typed "$@")}")" \
             "${result:-null}" >"$record.part"
@@ -176,21 +195,24 @@ if [ $world = real ]; then
     size=$((${size:-64} * 8))
 fi
 
-# train NAME MADE_OF PATHS RUN PICTURES COMMAND...: a stage that trains, continues from its checkpoint and
+# train NAME MADE_OF RUN PICTURES PATH -- COMMAND...: a stage that trains, continues from its checkpoint and
 # leaves a log
 train() {
-    training=$1 of=$2 paths=$3 run=$4 pictures=$5
-    shift 5
-    stage "train-$training" "$of" "$paths$newline${run#none}" "$@"
-    [ "$run" = none ] || sh weights/thin.sh "$run" "$pictures" "$*" >"$OUT/logs/$training.jsonl"
+    training=$1 of=$2 run=$3 pictures=$4
+    shift 4
+    if [ "$run" = none ]; then
+        stage "train-$training" "$of" "$@"
+        return
+    fi
+    stage "train-$training" "$of" "$run" "$@"
+    sh weights/thin.sh "$run" "$pictures" "$typed" >"$OUT/logs/$training.jsonl"
 }
-pretrain() { # pretrain STAGE STEPS AFTER PATHS OPTIONS...
-    part=$1 steps=$2 after=$3 paths=$4 set_=""
+pretrain() { # pretrain STAGE STEPS AFTER PATH OPTIONS...
+    part=$1 steps=$2 after=$3 made=$4 set_=""
     shift 4
     [ $# = 0 ] || set_=$(ls "$OUT/broad/Images" | wc -l) # those with --data; the others draw on the way
-    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" "$paths" \
-        "$OUT/runs/$part" "$set_" \
-        ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" \
+    train "$part" "$part ${steps:-default} steps ${PRETRAIN_OPTIONS:-} after $after" \
+        "$OUT/runs/$part" "$set_" "$made" -- ./sd pretrain "$part" -o "$base" --run "$OUT/runs/$part" \
         ${steps:+--steps $steps} ${PRETRAIN_OPTIONS:-} "$@"
 }
 # Phases 2 and 3 on one data set. distil SIZE DATA LCM: the LCM, and adapters that imitate it.
@@ -200,13 +222,13 @@ distil() {
     if [ -z "$LCM" ]; then
         train "lcm-$set_" \
             "teacher $base_id, data $captions_id, ${LCM_STEPS:-default} steps ${LCM_OPTIONS:-}" \
-            "$teacher" "$OUT/runs/lcm-$set_" "$pictures" \
+            "$OUT/runs/lcm-$set_" "$pictures" "$teacher" -- \
             ./sd lcm -m "$base" --data "$data" --cache "$OUT/cache" -o "$teacher" \
             --run "$OUT/runs/lcm-$set_" ${LCM_STEPS:+--steps $LCM_STEPS} ${LCM_OPTIONS:-} --json
     fi
     of="teacher $(identity "$teacher/unet"), base $base_id, data $captions_id"
     train "lcm-lora-$set_" "$of, ${DISTILL_STEPS:-default} steps ${DISTILL_OPTIONS:-}" \
-        "$adapters-$set_.safetensors" "$OUT/runs/lcm-lora-$set_" "$pictures" \
+        "$OUT/runs/lcm-lora-$set_" "$pictures" "$adapters-$set_.safetensors" -- \
         ./sd lora distill -m "$base" --teacher "$teacher" --data "$data" --cache "$OUT/cache" \
         -o "$adapters-$set_.safetensors" --run "$OUT/runs/lcm-lora-$set_" \
         ${DISTILL_STEPS:+--steps $DISTILL_STEPS} ${DISTILL_OPTIONS:-} --json
@@ -214,18 +236,18 @@ distil() {
 finetune() { # finetune DATA
     of="base $base_id, data $(identity "$1/captions.txt")"
     train lora "$of, ${FINETUNE_STEPS:-default} steps ${FINETUNE_OPTIONS:-}" \
-        "$lora" "$OUT/runs/lora" "$(ls "$1/Images" | wc -l)" \
+        "$OUT/runs/lora" "$(ls "$1/Images" | wc -l)" "$lora" -- \
         ./sd lora finetune -m "$base" --data "$1" --cache "$OUT/cache" -o "$lora" --run "$OUT/runs/lora" \
         ${FINETUNE_STEPS:+--steps $FINETUNE_STEPS} ${FINETUNE_OPTIONS:-} --json
 }
 scenes() { # scenes NAME COUNT OPTIONS...: toy pictures to learn from
     name=$1 n=$2
     shift 2
-    stage "$name" "$n scenes $*" "$OUT/$name" ./sd scenes "$OUT/$name" -n "$n" "$@" --json
+    stage "$name" "$n scenes $*" "$OUT/$name" -- ./sd scenes "$OUT/$name" -n "$n" "$@" --json
 }
 
 case $world in
-toy) [ -d weights/logs ] && cp weights/logs/*.jsonl "$OUT/logs/" 2>/dev/null || true ;;
+toy) find weights/logs -name '*.jsonl' -exec cp {} "$OUT/logs/" \; 2>/dev/null || true ;;
 scratch)
     # As the shipped weights were made: weights/README.md.
     LCM_OPTIONS=${LCM_OPTIONS---lr 1.5e-4 --schedule cosine --weighting snr --w-min 2 --w-max 5}
@@ -233,7 +255,8 @@ scratch)
     DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 3.5 --w-max 3.5}
     FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
     scenes broad "${BROAD:-20000}" --world broad
-    train tokenizer "captions of the toy world" "$base/tokenizer" none "" ./sd pretrain tokenizer -o "$base"
+    train tokenizer "captions of the toy world" none "" "$base/tokenizer" -- \
+        ./sd pretrain tokenizer -o "$base"
     pretrain vae "${VAE_STEPS:-}" nothing "$base/vae"
     pretrain text "${TEXT_STEPS:-}" "$(identity "$base/vae")" "$base/text_encoder" --data "$OUT/broad"
     text_id=$(cat "$OUT/made/text-encoder" 2>/dev/null || identity "$base/text_encoder")
@@ -259,10 +282,10 @@ real)
     FINETUNE_OPTIONS=${FINETUNE_OPTIONS---batch 1 --checkpointing}
     DISTILL_OPTIONS=${DISTILL_OPTIONS---batch 1 --checkpointing --rank 64}
     data_id=$(data_identity "$DATA")
-    stage data-8k "$DATA $data_id, at most ${SMALL:-all}, $COUNT held out" "$OUT/data-8k" \
+    stage data-8k "$DATA $data_id, at most ${SMALL:-all}, $COUNT held out" "$OUT/data-8k" -- \
         ./sd data "$DATA" -o "$OUT/data-8k" --part train --hold-out "$COUNT" ${SMALL:+-n $SMALL} --json
     # Before hours are spent: can the held-out pictures be read?
-    stage reference "$COUNT held-out pictures of $DATA $data_id, $size pixels" "$reference" \
+    stage reference "$COUNT held-out pictures of $DATA $data_id, $size pixels" "$reference" -- \
         ./sd data "$DATA" -o "$reference" --part held-out --hold-out "$COUNT" -n "$COUNT" \
         --size "$size" --json
     plan
@@ -271,7 +294,7 @@ real)
     distil 8k "$OUT/data-8k" "$lcm"
     if [ -n "$DATA30K" ]; then
         large_id=$(data_identity "$DATA30K")
-        stage data-30k "$DATA30K $large_id, at most ${LARGE:-all}, $COUNT held out" "$OUT/data-30k" \
+        stage data-30k "$DATA30K $large_id, at most ${LARGE:-all}, $COUNT held out" "$OUT/data-30k" -- \
             ./sd data "$DATA30K" -o "$OUT/data-30k" --part train --hold-out "$COUNT" \
             ${LARGE:+-n $LARGE} --json
         distil 30k "$OUT/data-30k" "${LCM:-$w/lcm-30k}"
@@ -282,11 +305,11 @@ esac
 # ---- Phase 4: the reference, held-out pictures and their captions, which every system draws ----------------
 # (Real ones were read above, before the training.)
 if [ $world != real ]; then
-    stage held-out "$COUNT scenes" "$OUT/held-out" \
+    stage held-out "$COUNT scenes" "$OUT/held-out" -- \
         ./sd scenes "$OUT/held-out" -n "$COUNT" --world flickr --split test --seed 1 --json
-    stage reference "$COUNT scenes" "$reference" ./sd data "$OUT/held-out" -o "$reference" --json
+    stage reference "$COUNT scenes" "$reference" -- ./sd data "$OUT/held-out" -o "$reference" --json
     cp "$OUT/held-out/scenes.jsonl" "$reference/Images/prompts.jsonl"
-    stage fidelity-real "$COUNT scenes, judge $judge_id" "" \
+    stage fidelity-real "$COUNT scenes, judge $judge_id" -- \
         ./sd fid fidelity "$reference/Images" --weights "$judge" --json
 fi
 drawn=$(grep -c . "$reference/prompts.txt")
@@ -317,70 +340,79 @@ draw_and_judge() {
     name=$1 steps=$2 id=$3 interval=$4 of="$steps steps, model $3, captions $prompts_id, $drawn pictures"
     shift 4
     system=$name # stage() sets name
-    stage "draw-$system" "$of" "$OUT/$system" \
+    stage "draw-$system" "$of" "$OUT/$system" -- \
         ./sd sample --prompts "$reference/prompts.txt" --out "$OUT/$system" --keep --seed 1 \
         --steps "$steps" --json "$@"
-    stage "fid-$system" "$of, Inception $judge_id, pairs${interval:+, $interval}" "" \
+    stage "fid-$system" "$of, Inception $judge_id, pairs${interval:+, $interval}" -- \
         ./sd fid "$reference/Images" "$OUT/$system" --weights "$judge" --paired $interval --json
     [ $world = real ] && return
     cp "$reference/Images/prompts.jsonl" "$OUT/$system/prompts.jsonl"
-    stage "fidelity-$system" "$of, judge $judge_id" "" \
+    stage "fidelity-$system" "$of, judge $judge_id" -- \
         ./sd fid fidelity "$OUT/$system" --weights "$judge" --json
 }
-systems="" # NAME, ID and OPTIONS with tabs between, a line each, for the speed
+# figure3 ROW STEPS ID OPTIONS...: one picture is named so, several are numbered
+figure3() {
+    row=$1 steps=$2 id=$3 n=$PICTURES
+    shift 3
+    set -- -- ./sd sample -p "$FIGURE3" --steps "$steps" --seed 3 -n "$n" \
+        -o "$OUT/figure3-$row.png" --json -q "$@"
+    [ "$n" != 1 ] || { n=0 && set -- "$OUT/figure3-$row.png" "$@"; }
+    while [ "$n" -gt 0 ]; do n=$((n - 1)) && set -- "$OUT/figure3-$row-$n.png" "$@"; done
+    stage "figure3-$row" "$steps steps, model $id, $PICTURES pictures" "$@"
+}
+systems="" # NAME, ID and OPTIONS of those that are here, a line each
 # system NAME STEPS OPTIONS...: one row of the paper's table
 system() {
     row=$1 row_steps=$2
     shift 2
-    last=$(eval "printf '%s' \"\${$#}\"") # the last option: the model, or the adapters on the base
+    for last; do :; done # the last option: the model, or the adapters on the base
     [ -e "$last" ] || { say "$last is missing: the row $row of the report stays empty"; return 0; }
     row_id=$base_id
     [ "$last" = "$base" ] || row_id=$base_id+$(identity "$last")
     draw_and_judge "$row" "$row_steps" "$row_id" "--bootstrap $BOOTSTRAP" "$@"
-    figures="$OUT/figure3-$row.png" # one is named so, several are numbered
-    [ "$PICTURES" = 1 ] || figures="$OUT/figure3-$row-[0-9].png"
-    stage "figure3-$row" "$row_steps steps, model $row_id, $PICTURES pictures" "$figures" \
-        ./sd sample -p "$FIGURE3" --steps "$row_steps" --seed 3 -n "$PICTURES" \
-        -o "$OUT/figure3-$row.png" --json -q "$@"
+    figure3 "$row" "$row_steps" "$row_id" "$@"
     case $row in lcm | lcm-lora-*)
         for n in $SWEEP; do
             [ "$n" = "$row_steps" ] || draw_and_judge "$row-at-$n" "$n" "$row_id" "" "$@"
         done ;;
     esac
-    IFS=$tab
-    systems="$systems$row$tab$row_id$tab$*$newline"
-    IFS=$blanks
+    systems="$systems$row $row_id $*
+"
 }
-system base "$STEPS" -m "$base"
-system lora "$STEPS" -m "$base" --lora "$lora"
-system lcm 4 -m "$lcm"
-system lcm-lora-8k 4 -m "$base" --lora "$adapters-8k.safetensors"
-[ $world = real ] && [ -z "$DATA30K" ] || system lcm-lora-30k 4 -m "$base" --lora "$adapters-30k.safetensors"
+# rows COMMAND...: calls it with NAME STEPS OPTIONS of each row of the table
+rows() {
+    "$@" base "$STEPS" -m "$base"
+    "$@" lora "$STEPS" -m "$base" --lora "$lora"
+    "$@" lcm 4 -m "$lcm"
+    "$@" lcm-lora-8k 4 -m "$base" --lora "$adapters-8k.safetensors"
+    [ $world = real ] && [ -z "$DATA30K" ] ||
+        "$@" lcm-lora-30k 4 -m "$base" --lora "$adapters-30k.safetensors"
+}
+rows system
 
 # Seconds a picture. The systems take turns, so that a busy moment of the machine affects them all alike. The
 # first picture of each call is a warm-up and does not count.
+timed() { # timed STEPS NAME ITS_OWN_STEPS OPTIONS...
+    n=$1 row=$2
+    shift 3
+    for last; do :; done
+    [ -e "$last" ] || return 0
+    sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) -o "$OUT/speed.png" --json -q "$@")
+    printf '%s{"system": "%s", "steps": %d, "sample": %s}\n' "$before" "$row" "$n" "$sample"
+    before=", "
+}
 speed() {
     before="["
     for round in $(seq "$ROUNDS"); do
-        for n in $SPEED; do
-            printf '%s' "$systems" | while IFS=$tab read -r row id options; do
-                IFS=$tab
-                sample=$(./sd sample -p "$FIGURE3" --steps "$n" -n $((TIMED + 1)) \
-                    -o "$OUT/speed.png" --json -q $options) || exit 1
-                printf '%s{"system": "%s", "steps": %d, "sample": %s}\n' "$before" "$row" "$n" "$sample"
-                before=", "
-            done
-            before=", "
-        done
+        for n in $SPEED; do rows timed "$n"; done
     done
     echo "]"
-    rm -f "$OUT"/speed-*.png
+    for n in $(seq 0 "$TIMED"); do rm -f "$OUT/speed-$n.png"; done
 }
 command="./sd sample -p \"$FIGURE3\" --steps N -n $((TIMED + 1)) --json -q, $ROUNDS rounds over all systems"
-systems_id=$(printf '%s' "$systems" | tr '\t' ' ' | cksum | tr ' ' -)
-[ -z "$SPEED" ] || stage speed "$systems_id, steps $SPEED, $ROUNDS rounds of $TIMED" "" speed
+systems_id=$(printf '%s' "$systems" | cksum | tr ' ' -)
+[ -z "$SPEED" ] || stage speed "$systems_id, steps $SPEED, $ROUNDS rounds of $TIMED" -- speed
 
 # ---- the report --------------------------------------------------------------------------------------------
 about true
 ./sd report "$OUT" -o "$REPORT"
-rm -f "$OUT/running"

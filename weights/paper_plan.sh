@@ -30,7 +30,7 @@ try_training() {
     planned "train-$try" \
         "$(calc "$try_steps * ($(second_step "$p/run-$try") + $(first_extra "$p/run-$try") / 50)")" \
         "$(figure "$p/$try.json" peak_mb)" \
-        "$(calc "$(megabytes "$p/run-$try") + $(megabytes "$p"/$try*.safetensors "$p/$try")")"
+        "$(calc "$(megabytes "$p/run-$try") + $(megabytes "$p/$try.safetensors" "$p/$try")")"
 }
 # try_drawing NAME STEPS OPTIONS...: one picture of two steps. A sampler may evaluate the UNet more often than
 # it has steps.
@@ -102,7 +102,7 @@ plan() {
     training="$training, ${DISTILL_STEPS:-default} ${DISTILL_OPTIONS:-}"
     of="models $base_id, $judge_id, ${LCM:+LCM given, }$(ls "$OUT/data-8k/Images" | wc -l) pictures"
     of="$of to learn from, training $training, $COUNT pictures, $STEPS steps"
-    stage plan "$of, sweep $SWEEP, speed $SPEED $TIMED $ROUNDS" "" probe
+    stage plan "$of, sweep $SWEEP, speed $SPEED $TIMED $ROUNDS" -- probe
     say "plan (measured on a step or a picture each):"
     room=$(df -Pk "$OUT" | awk 'NR == 2 { print int($4 / 1000) }')
     tr '{' '\n' <"$OUT/made/plan.json" | awk -v all=$((${DATA30K:+1} + 0)) -v room="$room" '
@@ -126,5 +126,5 @@ plan() {
             }
         }' >&2 || exit 1
     [ -z "$DATA30K" ] || say "the larger set comes on top: its encoding, Phase 2 and Phase 3 once more"
-    [ -z "${PLAN:-}" ] || { rm -f "$OUT/running"; exit 0; }
+    [ -z "${PLAN:-}" ] || exit 0
 }

@@ -6,7 +6,9 @@
 set -eu
 export LC_ALL=C # a decimal point is a point
 run=$1 pictures=${2:-} command=${3:-}
-awk -v run="$(basename "$run")" -v pictures="${pictures:-null}" -v command="$command" '
+RUN=$(./sd report --quote "$(basename "$run")") COMMAND=$(./sd report --quote "$command")
+export RUN COMMAND # by -v, awk would read backslashes
+awk -v pictures="${pictures:-null}" '
     function figure(key,   at) {
         at = match($0, "\"" key "\": [-+0-9.e]+")
         return at ? substr($0, at + length(key) + 4, RLENGTH - length(key) - 4) : "null"
@@ -16,8 +18,8 @@ awk -v run="$(basename "$run")" -v pictures="${pictures:-null}" -v command="$com
         peak = figure("peak_mb")
     }
     END {
-        gsub(/\\/, "\\\\", command); gsub(/"/, "\\\"", command)
-        printf "{\"run\": \"%s\", \"pictures\": %s, \"command\": \"%s\", ", run, pictures, command
+        printf "{\"run\": %s, \"pictures\": %s, ", ENVIRON["RUN"], pictures
+        printf "\"command\": %s, ", ENVIRON["COMMAND"]
         printf "\"steps\": %d, \"seconds\": %s, \"peak_mb\": %s}\n",
             step[NR], NR ? at[NR] : "null", NR ? peak : "null"
         each = int((NR + 99) / 100)

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <strings.h>
 
+enum { MOST_CAPTIONS = 1 << 22 };
 static const char *const picture_folders[] = {"", "Images/", "images/", "flickr30k_images/",
                                               "Flicker8k_Dataset/"};
 
@@ -31,6 +32,7 @@ typedef struct {
     size_t room;      // for samples
     Names names;      // of the samples -> their places
     long bare;        // rows without a caption
+    long captions;
 } Builder;
 
 // The sample of that name, a new one where there is none yet.
@@ -66,6 +68,7 @@ static void add_caption(Builder *b, long line, const char *name, size_t name_len
     }
     if (length > 1 << 20)
         die("%s: line %ld: a caption of %zu bytes; is a quote missing?", b->file, line, length);
+    if (++b->captions > MOST_CAPTIONS) die("%s: more than %d captions", b->file, MOST_CAPTIONS);
     Sample *s = sample_of(b, name, name_length);
     s->captions = xrealloc(s->captions, ((size_t)s->caption_count + 1) * sizeof *s->captions);
     s->captions[s->caption_count++] = format("%.*s", (int)length, text);
@@ -252,7 +255,7 @@ static void find_pictures(Dataset *set, const char *dir, const char *file) {
         free(inside);
         for (size_t k = 0; k < sizeof picture_folders / sizeof picture_folders[0] && !s->path; k++) {
             s->path = format("%s/%s%s", dir, picture_folders[k], s->name);
-            if (!file_exists(s->path) || is_directory(s->path)) free(s->path), s->path = NULL;
+            if (!is_regular(s->path)) free(s->path), s->path = NULL;
         }
         if (s->path) {
             set->samples[set->count++] = *s;

@@ -15,12 +15,10 @@
 #define _POSIX_C_SOURCE 200809L
 #include "io.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 static void *bounded_malloc(size_t bytes);
 static void *bounded_realloc(void *old, size_t bytes);
@@ -38,8 +36,12 @@ static void *bounded_realloc(void *old, size_t bytes);
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #include "stb_image_write.h"
 
-// Pillow calls a picture above twice its warning size a decompression bomb and refuses it; so here.
-enum { MAX_PIXELS = 178956970, MAX_FILE = 1 << 30 };
+// Pillow calls a picture above twice its warning size a decompression bomb and refuses it; so here. While it
+// is decoded it may take 2 GB, and the scans of a JPEG together may cover 2^32 pixels: seconds. Of pictures
+// that take more than 256 MB, as many threads as there are decode one at a time.
+enum { MAX_PIXELS = 178956970, MAX_FILE = 1 << 30, LARGE = 1 << 28 };
+#define MAX_MEMORY (1ull << 31)
+#define MAX_SCANNED (1ull << 32)
 
 static _Thread_local char why[200]; // the reason of the last failure
 static _Thread_local size_t memory_bound;
@@ -97,6 +99,7 @@ static const char *next_chunk(const unsigned char *bytes, size_t size, size_t *a
 // What a file's header says, before it is decoded.
 typedef struct {
     size_t width, height;
+    size_t memory;   // bytes a pixel that its decoding takes
     bool gray16;     // one channel of 16 bits
     int orientation; // 1 to 8, as EXIF has it; 0: it is silent
 } Claims;
@@ -138,6 +141,9 @@ static const char *check_png(const unsigned char *bytes, size_t size, Claims *cl
         if (chunk_is(&c, "IHDR") && c.length >= 10) {
             claims->width = big_endian_32(c.data), claims->height = big_endian_32(c.data + 4);
             claims->gray16 = c.data[8] == 16 && c.data[9] == 0;
+            static const unsigned char channels[] = {1, 0, 3, 1, 2, 0, 4}; // of the colour types
+            size_t samples = c.data[9] < sizeof channels ? channels[c.data[9]] : 4u;
+            claims->memory = samples * c.data[8] / 4; // before and after unfiltering
         }
         if (chunk_is(&c, "eXIf")) claims->orientation = exif_orientation(c.data, c.length);
         if (chunk_is(&c, "IEND")) return NULL;
@@ -161,8 +167,8 @@ static bool huffman_tables_fit(const unsigned char *p, size_t n) {
 static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *claims) {
     enum { SOF0 = 0xc0, SOF2 = 0xc2, DHT = 0xc4, RST0 = 0xd0 };
     enum { SOI = 0xd8, EOI = 0xd9, SOS = 0xda, APP1 = 0xe1, APP14 = 0xee };
-    int components = 0;
-    bool adobe = false, scanned = false;
+    size_t components = 0, scans = 0;
+    bool adobe = false, progressive = false;
     size_t at = 2;
     for (;;) {
         while (at < size && bytes[at] != 0xff) at++; // a scan's data; or stray bytes, as occur in the wild
@@ -183,14 +189,16 @@ static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *c
         if (marker == APP14 && length >= 14 && !memcmp(data, "Adobe", 5)) adobe = true;
         if (marker >= SOF0 && marker <= SOF2 && length >= 8) { // bits, height, width, components
             claims->width = (size_t)data[3] << 8 | data[4], claims->height = (size_t)data[1] << 8 | data[2];
-            components = data[5];
+            components = data[5], progressive = marker == SOF2;
         }
         if (marker == APP1 && length >= 8 && !memcmp(data, "Exif\0", 6) && !claims->orientation)
             claims->orientation = exif_orientation(data + 6, length - 8);
-        if (marker == SOS) scanned = true;
+        scans += marker == SOS;
         at += 1 + length;
     }
-    if (!scanned) return because("it is damaged: it ends before the picture begins");
+    claims->memory = progressive ? 3 * components + 3 : components + 3; // coefficients, channels, colours
+    if (scans * claims->width * claims->height > MAX_SCANNED) return because("it has %zu scans", scans);
+    if (!scans) return because("it is damaged: it ends before the picture begins");
     // stb takes four channels without this marker for colours of another kind.
     if (components == 4 && !adobe) return because("a CMYK JPEG without Adobe's marker is not supported");
     return NULL;
@@ -233,10 +241,24 @@ static unsigned char *turned(const unsigned char *rgb, int *w, int *h, int orien
     return out;
 }
 
+static unsigned char *unpack(const unsigned char *bytes, size_t size, bool clipped, int *width, int *height) {
+    int channels;
+    if (!clipped) return stbi_load_from_memory(bytes, (int)size, width, height, &channels, 3);
+    // PIL reads 16-bit gray as "I;16" and convert("RGB") clips there: 256 and all above are white. Elsewhere,
+    // stb takes the high byte, as PIL does with 16-bit colours.
+    uint16_t *gray = stbi_load_16_from_memory(bytes, (int)size, width, height, &channels, 1);
+    size_t n = gray ? (size_t)*width * (size_t)*height : 0;
+    unsigned char *rgb = gray ? xmalloc(3 * n) : NULL;
+    for (size_t i = 0; i < n; i++) memset(rgb + 3 * i, gray[i] < 255 ? gray[i] : 255, 3);
+    free(gray);
+    return rgb;
+}
+
 // NULL and the picture, or the reason why there is none. measured: NULL for a picture to look at; else
 // whether one would look at another one is stored there.
 static const char *decode(const unsigned char *bytes, size_t size, Image **image, bool *measured) {
     Claims claims = {0};
+    if (size > MAX_FILE) return because("%zu bytes are too many", size);
     if (!is_png(bytes, size) && !is_jpeg(bytes, size))
         return size < 4                 ? because("%zu bytes are no picture", size)
                : file_kind(bytes, size) ? because("it is neither JPEG nor PNG but %s", file_kind(bytes, size))
@@ -248,23 +270,20 @@ static const char *decode(const unsigned char *bytes, size_t size, Image **image
     if (reason) return reason;
     if (claims.width == 0 || claims.height == 0 || claims.width > MAX_PIXELS / claims.height)
         return because("%zu x %zu pixels: 1 to %d are allowed", claims.width, claims.height, MAX_PIXELS);
-    // The largest honest blocks: 16-bit RGBA before and after unfiltering (8 bytes a pixel and 1 a row, in
-    // buffers that double), coefficients of a progressive JPEG in whole blocks, the compressed data.
-    memory_bound =
-        16 * claims.width * claims.height + 128 * (claims.width + claims.height) + 2 * size + (1 << 20);
-    int width, height, channels;
-    unsigned char *rgb = NULL;
+    size_t need = (claims.memory > 8 ? claims.memory : 8) * claims.width * claims.height;
+    if (need > MAX_MEMORY)
+        return because("%zu MB are needed to decode it, %llu are allowed", need >> 20, MAX_MEMORY >> 20);
+    // The largest honest blocks: rows with a filter's byte, coefficients in whole blocks, the compressed
+    // data.
+    memory_bound = need + 128 * (claims.width + claims.height) + 2 * size + (1 << 20);
+    int width, height;
+    unsigned char *rgb;
     if (measured) *measured = claims.gray16 || claims.orientation > 1;
-    if (claims.gray16 && measured) {
-        // PIL reads this as "I;16" and convert("RGB") clips there: 256 and all above are white. Elsewhere,
-        // stb takes the high byte, as PIL does with 16-bit colours.
-        uint16_t *gray = stbi_load_16_from_memory(bytes, (int)size, &width, &height, &channels, 1);
-        size_t n = gray ? (size_t)width * (size_t)height : 0;
-        if (gray) rgb = xmalloc(3 * n);
-        for (size_t i = 0; i < n; i++) memset(rgb + 3 * i, gray[i] < 255 ? gray[i] : 255, 3);
-        free(gray);
+    if (need <= LARGE) {
+        rgb = unpack(bytes, size, claims.gray16 && measured, &width, &height);
     } else {
-        rgb = stbi_load_from_memory(bytes, (int)size, &width, &height, &channels, 3);
+#pragma omp critical(large_pictures)
+        rgb = unpack(bytes, size, claims.gray16 && measured, &width, &height);
     }
     if (!rgb) return because("the decoder says: %s", stbi_failure_reason());
     if (claims.orientation > 1 && !measured) {
@@ -277,39 +296,24 @@ static const char *decode(const unsigned char *bytes, size_t size, Image **image
     return NULL;
 }
 
-// NULL and the file's bytes, or a reason: unlike read_file(), for pictures that may be left out.
-static const char *read_bytes(const char *path, unsigned char **bytes, size_t *size) {
-    const char *reason;
-    struct stat info;
-    int fd = open_input(path, &reason);
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
-    if (!f) return because("%s", reason ? reason : strerror(errno));
-    if (fstat(fd, &info))
-        reason = because("%s", strerror(errno));
-    else if (info.st_size > MAX_FILE)
-        reason = because("%lld bytes are too many", (long long)info.st_size);
-    if (!reason) {
-        *size = (size_t)info.st_size;
-        *bytes = xmalloc(*size);
-        if (fread(*bytes, 1, *size, f) != *size)
-            reason = because("it could not be read: %s", strerror(errno));
-    }
-    fclose(f);
-    return reason;
-}
-
 Image *image_try_measure(const char *path, const char **reason, bool *differs) {
-    size_t size = 0;
-    unsigned char *bytes = NULL;
+    size_t size;
+    const char *wrong;
+    const unsigned char *bytes = map_try(path, &size, &wrong);
     Image *image = NULL;
-    const char *wrong = read_bytes(path, &bytes, &size);
     if (!wrong) wrong = decode(bytes, size, &image, differs);
     if (reason) *reason = wrong;
-    free(bytes);
+    unmap_file(bytes, size);
     return image;
 }
 
 Image *image_try_load(const char *path, const char **reason) { return image_try_measure(path, reason, NULL); }
+
+bool image_is_whole(const char *path) {
+    Image *image = image_try_load(path, NULL);
+    image_free(image);
+    return image != NULL;
+}
 
 Image *image_load(const char *path) {
     const char *reason;
@@ -428,12 +432,10 @@ static char *find_parameters(const char *path, const unsigned char *bytes, size_
 }
 
 char *image_png_parameters(const char *path) {
-    size_t size = 0;
-    unsigned char *bytes = NULL;
-    const char *reason = read_bytes(path, &bytes, &size);
-    if (reason) die("cannot read the picture %s: %s", path, reason);
+    size_t size;
+    const unsigned char *bytes = map_file(path, &size);
     char *text = find_parameters(path, bytes, size);
-    free(bytes);
+    unmap_file(bytes, size);
     return text;
 }
 

@@ -175,7 +175,8 @@ Image *image_try_load(const char *path, const char **reason);
 // The same for measuring, as pytorch-fid reads it: neither turned nor scaled. *differs: would that have made
 // another picture of it? (Where `differs` is NULL, it does as image_try_load().)
 Image *image_try_measure(const char *path, const char **reason, bool *differs);
-Image *image_load(const char *path); // dies where it cannot
+Image *image_load(const char *path);   // dies where it cannot
+bool image_is_whole(const char *path); // could it be read?
 Image *image_new(int width, int height);
 void image_free(Image *image);
 // PNG; `parameters` (UTF-8, may be NULL) goes into a text chunk of that name: tEXt if Latin-1, else iTXt.
@@ -228,9 +229,9 @@ void dataset_note_others(const char *images, size_t count);
 // ---- npz.c: NumPy's .npz ---------------------------------------------------------------------------------
 
 // The array `key` of a .npz as float64 in row-major order. It may be of any float or integer type, in C or
-// Fortran order, stored or deflated (at most 2 GB), in zip64. ndim (at most 4) and shape are filled in; the
-// rest of shape is 1. Dies where the array is absent or the archive is damaged.
-double *npz_read(const char *path, const char *key, int64_t shape[4], int *ndim);
+// Fortran order, stored or deflated (at most 2 GB), in zip64, of at most `most` numbers. ndim (at most 4) and
+// shape are filled in; the rest of shape is 1. Dies where the array is absent or the archive is damaged.
+double *npz_read(const char *path, const char *key, size_t most, int64_t shape[4], int *ndim);
 typedef struct {
     const char *key;
     const double *data;

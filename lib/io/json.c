@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEEPEST = 64 }; // arrays and objects within one another
+enum { DEEPEST = 64, MOST_VALUES = 1 << 24 }; // arrays and objects within one another; all values
 
 // A document takes one block of memory: first its values, then its strings. The text bounds its size: each
 // value but the first stands behind a '[', '{' or ',', and a decoded string is never longer than what was
@@ -203,7 +203,7 @@ Json *json_parse(const char *text, size_t length, const char *name) {
     size_t bad_at, values = 1;
     if (!utf8_valid(text, length, &bad_at)) fail(&p, text + bad_at, "invalid UTF-8");
     for (size_t i = 0; i < length; i++) values += text[i] == ',' || text[i] == '[' || text[i] == '{';
-    if (values > (SIZE_MAX - length - 1) / sizeof(Json)) fail(&p, text, "the text is too large");
+    if (values > MOST_VALUES) fail(&p, text, "more than 2^24 values"); // 96 bytes each while it is read
     p.block = xmalloc(values * sizeof(Json) + length + 1);
     p.strings = (char *)(p.block + values);
     p.waiting = malloc(values * sizeof(Json));

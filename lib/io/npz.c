@@ -147,6 +147,8 @@ static const unsigned char *read_member(const Zip *z, const Member *m, const cha
 // The header is a Python dictionary with exactly these three keys:
 //   {'descr': '<f8', 'fortran_order': False, 'shape': (2048, 2048), }
 
+enum { MAX_HEADER = 1 << 16 };
+
 typedef struct {
     char kind; // 'b' bool, 'i', 'u' integers, 'f' floating point
     int bytes;
@@ -232,6 +234,7 @@ static double *read_npy(const unsigned char *data, size_t size, const char *wher
         die("%s: .npy version %d.%d, expected 1.0, 2.0 or 3.0", where, version, data[7]);
     if (size < (size_t)prefix) die("%s: it is cut short", where);
     size_t header = little_endian(data + 8, prefix - 8);
+    if (header > MAX_HEADER) bad_header(where);
     if (header > size - (size_t)prefix) die("%s: it is cut short", where);
     Npy a = read_npy_header((const char *)data + prefix, header, where);
 
@@ -265,7 +268,7 @@ static double *read_npy(const unsigned char *data, size_t size, const char *wher
     return out;
 }
 
-static double *read_archive(const Zip *z, const char *key, int64_t shape[4], int *ndim) {
+static double *read_archive(const Zip *z, const char *key, size_t most, int64_t shape[4], int *ndim) {
     uint64_t at, members;
     find_directory(z, &at, &members);
     char *name = format("%s.npy", key);
@@ -277,6 +280,9 @@ static double *read_archive(const Zip *z, const char *key, int64_t shape[4], int
         found = m;
     }
     if (!found.name) die("%s: it holds no array %s", z->path, key);
+    if (found.unpacked > 8 * most + 2 * MAX_HEADER) // before it is unpacked
+        die("%s: array %s has %llu bytes; at most %zu numbers are expected", z->path, key,
+            (unsigned long long)found.unpacked, most);
     unsigned char *unpacked = NULL;
     const unsigned char *data = read_member(z, &found, name, &unpacked);
     char *where = format("%s: array %s", z->path, key);
@@ -285,10 +291,10 @@ static double *read_archive(const Zip *z, const char *key, int64_t shape[4], int
     return out;
 }
 
-double *npz_read(const char *path, const char *key, int64_t shape[4], int *ndim) {
+double *npz_read(const char *path, const char *key, size_t most, int64_t shape[4], int *ndim) {
     size_t size;
     const unsigned char *bytes = map_file(path, &size);
-    double *out = read_archive(&(Zip){path, bytes, size}, key, shape, ndim);
+    double *out = read_archive(&(Zip){path, bytes, size}, key, most, shape, ndim);
     unmap_file(bytes, size);
     return out;
 }

@@ -38,17 +38,14 @@ uint64_t params_key(const Params *p) {
 
 bool hash_file(const char *path, uint64_t *hash) {
     enum { PIECE = 1 << 16 };
+    size_t size;
     const char *reason;
-    int fd = open_input(path, &reason);
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
-    if (!f) return false;
-    char *piece = xmalloc(PIECE);
-    size_t got;
+    const unsigned char *bytes = map_try(path, &size, &reason);
     *hash = 2;
-    while ((got = fread(piece, 1, PIECE, f)) > 0) *hash = hash_more(*hash, piece, got);
-    bool ok = !ferror(f);
-    free(piece), fclose(f);
-    return ok;
+    for (size_t at = 0; at < size; at += PIECE)
+        *hash = hash_more(*hash, bytes + at, size - at < PIECE ? size - at : PIECE);
+    unmap_file(bytes, size);
+    return !reason;
 }
 
 // ---- the cache --------------------------------------------------------------------------------------------
@@ -102,13 +99,14 @@ static Cache cache_open(const char *dir, const PairsModel *m) {
             if (errno != EINTR) die("cannot lock %s: %s", c.path, strerror(errno));
     }
     size_t bytes = file_bytes(&c);
-    if (bytes < HEADER) { // new, or its writer was killed at once
+    char found[HEADER];
+    // New, or its writer was killed at once, or the power failed before the header was on disk.
+    if (pread(c.file, found, HEADER, 0) != HEADER || !*found) {
         if (ftruncate(c.file, 0)) die("cannot write %s: %s", c.path, strerror(errno));
         append(&c, header, HEADER);
         return c;
     }
-    char found[HEADER];
-    if (pread(c.file, found, HEADER, 0) != HEADER || memcmp(found, header, HEADER))
+    if (memcmp(found, header, HEADER))
         die("%s is no cache of latents, or of another version; remove it", c.path);
     size_t half = (bytes - HEADER) % c.record; // of a record: the writer was killed
     if (half && ftruncate(c.file, (off_t)(bytes - half))) die("cannot write %s: %s", c.path, strerror(errno));

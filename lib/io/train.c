@@ -64,6 +64,7 @@ void run_checkpoint(Run *r) {
     char *path = in_dir(r, newest), *previous = in_dir(r, before_it), *random = random_text(&r->random),
          text[64];
     OptimiserState state = optimiser_read(o);
+    if (fsync(fileno(r->log))) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
     StoreWriter *w = store_create(path);
     store_seal(w);
     snprintf(text, sizeof text, "%ld", r->step), store_metadata_add(w, "step", text);
@@ -200,10 +201,10 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
         resume(r, checkpoint);
     else if (file_exists(previous))
         resume(r, previous);
+    log_open(r); // its name is on disk with that of config.json
     char *line = format("%s\n", r->config);
     write_text_file(r->dir, "config.json", line);
     free(line);
-    log_open(r);
     free(checkpoint), free(previous);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
