@@ -134,7 +134,6 @@ bench-peers: sd $(PYTHON)
 # clang's libFuzzer.
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
-CLANG        ?= clang
 FUZZERS      := json tokenizer safetensors npz image png
 FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c file_kind.c image.c json.c) \
                 $(addprefix lib/io/,safetensors.c tokenizer.c unicode.c)
@@ -148,7 +147,7 @@ fuzz: $(FUZZERS:%=fuzz-%) $(FUZZERS_WHOLE:%=fuzz-%)
 $(BUILD)/test/fuzz/%: private override CFLAGS += -fsanitize=fuzzer
 $(FUZZERS_WHOLE:%=fuzz-%): fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fuzz/$*/* $(BUILD)/fuzz/$*
-	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC='$(CLANG)' build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
+	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC=clang build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
 	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-unknown-pragmas'
 	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) \
 	  -timeout=60 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*

@@ -147,8 +147,8 @@ static void read_json_merges(Tokenizer *t, Names *vocabulary, const Json *merges
 // ---- special tokens ------------------------------------------------------------------------------------
 
 static Special *find_special(const Tokenizer *t, const char *content) {
-    for (Special *s = t->specials; s < t->specials + t->special_count; s++)
-        if (!strcmp(s->content, content)) return s;
+    for (size_t i = 0; i < t->special_count; i++)
+        if (!strcmp(t->specials[i].content, content)) return &t->specials[i];
     return NULL;
 }
 
