@@ -90,13 +90,14 @@ typedef struct {
     SchedulerConfig config;
     float *alphas_cumprod; // (num_train_timesteps)
     int count;
-    float *timesteps;    // (count) at which the network is evaluated, in order; whole numbers but for Euler
-    float *sigmas;       // (count + 1) of these timesteps and of the end; samplers.c
-    int at, steps_taken; // index of the next timestep
-    int step_ratio;      // num_train_timesteps / steps asked for
-    Tensor *history[4];  // PNDM, DPM-Solver++: the last predictions, newest first,
-    int history_count;   //       how many there are,
-    Tensor *held;        //       and z before the first step, which is taken twice
+    float *timesteps;   // (count) at which the network is evaluated, in order; whole numbers but for Euler
+    float *sigmas;      // (count + 1) of these timesteps and of the end; samplers.c
+    int at;             // index of the next timestep
+    int steps_taken;    // since the start, or since scheduler_skip()
+    int step_ratio;     // num_train_timesteps / steps asked for
+    Tensor *history[4]; // PNDM, DPM-Solver++: the last predictions, newest first,
+    int history_count;  //       how many there are,
+    Tensor *held;       //       and z before the first step, which is taken twice
 } Scheduler;
 // By SchedulerKind: names of --scheduler, what A1111 writes into a PNG (NULL ends both), diffusers' classes.
 extern const char *const scheduler_names[], *const scheduler_titles[], *const scheduler_classes[];

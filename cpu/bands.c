@@ -40,8 +40,7 @@ static void convolve_unmade(Mem y, const Unmade *u, Mem weight, Mem bias, Mem re
     bool by_winograd = winograd_suits(p, p.oh, p.ow);
     size_t in_row = (size_t)p.w * (size_t)p.c, out_row = (size_t)p.ow * (size_t)p.oc;
     int rows = band_rows(p), bands = blocks_of(p.oh, rows);
-    int together =
-        bands == 1 ? p.n : 1; // pictures; where all of one are a band, those of a batch share weights
+    int together = bands == 1 ? p.n : 1; // pictures in a band: whole ones share the weights' packing
     const float *b = as_floats(bias, p.oc, S_BIAS);
     PARALLEL_FOR(p.n / together * bands >= 2 * cpu_threads())
     for (int t = 0; t < p.n / together * bands; t++) {

@@ -144,8 +144,8 @@ static const float *group_norm_affine(float *stats, const float *x, Mem gammam, 
                 variance += (squares[c] + 2 * off * sum[c]) / count + off * off / size;
             }
             double rstd = 1 / sqrt((variance < 0 ? 0 : variance) + (double)p.eps);
-            for (int c = g * size; c < (g + 1) * size;
-                 c++) { // what fp32 cannot hold of the mean: in the shift
+            for (int c = g * size; c < (g + 1) * size; c++) {
+                // What fp32 cannot hold of the mean is in the shift.
                 f.mean[c] = (float)mean, f.scale[c] = (float)(rstd * (double)gamma[c]);
                 f.shift[c] = (float)((double)beta[c] - (mean - (double)f.mean[c]) * rstd * (double)gamma[c]);
             }

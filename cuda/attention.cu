@@ -1,8 +1,7 @@
 // attention.cu: attention and its gradients, without ever storing the matrix of scores (Dao et al. 2022).
 //
 //   blocked     forward and backward, any type and any head: scores and results pass through shared memory
-//   tensor      forward, 16 bits, heads of 40, 64, 80 and 160 channels: FlashAttention-2 (Dao 2023) with
-//   mma.sync
+//   tensor      forward, 16 bits, heads of 40, 64, 80 and 160 channels: FlashAttention-2 (Dao 2023)
 //
 // Blocked: a block owns 32 rows (queries, or keys in two of the gradients) of one head of one picture and
 // walks over the other side 32 rows at a time. A thread owns 4 of the 32 x 32 scores of such a tile: row tid
@@ -205,8 +204,8 @@ static __global__ void __launch_bounds__(Flash<D>::THREADS)
         }
     float scale = p.scale * 1.4426950408889634f; // log2(e)
     float result[F::CHUNKS][4] = {};             // 16 queries x D
-    float largest[2] = {-INFINITY, -INFINITY},
-          total[2] = {0, 0}; // of rows `row` and row + 8; this lane's sums
+    // Of rows `row` and row + 8; `total` is this lane's part.
+    float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 
     for (int k0 = 0, stage = 0; k0 < end; k0 += F::KEYS, stage ^= 1) {
         cp_async_wait<0>(); // this thread's copies have landed

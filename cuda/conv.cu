@@ -149,8 +149,8 @@ template <class T, bool SEEING> struct PixelChunks {
     const T *x; // or dy
     Conv p;
     int channels, rows; // p.c or p.oc; pixels of the result
-    static constexpr int TAP =
-        S::M + 8; // a tap's numbers; the rest keeps taps that one step meets in other banks
+    // A tap's numbers; the 8 keep taps that one step meets in other banks.
+    static constexpr int TAP = S::M + 8;
     int *where;
     int tap, channel, at, end; // of this thread's next chunks
     int table_bytes() const { return p.kh * p.kw * TAP * (int)sizeof(int); }

@@ -47,8 +47,8 @@ static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n
 enum { SMALL = 32 };
 static __global__ void __launch_bounds__(SMALL *SMALL)
     gemm_tiled(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
-    __shared__ float as[SMALL][SMALL + 1],
-        bs[SMALL][SMALL + 1]; // + 1: a column's elements lie in different banks
+    // + 1: a column's elements lie in different banks.
+    __shared__ float as[SMALL][SMALL + 1], bs[SMALL][SMALL + 1];
     int tx = threadIdx.x, ty = threadIdx.y;
     int row0 = blockIdx.x * SMALL, col0 = blockIdx.y * SMALL;
     float sum = 0;

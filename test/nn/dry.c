@@ -32,8 +32,8 @@ static void places(void) {
     for (int i = 0; i < COUNT; i++) made[i] = (float)(i * 37 % 101) / 50 - 1;
     float *y[4];
     size_t took[4];
-    for (int way = 0; way < 4;
-         way++) { // recorded; run_block; run_block_over; it, and f's result is its input
+    // Recorded; run_block; run_block_over; the same where f's result is its input.
+    for (int way = 0; way < 4; way++) {
         Scope s = scope_begin();
         Tensor *x = tensor_from(SHAPE(2, 15, 15, 8), made), *out;
         size_t begin = x->place - 1;
