@@ -973,7 +973,7 @@ static const JsonKey unet_keys[] = {
      "false"},
     {"addition_embed_type|addition_time_embed_dim|class_embed_type|cross_attention_norm|encoder_hid_dim|"
      "encoder_hid_dim_type|num_attention_heads|num_class_embeds|projection_class_embeddings_input_dim|"
-     "reverse_transformer_layers_per_block|time_embedding_act_fn|time_embedding_dim|timestep_post_act",
+     "quantization_config|reverse_transformer_layers_per_block|time_embedding_act_fn|time_embedding_dim|timestep_post_act",
      "null"},
     {"conv_in_kernel|conv_out_kernel", "3"},
     {"downsample_padding|mid_block_scale_factor|resnet_out_scale_factor|transformer_layers_per_block", "1"},
@@ -994,7 +994,7 @@ static const JsonKey vae_keys[] = {
     {"act_fn", "'silu'|'swish'"},
     {"in_channels|out_channels", "3"},
     {"latent_channels|layers_per_block|norm_num_groups|scaling_factor", "number"},
-    {"latents_mean|latents_std|shift_factor|_use_default_values", "null|[]"},
+    {"latents_mean|latents_std|quantization_config|shift_factor|_use_default_values", "null|[]"},
     {"mid_block_add_attention|use_post_quant_conv|use_quant_conv", "true"},
     {"block_out_channels|down_block_types|up_block_types", "list"},
     {"force_upcast|sample_size", NULL}, // of half precision; of tiles, which nobody asks for here
@@ -1006,7 +1006,7 @@ static const JsonKey text_keys[] = {
      "vocab_size",
      "number"},
     {"model_type", "'clip_text_model'|'clip'"},
-    {"use_attention_mask", "false|null"},
+    {"quantization_config|use_attention_mask", "false|null"},
     {"bos_token_id|eos_token_id|pad_token_id", NULL}, // the tokenizer's count
     {"projection_dim", NULL},                         // CLIP's, for comparing with pictures
     {"initializer_factor|initializer_range", NULL},   // how training began

@@ -37,7 +37,8 @@ const char *json_get_string(const Json *object, const char *key, const char *fal
 char *json_text(const Json *value, char quote);
 // A JSON string of it, which the caller frees: in quotes, escaped, and what is no UTF-8 as U+FFFD.
 char *json_quote(const char *s);
-// The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels". `obeyed` lists
+// The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels", or all with one
+// end, "*_token". `obeyed` lists
 // the values that this program obeys, or their kinds: "'silu'|'swish'|null", "number|null"; also boolean,
 // string, list and object. NULL where the value does not matter.
 typedef struct {

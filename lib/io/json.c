@@ -289,7 +289,9 @@ void json_check_keys(const Json *object, const char *file, const JsonKey *keys) 
         const Json *value = json_get(object, object->items[i].key);
         const char *name = value->key;
         const JsonKey *known = keys;
-        while (known->key && place_in(known->key, name) < 0) known++;
+        while (known->key && place_in(known->key, name) < 0 &&
+               (known->key[0] != '*' || !ends_with(name, known->key + 1)))
+            known++;
         bool says_nothing = value->kind == JSON_NULL || (value->kind == JSON_BOOL && value->number == 0);
         char *text = json_text(value, '\'');
         if (known->key && known->obeyed && place_in(known->obeyed, text) < 0 &&

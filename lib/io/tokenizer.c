@@ -457,11 +457,12 @@ static void check_added_ids(Tokenizer *t, const Names *vocabulary, size_t base, 
             t->last = vocabulary->entries[i].number;
 }
 
-// tokenizer_config.json. The last row is what CLIP's tokenizer takes no notice of.
+// Of tokenizer_config.json and special_tokens_map.json. The last row but one is what CLIP's tokenizer takes
+// no notice of.
 static const JsonKey config_keys[] = {
     {"padding_side|truncation_side", "'right'"},
     {"split_special_tokens", "false"},
-    {"cls_token|mask_token|merges|sep_token|vocab", "null"},
+    {"merges|vocab", "null"},
     {"model_max_length", NULL}, // checked below
     {"additional_special_tokens|extra_special_tokens", "list|object|null"},
     {"added_tokens_decoder", "object|null"},
@@ -470,6 +471,7 @@ static const JsonKey config_keys[] = {
      "do_lower_case|errors|is_local|local_files_only|model_input_names|name_or_path|processor_class|special_tokens_map_file|"
      "tokenizer_class|tokenizer_file|use_fast",
      NULL},
+    {"*_token", "null"}, // transformers makes a special token of it
     {0}};
 
 // The special tokens and the length from the folder's configuration files; what they leave out is CLIP's own.
@@ -490,6 +492,7 @@ static void read_configuration(Tokenizer *t, Names *vocabulary, const char *dir,
     Json standard[4];
     size_t base = vocabulary->count;
     if (config) json_check_keys(config, config_path, config_keys);
+    if (map) json_check_keys(map, map_path, config_keys);
     double length = json_get_number(config, "model_max_length", 77);
     if (length > 1e6) length = 77; // files without a limit say 1e30
     if (length < 2 || length != (int)length)
