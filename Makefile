@@ -131,7 +131,7 @@ bench-peers: sd $(PYTHON)
 	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
-# clang's libFuzzer.
+# clang's libFuzzer. What die() leaves behind adds up: hence the 8 GB.
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
 FUZZERS      := json tokenizer safetensors npz image png
@@ -150,7 +150,7 @@ $(FUZZERS_WHOLE:%=fuzz-%): fuzz-%: | stb
 	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC=clang build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
 	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-unknown-pragmas'
 	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) \
-	  -timeout=60 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
+	  -timeout=60 -rss_limit_mb=8192 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
 	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \

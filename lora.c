@@ -9,7 +9,6 @@
 // The layers compute y += s B A x themselves: see `adapt` in lib/nn/ops.c. The networks in sd.c know nothing
 // of it. This file is in reading order: the adapters, plain fine-tuning, distillation, files. The options are
 // in cli/train.c. "The paper" is the one that README.md names. `[P1]`, ... are stops of doc/READING.md.
-#define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 
 #include <ctype.h>
@@ -703,7 +702,7 @@ FewSteps lora_few_steps(const Lora *l, const char *path) {
     for (int i = 0; i < 3; i++) free(words[i]);
     if (how)
         note("%s is taken for %s by its %s, made for %d steps of %s%s, --cfg %g", path, f.name, how, f.steps,
-             scheduler_names[f.scheduler], f.trailing ? " with trailing timesteps" : "", (double)f.cfg);
+             samplers[f.scheduler].name, f.trailing ? " with trailing timesteps" : "", (double)f.cfg);
     return f;
 }
 
@@ -713,36 +712,31 @@ FewSteps lora_few_steps(const Lora *l, const char *path) {
 static char *config_text(const Lora *l) {
     static const char *const networks[] = {"unet", "text_encoder"};
     static const char *const lists[] = {"rank_pattern\": {", "alpha_pattern\": {", "target_modules\": ["};
-    char *text = NULL;
-    size_t length = 0;
-    FILE *f = open_memstream(&text, &length);
-    if (!f) die("out of memory: the configuration of a LoRA");
-    putc('{', f);
+    char *text = xstrdup("{");
     for (int k = 0; k < 2; k++) {
         const LoraPart *first = NULL;
         for (int i = l->count - 1; i >= 0; i--)
             if (starts_with(l->parts[i].layer->name, networks[k])) first = &l->parts[i];
         if (!first) continue;
         int rank = first->adapter.down->shape[0];
-        fprintf(f, "%s\"%s.r\": %d, \"%s.lora_alpha\": %.9g", ftell(f) > 1 ? ", " : "", networks[k], rank,
-                networks[k], (double)first->alpha);
+        format_more(&text, "%s\"%s.r\": %d, \"%s.lora_alpha\": %.9g", text[1] ? ", " : "", networks[k], rank,
+                    networks[k], (double)first->alpha);
         for (int which = 0; which < 3; which++) {
             const char *comma = "";
-            fprintf(f, ", \"%s.%s", networks[k], lists[which]);
+            format_more(&text, ", \"%s.%s", networks[k], lists[which]);
             for (int i = 0; i < l->count; i++) {
                 const LoraPart *p = &l->parts[i];
                 int its = p->adapter.down->shape[0];
                 bool usual = (which == 0 && its == rank) || (which == 1 && p->alpha == first->alpha);
                 if (usual || !starts_with(p->layer->name, networks[k])) continue;
-                fprintf(f, "%s\"%s\"", comma, peft_name(p->layer));
-                if (which < 2) fprintf(f, ": %.9g", which ? (double)p->alpha : its);
+                format_more(&text, "%s\"%s\"", comma, peft_name(p->layer));
+                if (which < 2) format_more(&text, ": %.9g", which ? (double)p->alpha : its);
                 comma = ", ";
             }
-            putc(which < 2 ? '}' : ']', f);
+            format_more(&text, which < 2 ? "}" : "]");
         }
     }
-    putc('}', f);
-    fclose(f);
+    format_more(&text, "}");
     return text;
 }
 

@@ -9,20 +9,15 @@
 
 // ---- scheduler_config.json --------------------------------------------------------------------------------
 
-const char *const scheduler_names[] = {"pndm",    "ddim",           "lcm", "euler", "euler-a",
-                                       "dpm++2m", "dpm++2m-karras", "tcd", NULL};
-const char *const scheduler_titles[] = {
-    "PNDM", "DDIM", "LCM", "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M Karras", "TCD", NULL};
-// diffusers' classes, and a letter for each; DPMPP_2M_KARRAS is a setting of the one before it.
-const char *const scheduler_classes[] = {"PNDMScheduler",
-                                         "DDIMScheduler",
-                                         "LCMScheduler",
-                                         "EulerDiscreteScheduler",
-                                         "EulerAncestralDiscreteScheduler",
-                                         "DPMSolverMultistepScheduler",
-                                         "",
-                                         "TCDScheduler"};
-static const char letters[] = "PDLEAMMT";
+const Sampler samplers[] = {{"pndm", "PNDM", "PNDMScheduler", 'P'},
+                            {"ddim", "DDIM", "DDIMScheduler", 'D'},
+                            {"lcm", "LCM", "LCMScheduler", 'L'},
+                            {"euler", "Euler", "EulerDiscreteScheduler", 'E'},
+                            {"euler-a", "Euler a", "EulerAncestralDiscreteScheduler", 'A'},
+                            {"dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler", 'M'},
+                            {"dpm++2m-karras", "DPM++ 2M Karras", "", 'M'}, // a setting of the one before
+                            {"tcd", "TCD", "TCDScheduler", 'T'},
+                            {0}};
 
 // The keys of the constructors, the classes that have each, and the values that are obeyed; NULL where the
 // value changes nothing. A class does not read other classes' keys, which a folder may keep from before.
@@ -113,11 +108,11 @@ static const Json *read_betas(const Json *j, int steps) {
 SchedulerConfig scheduler_config(const Json *j, int kind) {
     const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
     for (int i = 0; kind < 0 && i <= TCD; i++)
-        if (!strcmp(class, scheduler_classes[i])) kind = i;
+        if (!strcmp(class, samplers[i].class)) kind = i;
     if (kind < 0) die("%s: the scheduler \"%s\" is not known; choose one with --scheduler", file, class);
     SchedulerConfig c = {.kind = (SchedulerKind)kind, .steps_offset = 1};
     bool distilled = kind == LCM || kind == TCD, sigmas = kind >= EULER && kind <= DPMPP_2M_KARRAS;
-    Json own = own_keys(j, letters[kind]);
+    Json own = own_keys(j, samplers[kind].letter);
     c.num_train_timesteps = config_count(&own, file, "num_train_timesteps", 1000, 100000);
     c.beta_start = beta(&own, "beta_start", distilled ? 0.00085 : 0.0001);
     c.beta_end = beta(&own, "beta_end", distilled ? 0.012 : 0.02);

@@ -1021,8 +1021,8 @@ static int read_levels(const Json *config, const char *file, int groups, int cha
     for (size_t i = 0; i < list->length; i++) {
         double x = list->items[i].kind == JSON_NUMBER ? list->items[i].number : 0;
         if (!(x >= 1 && x <= LARGEST) || fmod(x, groups) != 0)
-            die("%s: \"block_out_channels\"[%zu] must be a number that %d groups (\"norm_num_groups\") divide",
-                file, i, groups);
+            die("%s: \"block_out_channels\"[%zu] is %s channels; %d groups (\"norm_num_groups\") must divide it",
+                file, i, json_text(&list->items[i], '\''), groups);
         channels[i] = (int)x;
     }
     return (int)list->length;

@@ -99,8 +99,11 @@ typedef struct {
     int history_count;  //       how many there are,
     Tensor *held;       //       and z before the first step, which is taken twice
 } Scheduler;
-// By SchedulerKind: names of --scheduler, what A1111 writes into a PNG (NULL ends both), diffusers' classes.
-extern const char *const scheduler_names[], *const scheduler_titles[], *const scheduler_classes[];
+typedef struct {
+    const char *name, *title, *class; // of --scheduler; what A1111 writes into a PNG; diffusers' class
+    char letter;                      // of the class, in samplers.c
+} Sampler;
+extern const Sampler samplers[]; // by SchedulerKind; up to one without a name
 // Of scheduler_config.json; absent keys take the class's defaults. kind -1: the class it names. Dies of a key
 // whose value is not obeyed.
 SchedulerConfig scheduler_config(const Json *config, int kind);

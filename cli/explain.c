@@ -25,34 +25,11 @@ static bool permuted(const float *x, const float *y, size_t n, double small) {
     return same;
 }
 
-// Do x and y differ by one number a channel?
-static bool offset_per_channel(const float *x, const float *y, const Traced *t, double small) {
-    bool picture = t->ndim == 4;
-    size_t n = traced_elements(t), channels = (size_t)t->shape[picture ? 1 : t->ndim - 1],
-           plane = picture ? (size_t)t->shape[2] * (size_t)t->shape[3] : 1;
-    double *sum = xcalloc(2 * channels, sizeof *sum), *squares = sum + channels;
-    for (size_t i = 0; i < n; i++) {
-        double d = (double)x[i] - y[i];
-        sum[i / plane % channels] += d, squares[i / plane % channels] += d * d;
-    }
-    double inside = 0, between = 0, count = (double)(n / channels);
-    for (size_t c = 0; c < channels; c++) {
-        double mean = sum[c] / count;
-        inside = fmax(inside, sqrt(fmax(0, squares[c] / count - mean * mean)));
-        between = fmax(between, fabs(mean));
-    }
-    free(sum);
-    return count > 1 && inside < small && between > 20 * inside;
-}
-
 // x is theirs, y ours.
-static const char *usual_mistake(const float *x, const float *y, const Traced *t, double small) {
-    size_t n = traced_elements(t);
+static const char *usual_mistake(const float *x, const float *y, size_t n, double small) {
     double largest = largest_of(y, n), dot = 0, xx = 0, yy = 0;
     for (size_t i = 0; i < n; i++)
         dot += (double)x[i] * y[i], xx += (double)x[i] * x[i], yy += (double)y[i] * y[i];
-    if (offset_per_channel(x, y, t, small * largest))
-        return "one number a channel apart: a bias is missing, or is there twice";
     double scale = dot / yy, left = xx - dot * dot / yy;
     if (left < small * small * xx && fabs(scale - 1) > 10 * small)
         return "a constant factor apart: a scale is missing";
@@ -281,6 +258,8 @@ static void try_parameter(Case *c, const Parameter *p) {
     if (t->dims == 4 && (t->shape[1] != t->shape[2] || t->shape[1] == 1)) return;
     Change change = {t->dims > 1 ? TRANSPOSED : bias ? SCALED : ONE, bias ? 0 : 1, .parts = {p->name}};
     try_change(c, change, format("%s %s", mistake, p->name));
+    change.factor = 2;
+    if (bias) try_change(c, change, format("twice the bias %s", p->name));
 }
 
 // The level of the UNet that a block belongs to; blocks outside of any count as the first's.
@@ -391,7 +370,7 @@ const char *explain(const Model *m, const Inputs *in, const char *block, const f
     if (difference < (precision == F32 ? 1e-6 * largest : small))
         return format("no more than the rounding of %s: is the tolerance too strict?",
                       precision_names[precision]);
-    const char *usual = usual_mistake(their, ours->data, ours, rounding[precision]),
+    const char *usual = usual_mistake(their, ours->data, n, rounding[precision]),
                *module = without_step(block);
     if (!m || starts_with(block, "gradient.") || !strcmp(block, "loss")) return usual;
     const char *between = explain_between(in, block, their, ours, small);

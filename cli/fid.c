@@ -152,10 +152,8 @@ static void compare(Inception *net, const Command *c) {
     if (!net && *warning) note("%d features%s", set[0].dim, warning);
     if (c->json) {
         printf("{"), print_figure("fid", 12, fid);
-        if (isnan(interval[0]))
-            print_figure("fid_interval", 0, NAN);
-        else
-            printf("\"fid_interval\": [%.12g, %.12g], ", interval[0], interval[1]);
+        printf(isnan(interval[0]) ? "\"fid_interval\": null, " : "\"fid_interval\": [%.12g, %.12g], ",
+               interval[0], interval[1]);
         print_figure("kid", 12, kid), print_figure("kid_stderr", 6, kid_stderr);
         printf("\"paired\": %s, ", c->paired ? "true" : "false");
         // Statistics do not say of how many pictures they are, nor how those were resized.

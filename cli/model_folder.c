@@ -17,7 +17,7 @@ const Network networks[3] = {{"text_encoder", "text_encoder.", "text_encoder/mod
 void network_write(const Network *n, const Params *all, const char *dir, Type type) {
     Params part = params_part(all, n->prefix);
     char *path = path_inside(dir, n->weights);
-    params_save(&part, path, strlen(n->prefix), type);
+    params_save(&part, path, strlen(n->prefix), type, NULL, NULL);
     free(path);
 }
 
@@ -65,7 +65,7 @@ static char *json_changed(const Json *base, const char *const set[][2]) {
 
 Configs few_steps_configs(const Model *m, FewSteps how, LcmConfig c) {
     int steps = scheduler_config(m->scheduler_json, LCM).num_train_timesteps / c.k;
-    const char *class = format("\"%s\"", scheduler_classes[how.scheduler]),
+    const char *class = format("\"%s\"", samplers[how.scheduler].class),
                *named = format("[\"diffusers\", %s]", class),
                *original = format("%d", steps > 50 ? 50 : steps),
                *scaling = format("%g", (double)c.timestep_scaling),

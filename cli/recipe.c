@@ -1,7 +1,7 @@
 // recipe.c: the text in a PNG from which the picture can be drawn again. See recipe.h.
 #include "recipe.h"
 #include "lib/io/pairs.h" // hash_file
-#include "sd.h"           // scheduler_titles
+#include "sd.h"           // samplers
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +70,7 @@ static void append_setting(char **text, const Option *options, int i) {
     char *value = option_text(o);
     if (!value) return;
     if (settings[i].kind == SIZE) format_more(&value, "x%s", option_text(find(options, "height")));
-    append(text, key, settings[i].kind == SAMPLER ? scheduler_titles[*(int *)o->to] : value);
+    append(text, key, settings[i].kind == SAMPLER ? samplers[*(int *)o->to].title : value);
     if (settings[i].kind == HASHED) {
         char *hash_key = format("%s hash", key), *hash = file_hash(value);
         append(text, hash_key, hash);
@@ -151,8 +151,8 @@ static bool set_setting(const Option *options, const char *key, char *value, con
         if (!file_exists(path))
             die("%s was drawn with %s, which is not here; --%s says where it is", png, path, o->name);
     }
-    for (int k = 0; settings[i].kind == SAMPLER && scheduler_titles[k]; k++)
-        if (!strcmp(value, scheduler_titles[k])) {
+    for (int k = 0; settings[i].kind == SAMPLER && samplers[k].title; k++)
+        if (!strcmp(value, samplers[k].title)) {
             *(int *)o->to = k;
             return true;
         }
@@ -184,15 +184,10 @@ Image *recipe_read(const Option *options, const char *png) {
 }
 
 void recipe_compare(const Image *image, const Image *original, const char *png) {
-    bool same_size = image->width == original->width && image->height == original->height;
-    size_t n = same_size ? 3 * (size_t)image->width * (size_t)image->height : 0;
-    int worst = same_size ? 0 : 255;
-    for (size_t i = 0; i < n; i++)
-        if (abs(image->rgb[i] - original->rgb[i]) > worst) worst = abs(image->rgb[i] - original->rgb[i]);
-    if (worst)
-        note("it differs from %s by up to %d of 255 levels: by the options typed, or the model, an adapter, "
-             "the program or the processor is another one",
-             png, worst);
-    else
-        note("every pixel is as in %s", png);
+    bool same = image->width == original->width && image->height == original->height &&
+                !memcmp(image->rgb, original->rgb, 3 * (size_t)image->width * (size_t)image->height);
+    note(same ? "every pixel is as in %s"
+              : "it differs from %s: by the options typed, or the model, an adapter, the program or the "
+                "processor is another one",
+         png);
 }

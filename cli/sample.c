@@ -104,7 +104,7 @@ static void complete(Request *r, const Model *m, FewSteps few) {
         own.eta = (double)few.eta, own.spacing = few.trailing ? TRAILING : -1;
     if (o->scheduler < 0) o->scheduler = own.scheduler;
     o->scheduler = (int)sample_scheduler(m, o).kind;
-    const char *title = scheduler_titles[o->scheduler];
+    const char *title = samplers[o->scheduler].title;
     if (o->eta > 0 && o->scheduler != TCD) die_usage("--eta is for tcd; the sampler is %s", title);
     if (o->spacing >= 0 && (o->scheduler == LCM || o->scheduler == TCD))
         die_usage("--spacing: the timesteps of %s are those of its training", title);

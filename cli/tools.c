@@ -141,14 +141,9 @@ static void print_tensor(const char *name, Type type, int dims, const int64_t *s
 static void info_file(const char *path) {
     Store *s = store_open(path);
     size_t numbers = 0, by_type[TYPES] = {0};
-    const char *kind = store_kind(s);
-    for (size_t i = 0; i < store_count(s); i++) {
-        const Stored *t = store_at(s, i);
-        numbers += t->count, by_type[t->type] += t->count;
-        if (strstr(t->name, "lora"))
-            kind = strncmp(t->name, "lora_", 5) ? "a LoRA, diffusers/PEFT keys" : "a LoRA, kohya keys";
-    }
-    printf("%s: %s, %zu tensors, %.2f M numbers", path, kind, store_count(s), (double)numbers / 1e6);
+    for (size_t i = 0; i < store_count(s); i++)
+        numbers += store_at(s, i)->count, by_type[store_at(s, i)->type] += store_at(s, i)->count;
+    printf("%s: %s, %zu tensors, %.2f M numbers", path, store_kind(s), store_count(s), (double)numbers / 1e6);
     for (int i = 0; i < TYPES; i++)
         if (by_type[i]) printf(", %s %.0f %%", type_names[i], 100 * (double)by_type[i] / (double)numbers);
     putchar('\n');
@@ -167,7 +162,7 @@ static void info_model(const char *path) {
     }
     SampleOptions o = sample_defaults(m);
     printf("scheduler     %s; draws %d x %d in %d steps with guidance %g\n",
-           scheduler_titles[scheduler_config(m->scheduler_json, -1).kind], o.width, o.height, o.steps,
+           samplers[scheduler_config(m->scheduler_json, -1).kind].title, o.width, o.height, o.steps,
            (double)o.cfg);
     if (m->unet_config.time_cond_proj_dim)
         puts("              with a guidance embedding: a latent consistency model");

@@ -1,17 +1,13 @@
 // train.c: `sd lcm`, `sd lora finetune`, `sd lora distill`: options and captioned pictures -> a call of a
 // phase -> a model folder or a LoRA file. The algorithms are in ../lcm.c and ../lora.c.
-#define _POSIX_C_SOURCE 200809L // access
 #include "commands.h"
 #include "model_folder.h"
 #include "options.h"
 #include "plan.h"
 #include "verify.h" // distance
 
-#include <errno.h>
-#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 // What is trained. Bits, since an option may go with several.
 enum { FULL = 1, FINETUNE = 2, MIMIC = 4, CONSISTENCY = 8 };
@@ -180,14 +176,6 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
 
 // ---- what all trainings share -----------------------------------------------------------------------------
 
-// Dies where `path` could not be written: its folder must be there, or (parents) one above it.
-static void check_writable(const char *path, bool parents) {
-    char *folder = dirname(xstrdup(path));
-    while (parents && !file_exists(folder) && strcmp(folder, ".")) folder = dirname(folder);
-    if (file_exists(folder) && !is_directory(folder)) die("cannot write %s: %s is no folder", path, folder);
-    if (access(folder, W_OK)) die("cannot write %s: %s: %s", path, folder, strerror(errno));
-}
-
 // AdamW over these parameters, and their moving average.
 static Optimiser *new_optimiser(const Training *t, const Params *learnt) {
     OptimiserConfig adamw = {.beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f};
@@ -288,6 +276,7 @@ static bool train_lcm(Training *t) {
     Plan plan = {.model = teacher, .student = &config, .models = plan_weights(&teacher->params)};
     plan.learnt = (double)params_count(&net) + embedding;
     double planned = run_plan(t, plan);
+    check_output(path_inside(t->out, "model_index.json")); // said before the work, not after
     Pairs *pairs = model_pairs(teacher, t->data, t->cache);
 
     Params student_params = {0}, target_params = {0};
@@ -326,7 +315,6 @@ int command_lcm(int argc, char **argv) {
     char *out = xstrdup(t.out);
     for (size_t end = strlen(out); end > 1 && out[end - 1] == '/';) out[--end] = 0;
     t.out = out;
-    check_writable(out, true);
     start_backend();
     return !train_lcm(&t);
 }
@@ -444,8 +432,7 @@ static int command_adapters(int argc, char **argv, int what, const char *targets
     if (!ends_with(t.out, ".safetensors"))
         die_usage("--output is \"%s\"; adapters are written as safetensors, so end the name in .safetensors",
                   t.out);
-    if (is_directory(t.out)) die("%s is a folder; the adapters go into one file", t.out);
-    check_writable(t.out, false);
+    check_output(t.out);
     start_backend();
     return !train_lora(&t);
 }

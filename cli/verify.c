@@ -103,7 +103,7 @@ void trace_save(const char *path, const SampleOptions *o, const Model *m) {
     keep_inputs(o, m);
     StoreWriter *w = store_create(path);
     SchedulerKind kind = scheduler_config(m->scheduler_json, o->scheduler).kind;
-    store_metadata_add(w, "sampler", scheduler_names[kind]); // timesteps alone leave it open now and then
+    store_metadata_add(w, "sampler", samplers[kind].name); // timesteps alone leave it open now and then
     if (kind == TCD) store_metadata_add(w, "eta", format("%.17g", o->eta));
     for (int i = 0; i < traced_count; i++)
         store_declare(w, shown_name(traced[i].name, unet_calls > 1), F32, traced[i].ndim, traced[i].shape);
@@ -177,7 +177,7 @@ static bool takes(SchedulerConfig c, Inputs *in) {
 static void find_sampler(const Model *m, const char *named, Inputs *in) {
     static const char *const spacings[] = {"leading", "trailing", "linspace"};
     int kind = named ? TCD : -1;
-    while (named && kind >= 0 && strcmp(named, scheduler_names[kind])) kind--;
+    while (named && kind >= 0 && strcmp(named, samplers[kind].name)) kind--;
     if (named && kind < 0) note("the sampler \"%s\" is not known here; its steps are not compared", named);
     if (named && kind < 0) return;
     SchedulerConfig own = scheduler_config(m->scheduler_json, kind);

@@ -535,16 +535,14 @@ static void resample(unsigned char *to, const unsigned char *from, int outer, in
     free(sum), free(fixed), free_weights(&w);
 }
 
-static Image *resize_rows(const Image *image, int width, Resize filter) {
-    Image *result = image_new(width, image->height);
-    resample(result->rgb, image->rgb, image->height, image->width, width, 3, filter);
-    return result;
-}
-
-static Image *resize_columns(const Image *image, int height, Resize filter) {
-    Image *result = image_new(image->width, height);
-    resample(result->rgb, image->rgb, 1, image->height, height, 3 * (size_t)image->width, filter);
-    return result;
+// Along one axis: along rows where the width is another one.
+static Image *resize_axis(const Image *image, int width, int height, Resize filter) {
+    Image *out = image_new(width, height);
+    if (width != image->width)
+        resample(out->rgb, image->rgb, height, image->width, width, 3, filter);
+    else
+        resample(out->rgb, image->rgb, 1, image->height, height, 3 * (size_t)width, filter);
+    return out;
 }
 
 // The same on floats, with sums in double.
@@ -575,13 +573,13 @@ void image_resize_f32(float *out, const Image *image, int width, int height, Res
 
 Image *image_resize(const Image *image, int width, int height, Resize filter) {
     if (width == image->width && height == image->height) return image_crop(image, 0, 0, width, height);
-    if (height == image->height) return resize_rows(image, width, filter);
-    if (width == image->width) return resize_columns(image, height, filter);
+    if (width == image->width || height == image->height) return resize_axis(image, width, height, filter);
     // Rows first, unless the height shrinks by more than twice as many pixels as the width: then columns
     // first is less work. So since Pillow 13 (its pull request 9549); before that it was always rows first.
     bool columns_first = height < image->height && image->height - height > 2 * (image->width - width);
-    Image *half = columns_first ? resize_columns(image, height, filter) : resize_rows(image, width, filter);
-    Image *result = columns_first ? resize_rows(half, width, filter) : resize_columns(half, height, filter);
+    Image *half = columns_first ? resize_axis(image, image->width, height, filter)
+                                : resize_axis(image, width, image->height, filter);
+    Image *result = resize_axis(half, width, height, filter);
     image_free(half);
     return result;
 }

@@ -112,10 +112,10 @@ void params_load(const Params *p, FindStored *find, void *context, const char *w
 // Under --verbose: a note of what `s` has beyond what the parameters asked for.
 void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where);
 void params_to_f32(const Params *p); // converts in memory, for training
-// Writes them as `type`, without the first `strip` characters of their names; _with an entry of metadata.
-void params_save(const Params *p, const char *path, size_t strip, Type type);
-void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key,
-                      const char *value);
+// Writes them as `type`, without the first `strip` characters of their names. key: NULL, or of an entry of
+// metadata.
+void params_save(const Params *p, const char *path, size_t strip, Type type, const char *key,
+                 const char *value);
 // One parameter as a new host array in file order (out, in, kh, kw).
 float *param_read(const Tensor *t);
 void param_write(Tensor *t, const float *file_order);

@@ -146,12 +146,8 @@ void param_write(Tensor *t, const float *file_order) {
     free(x);
 }
 
-void params_save(const Params *p, const char *path, size_t strip, Type type) {
-    params_save_with(p, path, strip, type, NULL, NULL);
-}
-
-void params_save_with(const Params *p, const char *path, size_t strip, Type type, const char *key,
-                      const char *value) {
+void params_save(const Params *p, const char *path, size_t strip, Type type, const char *key,
+                 const char *value) {
     StoreWriter *w = store_create(path);
     store_metadata_add(w, "format", "pt"); // what transformers and diffusers look for
     if (key) store_metadata_add(w, key, value);

@@ -9,7 +9,7 @@
 // A header only claims what the file holds. All of it is checked against the file's size before a pointer is
 // formed. So a truncated download or a hostile file ends in one line, never in a wrong picture. Pickles can
 // run code, so nothing reads them.
-#define _DEFAULT_SOURCE // madvise, open_memstream
+#define _DEFAULT_SOURCE // madvise
 #include "io.h"
 
 #include <math.h>
@@ -436,48 +436,33 @@ void store_declare(StoreWriter *w, const char *name, Type type, int ndim, const 
     w->tensors[w->count++] = t;
 }
 
-static void put_string(FILE *f, const char *s) {
+static void add_quoted(char **text, const char *before, const char *s) {
     char *quoted = json_quote(s);
-    fputs(quoted, f);
+    format_more(text, "%s%s", before, quoted);
     free(quoted);
 }
 
 // Built in memory first, because its length comes before it.
 static void write_header(StoreWriter *w) {
     w->header_written = true;
-    char *text = NULL;
-    size_t length = 0;
-    FILE *f = open_memstream(&text, &length);
-    if (!f) die("out of memory: the header of %s", w->path);
-    const char *comma = "";
-    putc('{', f);
-    if (w->metadata_count) {
-        fputs("\"__metadata__\":{", f);
-        for (size_t i = 0; i < w->metadata_count; i++) {
-            if (i) putc(i % 2 ? ':' : ',', f);
-            put_string(f, w->metadata[i]);
-        }
-        putc('}', f);
-        comma = ",";
-    }
-    size_t at = 0;
-    for (size_t i = 0; i < w->count; i++) {
+    char *text = xstrdup("{");
+    for (size_t i = 0; i < w->metadata_count; i++)
+        add_quoted(&text, i == 0 ? "\"__metadata__\":{" : i % 2 ? ":" : ",", w->metadata[i]);
+    if (w->metadata_count) format_more(&text, w->count ? "}," : "}");
+    for (size_t i = 0, at = 0; i < w->count; at += bytes_of(&w->tensors[i++])) {
         const Stored *t = &w->tensors[i];
-        fputs(comma, f);
-        put_string(f, t->name);
-        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", type_info[t->type].name);
-        for (int k = 0; k < t->ndim; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)t->shape[k]);
-        fprintf(f, "],\"data_offsets\":[%zu,%zu]}", at, at + bytes_of(t));
-        at += bytes_of(t);
-        comma = ",";
+        char shape[200] = "", *to = shape;
+        for (int k = 0; k < t->ndim; k++) to += sprintf(to, "%s%lld", k ? "," : "", (long long)t->shape[k]);
+        add_quoted(&text, i ? "," : "", t->name);
+        format_more(&text, ":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                    type_info[t->type].name, shape, at, at + bytes_of(t));
     }
-    putc('}', f);
-    while (ftell(f) % 8) putc(' ', f); // so that the data begins at a multiple of 8
-    if (fclose(f)) die("out of memory: the header of %s", w->path);
+    format_more(&text, "}");
+    while (strlen(text) % 8) format_more(&text, " "); // so that the data begins at a multiple of 8
+    uint64_t length = strlen(text);
     if (length > MAX_HEADER)
-        die("%s: its header is %zu bytes long, at most %d are allowed", w->path, length, MAX_HEADER);
-    uint64_t prefix = length;
-    output_write(w->out, &prefix, 8);
+        die("%s: its header is %zu bytes long, at most %d are allowed", w->path, (size_t)length, MAX_HEADER);
+    output_write(w->out, &length, 8);
     output_write(w->out, text, length);
     free(text);
 }

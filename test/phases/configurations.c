@@ -279,7 +279,7 @@ static void write_unet(const Json *base, int in, int out) {
     free(unet_new(c, &p));
     made_params(&p, "", MADE_SOFT, F16);
     unlink(file);
-    params_save(&p, file, strlen("unet."), F16);
+    params_save(&p, file, strlen("unet."), F16, NULL, NULL);
     params_free(&p);
     free(file);
     Json changed = *base;

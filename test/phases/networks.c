@@ -513,7 +513,7 @@ static void compare_pictures(const char *name, const Image *image, const float *
 
 // A whole picture with made weights, seed 0, guidance 7.5.
 static void picture(const char *arch, SchedulerKind kind, int steps, const char *prompt) {
-    char *name = format("%s-picture-%s-%d", arch, scheduler_names[kind], steps);
+    char *name = format("%s-picture-%s-%d", arch, samplers[kind].name, steps);
     Store *s = fixture(name);
     Model m = {.tokenizer = tokenizer_of(arch)};
     if (s && !m.tokenizer) skip(name, "CLIP's merges are not at hand (../shared/data/clip)");

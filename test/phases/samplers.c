@@ -73,7 +73,7 @@ static void step_by_step(const Store *s) {
         if (sscanf(t->name, "run.%15[^.].%15[^.].%15[^.].%d.%d.%d.%d", name, spacing, prediction, &karras,
                    &steps, &eta, &image) != 7)
             continue;
-        while (strcmp(scheduler_names[kind], name)) kind++;
+        while (strcmp(samplers[kind].name, name)) kind++;
         char *text =
             format("{\"beta_start\": 0.00085, \"beta_end\": 0.012, \"beta_schedule\": \"scaled_linear\", "
                    "\"skip_prk_steps\": true, \"timestep_spacing\": \"%s\", \"prediction_type\": \"%s\", "
@@ -114,7 +114,7 @@ static void grids(const Store *s) {
     static const char *const spacings[] = {"leading", "trailing", "linspace"};
     for (int n = 0; n < 6; n++) {
         int kind = n < 3 ? DDIM : DPMPP_2M, right = 0;
-        char *name = format("grid.%s.%s", scheduler_names[kind], spacings[n % 3]);
+        char *name = format("grid.%s.%s", samplers[kind].name, spacings[n % 3]);
         char *text = format("{\"timestep_spacing\": \"%s\"}", spacings[n % 3]);
         Json *j = config_of(text);
         const Stored *t = store_find(s, name);
@@ -181,8 +181,8 @@ static void sweep(const Store *s) {
         const char *tab = strchr(line, '\t');
         int kind = -1;
         for (int i = 0; i <= TCD; i++)
-            if ((int)strlen(scheduler_names[i]) == tab - line &&
-                !strncmp(line, scheduler_names[i], (size_t)(tab - line)))
+            if ((int)strlen(samplers[i].name) == tab - line &&
+                !strncmp(line, samplers[i].name, (size_t)(tab - line)))
                 kind = i;
         bool based = tab[1] == '+';
         char *own = format("%.*s", (int)(line + length - tab - 1 - based), tab + 1 + based);

@@ -92,7 +92,7 @@ static void test_pictures(const char *folder) {
     char *weights = format("%s/judge.safetensors", folder), *list = format("%s/prompts.jsonl", folder);
     char *picture[2] = {format("%s/00000.png", folder), format("%s/00001.png", folder)};
     Judge *j = made_judge();
-    params_save_with(inception_params(j->net), weights, 0, F32, "inception", config);
+    params_save(inception_params(j->net), weights, 0, F32, "inception", config);
     judge_free(j);
     j = judge_load(weights);
     check(j->heads->length == 2 && !strcmp(j->heads->items[1].key, "place") &&

@@ -338,14 +338,14 @@ void pretrain_inception(const PretrainOptions *o) {
         }
         judge_gather_end(judge);
         char *path = format("%s-inception.safetensors", o->out);
-        params_save_with(p, path, 0, F16, "inception", config);
+        params_save(p, path, 0, F16, "inception", config);
         may_replace(path);
         Judge *saved = judge_load(path); // as everybody will use it
         Reading real = read_scenes(o, saved, NULL, 20);
         judge_free(saved);
         // Saved again with the ceiling of every fidelity that is measured with it.
         char *with_ceiling = format("%.*s, \"ceiling\": %.4f}", (int)strlen(config) - 1, config, real.mean);
-        params_save_with(p, path, 0, F16, "inception", with_ceiling);
+        params_save(p, path, 0, F16, "inception", with_ceiling);
         print_reading("held-out scenes", &real);
         free(with_ceiling), free(path);
     }

@@ -98,7 +98,7 @@ static void train_part(const Part *part) {
 
 static void save_part(const Part *part, const char *dir) {
     char *path = path_inside(dir, part->file);
-    params_save(&part->params, path, strlen(part->name) + 1, F16);
+    params_save(&part->params, path, strlen(part->name) + 1, F16, NULL, NULL);
     free(path);
 }
 
