@@ -356,7 +356,6 @@ static const char *made_for(const Store *s) {
                   {"attn2", "to_k", 1024, "; it was made for Stable Diffusion 2"},
                   {"attn2", "to_k", 2048, "; it was made for SDXL"},
                   {"te2_", "encoder_layers", 1280, "; it was made for SDXL"},
-                  {"text_encoder_2.", "encoder.layers", 1280, "; it was made for SDXL"},
                   {"joint_blocks", "", 1536, "; it was made for Stable Diffusion 3"},
                   {"single_", "blocks", 3072, "; its layers are as wide as Flux's"},
                   {"double_blocks", "", 3072, "; its layers are as wide as Flux's"}};

@@ -63,8 +63,8 @@ static int next_name(const char **names) {
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 
-// How many letters must be changed, added or left out to make the first n of b from a; above `most` the
-// answer is just more (Levenshtein 1966).
+// How many letters must be changed, added, left out or swapped to make the first n of b from a; above `most`
+// the answer is just more.
 static int distance(const char *a, const char *b, int n, int most) {
     while (*a && n && tolower((unsigned char)*a) == tolower((unsigned char)*b)) a++, b++, n--;
     if (!*a && !n) return 0;
@@ -73,6 +73,8 @@ static int distance(const char *a, const char *b, int n, int most) {
     if (*a && n) least = distance(a + 1, b + 1, n - 1, most - 1);
     if (*a) least = smaller(least, distance(a + 1, b, n, most - 1));
     if (n) least = smaller(least, distance(a, b + 1, n - 1, most - 1));
+    if (*a && n > 1 && a[0] == b[1] && a[1] == b[0])
+        least = smaller(least, distance(a + 2, b + 2, n - 2, most - 1));
     return 1 + least;
 }
 

@@ -19,7 +19,6 @@ static const struct {
     {0, 4, "MM\0*", "a TIFF picture"},
     {0, 4, "PK\3\4", "a zip archive"},
     {0, 2, "\x1f\x8b", "a gzip archive"},
-    {257, 5, "ustar", "a tar archive"},
     {0, 6, "\x93NUMPY", "a NumPy array"},
     {0, 4, "GGUF", "a GGUF file"},
     {0, 13, "version https", "a Git LFS pointer (the file itself was not downloaded)"},
