@@ -326,15 +326,15 @@ Params *inception_params(Inception *net) { return &net->params; }
 static int config_number(const Json *config, const char *key, int fallback, int least, int most) {
     double x = json_get_number(config, key, fallback);
     if (!(x >= least && x <= most) || x != floor(x))
-        die("the Inception configuration's %s is %g; a whole number from %d to %d is expected", key, x, least,
-            most);
+        die("%s: the Inception configuration's %s is %g; a whole number from %d to %d is expected",
+            json_file(config), key, x, least, most);
     return (int)x;
 }
 
-Inception *inception_new(const char *config) {
+Inception *inception_new(const char *config, const char *path) {
     enum { SMALLEST = 75 }; // of a smaller picture nothing is left for the last blocks
     Inception *net = xcalloc(1, sizeof *net);
-    Json *j = config ? json_parse(config, strlen(config), "the Inception configuration") : NULL;
+    Json *j = config ? json_parse(config, strlen(config), path) : NULL;
     net->width = config_number(j, "width", 16, 1, 64);
     net->a_count = config_number(j, "a", MAX_A, 1, MAX_A);
     net->c_count = config_number(j, "c", MAX_C, 1, MAX_C);
@@ -368,7 +368,7 @@ Inception *inception_load(const char *path) {
         die("%s holds torchvision's Inception-v3 (1000 classes); FID is defined by the TensorFlow network of "
             "2015 (1008 classes): weights/fetch.sh inception fetches it",
             path);
-    Inception *net = inception_new(config);
+    Inception *net = inception_new(config, path);
     params_load(&net->params, find_in_store, store, path);
     params_to_f32(&net->params);
     store_close(store);

@@ -63,19 +63,17 @@ static const struct {
 };
 enum { KEYS = sizeof keys / sizeof *keys };
 
-static const char file[] = "scheduler_config.json";
-
 // The members whose keys this class has, checked; the caller frees the items.
 static Json own_keys(const Json *j, char class) {
     JsonKey known[KEYS + 1] = {{NULL, NULL}};
-    Json own = {.kind = JSON_OBJECT, .items = xcalloc(j->length + 1, sizeof(Json))};
+    Json own = {.kind = JSON_OBJECT, .string = j->string, .items = xcalloc(j->length + 1, sizeof(Json))};
     for (int k = 0, count = 0; k < KEYS; k++) {
         if (!strchr(keys[k].classes, class)) continue;
         known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};
         for (size_t i = 0; i < j->length; i++)
             if (place_in(keys[k].key, j->items[i].key) >= 0) own.items[own.length++] = j->items[i];
     }
-    json_check_keys(&own, file, known);
+    json_check_keys(&own, json_file(j), known);
     return own;
 }
 
@@ -91,7 +89,7 @@ static int choice(const Json *j, const char *key, const char *fallback, const ch
 
 static double beta(const Json *j, const char *key, double fallback) {
     double x = json_get_number(j, key, fallback);
-    if (!(x >= 0 && x <= 1)) die("%s: \"%s\" is %g; a number from 0 to 1 is expected", file, key, x);
+    if (!(x >= 0 && x <= 1)) die("%s: \"%s\" is %g; a number from 0 to 1 is expected", json_file(j), key, x);
     return x;
 }
 
@@ -100,13 +98,14 @@ static const Json *read_betas(const Json *j, int steps) {
     if (!betas || betas->kind == JSON_NULL) return NULL;
     bool fits = betas->kind == JSON_ARRAY && betas->length == (size_t)steps;
     for (size_t i = 0; fits && i < betas->length; i++) fits = betas->items[i].kind == JSON_NUMBER;
-    if (!fits) die("%s: \"trained_betas\" must be %d numbers, as \"num_train_timesteps\" says", file, steps);
+    if (!fits)
+        die("%s: \"trained_betas\" must be %d numbers, as \"num_train_timesteps\" says", json_file(j), steps);
     return betas;
 }
 
 // The classes' own defaults, where the file is silent: those of diffusers' constructors.
 SchedulerConfig scheduler_config(const Json *j, int kind) {
-    const char *class = json_get_string(j, "_class_name", "PNDMScheduler");
+    const char *class = json_get_string(j, "_class_name", "PNDMScheduler"), *file = json_file(j);
     for (int i = 0; kind < 0 && i <= TCD; i++)
         if (!strcmp(class, samplers[i].class)) kind = i;
     if (kind < 0) die("%s: the scheduler \"%s\" is not known; choose one with --scheduler", file, class);
@@ -160,17 +159,19 @@ Json *scheduler_load(const char *path) {
 SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o) {
     const Json *named = json_get(m->index_json, "scheduler"); // ["diffusers", a class], which diffusers takes
     const char *class =
-        named && named->kind == JSON_ARRAY && named->length == 2 ? named->items[1].string : NULL;
+        named && named->kind == JSON_ARRAY && named->length == 2 && named->items[1].kind == JSON_STRING
+            ? named->items[1].string
+            : NULL;
     const char *own = json_get_string(m->scheduler_json, "_class_name", "PNDMScheduler");
     if (o->scheduler < 0 && class && strcmp(class, own))
-        die("model_index.json names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
-            class, own);
+        die("%s names the scheduler %s, scheduler_config.json %s; choose one with --scheduler",
+            json_file(named), class, own);
     // The pipeline of LCMs, unlike StableDiffusionPipeline, leaves clip_sample as it is.
     const char *pipeline = json_get_string(m->index_json, "_class_name", "");
     if (o->scheduler < 0 && starts_with(pipeline, "LatentConsistency") &&
         flag(m->scheduler_json, "clip_sample", false))
-        die("scheduler_config.json: \"clip_sample\" is true, which %s obeys; what is supported is false",
-            pipeline);
+        die("%s: \"clip_sample\" is true, which %s obeys; what is supported is false",
+            json_file(m->scheduler_json), pipeline);
     SchedulerConfig c = scheduler_config(m->scheduler_json, o->scheduler);
     if (o->spacing >= 0) c.timestep_spacing = o->spacing;
     c.eta = o->eta;

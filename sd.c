@@ -1040,7 +1040,7 @@ static const char *block_type(const Json *config, const char *file, const char *
 }
 
 TextConfig text_config(const Json *j) {
-    const char *file = "text_encoder/config.json";
+    const char *file = json_file(j);
     if (json_get(j, "text_config")) j = json_get(j, "text_config"); // of all of CLIP
     json_check_keys(j, file, text_keys);
     const char *act = json_get_string(j, "hidden_act", "quick_gelu");
@@ -1059,7 +1059,7 @@ TextConfig text_config(const Json *j) {
 }
 
 UNetConfig unet_config(const Json *j) {
-    const char *file = "unet/config.json";
+    const char *file = json_file(j);
     json_check_keys(j, file, unet_keys);
     UNetConfig c = {
         .in_channels = config_count(j, file, "in_channels", 4, LARGEST),
@@ -1107,7 +1107,7 @@ UNetConfig unet_config(const Json *j) {
 }
 
 VaeConfig vae_config(const Json *j) {
-    const char *file = "vae/config.json", *down = "DownEncoderBlock2D", *up = "UpDecoderBlock2D";
+    const char *file = json_file(j), *down = "DownEncoderBlock2D", *up = "UpDecoderBlock2D";
     json_check_keys(j, file, vae_keys);
     VaeConfig c = {.latent_channels = config_count(j, file, "latent_channels", 4, LARGEST),
                    .layers_per_block = config_count(j, file, "layers_per_block", 1, MAX_LAYERS - 1),

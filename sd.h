@@ -315,8 +315,9 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
 // A weights file carries it as the metadata entry "inception"; a file without one is Inception-v3 itself.
 // Other keys do not matter here (the toy world's judge has some).
 typedef struct Inception Inception;
-Inception *inception_new(const char *config); // declares parameters under pytorch-fid's names; nothing loaded
-Inception *inception_load(const char *path);  // from safetensors, ready to compute: batch norm is folded
+// Declares parameters under pytorch-fid's names; nothing is loaded. path: where config is from, for messages.
+Inception *inception_new(const char *config, const char *path);
+Inception *inception_load(const char *path); // from safetensors, ready to compute: batch norm is folded
 Params *inception_params(Inception *net); // of each unit: conv, bn (weight, bias, running_mean, running_var)
 void inception_free(Inception *net);
 int inception_size(const Inception *net); // of the side of its pictures

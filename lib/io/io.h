@@ -18,7 +18,7 @@ typedef struct Json {
     JsonKind kind;
     const char *key;    // its name, where it is the member of an object
     double number;      // JSON_NUMBER; JSON_BOOL: 0 or 1
-    const char *string; // JSON_STRING: UTF-8 with a NUL behind it
+    const char *string; // JSON_STRING: UTF-8 with a NUL behind it; else json_file()
     size_t length;      // of the string in bytes (a NUL within it is refused), or the number of items
     struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;
@@ -29,6 +29,7 @@ Json *json_parse(const char *text, size_t length, const char *name);
 Json *json_load(const char *path);
 void json_free(Json *root);
 const Json *json_get(const Json *object, const char *key); // NULL where absent, or object is none
+const char *json_file(const Json *value);                  // what json_parse() called it, for messages
 // The member's value, or `fallback` where it is absent or null. Dies where it is of another kind.
 double json_get_number(const Json *object, const char *key, double fallback);
 bool json_get_bool(const Json *object, const char *key, bool fallback);

@@ -18,7 +18,8 @@ typedef struct {
     size_t placed; // how many
     Json *waiting; // a stack: the values whose array or object is still open (behind the finished ones)
     size_t depth, waits;
-    char *strings; // where the next string goes
+    char *strings;    // where the next string goes
+    const char *file; // the name as arrays and objects have it
 } Parser;
 
 static _Noreturn void fail(Parser *p, const char *at, const char *problem) {
@@ -171,7 +172,8 @@ static Json parse_family(Parser *p, JsonKind kind) {
     }
     if (!next_is(p, close)) fail_expected(p, kind == JSON_OBJECT ? "',' or '}'" : "',' or ']'");
     p->at++;
-    Json family = {.kind = kind, .items = p->block + p->placed, .length = p->waits - first};
+    Json family = {
+        .kind = kind, .string = p->file, .items = p->block + p->placed, .length = p->waits - first};
     memcpy(family.items, p->waiting + first, family.length * sizeof(Json));
     p->placed += family.length;
     p->waits = first;
@@ -181,7 +183,7 @@ static Json parse_family(Parser *p, JsonKind kind) {
 
 // Blanks before and behind the value are skipped.
 static Json parse_value(Parser *p) {
-    Json v = {.kind = JSON_NULL};
+    Json v = {.kind = JSON_NULL, .string = p->file};
     skip_blanks(p);
     switch (p->at < p->end ? *p->at : 0) {
     case '{': v = parse_family(p, JSON_OBJECT); break;
@@ -204,8 +206,9 @@ Json *json_parse(const char *text, size_t length, const char *name) {
     if (!utf8_valid(text, length, &bad_at)) fail(&p, text + bad_at, "invalid UTF-8");
     for (size_t i = 0; i < length; i++) values += text[i] == ',' || text[i] == '[' || text[i] == '{';
     if (values > MOST_VALUES) fail(&p, text, "more than 2^24 values"); // 96 bytes each while it is read
-    p.block = xmalloc(values * sizeof(Json) + length + 1);
-    p.strings = (char *)(p.block + values);
+    size_t named = strlen(name) + 1;
+    p.block = xmalloc(values * sizeof(Json) + named + length + 1);
+    p.strings = (char *)memcpy(p.block + values, name, named) + named, p.file = p.strings - named;
     p.waiting = malloc(values * sizeof(Json));
     if (!p.waiting) fail(&p, text, "too large for this machine's memory");
     p.placed = 1; // the root is the block's first
@@ -236,12 +239,17 @@ const Json *json_get(const Json *object, const char *key) {
     return NULL;
 }
 
+const char *json_file(const Json *value) {
+    return value && value->kind != JSON_STRING && value->string ? value->string : "the configuration";
+}
+
 static const Json *get_kind(const Json *object, const char *key, JsonKind kind) {
     static const char *const names[] = {"null",     "true or false", "a number",
                                         "a string", "an array",      "an object"};
     const Json *value = json_get(object, key);
     if (!value || value->kind == JSON_NULL) return NULL;
-    if (value->kind != kind) die("\"%s\" is %s, expected %s", key, names[value->kind], names[kind]);
+    if (value->kind != kind)
+        die("%s: \"%s\" is %s, expected %s", json_file(object), key, names[value->kind], names[kind]);
     return value;
 }
 

@@ -1,12 +1,13 @@
-"""python3 test/attack/config.py SD [SHARE [SEED]]: every key and list element of every JSON file of the
+"""python3 test/attack/config.py SD [SHARE [SEED [FILE]]]: every key and list element of every JSON file of the
 tiny model in turn gets 40 hostile values, or is left out; SD, built with sanitizers, draws, trains or
 reads with it. It must draw, or refuse in one line with status 1. SHARE: of the values that are tried,
-at random (1: all)."""
+at random (1: all). FILE: only those files in whose name it is."""
 
 import copy, json, os, random, shutil, subprocess, sys, tempfile
 
 sd, here = os.path.abspath(sys.argv[1]), os.path.dirname(os.path.abspath(__file__))
 share, choose = float(sys.argv[2]) if len(sys.argv) > 2 else 1, random.Random(int((sys.argv + [0] * 4)[3]))
+only = sys.argv[4] if len(sys.argv) > 4 else ''
 model = f'{here}/../../weights/tiny'
 values = (
     '1e308 -1e308 -0.0 0 -1 1 2 3 7 0.5 2147483647 2147483648 -2147483648 4294967297 1e18 9007199254740993 '
@@ -57,6 +58,7 @@ for name in sorted(
     for top, _, files in os.walk(model)
     for file in files
     if file.endswith('.json')
+    if only in os.path.join(top, file)
 ):
     whole = open(f'{model}/{name}').read()
     base = json.loads(whole)

@@ -1,8 +1,8 @@
-"""python3 test/attack/kill.py SD SIGNALS [SEED]: every command that writes is started in a folder of its
-own and sent signals at random moments, mostly kill -9. Half of the folders lie on a disk that is nearly
-full until the last try. Then the same command runs to its end: its results must be those of an
-undisturbed run, bit by bit, the log the same but for times, and nothing may be left over. Needs root
-for the small disks; else all are large."""
+"""python3 test/attack/kill.py SD SIGNALS [SEED [COMMAND ...]]: every command that writes (COMMAND: those by
+the names below alone) is started in a folder of its own and sent signals at random moments, mostly kill
+-9. Half of the folders lie on a disk that is nearly full until the last try. Then the same command runs to
+its end: its results must be those of an undisturbed run, bit by bit, the log the same but for times, and
+nothing may be left over. Needs root for the small disks; else all are large."""
 
 import hashlib, json, os, random, shutil, signal, subprocess, sys, tempfile, time
 
@@ -51,6 +51,7 @@ commands = {
     'paper': ('sh weights/paper.sh', ['run/paper/base', 'run/paper/lcm', 'run/paper/reference'], False),
 }
 often = [name for name in commands if name != 'paper'] * 4 + ['paper']
+chosen = sys.argv[4:]
 
 
 def run(words, folder, seconds=None, number=signal.SIGKILL):
@@ -165,7 +166,8 @@ environment.update(
 
 signals, rounds, bad, references, small = 0, 0, 0, {}, 0
 while signals < wanted and bad < 5:
-    name = choose.choice(often)
+    # Two rounds of each: one disk is large, the other nearly full.
+    name = chosen[rounds // 2 % len(chosen)] if chosen else choose.choice(often)
     if name not in references:
         folder = f'{work}/reference-{name}'
         begin(folder, name)
@@ -218,7 +220,7 @@ while signals < wanted and bad < 5:
         references[name] = expected, min(took, time.time() - began)
     rounds += 1
     if rounds % 20 == 0:
-        print(f'{signals} signals in {rounds} rounds, {bad} bad', flush=True)
+        print(f'{signals} signals in {rounds} rounds, {small} on a full disk, {bad} bad', flush=True)
 print(f'{signals} signals in {rounds} rounds of {len(references)} commands, {small} on a full disk')
 print(f'{rounds - bad} passed, {bad} failed, 0 skipped')
 if not bad:

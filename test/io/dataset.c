@@ -156,6 +156,8 @@ static void test_refusals(void) {
     check_dies("a picture twice", "picture a.jpg occurs twice", "dataset.json",
                "{\"images\":[{\"filename\":\"a.jpg\",\"sentences\":[{\"raw\":\"x\"}]},{\"filename\":\"a."
                "jpg\",\"sentences\":[{\"raw\":\"x\"}]}]}");
+    check_dies("a split that is a number", "dataset.json: \"split\" is a number, expected a string",
+               "dataset.json", "{\"images\":[{\"filename\":\"a.jpg\",\"split\":1}]}");
     check_dies("JSON that is cut short", "dataset.json", "dataset.json", "{\"images\":[{\"file");
 }
 

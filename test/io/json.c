@@ -68,7 +68,7 @@ static void test_values(void) {
         json_get_number(root, "a2", 1);
         check(false, "a string is no number");
     } else
-        check(!strcmp(message, "\"a2\" is a string, expected a number"), message);
+        check(!strcmp(message, "t.json: \"a2\" is a string, expected a number"), message);
     json_free(root);
 
     static const char *const roots[] = {"1",   "\"s\"", "[]",   "{}",     "null", "-0",

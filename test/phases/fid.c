@@ -324,14 +324,14 @@ static const struct {
     {"smaller", "{\"size\": 123, \"width\": 2, \"a\": 1, \"c\": 2, \"e\": 1}", 123}};
 
 static Inception *made_net(const char *config, MadeRegime regime) {
-    Inception *net = inception_new(config);
+    Inception *net = inception_new(config, "config");
     made_params(inception_params(net), "", regime, F32);
     return net;
 }
 
 // The same with a classifier behind it, as the fixtures have it.
 static Inception *made_classifier(const char *config, Layer **fc) {
-    Inception *net = inception_new(config);
+    Inception *net = inception_new(config, "config");
     *fc = layer_linear(inception_params(net), inception_dim(net), 5, true, "fc");
     made_params(inception_params(net), "", MADE_SOFT, F32);
     return net;
@@ -396,7 +396,7 @@ static void test_inception(void) {
         inception_free(net);
         scope_end(s, NULL);
     }
-    Inception *net = inception_new(NULL);
+    Inception *net = inception_new(NULL, NULL);
     check(inception_dim(net) == 2048 && inception_size(net) == 299 &&
               params_count(inception_params(net)) == 23885392 - 2049 * 1008, // without the classifier
           "without a configuration it is Inception-v3");
@@ -617,7 +617,7 @@ static void test_refusals(void) {
         save_weights("large.safetensors", "Mixed_6a.branch3x3.bn.bias", 3e38f, nets[0].config));
     REFUSED("good000.png hold a NaN or an infinity", fid_scan(large, dir, o));
     inception_free(large);
-    REFUSED("width is 0", inception_new("{\"width\": 0}"));
+    REFUSED("j: the Inception configuration's width is 0", inception_new("{\"width\": 0}", "j"));
 
     // torchvision's network has the same names; its 1000 classes tell it apart.
     char *other = in_folder("torchvision.safetensors");

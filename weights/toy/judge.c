@@ -9,35 +9,37 @@
 
 // ---- the network ------------------------------------------------------------------------------------------
 
-static Judge *judge_of(Inception *net, const char *config) {
+static Judge *judge_of(Inception *net, const char *config, const char *path) {
     Judge *j = xcalloc(1, sizeof *j);
     j->net = net;
-    j->config = config ? json_parse(config, strlen(config), "the Inception configuration") : NULL;
+    j->config = config ? json_parse(config, strlen(config), path) : NULL;
     j->heads = json_get(j->config, "heads");
     j->ceiling = json_get_number(j->config, "ceiling", -1);
     if (!j->heads || j->heads->kind != JSON_OBJECT || !j->heads->length)
-        die("these Inception weights judge no attributes: they are not the toy world's");
+        die("%s: these Inception weights judge no attributes: they are not the toy world's", path);
     int classes = 0;
     for (size_t h = 0; h < j->heads->length; h++) {
         const Json *head = &j->heads->items[h];
         if (head->kind != JSON_ARRAY || !head->length)
-            die("the Inception configuration's head %s has no classes", head->key);
+            die("%s: the Inception configuration's head %s has no classes", path, head->key);
         for (size_t k = 0; k < head->length; k++)
             if (head->items[k].kind != JSON_STRING)
-                die("the Inception configuration's head %s names no class %zu", head->key, k);
+                die("%s: the Inception configuration's head %s names no class %zu", path, head->key, k);
         classes += (int)head->length;
     }
     j->fc = layer_linear(inception_params(net), inception_dim(net), classes, true, "fc");
     return j;
 }
 
-Judge *judge_new(const char *config) { return judge_of(inception_new(config), config); }
+Judge *judge_new(const char *config) {
+    return judge_of(inception_new(config, "the toy judge"), config, "the toy judge");
+}
 
 static const Stored *find_in_store(void *store, const char *name) { return store_find(store, name); }
 
 Judge *judge_load(const char *path) {
     Store *store = store_open(path);
-    Judge *j = judge_of(inception_load(path), store_metadata(store, "inception"));
+    Judge *j = judge_of(inception_load(path), store_metadata(store, "inception"), path);
     Params fc = params_part(inception_params(j->net), "fc.");
     params_load(&fc, find_in_store, store, path);
     params_to_f32(&fc);
