@@ -503,6 +503,10 @@ static const char alike[] = "^((" CHARACTER "|" ESCAPED "|" BRACKETS "|\\))[*+?]
 
 static regex_t compile_pattern(const char *prefix, const char *pattern, const char *key, const char *where) {
     regex_t tokens, compiled;
+    int repeats = 0; // glibc's memory doubles with each + around another
+    for (const char *c = pattern; *c; c++) repeats += *c == '+';
+    if (repeats > 8 || strlen(pattern) > 1000)
+        die("%s: \"%s\": a pattern has more than 1000 bytes or 8 times \"+\"", where, key);
     regmatch_t match = {0};
     regcomp(&tokens, alike, REG_EXTENDED), regexec(&tokens, pattern, 1, &match, 0), regfree(&tokens);
     const char *odd = pattern + match.rm_eo;
@@ -525,9 +529,12 @@ static const char *peft_name(const Layer *l) {
 static void apply_patterns(double *values, const Json *config, const char *key, Layer *const *layers,
                            int count, const char *where) {
     const Json *patterns = json_get(config, key);
+    size_t bytes = 0;
     for (size_t k = patterns ? patterns->length : 0; k-- > 0;) { // backwards: the first has the last word
         const char *pattern = patterns->items[k].key;
         double value = json_get_number(patterns, pattern, NAN);
+        if ((bytes += strlen(pattern)) > 1 << 17)
+            die("%s: \"%s\" has more than 128 KB of patterns", where, key);
         regex_t compiled = compile_pattern("(.*\\.)?", pattern, key, where);
         for (int i = 0; i < count; i++)
             if (!regexec(&compiled, peft_name(layers[i]), 0, NULL, 0)) values[i] = value;

@@ -97,9 +97,10 @@ while ! ln -s "$me" "$OUT/running" 2>/dev/null; do
     [ "$owner" = "process $pid on $(uname -n)" ] && ! runs "$pid" ||
         refuse "$OUT is in use by $owner; wait for it, or take another OUT;" \
             "if it runs no more, remove $OUT/running"
-    mv "$OUT/running" "$OUT/gone.$$" && rm -f "$OUT/gone.$$" # it was killed
+    mv "$OUT/running" "$OUT/gone" && rm -f "$OUT/gone" # it was killed
 done
 trap 'rm -f "$OUT/running"' EXIT
+rm -f "$OUT/gone" # of one that was killed two lines above
 
 # ---- stages ------------------------------------------------------------------------------------------------
 # A stage's record, $OUT/made/NAME.json, appears when its result is complete: {"stage", "made_of", "seconds",

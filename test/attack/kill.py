@@ -121,7 +121,7 @@ def leftovers(folder):
         os.path.join(top, file)
         for top, _, files in os.walk(folder)
         for file in files
-        if file.endswith('.part') or file in ('lock', 'running') or file.startswith('gone.')
+        if file.endswith('.part') or file in ('lock', 'running', 'gone')
     ]
 
 

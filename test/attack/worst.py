@@ -91,6 +91,17 @@ def folder_of_photos(count, width, height):
         shutil.copy('photos/0.jpg', f'photos/{i}.jpg')
 
 
+def patterns(count):
+    raw = open(f'{here}/../../weights/tiny-lora.safetensors', 'rb').read()
+    end = 8 + struct.unpack('<Q', raw[:8])[0]
+    header = json.loads(raw[8:end])
+    hard = {f'{"(.*a|.*b)*" * 99}{i}': 16 for i in range(count)}
+    config = {'unet.r': 16, 'unet.lora_alpha': 8, 'unet.rank_pattern': hard, 'unet.alpha_pattern': hard}
+    header['__metadata__'] = {'lora_adapter_metadata': json.dumps(config)}
+    store('x.safetensors', json.dumps(header).encode())
+    open('x.safetensors', 'ab').write(raw[end:])
+
+
 # The reader, what makes the input, the command.
 rows = [
     ('PNG, 134 megapixels of 16-bit RGBA', lambda: png('x.png', 11585, 11585, 16, 6, 4), f'info x.png'),
@@ -138,6 +149,11 @@ rows = [
         'a caption of 16 MB',
         lambda: lines('x.txt', '', lambda i: 'dog' * 100, 55000),
         f'tokenize -m {model} < x.txt',
+    ),
+    (
+        'an adapter with 128 KB of patterns for layers',
+        lambda: patterns(130),
+        f'lora convert x.safetensors -m {model} -o y.safetensors',
     ),
 ]
 table = {}

@@ -591,7 +591,9 @@ static void test_few_steps(const Params *p) {
 }
 
 static void test_refusals(const Params *p) {
-    static const struct {
+    char *many = xstrdup("\"0\": 2");
+    for (int i = 1; i < 140; i++) format_more(&many, ", \"%0999d\": 2", i);
+    const struct {
         Piece pieces[8];
         const char *part, *config;
     } bad[] = {
@@ -638,6 +640,10 @@ static void test_refusals(const Params *p) {
         {{GOOD, {Q ".lora_B.bias", 1, {144}, 0}}, "biases", NULL},
         {{GOOD}, "use_dora", "{\"unet.r\": 2, \"unet.use_dora\": true}"},
         {{GOOD}, "lora_alpha", "{\"unet.r\": 2, \"unet.lora_alpha\": \"two\"}"},
+        // These would take gigabytes or minutes: glibc unrolls nested repeats.
+        {{GOOD}, "8 times", "{\"unet.r\": 2, \"unet.rank_pattern\": {\"(((((((((a+)+)+)+)+)+)+)+)+)\": 1}}"},
+        {{GOOD}, "1000 bytes", format("{\"unet.r\": 2, \"unet.alpha_pattern\": {\"%01001d\": 1}}", 0)},
+        {{GOOD}, "128 KB", format("{\"unet.r\": 2, \"unet.alpha_pattern\": {%s}}", many)},
     };
     char *path = in_scratch("bad.safetensors");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
