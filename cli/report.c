@@ -32,6 +32,7 @@ static void read_records(void) {
     if (!file_exists(path)) die("%s holds no results of `make paper`: there is no stages.txt", dir);
     char *stages = read_file(path, NULL);
     for (char *name = strtok(stages, "\n"); name; name = strtok(NULL, "\n")) {
+        if (record_count == 1000) die("%s/stages.txt lists more than 1000 stages", dir);
         path = format("%s/made/%s.json", dir, name);
         if (!file_exists(path)) continue;
         records = xrealloc(records, (size_t)(record_count + 1) * sizeof *records);

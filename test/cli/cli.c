@@ -748,6 +748,24 @@ static void changed_trace(const char *old, const char *new) {
     free(from), free(to);
 }
 
+static void small_image(void) {
+    char *path = at("small.safetensors"), *old = at("trace.safetensors");
+    Store *s = store_open(old);
+    StoreWriter *w = store_create(path);
+    static const float pixels[3 * 7 * 8];
+    store_metadata_add(w, "sampler", "ddim");
+    for (size_t i = 0; i < store_count(s); i++)
+        store_declare(w, store_at(s, i)->name, F32, store_at(s, i)->ndim, store_at(s, i)->shape);
+    store_declare(w, "inputs.image", F32, 4, (const int64_t[]){1, 3, 7, 8});
+    for (size_t i = 0; i < store_count(s); i++) {
+        float *x = store_floats(store_at(s, i), old);
+        store_data_f32(w, x, store_at(s, i)->count), free(x);
+    }
+    store_data_f32(w, pixels, 3 * 7 * 8);
+    store_commit(w), store_close(s), free(path), free(old);
+    refuses("verify: a picture without a latent", "8 x 8 is the least", "verify|-m|good|small.safetensors");
+}
+
 // `first` differs first ("": none does), `differ` blocks in all, the reason holds `why`, the lists `listed`.
 static void verdict(const char *what, const char *args, const char *first, int differ, const char *why,
                     const char *listed) {
@@ -904,6 +922,7 @@ int main(void) {
     memory();
     traces();
     between_networks();
+    small_image();
     planted_mistakes();
     image_to_image();
     figures();
