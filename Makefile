@@ -105,6 +105,9 @@ attack: sd $(BUILD)/test/attack/power $(BUILD)/test/attack/flip
 	$(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' build/asan/test/attack/sd
 	python3 test/attack/config.py build/asan/test/attack/sd
 	python3 test/attack/mutate.py build/asan/test/attack/sd 1800
+	$(MAKE) BUILD=build/msan CC=clang ISAS= OPENMP= build/msan/test/attack/sd \
+	  CFLAGS='-O1 -g -fsanitize=memory'
+	python3 test/attack/mutate.py build/msan/test/attack/sd 1800
 $(BUILD)/test/attack/sd: $(CPU_O) $(ABOVE_O)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm

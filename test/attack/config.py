@@ -1,5 +1,5 @@
-"""python3 test/attack/config.py SD [SHARE [SEED [FILE]]]: every key and list element of every JSON file of the
-tiny model in turn gets 40 hostile values, or is left out; SD, built with sanitizers, draws, trains or
+"""python3 test/attack/config.py SD [SHARE [SEED [FILE]]]: every key and list element of every JSON file of
+the tiny model in turn gets 40 hostile values, or is left out; SD, built with sanitizers, draws, trains or
 reads with it. It must draw, or refuse in one line with status 1. SHARE: of the values that are tried,
 at random (1: all). FILE: only those files in whose name it is."""
 
