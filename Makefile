@@ -19,8 +19,16 @@ STB_DIRS := /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /u
 STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_image.h))))
 
 # Everything above lib/nn/kernels.h: the same objects for every backend.
-ABOVE   := $(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c weights/toy/*.c cli/*.c)
-ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o)
+ABOVE   := $(filter-out lib/nn/ranks_%.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c \
+             weights/toy/*.c cli/*.c))
+ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o) $(BUILD)/lib/nn/ranks.o
+
+# MPI=1: many processes share a run (doc/SCALE.md). `mpicc -show` says what its compiler would add.
+MPICC   ?= mpicc
+RANKS   := $(if $(MPI),mpi,none)
+MPI_ADDS := $(if $(MPI),$(or $(shell $(MPICC) -show 2>/dev/null),$(error MPI=1 needs an MPI library's $(MPICC))))
+MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
+LIBS    := -lm $(MPI_LIBS)
 
 # cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
 # definitions instead.
@@ -32,16 +40,22 @@ CPU_O   := $(ISAS:%=$(BUILD)/cpu/fast.%.o) $(patsubst %,$(BUILD)/cpu/%.o,plain m
 
 .DEFAULT_GOAL := sd
 sd: $(CPU_O) $(ABOVE_O)
-	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ $(LIBS)
 
 # The same program on the definition of each kernel, for stepping through in a debugger.
 plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' ISAS= sd-plain
 sd-plain: $(ABOVE_O) $(CPU_O)
-	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ $(LIBS)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
+
+# The file behind this object changes with MPI, and then so does what is linked with it.
+$(BUILD)/lib/nn/ranks.o: lib/nn/ranks_$(RANKS).c $(BUILD)/ranks_$(RANKS)
+	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(filter -I% -D%,$(MPI_ADDS)) -c $< -o $@
+$(BUILD)/ranks_%:
+	@mkdir -p $(BUILD)/lib/nn && rm -f $(BUILD)/ranks_* && touch $@
 
 $(ISAS:%=$(BUILD)/cpu/fast.%.o): $(BUILD)/cpu/fast.%.o: cpu/fast.c
 	@mkdir -p $(@D)
@@ -83,7 +97,7 @@ test-full:
 	@FULL=1 $(MAKE) --no-print-directory test
 $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
-	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ -lm
+	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ $(LIBS)
 
 # -fexpensive-optimizations: with fused multiply-adds, as the program has them.
 SANITIZE := -O1 -fexpensive-optimizations -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
@@ -110,7 +124,7 @@ attack: sd $(BUILD)/test/attack/power $(BUILD)/test/attack/flip
 	python3 test/attack/mutate.py build/msan/test/attack/sd 1800
 $(BUILD)/test/attack/sd: $(CPU_O) $(ABOVE_O)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ -lm
+	$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ $(LIBS)
 
 # Code laid out by the one version of clang-format that counts, lines of at most 110 columns: see the script.
 format: ; @sh test/house/format.sh --apply
@@ -197,6 +211,7 @@ help:
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours;"
 	@echo "                PHOTOS=DIR, a folder of 600 JPEGs: sd fid beside pytorch-fid, too)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
+	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md)"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
 	@echo "make attack     signals, power failures, hostile files and places: an hour or two"

@@ -67,7 +67,7 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
         run_step(run, loss, NULL, batch.names); // theta by AdamW; theta- <- mu theta- + (1 - mu) theta
         tape_end();
         scope_end(step, NULL);
-        if (after_step) after_step(context, run->step);
+        if (after_step && run->shard == 0) after_step(context, run->step);
     }
     scope_end(whole, NULL);
     pairs_batch_free(&batch);

@@ -324,10 +324,9 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
         lora_mimic_losses(l, &b, c, &mse, &kl);
         Tensor *loss = combine(c.mse_weight, mse, c.kl_weight, kl); // [P6] mse_weight MSE + kl_weight KL
         backward(loss);
-        char parts[128];
-        int at = snprintf(parts, sizeof parts, ", \"mse\": %.6g, \"kl\": %.6g", (double)tensor_item(mse),
-                          (double)tensor_item(kl));
-        if (measure) snprintf(parts + at, sizeof parts - (size_t)at, ", \"kl_share\": %.4f", fraction);
+        RunPart parts[RUN_PARTS] = {{"\"mse\": %.6g", (double)tensor_item(mse)},
+                                    {"\"kl\": %.6g", (double)tensor_item(kl)},
+                                    {measure ? "\"kl_share\": %.4f" : NULL, fraction}};
         run_step(run, loss, parts, batch.names); // [P9] only the adapters move
         tape_end();
         scope_end(step, NULL);

@@ -1,6 +1,7 @@
 // lora.c: `sd lora`: merges adapters and converts their files; train.c has its two trainings, ../lora.c the
 // algorithms, lib/io/lora_names.c the layouts of files.
 #include "commands.h"
+#include "lib/nn/ranks.h"
 #include "model_folder.h"
 #include "options.h"
 
@@ -125,9 +126,10 @@ int command_lora(int argc, char **argv) {
     static int (*const commands[])(int argc, char **argv) = {command_lora_finetune, command_lora_distill,
                                                              command_merge, command_convert};
     const char *name = argc > 1 ? argv[1] : "";
-    if (strcmp(name, "--help") && strcmp(name, "-h"))
-        return commands[choice("sd lora has no sub-command", name, "finetune|distill|merge|convert")](
-            argc - 1, argv + 1);
+    if (strcmp(name, "--help") && strcmp(name, "-h")) {
+        int which = choice("sd lora has no sub-command", name, "finetune|distill|merge|convert");
+        return which > 1 && ranks_mine() ? 0 : commands[which](argc - 1, argv + 1); // ranks share trainings
+    }
     puts("usage: sd lora COMMAND [options]\n\n"
          "  finetune   adapters learn the look of captioned pictures\n"
          "  distill    adapters learn to draw in 4 steps\n"

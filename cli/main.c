@@ -1,5 +1,6 @@
 // main.c: the program `sd`. Each command, in a file beside this one, turns options into a phase's call.
 #include "commands.h"
+#include "lib/nn/ranks.h"
 #include "options.h"
 
 #include <errno.h>
@@ -46,6 +47,7 @@ static int version(void) {
 
 int main(int argc, char **argv) {
     program_begin();
+    ranks_begin(&argc, &argv);
     if (argc < 2) return help(stderr, 2);
     if (!strcmp(argv[1], "--version")) return version();
     bool asks = !strcmp(argv[1], "help");
@@ -54,8 +56,11 @@ int main(int argc, char **argv) {
     for (int i = 1; asks && i < argc; i++) argv[i] = i + 1 < argc ? argv[i + 1] : all_of_it;
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) {
-            int status = commands[i].run(argc - 1, argv + 1);
+            // What ranks do not share, rank 0 does alone.
+            bool shared = place_in("sample|fid|pretrain|lcm|lora", argv[1]) >= 0;
+            int status = shared || !ranks_mine() ? commands[i].run(argc - 1, argv + 1) : 0;
             if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
+            ranks_end();
             return status;
         }
     char *all = xstrdup("help");

@@ -79,7 +79,8 @@ double plan_weights(const Params *p) {
 
 double plan_run(const Plan *p) {
     double one = p->learnt * sizeof(float);
-    double persistent = p->models + one * (p->average ? 5 : 4); // weights, gradients, two moments, average
+    // Weights, gradients, two moments, average, sums of shards' gradients.
+    double persistent = p->models + one * ((p->average ? 5 : 4) + p->sums);
     double plain = (double)activations(p, p->batch, false), least = (double)activations(p, p->batch, true),
            single = (double)activations(p, 1, true);
     // On a GPU the backend knows what there is, and says so when it is used up.
@@ -92,6 +93,7 @@ double plan_run(const Plan *p) {
         p->models / 1e6, p->lora ? "adapters" : "student", one / 1e6, one / 1e6, 2 * one / 1e6,
         p->average ? one / 1e6 : 0, scratch / 1e6, checkpointing ? " (with gradient checkpointing)" : "",
         (persistent + scratch) / 1e6);
+    if (p->sums) note("memory: %.0f MB of it are sums of shards' gradients", one * p->sums / 1e6);
     double checkpoint = one * (p->average ? 4 : 3);
     note("disk: %.0f MB for %s", checkpoint * (p->keep_one ? 1 : 2) / 1e6,
          p->keep_one ? "the checkpoint"

@@ -14,7 +14,8 @@ typedef struct {
     const UNet *adapted;       //   the one with the adapters,
     const Lora *lora;          //   and those
     const MimicConfig *mimic;  // how the latents are compared, in mode mimic; else NULL
-    int batch;                 // pictures a step
+    int batch;                 // pictures of a step, or of one of its shards
+    int sums;                  // of shards' gradients that are kept beside the one that is being made
     double models;             // bytes that are there already, and stay
     double learnt;             // parameters that learn
     bool average, checkpointed, keep_one; // with a moving average; gradient checkpointing was asked for

@@ -7,7 +7,7 @@
 
 int command_pretrain(int argc, char **argv) {
     Run run = {0}; // stays so where nothing is trained
-    PretrainOptions o = {.out = DEFAULT_MODEL, .checkpoint_every = 120, .ended = &run};
+    PretrainOptions o = {.out = DEFAULT_MODEL, .shards = 1, .checkpoint_every = 120, .ended = &run};
     bool json = false;
     Option options[] = {
         {'o', "output", TEXT(&o.out, "DIR"), "the model's folder"},
@@ -15,6 +15,7 @@ int command_pretrain(int argc, char **argv) {
         {0, "data", TEXT(&o.data, "DIR"), "text and unet: scenes of the broad world"},
         {0, "steps", WHOLE(&o.steps, 1, 1 << 24), "training steps (default: the stage's)"},
         {0, "batch", WHOLE(&o.batch, 1, 4096), "pictures a step (default: the stage's)"},
+        {0, "shards", WHOLE(&o.shards, 1, 4096), "parts of a batch that ranks may share, as of sd lcm"},
         {0, "lr", NUMBER(&o.rate, 0, 1), "learning rate (default: the stage's)"},
         {0, "ema", NUMBER(&o.ema, 0, 0.999999),
          "of the moving average of the weights (default: the stage's)"},
@@ -44,7 +45,7 @@ int command_pretrain(int argc, char **argv) {
     double took = run.dir ? run_seconds(&run) : 0;
     const char *output = strcmp(name, "inception") ? o.out : format("%s-inception.safetensors", o.out);
     printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": %s}\n",
-           run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch / took : 0, took,
+           run.step, (double)run.loss, took > 0 ? (double)run.step * run.batch * run.shards / took : 0, took,
            json_quote(output));
     return 0;
 }

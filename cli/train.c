@@ -3,6 +3,7 @@
 #include "commands.h"
 #include "model_folder.h"
 #include "options.h"
+#include "lib/nn/ranks.h"
 #include "plan.h"
 #include "verify.h" // distance
 
@@ -20,7 +21,7 @@ typedef struct {
     int what;
     const char *model, *teacher, *tokenizer, *data, *cache, *out, *run;
     long steps;
-    int batch, warmup, sample_every;
+    int batch, shards, warmup, sample_every;
     double rate, ema, checkpoint_every;
     bool cosine, checkpointing, resume, fresh, keep_one, json;
     uint64_t seed;
@@ -45,7 +46,7 @@ static const char *mode_name(const Training *t) {
 // Those that all trainings have in common.
 static Training defaults(int what, long steps, double checkpoint_every) {
     Training t = {.what = what, .model = DEFAULT_MODEL, .cache = "run/cache", .steps = steps, .batch = 16};
-    t.warmup = -1, t.checkpoint_every = checkpoint_every, t.type = F16, t.lcm = lcm_defaults;
+    t.shards = 1, t.warmup = -1, t.checkpoint_every = checkpoint_every, t.type = F16, t.lcm = lcm_defaults;
     return t;
 }
 
@@ -54,6 +55,7 @@ static void settle(Training *t) {
     if (!t->data || !t->out)
         die_usage("--data DIR and --output %s are needed", t->what == FULL ? "DIR" : "FILE");
     if (t->resume && t->fresh) die_usage("--resume and --fresh contradict each other");
+    run_check_shards(t->batch, t->shards);
     if (t->warmup < 0) t->warmup = t->cosine && t->steps < 1000 ? (int)(t->steps / 10) : 100;
     if (t->cosine && t->warmup >= t->steps)
         die_usage("--schedule cosine: nothing is left of %ld steps after --warmup %d", t->steps, t->warmup);
@@ -101,6 +103,9 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
          DISTILL},
         {0, "steps", WHOLE(&t->steps, 1, 1 << 30), "training steps"},
         {0, "batch", WHOLE(&t->batch, 1, 4096), "pictures a step"},
+        {0, "shards", WHOLE(&t->shards, 1, 4096),
+         "parts of a batch, a power of two, that as many ranks may share; the result depends on them, but not "
+         "on the ranks"},
         {0, "lr", NUMBER(&t->rate, 1e-12, 1),
          "learning rate (default 8e-6, the paper's; 2e-4 for small models)", FULL},
         {0, "lr", NUMBER(&t->rate, 1e-12, 1), "learning rate", LORA},
@@ -188,8 +193,8 @@ static double run_plan(const Training *t, Plan plan) {
     if (backend.storage == F16)
         die("training in fp16 loses gradients, which are near 1e-6 where fp16 rounds below 6e-5; make cuda "
             "PRECISION=bf16, or f32");
-    plan.batch = t->batch, plan.average = t->ema > 0, plan.checkpointed = t->checkpointing,
-    plan.keep_one = t->keep_one;
+    plan.batch = t->batch / t->shards, plan.sums = run_sums(t->shards), plan.average = t->ema > 0,
+    plan.checkpointed = t->checkpointing, plan.keep_one = t->keep_one;
     return plan_run(&plan);
 }
 
@@ -199,7 +204,8 @@ static Run begin(const Training *t, Optimiser *optimiser, char *config) {
     size_t length = strlen(name) - (t->what == FULL ? 0 : strlen(".safetensors"));
     Run run = {.what = t->what == FULL ? "lcm" : "lora", .config = config, .optimiser = optimiser};
     run.dir = t->run ? xstrdup(t->run) : format("run/%.*s", (int)length, name);
-    run.total = t->steps, run.batch = t->batch, run.checkpoint_every = t->checkpoint_every;
+    run.total = t->steps, run.batch = t->batch, run.shards = t->shards,
+    run.checkpoint_every = t->checkpoint_every;
     run.keep_one = t->keep_one;
     char *checkpoint = format("%s/checkpoint.safetensors", run.dir),
          *previous = format("%s/checkpoint.previous.safetensors", run.dir);
@@ -217,7 +223,7 @@ static void report(const Training *t, const Run *run, double took, bool done, do
     if (t->json)
         printf("{\"steps\": %ld, \"loss\": %.6g, \"samples_per_s\": %.3f, \"seconds\": %.1f, \"output\": %s, "
                "\"done\": %s%s, \"planned_mb\": %.1f, \"peak_mb\": %.1f}\n",
-               run->step, (double)run->loss, took > 0 ? (double)run->step * run->batch / took : 0, took,
+               run->step, (double)run->loss, took > 0 ? (double)run->step * t->batch / took : 0, took,
                json_quote(t->out), done ? "true" : "false", more, planned / 1e6, used / 1e6);
     else if (done)
         note("%s: loss %.4g after %ld steps, %.1f s", t->out, (double)run->loss, run->step, took);
@@ -235,7 +241,7 @@ typedef struct {
 
 static void draw_samples(void *context, long step) {
     Samples *s = context;
-    if (!s->every || step % s->every) return;
+    if (!s->every || step % s->every || ranks_mine()) return;
     make_directories(s->dir);
     for (int i = 0; i < 4 && s->prompts[i]; i++) {
         SampleOptions how = sample_defaults(&s->model);
@@ -297,7 +303,8 @@ static bool train_lcm(Training *t) {
     lcm_distill(&lcm, &run, teacher, pairs, draw_samples, &samples);
     double took = run_seconds(&run);
     bool done = run_end(&run);
-    if (done) model_folder_write(&folder, teacher, &configs, t->ema > 0 ? &target_params : &student_params);
+    if (done && !ranks_mine())
+        model_folder_write(&folder, teacher, &configs, t->ema > 0 ? &target_params : &student_params);
     report(t, &run, took, done, planned, "");
     return done;
 }
@@ -411,7 +418,7 @@ static bool train_lora(const Training *t) {
     }
     double took = run_seconds(&run);
     bool done = run_end(&run);
-    if (done) {
+    if (done && !ranks_mine()) {
         optimiser_swap_ema(optimiser);
         lora_save(lora, t->out, (LoraFormat)t->format, t->type);
         optimiser_swap_ema(optimiser);

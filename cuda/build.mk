@@ -36,7 +36,7 @@ $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
 	$(NVCC) $(NVCCFLAGS) -c $< -o $@
 CUDA_SD   ?= ./sd
 $(NVCC_DIR)/sd: $(ABOVE_O) $(NVCC_O)
-	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
+	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(filter-out -Wl%,$(LIBS))
 cuda: $(NVCC_DIR)/sd
 	@cp -f $< $(CUDA_SD) && touch -t 200001010000 $(CUDA_SD) # old: the next `make` links the processor's again
 	@echo "$(CUDA_SD) for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
@@ -88,7 +88,7 @@ $(CHECK_DIR)/test/%.o: test/cuda/%.cu $(CUDA_H) cuda/emulate/launch.sed test/cud
 	$(call emulate_cc,$(CHECK_OPT))
 
 $(EMU_DIR)/sd: $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
-	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ $(LIBS) -lpthread
 $(CHECK_DIR)/sd: $(ABOVE_O) $(CHECK_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 emulate: $(EMU_DIR)/sd ; cp $< sd-emulate

@@ -1,12 +1,15 @@
 // train.c: a training run: resume, step, log, checkpoint, end. See train.h.
 #define _XOPEN_SOURCE 700 // truncate
 #include "train.h"
+#include "lib/nn/ranks.h"
+#include "pairs.h" // hash_file
 
 #include <errno.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static char *in_dir(const Run *r, const char *name) { return format("%s/%s", r->dir, name); }
@@ -60,6 +63,7 @@ static float *memory_of(const Optimiser *o, int kind, int i) {
 static int kinds_of(const Optimiser *o) { return o->ema ? 4 : 3; }
 
 void run_checkpoint(Run *r) {
+    if (ranks_mine()) return; // all ranks have the same
     const Optimiser *o = r->optimiser;
     char *path = in_dir(r, newest), *previous = in_dir(r, before_it), *random = random_text(&r->random),
          text[64];
@@ -117,10 +121,12 @@ static char *differences(const char *before, const char *now) {
     Json *a = json_parse(before, strlen(before), "the checkpoint's configuration");
     Json *b = json_parse(now, strlen(now), "the run's configuration");
     char *all = xstrdup("");
-    for (size_t i = 0; i < b->length; i++) {
-        const char *key = b->items[i].key;
-        const Json *old = json_get(a, key);
-        char *was = old ? json_text(old, '\'') : xstrdup("nothing"), *is = json_text(&b->items[i], '\'');
+    for (size_t i = 0; i < b->length + a->length; i++) {
+        const char *key = i < b->length ? b->items[i].key : a->items[i - b->length].key;
+        const Json *old = json_get(a, key), *new = json_get(b, key);
+        if (i >= b->length && new) continue; // compared already
+        char *was = old ? json_text(old, '\'') : xstrdup("nothing"),
+             *is = new ? json_text(new, '\'') : xstrdup("nothing");
         if (strcmp(was, is)) format_more(&all, "%s%s was %s, now %s", *all ? "; " : "", key, was, is);
         free(was), free(is);
     }
@@ -182,29 +188,131 @@ static void log_open(Run *r) {
     free(path);
 }
 
+// ---- shards -----------------------------------------------------------------------------------------------
+
+void run_check_shards(int batch, int shards) {
+    int ranks = ranks_count();
+    if (shards & (shards - 1)) die_usage("--shards is %d; it must be a power of two", shards);
+    if (batch % shards) die_usage("--batch is %d; --shards %d does not divide it", batch, shards);
+    if (shards % ranks)
+        die_usage("%d ranks were started; --shards is %d, which they do not divide", ranks, shards);
+}
+
+int run_sums(int shards) {
+    int sums = 0, ranks = ranks_count();
+    while (shards > ranks << sums) sums++;
+    return sums || ranks == 1 ? sums : 1; // one at least for what the ranks exchange
+}
+
+// y = scale x (+ y) for all gradients and, behind them, the values for the log. Where x or y is NULL it is
+// these in their own places, else one array.
+static void combine_all(Run *r, float *y, float *x, float scale, bool add) {
+    const Optimiser *o = r->optimiser;
+    for (int i = 0; i <= o->count; i++) {
+        float *own = i < o->count ? o->tensors[i]->gradient : r->values, *to = y ? y : own;
+        size_t n = i < o->count ? tensor_count(o->tensors[i]) : 1 + RUN_PARTS;
+        backend.combine((Mem){to, F32}, scale, (Mem){x ? x : own, F32}, 0, (Mem){0}, add, n);
+        if (y) backend.fill((Mem){own, F32}, 0, n), y += n;
+        if (x) x += n;
+    }
+}
+
+// Takes the gradients of this rank's next shard, and `values`. True when the step has all of its shards: then
+// both are means over them. As a binary counter carries, two sums of 2^k shards become one of 2^(k + 1).
+static bool add_shard(Run *r, float *values) {
+    int level = 0, bits = r->shard;
+    backend.upload(r->values, values, (1 + RUN_PARTS) * sizeof(float));
+    for (; bits & 1; bits >>= 1) combine_all(r, NULL, r->sums[level++], 1, true);
+    r->portion++, r->shard++;
+    if (r->shard < r->shards / ranks_count()) {
+        combine_all(r, r->sums[level], NULL, 1, false);
+        return false;
+    }
+    float mean = 1 / (float)r->shards; // a power of two: exact
+    if (ranks_count() > 1) combine_all(r, r->sums[0], NULL, 1, false), ranks_sum(r->sums[0], r->summed);
+    combine_all(r, NULL, ranks_count() > 1 ? r->sums[0] : NULL, mean, false);
+    backend.download(values, r->values, (1 + RUN_PARTS) * sizeof(float));
+    r->shard = 0;
+    return true;
+}
+
+static void shards_begin(Run *r) {
+    if (r->shards <= 1) return;
+    char *config = format("%.*s, \"shards\": %d}", (int)strlen(r->config) - 1, r->config, r->shards);
+    r->config = config, r->batch /= r->shards;
+    for (int i = 0; i < r->optimiser->count; i++) r->summed += tensor_count(r->optimiser->tensors[i]);
+    r->summed += 1 + RUN_PARTS;
+    r->sums = xcalloc((size_t)run_sums(r->shards) + 1, sizeof *r->sums);
+    for (int i = 0; i < run_sums(r->shards); i++) r->sums[i] = backend.alloc(r->summed * sizeof(float));
+    r->values = backend.alloc((1 + RUN_PARTS) * sizeof(float));
+}
+
+// Dies, naming the first, where a rank has another `what` than rank 0.
+static void must_agree(const char *what, const void *mine, size_t bytes) {
+    void *theirs = xmalloc(bytes);
+    memcpy(theirs, mine, bytes);
+    ranks_give(theirs, bytes, 0);
+    int rank = ranks_first_bad(memcmp(mine, theirs, bytes) != 0);
+    if (rank > 0) die("rank %d has another %s than rank 0", rank, what);
+    free(theirs);
+}
+
+static void ranks_agree(const Run *r) {
+    uint64_t program = 0, config = hash_more(0, r->config, strlen(r->config));
+    char device[64] = "";
+    const char *name = backend.name();
+    snprintf(device, sizeof device, "%.*s", (int)strcspn(name, ","), name); // threads may differ
+    hash_file("/proc/self/exe", &program);
+    must_agree("program", &program, sizeof program);
+    must_agree("device", device, sizeof device);
+    must_agree("configuration (options, data or model)", &config, sizeof config);
+    must_agree("number of steps", &r->total, sizeof r->total);
+}
+
 // ---- the run ----------------------------------------------------------------------------------------------
 
+// A file that rank 0 has just written: is it the same one for all?
+static void folder_is_shared(const Run *r) {
+    struct stat s = {0};
+    char *path = in_dir(r, "config.json");
+    ranks_barrier();
+    stat(path, &s);
+    uint64_t file[] = {(uint64_t)s.st_ino, (uint64_t)s.st_mtime, (uint64_t)s.st_size};
+    must_agree("run folder (all ranks must see the same files)", file, sizeof file);
+    free(path);
+}
+
 void run_begin(Run *r, uint64_t seed, bool fresh) {
-    make_directories(r->dir);
-    lock_folder(r->dir);
+    bool first = ranks_mine() == 0; // this one writes
+    if (!r->shards) r->shards = 1;
+    shards_begin(r);
+    ranks_agree(r);
+    if (first) make_directories(r->dir), lock_folder(r->dir);
     may_replace(r->dir);
     random_seed(&r->random, seed);
-    r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY;
+    r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY, r->seed = seed;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
     char *checkpoint = in_dir(r, newest), *previous = in_dir(r, before_it),
          *checkpoints[] = {previous, checkpoint};
     // Begun anew: the old checkpoints go at once, or a kill would leave them beside the new log.
-    for (int i = 0; fresh && i < 2; i++)
+    for (int i = 0; fresh && first && i < 2; i++)
         if (file_exists(checkpoints[i]) && unlink(checkpoints[i]))
             die("cannot remove %s: %s", checkpoints[i], strerror(errno));
+    ranks_barrier();
     if (file_exists(checkpoint))
         resume(r, checkpoint);
     else if (file_exists(previous))
         resume(r, previous);
-    log_open(r); // its name is on disk with that of config.json
-    char *line = format("%s\n", r->config);
-    write_text_file(r->dir, "config.json", line);
-    free(line);
+    must_agree("checkpoint", &r->step, sizeof r->step);
+    if (first) {
+        log_open(r); // its name is on disk with that of config.json
+        char *line = format("%s\n", r->config);
+        write_text_file(r->dir, "config.json", line);
+        free(line);
+    }
+    folder_is_shared(r);
+    ranks_watch(r->dir);
+    r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count());
     free(checkpoint), free(previous);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
@@ -228,25 +336,51 @@ static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *b
         parameter ? " with " : "", parameter ? parameter : "", batch_name ? batch_name : "?", r->dir);
 }
 
-bool run_continues(const Run *r) { return r->step < r->total && !interrupted(); }
+// A shard's random numbers begin at a place of their own, whichever rank makes it.
+bool run_continues(Run *r) {
+    if (r->step >= r->total) return false;
+    if (r->shard == 0 && ranks_first_bad(interrupted()) >= 0) return false;
+    if (r->shards > 1) random_seed(&r->random, hash_more(0, &r->seed, sizeof r->seed) + (uint64_t)r->portion);
+    return true;
+}
+
+static void log_step(const Run *r, const double *values, const RunPart *parts, const OptimiserState *s) {
+    double used = run_seconds(r);
+    fprintf(r->log, "{\"step\": %ld, \"loss\": %.6g", r->step, values[0]);
+    for (int i = 0; parts && i < RUN_PARTS; i++)
+        if (parts[i].text) fputs(", ", r->log), fprintf(r->log, parts[i].text, values[1 + i]);
+    fprintf(r->log, ", \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, \"seconds\": %.1f, ",
+            (double)s->norm, (double)s->rate, (double)r->batch * r->shards * (double)r->step / used, used);
+    if (ranks_count() > 1)
+        fprintf(r->log, "\"ranks\": %d, \"sent_mb\": %.3f, ", ranks_count(), ranks_sent() / 1e6);
+    fprintf(r->log, "\"peak_mb\": %.0f}\n", (double)backend.peak() / 1e6);
+    if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
+}
 
 enum { EXPLODED = 100 }; // the running mean of the loss over its lowest value so far
 
-void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
+void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name) {
+    double values[1 + RUN_PARTS] = {0};
+    if (r->shards > 1) {
+        float each[1 + RUN_PARTS] = {tensor_item(loss)};
+        if (!isfinite(each[0])) r->step++, die_not_finite(r, loss, 0, batch_name);
+        for (int i = 0; parts && i < RUN_PARTS; i++) each[1 + i] = (float)parts[i].value;
+        if (!add_shard(r, each)) return;
+        for (int i = 0; i <= RUN_PARTS; i++) values[i] = (double)each[i];
+    }
     optimiser_step(r->optimiser);
-    float value = tensor_item(loss);
+    if (r->shards == 1) {
+        values[0] = (double)tensor_item(loss);
+        for (int i = 0; parts && i < RUN_PARTS; i++) values[1 + i] = parts[i].value;
+    }
     OptimiserState s = optimiser_read(r->optimiser);
+    float value = (float)values[0];
     r->step++;
+    r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count());
     if (!isfinite(value) || !isfinite(s.norm)) die_not_finite(r, loss, s.norm, batch_name);
-    double used = run_seconds(r);
-    fprintf(r->log,
-            "{\"step\": %ld, \"loss\": %.6g%s, \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, "
-            "\"seconds\": %.1f, \"peak_mb\": %.0f}\n",
-            r->step, (double)value, parts ? parts : "", (double)s.norm, (double)s.rate,
-            (double)r->batch * (double)r->step / used, used, (double)backend.peak() / 1e6);
-    if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
     r->lowest = fminf(r->lowest, r->loss);
+    if (r->log) log_step(r, values, parts, &s);
     if (r->step > 100 && r->loss > EXPLODED * r->lowest)
         die("step %ld: the loss explodes (mean %g, it was %g); batch: %s; the last checkpoint is in %s; "
             "a smaller --lr may help",
@@ -260,8 +394,7 @@ void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name) {
 bool run_end(Run *r) {
     progress_end(&r->bar);
     run_checkpoint(r);
-    fclose(r->log);
-    unlock_folder();
+    if (r->log) fclose(r->log), unlock_folder();
     if (r->step < r->total)
         note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);
     return r->step >= r->total;

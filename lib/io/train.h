@@ -17,31 +17,53 @@
 
 #include "io.h"
 
+// A step's batch is the pictures of `shards` shards: the loop goes round once for each that is this rank's.
+// Each gradient starts from zero, and all are added in the order of a binary tree over the shards' numbers,
+// whatever rank made them. So the result depends on the number of shards, but not on that of ranks.
+
+// More values for the log, as printf wants them, without the comma: {"\"kl\": %.6g", x}.
+typedef struct {
+    const char *text; // NULL: not there
+    double value;
+} RunPart;
+
+enum { RUN_PARTS = 3 }; // at most
+
 typedef struct {
     char *dir;        // checkpoint.safetensors, log.jsonl, config.json; locked while the run lasts
     const char *what; // for the progress bar
     char *config;     // one JSON object: what was asked for; a checkpoint of another configuration is refused
     Optimiser *optimiser;
-    Random random;           // everything that the run draws comes from here
-    long step, total;        // steps done; steps to do
-    int batch;               // samples a step, for the log
+    Random random;     // everything that the run draws comes from here
+    long step, total;  // steps done; steps to do
+    int batch, shards; // samples a step, in so many shards (0: 1). From run_begin() on: those of a shard
     double checkpoint_every; // seconds
     bool keep_one;           // else the checkpoint before the newest is kept beside it
     // of its own:
+    int shard;     // of this rank's shards, the one that comes next or that is being made; 0: a step begins
+    long portion;  // and its number among the shards of all steps
+    uint64_t seed; // with several shards, each draws from its own random numbers
+    float **sums;  // of 1, 2, 4, ... shards of this rank, each all gradients and the values for the log
+    size_t summed; // elements of one
+    float *values; // (1 + RUN_PARTS), backend memory
     double started, earlier, saved_at; // when this start began; seconds of earlier ones; last checkpoint
     float loss, lowest;                // running mean; its lowest value
     FILE *log;
     Progress bar;
 } Run;
 
-// Fill in dir, what, config, optimiser, total, batch; the rest is set here. fresh: begin anew even if there
-// is a checkpoint; else resume from it.
+// Dies where a batch cannot be divided into so many shards, or these among the ranks: before the work.
+void run_check_shards(int batch, int shards);
+int run_sums(int shards); // how many sums as large as the gradient a rank holds beside it
+
+// Fill in dir, what, config, optimiser, total, batch, shards; the rest is set here. fresh: begin anew even if
+// there is a checkpoint; else resume from it.
 void run_begin(Run *r, uint64_t seed, bool fresh);
-bool run_continues(const Run *r); // false at the end, and after Ctrl-C
-// Clips the gradients, steps, clears them; then writes the log and, when due, the checkpoint. parts: more
-// values for the log line, as JSON members (", \"kl\": 0.1"), or NULL. Dies where the loss or a gradient is
-// not finite or explodes; the message tells batch_name, what was in the batch.
-void run_step(Run *r, Tensor *loss, const char *parts, const char *batch_name);
+bool run_continues(Run *r); // false at the end, and after Ctrl-C
+// When the last shard of a step is there: clips the gradients, steps, clears them; then writes the log and,
+// when due, the checkpoint. parts (RUN_PARTS): more values for the log line, or NULL. Dies where the loss or
+// a gradient is not finite or explodes; the message tells batch_name, what was in the batch.
+void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name);
 void run_checkpoint(Run *r);
 // The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.
 bool run_end(Run *r);

@@ -313,11 +313,11 @@ void pretrain_inception(const PretrainOptions *o) {
     initialise(p, &init);
     const Params *models[] = {p};
     Run run = pretrain_run(o, NULL, models, 1);
-    int n = o->batch, *answers = xmalloc((size_t)n * sizeof(int));
+    int n = run.batch, *answers = xmalloc((size_t)n * sizeof(int));
     Scene *shown = xmalloc((size_t)n * sizeof *shown);
     while (run_continues(&run)) {
         tape_begin();
-        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, BOTH_WORLDS, run.step * n, n, SCENE_SIZE, shown, NULL),
+        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, BOTH_WORLDS, run.portion * n, n, SCENE_SIZE, shown, NULL),
                *loss = NULL;
         Tensor *logits = linear(inception_features(judge->net, x), judge->fc);
         for (int a = 0, from = 0; a < SCENE_ATTRIBUTES; from += scene_attribute_count(a++)) {

@@ -13,6 +13,7 @@
 // weights it continues from them with a fresh optimiser.
 #include "sd.h"
 #include "lib/io/architectures.h"
+#include "lib/nn/ranks.h"
 #include "pretrain.h"
 
 #include <math.h>
@@ -97,6 +98,7 @@ static void train_part(const Part *part) {
 }
 
 static void save_part(const Part *part, const char *dir) {
+    if (ranks_mine()) return;
     char *path = path_inside(dir, part->file);
     params_save(&part->params, path, strlen(part->name) + 1, F16, NULL, NULL);
     free(path);
@@ -119,6 +121,7 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *con
                .optimiser = optimiser_new(adamw, (float)o->ema, models, count),
                .total = o->steps,
                .batch = o->batch,
+               .shards = o->shards,
                .checkpoint_every = o->checkpoint_every,
                .keep_one = o->keep_one};
     char data[20] = "";
@@ -135,7 +138,7 @@ bool pretrain_end(const PretrainOptions *o, Run *run) {
     bool done = run_end(run);
     if (o->ended) *o->ended = *run;
     optimiser_swap_ema(run->optimiser);
-    return done;
+    return done && ranks_mine() == 0;
 }
 
 // ---- stage: tokenizer -------------------------------------------------------------------------------------
@@ -263,11 +266,11 @@ static void pretrain_vae(const PretrainOptions *o) {
     Layer *difference = difference_layer(&fixed);
     const Params *models[] = {&vae.params};
     Run run = pretrain_run(o, NULL, models, 1);
-    int n = o->batch, latent = CROP / 8;
+    int n = run.batch, latent = CROP / 8;
     while (run_continues(&run)) {
         tape_begin();
         World world = run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD;
-        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, world, run.step * n, n, CROP, NULL, NULL);
+        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, world, run.portion * n, n, CROP, NULL, NULL);
         Tensor *moments = vae_encode(v, x);
         Tensor *mu = slice(moments, 0, CHANNELS), *log_variance = slice(moments, CHANNELS, CHANNELS);
         Tensor *eps = random_tensor(&run.random, SHAPE(n, latent, latent, CHANNELS));
@@ -284,9 +287,8 @@ static void pretrain_vae(const PretrainOptions *o) {
             loss = combine(1, loss, 5e-4f, kl);
         }
         backward(loss);
-        char parts[96];
-        snprintf(parts, sizeof parts, ", \"l1\": %.5f, \"psnr\": %.3f", (double)tensor_item(l1),
-                 10 * log10(4 / (double)tensor_item(mse)));
+        RunPart parts[RUN_PARTS] = {{"\"l1\": %.5f", (double)tensor_item(l1)},
+                                    {"\"psnr\": %.3f", 10 * log10(4 / (double)tensor_item(mse))}};
         run_step(&run, loss, parts, "fresh scenes");
         tape_end();
     }
@@ -382,7 +384,7 @@ static Tensor *text_features(const Towers *t, const TextEncoder *e, const int *i
 
 static void pretrain_text(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
-    int n = o->batch;
+    int n = o->batch / o->shards;
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}};
     TextEncoder *e = text_encoder_new(tiny().text_config, &text.params);
@@ -422,7 +424,7 @@ static void pretrain_text(const PretrainOptions *o) {
 // text encoder learns too.
 static void pretrain_unet(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
-    int n = o->batch;
+    int n = o->batch / o->shards;
     PairsBatch batch = pairs_batch(pairs, n);
     Part text = {"text_encoder", "text_encoder/model.safetensors", {0}},
          net = {"unet", "unet/diffusion_pytorch_model.safetensors", {0}};
@@ -465,7 +467,7 @@ static void pretrain_unet(const PretrainOptions *o) {
         backward(loss);
         run_step(&run, loss, NULL, batch.names);
         tape_end();
-        if (seconds() - saved > 300) { // so that one can draw with it while it learns
+        if (run.shard == 0 && seconds() - saved > 300) { // so that one can draw with it while it learns
             run_checkpoint(&run); // first: a killed run must go on from here, not start from those weights
             optimiser_swap_ema(run.optimiser);
             save_part(&text, o->out), save_part(&net, o->out);
@@ -495,7 +497,12 @@ void pretrain(const PretrainStage *stage, PretrainOptions o) {
     if (!o.batch) o.batch = stage->batch;
     if (o.rate == 0) o.rate = stage->rate;
     if (o.ema == 0) o.ema = stage->ema;
-    architecture_write(architecture("tiny"), o.out);
+    if (stage->batch > 1)
+        run_check_shards(o.batch, o.shards);
+    else if (ranks_mine())
+        return; // nothing is trained
+    if (!ranks_mine()) architecture_write(architecture("tiny"), o.out);
+    ranks_barrier();
     may_replace(o.out); // a stage goes on from the weights that it replaces
     stage->train(&o);
 }

@@ -1,0 +1,28 @@
+// ranks.h: the processes, called ranks, that share a run. The linker picks one of
+//   ranks_none.c   one rank alone, which is what `make` builds
+//   ranks_mpi.c    `make MPI=1`: as many as `mpirun -n N ./sd ...` starts
+// All ranks run the same program on the same options. Those that share work do it by number, and each of
+// these functions, except the first two, is called by all ranks at the same place. See doc/SCALE.md.
+#ifndef RANKS_H
+#define RANKS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+int ranks_count(void);
+int ranks_mine(void); // this rank's number, from 0; only rank 0 speaks and writes the results
+
+void ranks_begin(int *argc, char ***argv); // first of all
+void ranks_end(void);                      // waits for all ranks
+// What is said when a rank is gone: where the run that begins here can be continued.
+void ranks_watch(const char *folder);
+
+// x (count, in backend memory) becomes the sum of all ranks' x. It is added in the order of a binary tree
+// over the ranks, ((x0 + x1) + (x2 + x3)) + ..., so the ranks are a power of two.
+void ranks_sum(float *x, size_t count);
+double ranks_sent(void);                             // bytes that ranks_sum() has sent from here so far
+int ranks_first_bad(bool bad);                       // the first rank where it is, or -1
+void ranks_give(void *data, size_t bytes, int from); // all ranks get rank `from`'s data (host memory)
+void ranks_barrier(void);
+
+#endif

@@ -1,0 +1,189 @@
+// ranks_mpi.c: ranks by MPI. See ranks.h.
+#define _POSIX_C_SOURCE 200809L // gethostname, kill, nanosleep
+#include "ranks.h"
+#include "kernels.h"
+#include "lib/base.h"
+
+#include <errno.h>
+#include <mpi.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static int count = 1, mine;
+
+int ranks_count(void) { return count; }
+int ranks_mine(void) { return mine; }
+
+// ---- the sum ----------------------------------------------------------------------------------------------
+
+enum { PIECE = 1 << 20 }; // floats of one message: what passes through the host at once
+static double sent;
+
+double ranks_sent(void) { return sent; }
+
+// Sends x [give, give + give_count) to another rank, whose [take, take + take_count) is added to ours here,
+// or replaces it. Through the host, so that any backend's memory will do.
+static void exchange(float *x, int other, size_t give, size_t give_count, size_t take, size_t take_count,
+                     bool add) {
+    static float *out, *in, *own;
+    if (!out) out = xmalloc(3 * PIECE * sizeof(float)), in = out + PIECE, own = in + PIECE;
+    for (size_t at = 0; at < give_count || at < take_count; at += PIECE) {
+        size_t n = give_count > at ? give_count - at : 0, m = take_count > at ? take_count - at : 0;
+        if (n > PIECE) n = PIECE;
+        if (m > PIECE) m = PIECE;
+        if (n) backend.download(out, x + give + at, n * sizeof(float));
+        MPI_Sendrecv(out, (int)n, MPI_FLOAT, other, 0, in, (int)m, MPI_FLOAT, other, 0, MPI_COMM_WORLD,
+                     MPI_STATUS_IGNORE);
+        sent += (double)n * sizeof(float);
+        if (!m) continue;
+        if (add) {
+            backend.download(own, x + take + at, m * sizeof(float));
+            for (size_t i = 0; i < m; i++) in[i] += own[i]; // a + b = b + a: both ranks of a pair agree
+        }
+        backend.upload(x + take + at, in, m * sizeof(float));
+        backend.sync();
+    }
+}
+
+// Recursive vector halving (Rabenseifner 2004), with the nearest rank first: after its first rounds a rank
+// holds the sum of 2, 4, 8, ... neighbours on 1/2, 1/4, 1/8, ... of the vector, which is the tree. Then the
+// same way back, sums instead of summands. 2 (N - 1) / N of the vector leave each rank.
+void ranks_sum(float *x, size_t n) {
+    size_t from[32], to[32]; // the part of x that is ours in each round
+    int round = 0;
+    from[0] = 0, to[0] = n;
+    for (int d = 1; d < count; d *= 2, round++) {
+        size_t a = from[round], b = to[round], middle = a + (b - a) / 2;
+        bool upper = mine & d;
+        from[round + 1] = upper ? middle : a, to[round + 1] = upper ? b : middle;
+        exchange(x, mine ^ d, upper ? a : middle, upper ? middle - a : b - middle, from[round + 1],
+                 to[round + 1] - from[round + 1], true);
+    }
+    for (int d = count / 2; d > 0; d /= 2, round--) {
+        bool upper = mine & d;
+        size_t a = from[round - 1], b = to[round - 1], middle = a + (b - a) / 2;
+        exchange(x, mine ^ d, from[round], to[round] - from[round], upper ? a : middle,
+                 upper ? middle - a : b - middle, false);
+    }
+}
+
+// ---- agreement --------------------------------------------------------------------------------------------
+
+int ranks_first_bad(bool bad) {
+    int first = bad ? mine : count;
+    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    return first < count ? first : -1;
+}
+
+void ranks_give(void *data, size_t bytes, int from) {
+    for (size_t at = 0; at < bytes; at += 1 << 30) {
+        size_t n = bytes - at < 1 << 30 ? bytes - at : 1 << 30;
+        MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, from, MPI_COMM_WORLD);
+    }
+}
+
+void ranks_barrier(void) { MPI_Barrier(MPI_COMM_WORLD); }
+
+// ---- ranks that are gone ----------------------------------------------------------------------------------
+
+// A thread of each rank looks for the others: at the processes of those on the same machine, and at a message
+// a second from the rank before it, which shows a machine or a network that is gone.
+enum { SILENCE = 20 }; // seconds without such a message
+static struct Home {
+    char host[256];
+    long process;
+} * homes;
+static MPI_Comm beats;
+static pthread_t watcher;
+static volatile bool dying, ending; // this rank has something to say; all have finished
+static char continues[512];
+
+static void rest(double s) {
+    nanosleep(&(struct timespec){(time_t)s, (long)((s - (double)(time_t)s) * 1e9)}, NULL);
+}
+
+static bool is_here(int rank) { return !strcmp(homes[rank].host, homes[mine].host); }
+static bool is_gone(int rank) {
+    return is_here(rank) && kill((pid_t)homes[rank].process, 0) && errno == ESRCH;
+}
+
+// The first rank of this machine that is left says it.
+static void lost(int rank, const char *why) {
+    rest(0.5); // an orderly end is on its way: another rank has said what is wrong, and mpirun ends all
+    if (dying || ending) return;
+    for (int i = 0; i < mine; i++)
+        if (is_here(i) && !is_gone(i)) rest(2), _exit(1);
+    die_hook = NULL;
+    die("rank %d %s%s", rank, why, continues);
+}
+
+static void *watch(void *nothing) {
+    double heard = seconds(), spoke = 0;
+    int next = (mine + 1) % count, before = (mine + count - 1) % count, done = 1, there = 1;
+    char out = 0, in;
+    MPI_Request request = MPI_REQUEST_NULL;
+    for (; !ending && !dying; rest(0.1)) {
+        for (int i = 0; i < count; i++)
+            if (is_gone(i)) lost(i, "has ended");
+        MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+        if (done && seconds() - spoke >= 1) {
+            MPI_Isend(&out, 1, MPI_CHAR, next, 0, beats, &request);
+            spoke = seconds();
+        }
+        for (there = 1; there;) {
+            MPI_Iprobe(before, 0, beats, &there, MPI_STATUS_IGNORE);
+            if (there) MPI_Recv(&in, 1, MPI_CHAR, before, 0, beats, MPI_STATUS_IGNORE), heard = seconds();
+        }
+        if (seconds() - heard > SILENCE) lost(before, "has been silent for 20 seconds");
+    }
+    if (dying) return nothing;
+    MPI_Wait(&request, MPI_STATUS_IGNORE);
+    MPI_Send(&out, 1, MPI_CHAR, next, 1, beats); // behind the last beat
+    for (MPI_Status status = {.MPI_TAG = 0}; status.MPI_TAG != 1;)
+        MPI_Recv(&in, 1, MPI_CHAR, before, MPI_ANY_TAG, beats, &status);
+    return nothing;
+}
+
+void ranks_watch(const char *folder) {
+    snprintf(continues, sizeof continues, "; the same command continues from the last checkpoint in %s",
+             folder);
+}
+
+// What is wrong with an option or a file is wrong on all ranks: rank 0 says it and ends all.
+static void before_dying(const char *message) {
+    (void)message;
+    dying = true;
+    if (mine) rest(2);
+}
+
+void ranks_begin(int *argc, char ***argv) {
+    int level;
+    MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &level);
+    MPI_Comm_size(MPI_COMM_WORLD, &count), MPI_Comm_rank(MPI_COMM_WORLD, &mine);
+    if (count == 1) return;
+    die_hook = before_dying;
+    if (level < MPI_THREAD_MULTIPLE)
+        die("this MPI library lets only one thread call it (MPI_THREAD_MULTIPLE is missing)");
+    if (mine && (!freopen("/dev/null", "w", stdout))) die("cannot open /dev/null: %s", strerror(errno));
+    if (mine) verbosity = -1;
+    struct Home home = {.process = (long)getpid()};
+    gethostname(home.host, sizeof home.host - 1);
+    homes = xmalloc((size_t)count * sizeof home);
+    MPI_Allgather(&home, sizeof home, MPI_BYTE, homes, sizeof home, MPI_BYTE, MPI_COMM_WORLD);
+    MPI_Comm_dup(MPI_COMM_WORLD, &beats);
+    if (pthread_create(&watcher, NULL, watch, NULL)) die("cannot start a thread");
+}
+
+void ranks_end(void) {
+    if (count > 1) {
+        ranks_barrier();
+        ending = true;
+        pthread_join(watcher, NULL);
+        ranks_barrier(); // nobody watches any more when the first process ends
+    }
+    MPI_Finalize();
+}
