@@ -10,6 +10,7 @@
 //   pictures   Inception-v3   its weights   moments   Fréchet distance   KID   interval
 // doc/READING.md, "The way of an FID", follows the tags F1 to F10.
 #include "sd.h"            // Phase 4: what is defined here
+#include "lib/nn/ranks.h"  // pictures are shared
 #include "lib/nn/linalg.h" // product_f64, pivoted_cholesky, tridiagonalise, tridiagonal_eigenvalues
 
 #include <limits.h>
@@ -19,91 +20,115 @@
 
 // ---- pictures ---------------------------------------------------------------------------------------------
 
+// What became of a picture.
+typedef struct {
+    char unreadable[200]; // why, or ""
+    bool differs;         // people see it otherwise: turned, or with 16 bits scaled
+} Seen;
+
 typedef struct {
     char *const *paths;
     size_t count, at, batch; // of all pictures; the next one to read; how many to read at once
     int size;
     FidResize resize;
-    float *pixels;           // (batch, size, size, 3)
-    char **names;            // (count): those of the pictures read so far
-    size_t read, unreadable; // how many these are; how many could not be read
-    size_t differ;           // and how many people see otherwise: turned, or with 16 bits scaled
+    float *pixels; // (batch, size, size, 3)
+    Seen *seen;    // (batch)
 } Reader;
 
-// Reads the next batch and returns how many pictures it gave, 0 at the end of the list. Unreadable pictures
-// are named and left out; more than one in a hundred is an error.
+// Reads the next batch that is this rank's: the ranks take turns. Returns how many pictures it gave.
 static int read_batch(Reader *r) {
-    size_t each = 3 * (size_t)r->size * (size_t)r->size;
-    int n = 0;
-    while (n == 0 && r->at < r->count) {
-        char *const *paths = r->paths + r->at;
-        size_t wanted = r->count - r->at < r->batch ? r->count - r->at : r->batch;
-        char **reasons = xmalloc(wanted * sizeof *reasons);
-        bool *differs = xcalloc(wanted, sizeof *differs);
+    size_t each = 3 * (size_t)r->size * (size_t)r->size, left = r->at < r->count ? r->count - r->at : 0;
+    size_t wanted = left < r->batch ? left : r->batch, good = 0;
 #pragma omp parallel for schedule(dynamic)
-        for (size_t i = 0; i < wanted; i++) {
-            const char *reason;
-            Image *image = image_try_measure(paths[i], &reason, &differs[i]);
-            reasons[i] = image ? NULL : xstrdup(reason);
-            if (image) fid_resize(r->pixels + i * each, image, r->size, r->resize);
-            image_free(image);
-        }
-        for (size_t i = 0; i < wanted; i++) {
-            if (reasons[i]) {
-                note("%s is left out: %s", paths[i], reasons[i]);
-                free(reasons[i]);
-                if (++r->unreadable * 100 > r->count)
-                    die("%zu of %zu pictures could not be read, %s the last; more than 1 %% is too many",
-                        r->unreadable, r->count, paths[i]);
-                continue;
-            }
-            if (differs[i] && !r->differ++)
-                note("%s is measured as it is stored, as pytorch-fid does: not turned as its EXIF says, 16 "
-                     "bits of gray cut at 255",
-                     paths[i]);
-            memmove(r->pixels + (size_t)n * each, r->pixels + i * each, each * sizeof(float));
-            r->names[r->read++] = xstrdup(paths[i]), n++;
-        }
-        r->at += wanted;
-        free(reasons), free(differs);
+    for (size_t i = 0; i < wanted; i++) {
+        const char *reason;
+        Seen *seen = &r->seen[i];
+        *seen = (Seen){0};
+        Image *image = image_try_measure(r->paths[r->at + i], &reason, &seen->differs);
+        if (image) fid_resize(r->pixels + i * each, image, r->size, r->resize);
+        if (!image) snprintf(seen->unreadable, sizeof seen->unreadable, "%s", reason);
+        image_free(image);
     }
-    return n;
+    for (size_t i = 0; i < wanted; i++)
+        if (!*r->seen[i].unreadable)
+            memmove(r->pixels + good++ * each, r->pixels + i * each, each * sizeof(float));
+    r->at += r->batch * (size_t)ranks_count();
+    return (int)good;
 }
 
-// [F1] The pictures go through the network a batch at a time; features are kept, or moments, or both.
+// How many pictures could not be read, and how many are measured otherwise than people see them.
+typedef struct {
+    size_t unreadable, differ;
+} Tally;
+
+// Takes a batch's features into the set, and the names of its pictures. Unreadable pictures are named and
+// left out; more than one in a hundred is an error.
+static void take_batch(FidSet *s, Tally *t, char *const *paths, size_t wanted, size_t of, const Seen *seen,
+                       const float *features, FidOptions o) {
+    size_t D = (size_t)s->dim, n = 0;
+    for (size_t i = 0; i < wanted; i++) {
+        if (*seen[i].unreadable) {
+            note("%s is left out: %s", paths[i], seen[i].unreadable);
+            if (++t->unreadable * 100 > of)
+                die("%zu of %zu pictures could not be read, %s the last; more than 1 %% is too many",
+                    t->unreadable, of, paths[i]);
+            continue;
+        }
+        if (seen[i].differs && !t->differ++)
+            note("%s is measured as it is stored, as pytorch-fid does: not turned as its EXIF says, 16 "
+                 "bits of gray cut at 255",
+                 paths[i]);
+        for (size_t k = 0; k < D; k++)
+            if (!isfinite(features[n * D + k])) die("the features of %s hold a NaN or an infinity", paths[i]);
+        s->names[(size_t)s->count + n++] = xstrdup(paths[i]);
+    }
+    if (o.keep_features) memcpy(s->features + (size_t)s->count * D, features, n * D * sizeof(float));
+    if (o.statistics && n)
+        moments_add(s, features, (int)n);
+    else
+        s->count += (long)n;
+}
+
+// [F1] The pictures go through the network a batch at a time; features are kept, or moments, or both. A rank
+// computes every ranks_count()-th batch; then all ranks take all batches, in the order of the pictures.
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o) {
-    int size = inception_size(net), dim = inception_dim(net);
+    int size = inception_size(net), dim = inception_dim(net), ranks = ranks_count(), mine = ranks_mine();
     size_t D = (size_t)dim, batch = (size_t)o.batch < count ? (size_t)o.batch : count;
     FidSet s = {.path = xstrdup(dir), .dim = dim, .names = xmalloc(count * sizeof(char *))};
     if (o.keep_features) s.features = xmalloc(count * D * sizeof(float));
     if (o.statistics) moments_begin(&s);
-    Reader r = {paths, count, .batch = batch, .size = size, .resize = o.resize, .names = s.names};
+    Reader r = {paths, count, .batch = batch, .size = size, .resize = o.resize, .at = batch * (size_t)mine};
     r.pixels = xmalloc(batch * (size_t)(3 * size * size) * sizeof(float));
+    r.seen = xcalloc(batch, sizeof *r.seen);
+    Seen *seen = xcalloc(batch, sizeof *seen), *own = xcalloc(batch, sizeof *own); // a rank's; this one's
+    float *features = xmalloc(batch * D * sizeof(float));
+    Tally tally = {0};
     Progress progress;
     progress_begin(&progress, "inception", (long)count);
-    for (int n = read_batch(&r), next; n; n = next) {
+    size_t at = 0;
+    for (int n = read_batch(&r), next; at < count; n = next) {
         Scope scope = scope_begin();
-        Tensor *x = inception_features(net, tensor_from(SHAPE(n, size, size, 3), r.pixels));
+        Tensor *x = n ? inception_features(net, tensor_from(SHAPE(n, size, size, 3), r.pixels)) : NULL;
+        memcpy(own, r.seen, batch * sizeof *own);
         next = read_batch(&r); // a GPU computes meanwhile: reading x waits for it
-        float *features = tensor_read(x);
+        float *made = x ? tensor_read(x) : NULL;
         scope_end(scope, NULL);
-        for (size_t i = 0; i < (size_t)n * D; i++)
-            if (!isfinite(features[i]))
-                die("the features of %s hold a NaN or an infinity", s.names[(size_t)s.count + i / D]);
-        if (o.keep_features)
-            memcpy(s.features + (size_t)s.count * D, features, (size_t)n * D * sizeof(float));
-        if (o.statistics)
-            moments_add(&s, features, n);
-        else
-            s.count += n;
-        free(features);
-        progress_step(&progress, s.count + (long)r.unreadable, NULL);
+        for (int k = 0; k < ranks && at < count; k++) {
+            size_t wanted = count - at < batch ? count - at : batch;
+            if (k == mine) memcpy(seen, own, wanted * sizeof *seen);
+            if (k == mine && n) memcpy(features, made, (size_t)n * D * sizeof(float));
+            ranks_give(seen, wanted * sizeof *seen, k);
+            ranks_give(features, wanted * D * sizeof(float), k);
+            take_batch(&s, &tally, paths + at, wanted, count, seen, features, o);
+            progress_step(&progress, (long)(at += wanted), NULL);
+        }
+        free(made);
     }
     progress_end(&progress);
-    if (r.differ > 1) note("%zu of %zu pictures are measured so", r.differ, count);
-    if (r.unreadable) note("%zu of %zu pictures were left out", r.unreadable, count);
+    if (tally.differ > 1) note("%zu of %zu pictures are measured so", tally.differ, count);
+    if (tally.unreadable) note("%zu of %zu pictures were left out", tally.unreadable, count);
     if (o.statistics) moments_end(&s);
-    free(r.pixels);
+    free(r.pixels), free(r.seen), free(seen), free(own), free(features);
     return s;
 }
 

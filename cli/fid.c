@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L // open_memstream
 #include "sd.h"
 #include "commands.h"
+#include "lib/nn/ranks.h"
 #include "options.h"
 #include "weights/toy/judge.h"
 
@@ -82,6 +83,7 @@ static void write_set(Inception *net, const Command *c, bool stats) {
     FidOptions o = c->o;
     o.statistics = stats, o.keep_features = !stats;
     FidSet s = fid_scan(net, c->paths[1], o);
+    if (ranks_mine()) return;
     if (stats)
         fid_write_statistics(&s, c->output);
     else
@@ -226,7 +228,7 @@ int command_fid(int argc, char **argv) {
                 file_exists(word[i]) ? "is neither a folder nor an .npz file" : "does not exist",
                 did_you_mean(word[i], "stats|features|fidelity", ""));
 
-    if (c.output) check_output(c.output); // dies before the work, not after
+    if (c.output && !ranks_mine()) check_output(c.output); // dies before the work, not after
     start_backend();
     c.paths = word, c.started = seconds();
     Inception *net = both_given || judge ? NULL : inception_load(c.weights);

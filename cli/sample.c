@@ -1,5 +1,6 @@
 // sample.c: `sd sample`, options -> Phase 1 -> PNG. See ../sd.c for what happens in between.
 #include "commands.h"
+#include "lib/nn/ranks.h"
 #include "model_folder.h"
 #include "recipe.h"
 #include "verify.h"
@@ -143,10 +144,11 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (r->keep) may_replace(r->out); // what is no whole picture is read first
     for (int i = 0; i < count; i++)
         paths[i] = r->prompts ? format("%s/%05d.png", r->out, i) : numbered_name(r->output, i, count);
-    check_output(paths[0]); // what cannot be written is said before the work, not after
+    if (!ranks_mine()) check_output(paths[0]); // what cannot be written is said before the work, not after
     if (r->dump) check_output(r->dump), trace_begin();
     started = seconds();
     for (int i = 0; i < count; i++) {
+        if (i % ranks_count() != ranks_mine()) continue; // another rank's
         if (r->keep && image_is_whole(paths[i])) continue;
         double begun = seconds();
         if (captions) o->prompt = captions[i];
@@ -162,6 +164,7 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         picture_s[i] = seconds() - begun;
         if (!r->json) note("%s", paths[i]);
     }
+    ranks_barrier();
     if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, &times, r, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
                  times.text_s, times.unet_step_s, times.vae_s, (double)backend.peak() / 1e6);
@@ -240,6 +243,7 @@ int command_sample(int argc, char **argv) {
         if (o->width < 8 || o->height < 8)
             die("%s has %d x %d pixels; 8 x 8 is the least", r.init, start->width, start->height);
     }
+    if (!r.prompts && ranks_mine()) return 0; // the pictures of one prompt are not shared
     start_backend();
     draw(&r, options, captions, count, original);
     return 0;

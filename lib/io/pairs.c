@@ -7,6 +7,7 @@
 // cost a hundredth of a training step.
 #define _DEFAULT_SOURCE // ftruncate, flock, mmap
 #include "pairs.h"
+#include "lib/nn/ranks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -77,7 +78,8 @@ static void append(Cache *c, const void *data, size_t bytes) {
     }
 }
 
-// Opens or begins the cache, alone: a second run waits until the first has filled it.
+// Opens or begins the cache, alone: a second run waits until the first has filled it. Of several ranks, rank
+// 0 has it for all.
 static Cache cache_open(const char *dir, const PairsModel *m) {
     Cache c = {.values = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
     c.record = 16 + c.values * sizeof(float);
@@ -93,24 +95,25 @@ static Cache cache_open(const char *dir, const PairsModel *m) {
     c.path = format("%s/latents-%016llx.bin", dir, (unsigned long long)key);
     c.file = open(c.path, O_RDWR | O_CREAT | O_APPEND, 0666);
     if (c.file < 0) die("cannot write %s: %s", c.path, strerror(errno));
-    if (flock(c.file, LOCK_EX | LOCK_NB)) {
+    if (!ranks_mine() && flock(c.file, LOCK_EX | LOCK_NB)) {
         note("%s is being filled by another run; waiting", c.path);
         while (flock(c.file, LOCK_EX))
             if (errno != EINTR) die("cannot lock %s: %s", c.path, strerror(errno));
     }
+    if (ranks_mine()) return ranks_barrier(), c;
     size_t bytes = file_bytes(&c);
     char found[HEADER];
     // New, or its writer was killed at once, or the power failed before the header was on disk.
     if (pread(c.file, found, HEADER, 0) != HEADER || !*found) {
         if (ftruncate(c.file, 0)) die("cannot write %s: %s", c.path, strerror(errno));
         append(&c, header, HEADER);
-        return c;
+        return ranks_barrier(), c;
     }
     if (memcmp(found, header, HEADER))
         die("%s is no cache of latents, or of another version; remove it", c.path);
     size_t half = (bytes - HEADER) % c.record; // of a record: the writer was killed
     if (half && ftruncate(c.file, (off_t)(bytes - half))) die("cannot write %s: %s", c.path, strerror(errno));
-    return c;
+    return ranks_barrier(), c;
 }
 
 // Maps the file as it is now and finds its records but for damaged ones, whose pictures are encoded again.
@@ -165,51 +168,65 @@ static Image *load_square(const char *path, int size, const char **reason) {
 
 // ---- opening ----------------------------------------------------------------------------------------------
 
-// Encodes the pictures in `missing` (indices of samples) and appends them to the cache.
+// Encodes the pictures in `missing` (indices of samples) and appends them to the cache. The ranks encode a
+// batch each; then rank 0 writes them, in order.
 static void encode(Cache *c, const PairsModel *m, const Dataset *d, const uint64_t *hashes,
                    const size_t *missing, size_t count, Unreadable *unreadable) {
     size_t most = BATCH_PIXELS / ((size_t)m->size * (size_t)m->size), floats = c->values * sizeof(float);
     if (most < 1) most = 1;
+    typedef char Reason[200]; // "": it was read
     Image **images = xcalloc(most, sizeof *images);
-    char **reasons = xcalloc(most, sizeof *reasons); // copies: a thread's next picture overwrites its reason
-    size_t *of = xcalloc(most, sizeof *of);          // the sample of each image
+    Reason *own = xcalloc(most, sizeof *own), *reasons = xcalloc(most, sizeof *reasons); // a rank's
     char *record = xmalloc(c->record);
+    float *made = xmalloc(most * floats);
     Progress bar;
     progress_begin(&bar, "pictures to latents", (long)count);
     interrupt_catch();
-    for (size_t at = 0; at < count; at += most) {
-        size_t n = count - at < most ? count - at : most, good = 0;
+    for (size_t at = 0; at < count;) {
+        size_t first = at + (size_t)ranks_mine() * most, n = count > first ? count - first : 0, good = 0;
+        if (n > most) n = most;
 #pragma omp parallel for schedule(dynamic)
         for (size_t i = 0; i < n; i++) {
             const char *reason;
-            images[i] = load_square(d->samples[missing[at + i]].path, m->size, &reason);
-            if (!images[i]) reasons[i] = xstrdup(reason);
+            images[i] = load_square(d->samples[missing[first + i]].path, m->size, &reason);
+            snprintf(own[i], sizeof own[i], "%s", images[i] ? "" : reason);
         }
-        for (size_t i = 0; i < n; i++) {
-            size_t sample = missing[at + i];
-            if (!images[i])
-                leave_out(unreadable, sample, d->samples[sample].path, reasons[i]);
-            else
-                of[good] = sample, images[good++] = images[i];
-        }
+        for (size_t i = 0; i < n; i++)
+            if (images[i]) images[good++] = images[i];
         float *moments = good ? m->encode(m->context, (const Image *const *)images, (int)good) : NULL;
-        for (size_t i = 0; i < good; i++) {
-            const float *x = moments + i * c->values;
-            for (size_t k = 0; k < c->values; k++)
-                if (!isfinite(x[k]))
-                    die("%s: the VAE makes a NaN or an infinity of it", d->samples[of[i]].path);
-            uint64_t front[2] = {hashes[of[i]], hash_more(hashes[of[i]], x, floats)};
-            memcpy(record, front, sizeof front);
-            memcpy(record + sizeof front, x, floats);
-            append(c, record, c->record);
-            image_free(images[i]);
+        for (size_t i = 0; i < good; i++) image_free(images[i]);
+        for (int k = 0; k < ranks_count() && at < count; k++) {
+            n = count - at < most ? count - at : most;
+            if (k == ranks_mine()) memcpy(reasons, own, n * sizeof *own);
+            if (k == ranks_mine() && good) memcpy(made, moments, good * floats);
+            ranks_give(reasons, n * sizeof *reasons, k);
+            ranks_give(made, n * floats, k);
+            const float *x = made;
+            for (size_t i = 0; i < n; i++) {
+                size_t sample = missing[at + i];
+                if (*reasons[i]) {
+                    leave_out(unreadable, sample, d->samples[sample].path, reasons[i]);
+                    continue;
+                }
+                for (size_t v = 0; v < c->values; v++)
+                    if (!isfinite(x[v]))
+                        die("%s: the VAE makes a NaN or an infinity of it", d->samples[sample].path);
+                uint64_t front[2] = {hashes[sample], hash_more(hashes[sample], x, floats)};
+                memcpy(record, front, sizeof front);
+                memcpy(record + sizeof front, x, floats);
+                if (!ranks_mine()) append(c, record, c->record);
+                x += c->values;
+            }
+            at += n;
         }
         free(moments);
-        progress_step(&bar, (long)(at + n), NULL);
-        if (interrupted()) die("interrupted; %s keeps what is encoded, the same command continues", c->path);
+        progress_step(&bar, (long)at, NULL);
+        if (ranks_first_bad(interrupted()) >= 0)
+            die("interrupted; %s keeps what is encoded, the same command continues", c->path);
     }
     progress_end(&bar);
-    free(images), free(reasons), free(of), free(record);
+    ranks_barrier();
+    free(images), free(own), free(reasons), free(record), free(made);
 }
 
 static void tokens_of(Pair *pair, const Sample *s, const PairsModel *m, long *cut, const char **first_cut) {
