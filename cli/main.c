@@ -47,7 +47,7 @@ static int version(void) {
 
 int main(int argc, char **argv) {
     program_begin();
-    ranks_begin(&argc, &argv);
+    ranks_begin();
     if (argc < 2) return help(stderr, 2);
     if (!strcmp(argv[1], "--version")) return version();
     bool asks = !strcmp(argv[1], "help");

@@ -27,7 +27,7 @@ NVCCLINK  := -cudart shared
 NVCC_DIR  := $(BUILD)/nvcc-ptx$(PTX)-$(PRECISION)
 else
 NVCCFLAGS += -arch=$(GPU_ARCH)
-NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)
+NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)$(if $(MPI),-mpi)
 endif
 NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
 $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
@@ -72,7 +72,7 @@ emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; \
     (echo '\#line 1 "$<"'; sed -f cuda/emulate/launch.sed $<) | \
     $(CUDA_CXX) $(EMU_FLAGS) -iquote $(BUILD)/emulator/launch -iquote $(<D) $(1) \
     -include cuda/emulate/emulate.h -x c++ -c - -o $@
-EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)
+EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)$(if $(MPI),-mpi)
 CHECK_DIR  := $(BUILD)/check-$(PRECISION)
 EMU_O      := $(KERNELS:%=$(EMU_DIR)/%.o)
 CHECK_O    := $(KERNELS:%=$(CHECK_DIR)/%.o)

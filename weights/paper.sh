@@ -17,6 +17,7 @@
 #   BOOTSTRAP    halvings of the sets for the FID's interval [100]
 #   OUT          folder of the results [run/paper, run/paper-from-scratch, run/paper-real]
 #   REPORT       the report's file [report/index.html]
+#   RANKS        processes that share drawing and scoring [1]; needs MPI=1 (doc/SCALE.md)
 # Training, where there is any:
 #   VAE_STEPS TEXT_STEPS UNET_STEPS INCEPTION_STEPS LCM_STEPS FINETUNE_STEPS DISTILL_STEPS
 #   PRETRAIN_OPTIONS LCM_OPTIONS FINETUNE_OPTIONS DISTILL_OPTIONS   more options of those commands
@@ -43,7 +44,7 @@ real) OUT=${OUT:-run/paper-real} COUNT=${COUNT:-1000} ;;
 esac
 STEPS=${STEPS:-25} SWEEP=${SWEEP-1 2 4 8} PICTURES=${PICTURES:-3} BOOTSTRAP=${BOOTSTRAP:-100}
 SPEED=${SPEED-50 4} TIMED=${TIMED:-2} ROUNDS=${ROUNDS:-3}
-REPORT=${REPORT:-report/index.html}
+REPORT=${REPORT:-report/index.html} RANKS=${RANKS:-1}
 
 case $OUT$MODEL$DATA$DATA30K$INCEPTION$LCM$REPORT in *'
 '*) usage "paths of two lines are not taken: OUT, MODEL, DATA, DATA30K, INCEPTION, LCM, REPORT" ;; esac
@@ -68,6 +69,7 @@ whole STEPS "$STEPS" 1000
 whole TIMED "$TIMED" 100
 whole ROUNDS "$ROUNDS" 100
 whole BOOTSTRAP "$BOOTSTRAP" 100000
+whole RANKS "$RANKS" 65536
 whole PICTURES "$PICTURES" 4 # so many the report shows
 numbers() { # numbers NAME LIST MOST: as many as the report has room for
     name=$1 most=$3 count=0
@@ -167,6 +169,7 @@ stage() {
     if [ ! -s "$record.json" ]; then
         say "$name"
         printf '%s' "$made_of" >"$record.begun.part" && mv "$record.begun.part" "$record.begun"
+        case $RANKS/$name in 1/*) ;; */draw-* | */fid*) set -- mpirun -n "$RANKS" "$@" ;; esac
         "$@" >"$record.out"
         now=$(date +%s)
         result=$(cat "$record.out")

@@ -12,8 +12,8 @@
 int ranks_count(void);
 int ranks_mine(void); // this rank's number, from 0; only rank 0 speaks and writes the results
 
-void ranks_begin(int *argc, char ***argv); // first of all
-void ranks_end(void);                      // waits for all ranks
+void ranks_begin(void); // first of all
+void ranks_end(void);   // waits for all ranks
 // What is said when a rank is gone: where the run that begins here can be continued.
 void ranks_watch(const char *folder);
 

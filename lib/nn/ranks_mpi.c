@@ -75,29 +75,33 @@ void ranks_sum(float *x, size_t n) {
 
 int ranks_first_bad(bool bad) {
     int first = bad ? mine : count;
-    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    if (count > 1) MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
     return first < count ? first : -1;
 }
 
 void ranks_give(void *data, size_t bytes, int from) {
-    for (size_t at = 0; at < bytes; at += 1 << 30) {
+    for (size_t at = 0; count > 1 && at < bytes; at += 1 << 30) {
         size_t n = bytes - at < 1 << 30 ? bytes - at : 1 << 30;
         MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, from, MPI_COMM_WORLD);
     }
 }
 
-void ranks_barrier(void) { MPI_Barrier(MPI_COMM_WORLD); }
+void ranks_barrier(void) {
+    if (count > 1) MPI_Barrier(MPI_COMM_WORLD);
+}
 
 // ---- ranks that are gone ----------------------------------------------------------------------------------
 
 // A thread of each rank looks for the others: at the processes of those on the same machine, and at a message
 // a second from the rank before it, which shows a machine or a network that is gone.
-enum { SILENCE = 20 }; // seconds without such a message
+enum { SILENCE = 20 };              // seconds without such a message
+enum { BEAT, LAST_BEAT, SAID_WHY }; // messages: I am here; I have finished; I end, and have said why
 static struct Home {
     char host[256];
     long process;
+    bool here; // on this machine: we see its process
 } * homes;
-static MPI_Comm beats;
+static MPI_Comm beats = MPI_COMM_NULL;
 static pthread_t watcher;
 static volatile bool dying, ending; // this rank has something to say; all have finished
 static char continues[512];
@@ -106,18 +110,25 @@ static void rest(double s) {
     nanosleep(&(struct timespec){(time_t)s, (long)((s - (double)(time_t)s) * 1e9)}, NULL);
 }
 
-static bool is_here(int rank) { return !strcmp(homes[rank].host, homes[mine].host); }
-static bool is_gone(int rank) {
-    return is_here(rank) && kill((pid_t)homes[rank].process, 0) && errno == ESRCH;
+static bool exists(int rank) { return !kill((pid_t)homes[rank].process, 0) || errno != ESRCH; }
+
+// To all others: they need not say that this rank is gone.
+static void say_why(void) {
+    char out = 0;
+    MPI_Request request;
+    for (int i = 0; i < count && beats != MPI_COMM_NULL; i++)
+        if (i != mine) MPI_Isend(&out, 1, MPI_CHAR, i, SAID_WHY, beats, &request);
 }
 
-// The first rank of this machine that is left says it.
-static void lost(int rank, const char *why) {
+// Ends the run for a rank that is gone, with a line if it is this rank that says it.
+static void lost(int rank, const char *why, bool says) {
     rest(0.5); // an orderly end is on its way: another rank has said what is wrong, and mpirun ends all
     if (dying || ending) return;
-    for (int i = 0; i < mine; i++)
-        if (is_here(i) && !is_gone(i)) rest(2), _exit(1);
+    int said;
+    MPI_Iprobe(MPI_ANY_SOURCE, SAID_WHY, beats, &said, MPI_STATUS_IGNORE);
+    if (!says || said) rest(2), _exit(1);
     die_hook = NULL;
+    say_why();
     die("rank %d %s%s", rank, why, continues);
 }
 
@@ -127,23 +138,30 @@ static void *watch(void *nothing) {
     char out = 0, in;
     MPI_Request request = MPI_REQUEST_NULL;
     for (; !ending && !dying; rest(0.1)) {
-        for (int i = 0; i < count; i++)
-            if (is_gone(i)) lost(i, "has ended");
+        int first = mine, ended = -1; // of this machine: the first that is here, one that is not
+        for (int i = 0; i < count; i++) {
+            if (!homes[i].here) continue;
+            if (!exists(i))
+                ended = i;
+            else if (i < first)
+                first = i;
+        }
+        if (ended >= 0) lost(ended, "has ended", first == mine);
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
         if (done && seconds() - spoke >= 1) {
-            MPI_Isend(&out, 1, MPI_CHAR, next, 0, beats, &request);
+            MPI_Isend(&out, 1, MPI_CHAR, next, BEAT, beats, &request);
             spoke = seconds();
         }
         for (there = 1; there;) {
-            MPI_Iprobe(before, 0, beats, &there, MPI_STATUS_IGNORE);
-            if (there) MPI_Recv(&in, 1, MPI_CHAR, before, 0, beats, MPI_STATUS_IGNORE), heard = seconds();
+            MPI_Iprobe(before, BEAT, beats, &there, MPI_STATUS_IGNORE);
+            if (there) MPI_Recv(&in, 1, MPI_CHAR, before, BEAT, beats, MPI_STATUS_IGNORE), heard = seconds();
         }
-        if (seconds() - heard > SILENCE) lost(before, "has been silent for 20 seconds");
+        if (seconds() - heard > SILENCE) lost(before, "has been silent for 20 seconds", true);
     }
     if (dying) return nothing;
     MPI_Wait(&request, MPI_STATUS_IGNORE);
-    MPI_Send(&out, 1, MPI_CHAR, next, 1, beats); // behind the last beat
-    for (MPI_Status status = {.MPI_TAG = 0}; status.MPI_TAG != 1;)
+    MPI_Send(&out, 1, MPI_CHAR, next, LAST_BEAT, beats);
+    for (MPI_Status status = {.MPI_TAG = BEAT}; status.MPI_TAG != LAST_BEAT;)
         MPI_Recv(&in, 1, MPI_CHAR, before, MPI_ANY_TAG, beats, &status);
     return nothing;
 }
@@ -158,27 +176,36 @@ static void before_dying(const char *message) {
     (void)message;
     dying = true;
     if (mine) rest(2);
+    say_why();
 }
 
-void ranks_begin(int *argc, char ***argv) {
-    int level;
-    MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &level);
+void ranks_begin(void) {
+    // What Open MPI, MPICH and batch systems tell a rank. Alone, MPI would take a while to begin.
+    static const char *const told[] = {"OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "PALS_RANKID"};
+    int level, launched = 0;
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) launched |= getenv(told[i]) != NULL;
+    if (!launched) return;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &level);
     MPI_Comm_size(MPI_COMM_WORLD, &count), MPI_Comm_rank(MPI_COMM_WORLD, &mine);
     if (count == 1) return;
     die_hook = before_dying;
     if (level < MPI_THREAD_MULTIPLE)
         die("this MPI library lets only one thread call it (MPI_THREAD_MULTIPLE is missing)");
-    if (mine && (!freopen("/dev/null", "w", stdout))) die("cannot open /dev/null: %s", strerror(errno));
+    if (mine && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null: %s", strerror(errno));
     if (mine) verbosity = -1;
     struct Home home = {.process = (long)getpid()};
     gethostname(home.host, sizeof home.host - 1);
     homes = xmalloc((size_t)count * sizeof home);
     MPI_Allgather(&home, sizeof home, MPI_BYTE, homes, sizeof home, MPI_BYTE, MPI_COMM_WORLD);
+    for (int i = 0; i < count; i++) homes[i].here = !strcmp(homes[i].host, home.host) && exists(i);
     MPI_Comm_dup(MPI_COMM_WORLD, &beats);
     if (pthread_create(&watcher, NULL, watch, NULL)) die("cannot start a thread");
 }
 
 void ranks_end(void) {
+    int begun;
+    MPI_Initialized(&begun);
+    if (!begun) return;
     if (count > 1) {
         ranks_barrier();
         ending = true;

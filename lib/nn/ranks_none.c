@@ -1,9 +1,19 @@
 // ranks_none.c: one rank. See ranks.h.
 #include "ranks.h"
+#include "lib/base.h"
+
+#include <stdlib.h>
 
 int ranks_count(void) { return 1; }
 int ranks_mine(void) { return 0; }
-void ranks_begin(int *argc, char ***argv) { (void)argc, (void)argv; }
+
+// Under mpirun each of several programs would take itself for the only one.
+void ranks_begin(void) {
+    const char *open_mpi = getenv("OMPI_COMM_WORLD_SIZE"), *others = getenv("PMI_SIZE");
+    if ((open_mpi && atoi(open_mpi) > 1) || (others && atoi(others) > 1))
+        die_usage("this program was built for one process; `make MPI=1` builds the one for mpirun");
+}
+
 void ranks_end(void) {}
 void ranks_watch(const char *folder) { (void)folder; }
 void ranks_sum(float *x, size_t count) { (void)x, (void)count; }
