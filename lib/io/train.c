@@ -65,6 +65,7 @@ static int kinds_of(const Optimiser *o) { return o->ema ? 4 : 3; }
 void run_checkpoint(Run *r) {
     if (ranks_mine()) return; // all ranks have the same
     const Optimiser *o = r->optimiser;
+    if (r->shards > 1) random_seed(&r->random, r->seed); // each shard begins its own
     char *path = in_dir(r, newest), *previous = in_dir(r, before_it), *random = random_text(&r->random),
          text[64];
     OptimiserState state = optimiser_read(o);
@@ -223,8 +224,7 @@ static bool add_shard(Run *r, float *values) {
     int level = 0, bits = r->shard;
     backend.upload(r->values, values, (1 + RUN_PARTS) * sizeof(float));
     for (; bits & 1; bits >>= 1) combine_all(r, NULL, r->sums[level++], 1, true);
-    r->portion++, r->shard++;
-    if (r->shard < r->shards / ranks_count()) {
+    if (++r->shard < r->shards / ranks_count()) {
         combine_all(r, r->sums[level], NULL, 1, false);
         return false;
     }
@@ -258,6 +258,7 @@ static void must_agree(const char *what, const void *mine, size_t bytes) {
 }
 
 static void ranks_agree(const Run *r) {
+    if (ranks_count() == 1) return;
     uint64_t program = 0, config = hash_more(0, r->config, strlen(r->config));
     char device[64] = "";
     const char *name = backend.name();
@@ -312,7 +313,6 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     }
     folder_is_shared(r);
     ranks_watch(r->dir);
-    r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count());
     free(checkpoint), free(previous);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
@@ -340,6 +340,7 @@ static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *b
 bool run_continues(Run *r) {
     if (r->step >= r->total) return false;
     if (r->shard == 0 && ranks_first_bad(interrupted()) >= 0) return false;
+    r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count()) + r->shard;
     if (r->shards > 1) random_seed(&r->random, hash_more(0, &r->seed, sizeof r->seed) + (uint64_t)r->portion);
     return true;
 }
@@ -376,7 +377,6 @@ void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name
     OptimiserState s = optimiser_read(r->optimiser);
     float value = (float)values[0];
     r->step++;
-    r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count());
     if (!isfinite(value) || !isfinite(s.norm)) die_not_finite(r, loss, s.norm, batch_name);
     r->loss = r->step == 1 ? value : 0.98f * r->loss + 0.02f * value;
     r->lowest = fminf(r->lowest, r->loss);

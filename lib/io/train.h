@@ -12,14 +12,15 @@
 // A resumed run gives the same bits as one that was never stopped: weights, moments, moving averages,
 // counters and the random generator's state are all in checkpoint.safetensors, which is replaced as a whole
 // and carries a digest of its bytes. The one before it stays as checkpoint.previous.safetensors.
+//
+// A step's batch may be divided into shards (doc/SCALE.md): then the loop goes round once for each that is
+// this rank's. Each gradient starts from zero, and all are added in the order of a binary tree over the
+// shards' numbers, whatever rank made them. So the result depends on the number of shards, but not on that of
+// ranks.
 #ifndef TRAIN_H
 #define TRAIN_H
 
 #include "io.h"
-
-// A step's batch is the pictures of `shards` shards: the loop goes round once for each that is this rank's.
-// Each gradient starts from zero, and all are added in the order of a binary tree over the shards' numbers,
-// whatever rank made them. So the result depends on the number of shards, but not on that of ranks.
 
 // More values for the log, as printf wants them, without the comma: {"\"kl\": %.6g", x}.
 typedef struct {
