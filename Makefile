@@ -25,7 +25,7 @@ ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o) $(BUILD)/lib/nn/ranks_$(if $(MPI),mpi,none)
 
 # MPI=1: many processes share a run (doc/SCALE.md). `mpicc -show` says what its compiler would add.
 MPICC   ?= mpicc
-MPI_ADDS := $(if $(MPI),$(or $(shell $(MPICC) -show 2>/dev/null),$(error MPI=1 needs an MPI library's $(MPICC))))
+MPI_ADDS := $(if $(MPI),$(or $(shell $(MPICC) -show 2>/dev/null),$(error MPI=1 needs $(MPICC), of an MPI)))
 MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
 LIBS    := -lm $(MPI_LIBS)
 
@@ -222,7 +222,8 @@ help:
 
 
 .PHONY: attack
-.PHONY: mpi demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
+.PHONY: mpi
+.PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
 .PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

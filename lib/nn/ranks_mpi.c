@@ -122,10 +122,11 @@ static void say_why(void) {
 
 // Ends the run for a rank that is gone, with a line if it is this rank that says it.
 static void lost(int rank, const char *why, bool says) {
-    rest(0.5); // an orderly end is on its way: another rank has said what is wrong, and mpirun ends all
+    // Half a second: it may have said what is wrong, and mpirun will end all.
+    int said = 0;
+    for (int i = 0; i < 10 && !said; i++, rest(0.05))
+        MPI_Iprobe(MPI_ANY_SOURCE, SAID_WHY, beats, &said, MPI_STATUS_IGNORE);
     if (dying || ending) return;
-    int said;
-    MPI_Iprobe(MPI_ANY_SOURCE, SAID_WHY, beats, &said, MPI_STATUS_IGNORE);
     if (!says || said) rest(2), _exit(1);
     die_hook = NULL;
     say_why();
