@@ -163,7 +163,8 @@ $(FUZZERS_WHOLE:%=fuzz-%): fuzz-%: | stb
 	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC=clang build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
 	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-unknown-pragmas'
 	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) \
-	  -timeout=60 -rss_limit_mb=8192 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
+	  -timeout=60 -rss_limit_mb=8192 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ \
+	  $(BUILD)/fuzz/$*
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
 	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \

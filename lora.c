@@ -9,6 +9,7 @@
 // The layers compute y += s B A x themselves: see `adapt` in lib/nn/ops.c. The networks in sd.c know nothing
 // of it. This file is in reading order: the adapters, plain fine-tuning, distillation, files. The options are
 // in cli/train.c. "The paper" is the one that README.md names. `[P1]`, ... are stops of doc/READING.md.
+#define _XOPEN_SOURCE 700 // realpath
 #include "sd.h"
 
 #include <ctype.h>
@@ -683,15 +684,19 @@ FewSteps lora_few_steps(const Lora *l, const char *path) {
         FewSteps how;
     } known[] = {{" lcm ", {"an LCM-LoRA", LCM, 4, 1, 0, false}},
                  {" tcd ", {"a TCD-LoRA", TCD, 4, 1, 0.3f, false}},
+                 {" latent consistency ", {"an LCM-LoRA", LCM, 4, 1, 0, false}},
+                 {" hypersd", {"a Hyper-SD LoRA", DDIM, 0, 1, 0, true}},
                  {" hyper sd", {"a Hyper-SD LoRA", DDIM, 0, 1, 0, true}}}; // its name says the steps
     static const FewSteps none = {.scheduler = -1};
     if (l->mode) return strcmp(l->mode, "finetune") ? known[0].how : none; // one of ours says so itself
-    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path, *folder = slash ? slash : path;
-    while (folder > path && folder[-1] != '/') folder--;
-    const char *hub = strstr(path, "models--"); // in the Hub's cache the folder itself is a hash
+    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path;
+    char *where = slash ? format("%.*s", (int)(slash - path), path) : xstrdup("."),
+         *real = realpath(where, NULL);
+    const char *dir = real ? real : where, *folder = strrchr(dir, '/') ? strrchr(dir, '/') + 1 : dir,
+               *hub = strstr(dir, "models--"); // in the Hub's cache the folder itself is a hash
     if (hub && hub < folder) folder = hub;
     char *words[] = {words_of(l->title, strlen(l->title)), words_of(file, strlen(file)),
-                     words_of(folder, slash ? (size_t)(slash - folder) : 0)};
+                     words_of(folder, strlen(folder))};
     const char *how = has_distilled_layers(l) ? "layers" : NULL;
     FewSteps f = how ? known[0].how : none;
     for (int i = 2; i >= 0; i--) // the last that is found counts
@@ -707,6 +712,7 @@ FewSteps lora_few_steps(const Lora *l, const char *path) {
             how = (const char *[]){"metadata", "file's name", "folder's name"}[i];
         }
     for (int i = 0; i < 3; i++) free(words[i]);
+    free(where), free(real);
     if (how)
         note("%s is taken for %s by its %s, made for %d steps of %s%s, --cfg %g", path, f.name, how, f.steps,
              samplers[f.scheduler].name, f.trailing ? " with trailing timesteps" : "", (double)f.cfg);

@@ -187,17 +187,19 @@ Json *ldm_scheduler(const Store *s, const char *path, const char *scheduler) {
                                               {"ss_base_model_version", "sd_v1"}};
     for (int i = 0; i < 2; i++) {
         const char *says = store_metadata(s, versions[i][0]);
-        if (says && !starts_with(says, versions[i][1]))
+        if (says && (i == 0 ? strcmp(says, versions[i][1]) : !starts_with(says, versions[i][1])))
             die("%s: its metadata says that \"%s\" is '%s'; what is supported is '%s'", path, versions[i][0],
                 says, versions[i][1]);
     }
-    const char *type = store_metadata(s, "modelspec.prediction_type"),
-               *zero = store_metadata(s, "ss_zero_terminal_snr");
-    bool v = store_find(s, "v_pred") || (type && (!strcmp(type, "v") || !strcmp(type, "v_prediction")));
-    bool zero_snr = store_find(s, "ztsnr") || (zero && !strcmp(zero, "True"));
+    const char *key = "modelspec.prediction_type";
+    if (!store_metadata(s, key)) key = "modelspec.predict_key"; // ComfyUI's
+    const char *type = store_metadata(s, key), *zero = store_metadata(s, "ss_zero_terminal_snr"),
+               *kohya_v = store_metadata(s, "ss_v_parameterization");
+    bool v = store_find(s, "v_pred") || (type && place_in("v|v_prediction", type) >= 0) ||
+             (kohya_v && place_in("True|true|1", kohya_v) >= 0);
+    bool zero_snr = store_find(s, "ztsnr") || (zero && place_in("True|true|1", zero) >= 0);
     if (type && !v && strcmp(type, "epsilon"))
-        die("%s: its metadata says that \"modelspec.prediction_type\" is '%s'; what is supported is 'epsilon'|'v'",
-            path, type);
+        die("%s: its metadata says that \"%s\" is '%s'; what is supported is 'epsilon'|'v'", path, key, type);
     if (v) note("%s: it says that the network predicts v", path);
     if (zero_snr) note("%s: it says that the SNR is zero at the last timestep; DDIM samples it", path);
     char *text = format("%.*s%s%s}", (int)(strrchr(scheduler, '}') - scheduler), scheduler,

@@ -33,6 +33,7 @@ int command_encode(int argc, char **argv) {
     Image *image = image_load(input);
     int w = image->width / 8 * 8, h = image->height / 8 * 8;
     if (w < 8 || h < 8) die("%s has %d x %d pixels; 8 x 8 is the least", input, image->width, image->height);
+    if (w < image->width || h < image->height) note("%s is cut to %d x %d pixels", input, w, h);
     Image *cut = image_crop(image, 0, 0, w, h);
     Model *m = model_load(model, NULL, NEED_VAE);
     double started = seconds();

@@ -199,6 +199,24 @@ static void find_sampler(const Model *m, const char *named, Inputs *in) {
     scheduler_free(&s);
 }
 
+// Notes where what sampling begins with is not compared, or is not as large as the sampler's noise.
+static void check_start(const Inputs *in) {
+    if (in->image) note("not compared: the way from vae.quant_conv to inputs.latents, which needs its noise");
+    if (in->image || !in->sampled) return;
+    Scheduler s = sampler_of(in);
+    size_t n = tensor_count(in->latents);
+    Tensor *ones = tensor_new(SHAPE(1, 1, 1, 1));
+    backend.fill(mem(ones), 1, 1);
+    double expected = (double)tensor_item(scheduler_start(&s, NULL, ones)), squares = 0;
+    float *z = tensor_read(in->latents);
+    for (size_t i = 0; i < n; i++) squares += (double)z[i] * z[i];
+    double size = sqrt(squares / (double)n);
+    if (n >= 256 && fabs(size / expected - 1) > 0.25)
+        note("inputs.latents have the size %.3g; this sampler's noise has %.3g (init_noise_sigma)", size,
+             expected);
+    scheduler_free(&s), free(z);
+}
+
 static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
     int64_t z[4] = {1, m->unet_config.in_channels, -1, -1}, n[1] = {-1}, one[1] = {1},
             ids[2] = {-1, m->text_config.max_position_embeddings},
@@ -224,6 +242,7 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
     in.decodes = store_find(s, "vae.decoder.conv_out") &&
                  (in.sampled || store_find(s, "latents") || store_find(s, "vae.scaling"));
     if (store_find(s, "inputs.image")) in.image = trace_tensor(s, path, "inputs.image", 4, image);
+    check_start(&in);
     if (in.image && (image[2] < 8 || image[3] < 8)) // a smaller one has no latents
         die("%s: inputs.image has %d x %d pixels; 8 x 8 is the least", path, (int)image[3], (int)image[2]);
     return in;
@@ -457,7 +476,7 @@ static int compare(const Store *s, const char *path, double tolerance, bool json
     if (!compared) die("%s: none of its blocks has a name of this model", path);
     for (size_t i = 0; i < store_count(s); i++) {
         const char *name = store_at(s, i)->name;
-        bool known = m && starts_with(name, "inputs.");
+        bool known = m && starts_with(name, "inputs.") && !(in->ids && !strcmp(name, "inputs.context"));
         for (int k = 0; k < traced_count && !known; k++)
             known = !strcmp(name, traced[k].name) || !strcmp(name, shown_name(traced[k].name, false));
         if (!known) list(&extra, name, "extra", json);

@@ -12,7 +12,7 @@
 // There are two doors. Pictures that people look at are turned as their EXIF says (PIL's exif_transpose,
 // which diffusers' load_image calls), and 16-bit gray is scaled. Pictures that are measured are taken as
 // pytorch-fid takes them: PIL's open() does neither.
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE // memmem
 #include "io.h"
 
 #include <limits.h>
@@ -116,7 +116,8 @@ static uint32_t tiff_number(const unsigned char *p, int bytes, bool big) {
 // Of EXIF data, which is a TIFF file: byte order, 42, the place of a list; the list is a count and entries of
 // tag, type, count, value (2, 2, 4, 4 bytes). What is damaged tells nothing, as in PIL.
 static int exif_orientation(const unsigned char *p, size_t n) {
-    static const unsigned char size_of[] = {0, 1, 0, 2, 4, 0, 1, 0, 2, 4}; // bytes of the whole-number types
+    static const unsigned char size_of[] = {0, 0, 0, 2, 4,
+                                            0, 1, 0, 2, 4}; // of the numbers; PIL takes no BYTE
     bool big = n >= 8 && !memcmp(p, "MM\0*", 4);
     if (n < 8 || (!big && memcmp(p, "II*\0", 4))) return 0;
     size_t at = tiff_number(p + 4, 4, big);
@@ -132,6 +133,14 @@ static int exif_orientation(const unsigned char *p, size_t n) {
     return 0;
 }
 
+// Of XMP, which is XML: tiff:Orientation="6", or between tags. PIL looks there where EXIF is silent.
+static int xmp_orientation(const unsigned char *p, size_t n) {
+    static const char key[] = "tiff:Orientation";
+    const char *at = memmem(p, n, key, strlen(key)), *end = (const char *)p + n;
+    if (at) at += strlen(key), at += at < end && *at == '=';
+    return at && end - at >= 2 && strchr("\">", *at) && at[1] >= '1' && at[1] <= '8' ? at[1] - '0' : 0;
+}
+
 // Walks the chunks of a PNG to its end; NULL, or what is wrong.
 static const char *check_png(const unsigned char *bytes, size_t size, Claims *claims) {
     size_t at = 8;
@@ -145,7 +154,11 @@ static const char *check_png(const unsigned char *bytes, size_t size, Claims *cl
             size_t samples = c.data[9] < sizeof channels ? channels[c.data[9]] : 4u;
             claims->memory = samples * c.data[8] / 4; // before and after unfiltering
         }
-        if (chunk_is(&c, "eXIf")) claims->orientation = exif_orientation(c.data, c.length);
+        bool front = chunk_is(&c, "eXIf") && c.length >= 6 && !memcmp(c.data, "Exif\0", 6); // as in a JPEG
+        if (chunk_is(&c, "eXIf"))
+            claims->orientation = exif_orientation(c.data + 6 * front, c.length - 6 * front);
+        if (chunk_is(&c, "iTXt") && !claims->orientation)
+            claims->orientation = xmp_orientation(c.data, c.length);
         if (chunk_is(&c, "IEND")) return NULL;
     }
 }
@@ -193,6 +206,7 @@ static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *c
         }
         if (marker == APP1 && length >= 8 && !memcmp(data, "Exif\0", 6) && !claims->orientation)
             claims->orientation = exif_orientation(data + 6, length - 8);
+        if (marker == APP1 && !claims->orientation) claims->orientation = xmp_orientation(data, length - 2);
         scans += marker == SOS;
         at += 1 + length;
     }

@@ -181,14 +181,25 @@ static void test_orientation(void) {
     } cases[] = {{"a long", "da|eb|fc|", 0x112, 4, 1, 6},
                  {"two values", "abc|def|", 0x112, 3, 2, 6},
                  {"a fraction", "abc|def|", 0x112, 5, 1, 6},
+                 {"a byte", "abc|def|", 0x112, 1, 1, 6},
                  {"another tag", "abc|def|", 0x113, 3, 1, 6}};
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         check_letters(cases[i].what,
                       image_load(lettered(
                           "abcdef", 3, 2, "eXIf",
                           exif(e, true, cases[i].tag, cases[i].type, cases[i].count, cases[i].value), 22)),
                       cases[i].want);
-    exif(e, true, 0x112, 3, 1, 6);
+    unsigned char longer[28] = "Exif\0";
+    memcpy(longer + 6, exif(e, true, 0x112, 3, 1, 6), 22);
+    check_letters("EXIF with a JPEG's beginning", image_load(lettered("abcdef", 3, 2, "eXIf", longer, 28)),
+                  "da|eb|fc|");
+    static const char *const xmp[] = {"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation=\"6\"/>",
+                                      "XML:com.adobe.xmp\0\0\0\0\0<tiff:Orientation>6</tiff:Orientation>"};
+    for (int i = 0; i < 2; i++)
+        check_letters("XMP turns it, too", image_load(lettered("abcdef", 3, 2, "iTXt", xmp[i], i ? 62 : 48)),
+                      "da|eb|fc|");
+    check_letters("XMP that is cut short does not", image_load(lettered("abcdef", 3, 2, "iTXt", xmp[0], 42)),
+                  "abc|def|");
     for (size_t n = 0; n < 22; n++)
         check_letters("EXIF that is cut short tells nothing",
                       image_load(lettered("abcdef", 3, 2, "eXIf", e, n)), "abc|def|");

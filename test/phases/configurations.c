@@ -333,9 +333,11 @@ static void single_files(void) {
     } says[] = {{"modelspec.architecture", "stable-diffusion-xl-v1-base"},
                 {"modelspec.architecture", "stable-diffusion-v2-768-v"},
                 {"ss_base_model_version", "sdxl_base_v1-0"},
+                {"modelspec.architecture", "stable-diffusion-v1/controlnet"},
+                {"modelspec.predict_key", "flow"},
                 {"modelspec.prediction_type", "flow"}};
     char *path = format("%s/single.safetensors", folder);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 6; i++) {
         StoreWriter *w = store_create(path);
         store_metadata_add(w, says[i].key, says[i].value);
         store_declare(w, "model.diffusion_model.input_blocks.0.0.weight", F32, 1, (int64_t[]){1});

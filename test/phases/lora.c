@@ -574,6 +574,8 @@ static void test_few_steps(const Params *p) {
         {"Hyper-SD15-2steps-lora.safetensors", "", NULL, "lcm", "a Hyper-SD LoRA", 2},
         {"Hyper-SD/Hyper-SD15-8-steps.safetensors", "", NULL, "attention", "a Hyper-SD LoRA", 8},
         {"hyper_realistic_4steps.safetensors", "", NULL, "attention", NULL, 0},
+        {"hypersd15_8step.safetensors", "", NULL, "attention", "a Hyper-SD LoRA", 8},
+        {"latent-consistency-lora.safetensors", "", NULL, "attention", "an LCM-LoRA", 4},
         {"hyper-sd.safetensors", "", NULL, "attention", NULL, 0}};
     Random r;
     random_seed(&r, 0);
