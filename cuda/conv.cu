@@ -309,19 +309,12 @@ static bool is_product(Conv p) { // 1x1 without stride or padding
            p.ow == p.w;
 }
 
-static ConvStep wanted_step() {
-    static const char *const names[] = {"naive", "blocked", "tensor"};
-    const char *s = getenv("SD_CONV");
-    if (!s || !*s) return CONV_TENSOR;
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(s, names[i])) return (ConvStep)i;
-    die("SD_CONV is '%s'; naive, blocked and tensor are known", s);
-}
 // The step for these operands, of which b may be converted to the type of activations.
 static ConvStep choose(Mem a, Mem &b, size_t b_count, int channels_a, int channels_b, Scratch &scratch) {
-    static const ConvStep wanted = wanted_step();
-    if (wanted != CONV_TENSOR || channels_a % 8 || channels_b % 8)
-        return wanted < CONV_BLOCKED ? wanted : CONV_BLOCKED;
+    static const char *const names[] = {"naive", "blocked", "tensor"};
+    static const int wanted = step_named("SD_CONV", names, 3);
+    if (wanted == CONV_NAIVE) return CONV_NAIVE;
+    if (wanted == CONV_BLOCKED || channels_a % 8 || channels_b % 8) return CONV_BLOCKED;
     Mem converted = in_storage(b, b_count, scratch);
     if (!conv_tensor_fits(a, converted, channels_a, channels_b)) return CONV_BLOCKED;
     b = converted;

@@ -37,6 +37,9 @@ void check_cuda(cudaError_t e, const char *doing);
 // Notes operations of products, convolutions and attention for -v: how many, and how many on tensor cores.
 void count_operations(double count, bool tensor);
 
+// Which of the names an environment variable holds; -1 where it is not set. Another value ends the program.
+int step_named(const char *variable, const char *const *names, int count);
+
 // Memory for what one call needs only while it runs: `Scratch s; float *x = s.floats(100);`.
 struct Scratch {
     size_t mark = backend.mark();

@@ -163,16 +163,9 @@ void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm 
     }
 }
 
-static int wanted_step() { // -1: the best that fits
-    static const char *const names[] = {"naive", "tiled", "blocked", "tensor"};
-    const char *s = getenv("SD_GEMM");
-    if (!s || !*s) return -1;
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(s, names[i])) return i;
-    die("SD_GEMM is '%s'; naive, tiled, blocked and tensor are known", s);
-}
 static void launch_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
-    static const int wanted = wanted_step();
+    static const char *const names[] = {"naive", "tiled", "blocked", "tensor"};
+    static const int wanted = step_named("SD_GEMM", names, 4); // -1: the best that fits
     if (g.m <= 0 || g.n <= 0) return;
     weight_changes(c.at);
     Scratch scratch;

@@ -23,6 +23,17 @@ void check_cuda(cudaError_t e, const char *doing) {
     if (e != cudaSuccess) die("CUDA: %s: %s", doing, cudaGetErrorString(e));
 }
 
+int step_named(const char *variable, const char *const *names, int count) {
+    const char *wanted = getenv(variable);
+    char *known = NULL;
+    if (!wanted || !*wanted) return -1;
+    for (int i = 0; i < count; i++) {
+        if (!strcmp(wanted, names[i])) return i;
+        format_more(&known, "%s%s", i ? ", " : "", names[i]);
+    }
+    die("%s is '%s'; known are %s", variable, wanted, known);
+}
+
 // What -v says at the end of a run.
 static double operations, tensor_operations;
 static long launches;

@@ -1,62 +1,114 @@
-// attention.cu: attention on tensor cores, in both types of 16 bits, against one in double: every size of
-// head, numbers of queries and keys that fill no tile, the causal mask.
+// attention.cu: each step of the ladder in cuda/attention.cu, forward and backward, against attention in
+// double: every size of head, numbers of queries and keys that fill no tile, the causal mask.
 //
-// Inputs are values of the operands' type. The weights of the values are rounded to that type, and so is the
-// result: one part in 2^9 (bf16) or 2^12 (fp16) each. lse is fp32.
+// Inputs are values of the operands' type. On tensor cores the weights of the values and the slopes of the
+// scores are rounded to that type, and so is every result: one part in 2^9 (bf16) or 2^12 (fp16) each. lse is
+// fp32.
 #include "cuda.h"
-#include "lib/nn/kernels.h"
+#include "cuda/attention.h"
 
-static std::vector<double> random_values(size_t n) { // that bf16 holds
-    std::vector<double> x(n);
+typedef std::vector<double> Values;
+static Values random_values(size_t n) { // that bf16 holds
+    Values x(n);
     for (double &v : x) v = (int)(test_random() % 255 - 127) / 64.0;
     return x;
 }
-static Mem upload(Type type, const std::vector<double> &v) {
-    std::vector<float> floats(v.begin(), v.end());
-    Mem staging = {backend.alloc(v.size() * 4), F32}, x = {backend.alloc(v.size() * 2), type};
-    backend.upload(staging.at, floats.data(), v.size() * 4);
-    backend.copy(x, staging, v.size());
-    backend.free(staging.at);
-    return x;
-}
+struct Operand { // values of a type, on the device
+    Mem mem;
+    size_t count;
+    Operand(Type type, const Values &v) : count(v.size()) {
+        std::vector<float> floats(v.begin(), v.end());
+        Mem staging = {backend.alloc(count * 4), F32};
+        backend.upload(staging.at, floats.data(), count * 4);
+        mem = Mem{backend.alloc(count * (type == F32 ? 4 : 2)), type};
+        backend.copy(mem, staging, count);
+        backend.free(staging.at);
+    }
+    void check(const char *what, const Values &want, double tolerance) const {
+        Mem floats = {backend.alloc(count * 4), F32};
+        std::vector<float> got(count), wanted(want.begin(), want.end());
+        backend.copy(floats, mem, count);
+        backend.download(got.data(), floats.at, count * 4);
+        backend.free(floats.at);
+        check_close(what, got.data(), wanted.data(), count, tolerance);
+    }
+    ~Operand() { backend.free(mem.at); }
+};
 
-static void test(Type type, Attention p) {
-    size_t width = (size_t)p.heads * p.d, q_count = (size_t)p.n * p.tq * width,
-           k_count = (size_t)p.n * p.tk * width;
-    size_t rows = (size_t)p.n * p.heads * p.tq;
-    std::vector<double> q = random_values(q_count), k = random_values(k_count), v = random_values(k_count);
-    std::vector<float> want(q_count), want_lse(rows), got(q_count), got_lse(rows);
+struct Wanted { // in double
+    Values o, lse, dq, dk, dv;
+};
+static Wanted attend(Attention p, const Values &q, const Values &k, const Values &v, const Values &dout,
+                     const Wanted &old) {
+    Wanted w = old;
+    int width = p.heads * p.d;
     for (int n = 0; n < p.n; n++)
         for (int h = 0; h < p.heads; h++)
             for (int i = 0; i < p.tq; i++) {
-                std::vector<double> s(p.tk), sum(p.d);
-                double total = 0;
+                Values s(p.tk), dp(p.tk);
+                size_t query = ((size_t)n * p.tq + i) * width + h * p.d,
+                       first = (size_t)n * p.tk * width + h * p.d;
                 int keys = p.causal && i + 1 < p.tk ? i + 1 : p.tk;
+                double total = 0, inner = 0;
                 for (int j = 0; j < keys; j++) {
-                    for (int e = 0; e < p.d; e++)
-                        s[j] += q[((size_t)n * p.tq + i) * width + h * p.d + e] *
-                                k[((size_t)n * p.tk + j) * width + h * p.d + e];
+                    for (int e = 0; e < p.d; e++) s[j] += q[query + e] * k[first + (size_t)j * width + e];
                     total += s[j] = exp(p.scale * s[j]);
-                    for (int e = 0; e < p.d; e++)
-                        sum[e] += s[j] * v[((size_t)n * p.tk + j) * width + h * p.d + e];
                 }
-                for (int e = 0; e < p.d; e++)
-                    want[((size_t)n * p.tq + i) * width + h * p.d + e] = (float)(sum[e] / total);
-                want_lse[((size_t)n * p.heads + h) * p.tq + i] = (float)log(total);
+                for (int e = 0; e < p.d; e++) w.o[query + e] = 0;
+                for (int j = 0; j < keys; j++) {
+                    s[j] /= total;
+                    for (int e = 0; e < p.d; e++) {
+                        double value = v[first + (size_t)j * width + e];
+                        w.o[query + e] += s[j] * value, dp[j] += dout[query + e] * value;
+                    }
+                    inner += s[j] * dp[j];
+                }
+                for (int j = 0; j < keys; j++)
+                    for (int e = 0; e < p.d; e++) {
+                        size_t key = first + (size_t)j * width + e;
+                        double slope = p.scale * s[j] * (dp[j] - inner);
+                        w.dq[query + e] += slope * k[key], w.dk[key] += slope * q[query + e];
+                        w.dv[key] += s[j] * dout[query + e];
+                    }
+                w.lse[((size_t)n * p.heads + h) * p.tq + i] = log(total);
             }
-    Mem mq = upload(type, q), mk = upload(type, k), mv = upload(type, v);
-    Mem o = {backend.alloc(q_count * 2), type}, o32 = {backend.alloc(q_count * 4), F32};
-    float *lse = (float *)backend.alloc(rows * 4);
-    backend.attention(o, lse, mq, mk, mv, p);
-    backend.copy(o32, o, q_count);
-    backend.download(got.data(), o32.at, q_count * 4);
-    backend.download(got_lse.data(), lse, rows * 4);
+    return w;
+}
+
+static void test(AttentionStep step, Type type, Attention p) {
+    static const char *const steps[] = {"naive", "blocked", "tensor"}, *const types[] = {"f32", "f16",
+                                                                                         "bf16"};
+    size_t q_count = (size_t)p.n * p.tq * p.heads * p.d, k_count = (size_t)p.n * p.tk * p.heads * p.d;
+    size_t rows = (size_t)p.n * p.heads * p.tq;
+    Values vq = random_values(q_count), vk = random_values(k_count), vv = random_values(k_count),
+           vd = random_values(q_count);
+    Wanted old = {Values(q_count), Values(rows), random_values(q_count), random_values(k_count),
+                  random_values(k_count)},
+           want = attend(p, vq, vk, vv, vd, old);
+    Operand q(type, vq), k(type, vk), v(type, vv), dout(type, vd), o(type, old.o), lse(F32, old.lse);
+    Operand dq(type, old.dq), dk(type, old.dk), dv(type, old.dv);
+    attention_forward(step, o.mem, (float *)lse.mem.at, q.mem, k.mem, v.mem, p);
     char what[200];
-    snprintf(what, sizeof what, "%s, n %d, %d heads of %d, %d queries, %d keys%s",
-             type == F16 ? "f16" : "bf16", p.n, p.heads, p.d, p.tq, p.tk, p.causal ? ", causal" : "");
-    check_close(what, got.data(), want.data(), got.size(), type == F16 ? 0x1p-10 : 0x1p-7);
-    check_close("  its lse", got_lse.data(), want_lse.data(), got_lse.size(), 1e-5);
-    for (void *at : {mq.at, mk.at, mv.at, o.at, o32.at, (void *)lse}) backend.free(at);
+    snprintf(what, sizeof what, "%s %s, n %d, %d heads of %d, %d queries, %d keys%s", steps[step],
+             types[type], p.n, p.heads, p.d, p.tq, p.tk, p.causal ? ", causal" : "");
+    double tolerance = type == F32 ? 1e-5 : type == F16 ? 0x1p-10 : 0x1p-7;
+    o.check(what, want.o, tolerance);
+    lse.check("  its lse", want.lse, 1e-5);
+    attention_gradients(step, dq.mem, dk.mem, dv.mem, dout.mem, q.mem, k.mem, v.mem, o.mem,
+                        (float *)lse.mem.at, p);
+    dq.check("  dq", want.dq, tolerance), dk.check("  dk", want.dk, tolerance),
+        dv.check("  dv", want.dv, tolerance);
+    Mem none = {NULL, type}, gradients[] = {dq.mem, dk.mem, dv.mem};
+    for (int only = 0; only < 3; only++) { // one alone: the same bits, and the others untouched
+        Operand one(type, only == 0 ? old.dq : only == 1 ? old.dk : old.dv);
+        attention_gradients(step, only == 0 ? one.mem : none, only == 1 ? one.mem : none,
+                            only == 2 ? one.mem : none, dout.mem, q.mem, k.mem, v.mem, o.mem,
+                            (float *)lse.mem.at, p);
+        size_t bytes = one.count * (type == F32 ? 4 : 2);
+        std::vector<char> a(bytes), b(bytes);
+        backend.download(a.data(), one.mem.at, bytes), backend.download(b.data(), gradients[only].at, bytes);
+        check(a == b, "  a gradient alone is the same");
+    }
 }
 
 int main() {
@@ -68,8 +120,21 @@ int main() {
         {1, 1, 5, 130, 40, 0.3f, false},    {1, 2, 77, 77, 64, 0.125f, true}, // the text encoder's
         {1, 1, 130, 130, 64, 0.125f, true}, {1, 2, 33, 65, 80, 0.1f, false},
         {2, 1, 17, 77, 160, 0.08f, false},  {1, 1, 64, 31, 160, 0.08f, true},
+        {1, 1, 31, 70, 160, 0.08f, true},
     };
-    for (const Attention &p : shapes)
-        for (Type type : {F16, BF16}) test(type, p);
+    for (const Attention &p : shapes) {
+        for (Type type : {F16, BF16}) test(ATTENTION_TENSOR, type, p);
+        if (p.tq > 100) continue; // the types of the others differ in load() alone
+        test(ATTENTION_NAIVE, F32, p), test(ATTENTION_BLOCKED, F32, p);
+    }
+    test(ATTENTION_BLOCKED, BF16, shapes[1]);
+    Mem odd = {(void *)2, BF16}, even = {(void *)16, BF16}, other = {(void *)16, F16}, none = {NULL, F32};
+    Mem mixed[][2] = {{even, odd}, {even, other}, {even, none}};
+    check(!attention_tensor_fits(mixed[0], 2, shapes[0]), "an odd address is not for the tensor cores");
+    check(!attention_tensor_fits(mixed[1], 2, shapes[0]), "two types are not for the tensor cores");
+    check(attention_tensor_fits(mixed[2], 2, shapes[0]), "a gradient may be absent");
+    Attention p = shapes[0];
+    p.d = 48;
+    check(!attention_tensor_fits(mixed[2], 2, p), "heads of 48 are not for the tensor cores");
     return test_report();
 }
