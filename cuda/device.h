@@ -71,11 +71,9 @@ __device__ __forceinline__ void store(Mem y, size_t i, float value) {
     default: ((float *)y.at)[i] = value;
     }
 }
-// Four elements from i on, which is a multiple of four, in one access of 16 bytes, or 8: see fours().
-__device__ __forceinline__ float4 load4(Mem x, size_t i) {
-    if (x.type == F32) return *(const float4 *)((const float *)x.at + i);
-    float2 two = *(const float2 *)((const uint16_t *)x.at + i);
-    if (x.type == BF16) { // the upper half of an fp32
+// Four elements of 16 bits, which came in 8 bytes.
+__device__ __forceinline__ float4 unpacked(float2 two, Type type) {
+    if (type == BF16) { // the upper half of an fp32
         uint32_t a = __float_as_uint(two.x), b = __float_as_uint(two.y);
         return make_float4(__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000u),
                            __uint_as_float(b << 16), __uint_as_float(b & 0xffff0000u));
@@ -85,20 +83,27 @@ __device__ __forceinline__ float4 load4(Mem x, size_t i) {
     return make_float4(__half2float(h[0].x), __half2float(h[0].y), __half2float(h[1].x),
                        __half2float(h[1].y));
 }
-__device__ __forceinline__ void store4(Mem y, size_t i, float4 v) {
-    if (y.type == F32) {
-        *(float4 *)((float *)y.at + i) = v;
-        return;
-    }
+__device__ __forceinline__ float2 packed(float4 v, Type type) {
     float2 two = make_float2(0, 0);
-    if (y.type == BF16) {
+    if (type == BF16) {
         __nv_bfloat162 h[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
         memcpy((void *)&two, h, sizeof h);
     } else {
         __half2 h[2] = {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
         memcpy((void *)&two, h, sizeof h);
     }
-    *(float2 *)((uint16_t *)y.at + i) = two;
+    return two;
+}
+// Four elements from i on, which is a multiple of four, in one access of 16 bytes, or 8: see fours().
+__device__ __forceinline__ float4 load4(Mem x, size_t i) {
+    if (x.type == F32) return *(const float4 *)((const float *)x.at + i);
+    return unpacked(*(const float2 *)((const uint16_t *)x.at + i), x.type);
+}
+__device__ __forceinline__ void store4(Mem y, size_t i, float4 v) {
+    if (y.type == F32)
+        *(float4 *)((float *)y.at + i) = v;
+    else
+        *(float2 *)((uint16_t *)y.at + i) = packed(v, y.type);
 }
 __device__ __forceinline__ float4 sum_of(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
@@ -123,6 +128,54 @@ static inline unsigned ceil_div(size_t a, size_t b) { return (unsigned)((a + b -
 static inline unsigned parts_for(size_t count) { // of a sum: blocks that leave a part each
     unsigned n = ceil_div(count, 4 * THREADS);
     return n < 1 ? 1 : n < 1024 ? n : 1024;
+}
+
+// W elements beside one another: one, or eight, which are 16 bytes (of fp32 twice 16).
+template <int W> struct Lanes { float v[W]; };
+template <int W> __device__ __forceinline__ Lanes<W> load_lanes(Mem x, size_t i) {
+    if constexpr (W == 1)
+        return {{load(x, i)}};
+    else {
+        float4 a, b;
+        if (x.type == F32)
+            a = load4(x, i), b = load4(x, i + 4);
+        else {
+            float4 words = *(const float4 *)((const uint16_t *)x.at + i);
+            a = unpacked(make_float2(words.x, words.y), x.type);
+            b = unpacked(make_float2(words.z, words.w), x.type);
+        }
+        return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    }
+}
+template <int W> __device__ __forceinline__ void store_lanes(Mem y, size_t i, const Lanes<W> &l) {
+    if constexpr (W == 1)
+        store(y, i, l.v[0]);
+    else {
+        float4 a = make_float4(l.v[0], l.v[1], l.v[2], l.v[3]),
+               b = make_float4(l.v[4], l.v[5], l.v[6], l.v[7]);
+        if (y.type == F32)
+            store4(y, i, a), store4(y, i + 4, b);
+        else {
+            float2 low = packed(a, y.type), high = packed(b, y.type);
+            *(float4 *)((uint16_t *)y.at + i) = make_float4(low.x, low.y, high.x, high.y);
+        }
+    }
+}
+// f.run<W>(i) computes W elements from i on. They are eight where `row` elements, which lie beside one
+// another and are treated alike, come in eights, and so do the operands' addresses.
+template <class F, int W> static __global__ void pointwise(F f, size_t count) {
+    EACH(i, count / W) f.template run<W>(i * W);
+}
+template <class F>
+static void run_pointwise(const char *name, F f, size_t count, size_t row, Mem a, Mem b, Mem c) {
+    if (!count) return;
+    bool wide = row % 8 == 0 && ((uintptr_t)a.at | (uintptr_t)b.at | (uintptr_t)c.at) % 16 == 0;
+    unsigned blocks = blocks_for(wide ? count / 8 : count);
+    if (wide)
+        pointwise<F, 8><<<blocks, THREADS, 0, stream>>>(f, count);
+    else
+        pointwise<F, 1><<<blocks, THREADS, 0, stream>>>(f, count);
+    check_launch(name, blocks, THREADS);
 }
 
 // ---- sums in a fixed order -------------------------------------------------------------------------------

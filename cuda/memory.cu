@@ -271,12 +271,18 @@ static void download(void *host, const void *from, size_t bytes) {
 }
 static void synchronise(void) { check_cuda(cudaStreamSynchronize(stream), "waiting for the GPU"); }
 
-static __global__ void fill(Mem y, float value, size_t count) { EACH(i, count) store(y, i, value); }
+struct Fill {
+    Mem y;
+    float value;
+    template <int W> __device__ void run(size_t i) const {
+        Lanes<W> l;
+        for (float &v : l.v) v = value;
+        store_lanes(y, i, l);
+    }
+};
 static void launch_fill(Mem y, float value, size_t count) {
-    if (!count) return;
     weight_changes(y.at);
-    fill<<<blocks_for(count), THREADS, 0, stream>>>(y, value, count);
-    check_launch("fill", blocks_for(count), THREADS);
+    run_pointwise("fill", Fill{y, value}, count, count, y, y, y);
 }
 
 // y may overlap x from below. One block moves a piece after the other, each read as a whole before it is
@@ -289,7 +295,10 @@ static __global__ void copy_overlapping(Mem y, Mem x, size_t count) {
         if (i < count) store(y, i, v);
     }
 }
-static __global__ void copy(Mem y, Mem x, size_t count) { EACH(i, count) store(y, i, load(x, i)); }
+struct Copy {
+    Mem y, x;
+    template <int W> __device__ void run(size_t i) const { store_lanes(y, i, load_lanes<W>(x, i)); }
+};
 static void launch_copy(Mem y, Mem x, size_t count) {
     if (!count || (y.at == x.at && y.type == x.type)) return;
     weight_changes(y.at);
@@ -298,10 +307,8 @@ static void launch_copy(Mem y, Mem x, size_t count) {
     if (overlap) {
         copy_overlapping<<<1, 1024, 0, stream>>>(y, x, count);
         check_launch("copy_overlapping", 1, 1024);
-    } else {
-        copy<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count);
-        check_launch("copy", blocks_for(count), THREADS);
-    }
+    } else
+        run_pointwise("copy", Copy{y, x}, count, count, y, x, x);
 }
 
 void memory_kernels(Backend &b) {

@@ -1,11 +1,32 @@
 // pointwise.cu: activations, sums with coefficients, data movement, pooling, embeddings: a thread computes
-// one element (or one after another) from a few others. All are bound by memory traffic.
+// one element, or eight neighbours, from a few others. All but the exponentials are bound by memory traffic;
+// eight neighbours of 16 bits are one access of 16 bytes, the widest there is.
 //
 // A backward gathers: the thread that owns an element of dx looks for every output that used it. Nothing is
 // scattered, so no atomic is needed and the order of each sum is fixed.
 #include "device.h"
 
-// ---- activations -----------------------------------------------------------------------------------------
+// ---- element by element ----------------------------------------------------------------------------------
+
+// y = f(y, a, b); what is absent, or not read, is 0.
+template <class F> struct Map {
+    Mem y, a, b;
+    bool reads_y;
+    F f;
+    template <int W> __device__ void run(size_t i) const {
+        Lanes<W> u = {}, v = {}, w = {};
+        if (reads_y) u = load_lanes<W>(y, i);
+        if (a.at) v = load_lanes<W>(a, i);
+        if (b.at) w = load_lanes<W>(b, i);
+#pragma unroll
+        for (int e = 0; e < W; e++) u.v[e] = f(u.v[e], v.v[e], w.v[e]);
+        store_lanes(y, i, u);
+    }
+};
+template <class F> static void map(const char *name, Mem y, bool reads_y, Mem a, Mem b, size_t count, F f) {
+    run_pointwise(name, Map<F>{y, a, b, reads_y, f}, count, count, y, a, b);
+}
+static const Mem absent = {NULL, F32};
 
 __device__ static float activate(float x, Activation f) {
     switch (f) {
@@ -18,14 +39,12 @@ __device__ static float activate(float x, Activation f) {
     default: return x * x;
     }
 }
-// y = f(x)
-static __global__ void activation(Mem y, Mem x, size_t count, Activation f) {
-    EACH(i, count) store(y, i, activate(load(x, i), f));
-}
+struct Activate { // y = f(x)
+    Activation f;
+    __device__ float operator()(float, float x, float) const { return activate(x, f); }
+};
 static void launch_activation(Mem y, Mem x, size_t count, Activation f) {
-    if (!count) return;
-    activation<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, f);
-    check_launch("activation", blocks_for(count), THREADS);
+    map("activation", y, false, x, absent, count, Activate{f});
 }
 
 __device__ static float slope(float x, Activation f) {
@@ -39,131 +58,137 @@ __device__ static float slope(float x, Activation f) {
     default: return 2 * x;
     }
 }
-// y = f(x)     dx += dy f'(x)
-static __global__ void activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
-    EACH(i, count) accumulate(dx, i, load(dy, i) * slope(load(x, i), f));
-}
+struct ActivateBackward { // y = f(x)     dx += dy f'(x)
+    Activation f;
+    __device__ float operator()(float dx, float dy, float x) const { return dx + dy * slope(x, f); }
+};
 static void launch_activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation f) {
-    if (!count || !dx.at) return;
-    activation_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, x, count, f);
-    check_launch("activation_backward", blocks_for(count), THREADS);
+    if (dx.at) map("activation_backward", dx, true, dy, x, count, ActivateBackward{f});
 }
+
+struct Combine { // y = a x + b z + c y
+    float a, b, c;
+    __device__ float operator()(float y, float x, float z) const { return a * x + b * z + c * y; }
+};
+static void launch_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
+    weight_changes(y.at);
+    map("combine", y, c != 0, x, z, count, Combine{x.at ? a : 0, z.at ? b : 0, c});
+}
+
+struct Clamp { // y = min(max(x, low), high); NaN stays NaN
+    float low, high;
+    __device__ float operator()(float, float x, float) const { return x < low ? low : x > high ? high : x; }
+};
+static void launch_clamp(Mem y, Mem x, float low, float high, size_t count) {
+    map("clamp", y, false, x, absent, count, Clamp{low, high});
+}
+
+struct Multiply { // y = a b (+ y)
+    __device__ float operator()(float y, float a, float b) const { return a * b + y; }
+};
+static void launch_multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
+    map("multiply", y, add, a, b, count, Multiply{});
+}
+
+// ---- row by row ------------------------------------------------------------------------------------------
+// Eight elements of a row share its index, so the division is done once for them.
 
 // y[r, i] = value gelu(gate), value = x[r, i], gate = x[r, inner + i]
-static __global__ void geglu(Mem y, Mem x, size_t count, int inner) {
-    EACH(i, count) {
-        size_t value = i / inner * 2 * inner + i % inner;
-        store(y, i, load(x, value) * gelu(load(x, value + inner)));
+struct Geglu {
+    Mem y, x;
+    int inner;
+    __device__ size_t value(size_t i) const { return i / inner * 2 * inner + i % inner; }
+    template <int W> __device__ void run(size_t i) const {
+        Lanes<W> v = load_lanes<W>(x, value(i)), gate = load_lanes<W>(x, value(i) + inner);
+#pragma unroll
+        for (int e = 0; e < W; e++) v.v[e] *= gelu(gate.v[e]);
+        store_lanes(y, i, v);
     }
-}
+};
 static void launch_geglu(Mem y, Mem x, int rows, int inner) {
-    size_t count = (size_t)rows * inner;
-    if (!count) return;
-    geglu<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, inner);
-    check_launch("geglu", blocks_for(count), THREADS);
+    run_pointwise("geglu", Geglu{y, x, inner}, (size_t)rows * inner, inner, y, x, x);
 }
 // y = value gelu(gate)     dvalue += dy gelu(gate)     dgate += dy value gelu'(gate)
-static __global__ void geglu_backward(Mem dx, Mem dy, Mem x, size_t count, int inner) {
-    EACH(i, count) {
-        size_t value = i / inner * 2 * inner + i % inner, gate = value + inner;
-        float d = load(dy, i), g = load(x, gate);
-        accumulate(dx, value, d * gelu(g));
-        accumulate(dx, gate, d * load(x, value) * gelu_slope(g));
+struct GegluBackward {
+    Mem dx, dy;
+    Geglu of;
+    template <int W> __device__ void run(size_t i) const {
+        size_t value = of.value(i), gate = value + of.inner;
+        Lanes<W> v = load_lanes<W>(of.x, value), g = load_lanes<W>(of.x, gate), d = load_lanes<W>(dy, i);
+        Lanes<W> dv = load_lanes<W>(dx, value), dg = load_lanes<W>(dx, gate);
+#pragma unroll
+        for (int e = 0; e < W; e++)
+            dv.v[e] += d.v[e] * gelu(g.v[e]), dg.v[e] += d.v[e] * v.v[e] * gelu_slope(g.v[e]);
+        store_lanes(dx, value, dv), store_lanes(dx, gate, dg);
     }
-}
+};
 static void launch_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
-    size_t count = (size_t)rows * inner;
-    if (!count || !dx.at) return;
-    geglu_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, x, count, inner);
-    check_launch("geglu_backward", blocks_for(count), THREADS);
-}
-
-// ---- sums with coefficients ------------------------------------------------------------------------------
-
-// y = a x + b z + c y
-static __global__ void combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
-    EACH(i, count) {
-        float sum = 0;
-        if (x.at) sum += a * load(x, i);
-        if (z.at) sum += b * load(z, i);
-        if (c != 0) sum += c * load(y, i);
-        store(y, i, sum);
-    }
-}
-static void launch_combine(Mem y, float a, Mem x, float b, Mem z, float c, size_t count) {
-    if (!count) return;
-    weight_changes(y.at);
-    combine<<<blocks_for(count), THREADS, 0, stream>>>(y, a, x, b, z, c, count);
-    check_launch("combine", blocks_for(count), THREADS);
+    if (!dx.at) return;
+    run_pointwise("geglu_backward", GegluBackward{dx, dy, {dy, x, inner}}, (size_t)rows * inner, inner, dx,
+                  dy, x);
 }
 
 // y[r, i] = a[r] x[r, i] + b[r] z[r, i] (+ y[r, i])
-static __global__ void combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, size_t count,
-                                    int cols, bool add) {
-    EACH(i, count) {
+struct CombineRows {
+    Mem y;
+    const float *a;
+    Mem x;
+    const float *b;
+    Mem z;
+    int cols;
+    bool add;
+    template <int W> __device__ void run(size_t i) const {
         size_t r = i / cols;
-        float sum = a[r] * load(x, i);
-        if (b && z.at) sum += b[r] * load(z, i);
-        store(y, i, add ? load(y, i) + sum : sum);
+        Lanes<W> v = load_lanes<W>(x, i), w = {}, old = {};
+        if (b && z.at) w = load_lanes<W>(z, i);
+        if (add) old = load_lanes<W>(y, i);
+#pragma unroll
+        for (int e = 0; e < W; e++) v.v[e] = a[r] * v.v[e] + (b && z.at ? b[r] * w.v[e] : 0) + old.v[e];
+        store_lanes(y, i, v);
     }
-}
+};
 static void launch_combine_rows(Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols,
                                 bool add) {
-    size_t count = (size_t)rows * cols;
-    if (!count) return;
-    combine_rows<<<blocks_for(count), THREADS, 0, stream>>>(y, a, x, b, z, count, cols, add);
-    check_launch("combine_rows", blocks_for(count), THREADS);
-}
-
-// y = min(max(x, low), high); NaN stays NaN
-static __global__ void clamp(Mem y, Mem x, float low, float high, size_t count) {
-    EACH(i, count) {
-        float v = load(x, i);
-        store(y, i, v < low ? low : v > high ? high : v);
-    }
-}
-static void launch_clamp(Mem y, Mem x, float low, float high, size_t count) {
-    if (!count) return;
-    clamp<<<blocks_for(count), THREADS, 0, stream>>>(y, x, low, high, count);
-    check_launch("clamp", blocks_for(count), THREADS);
-}
-
-// y = a b (+ y)
-static __global__ void multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
-    EACH(i, count) store(y, i, load(a, i) * load(b, i) + (add ? load(y, i) : 0));
-}
-static void launch_multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
-    if (!count) return;
-    multiply<<<blocks_for(count), THREADS, 0, stream>>>(y, a, b, count, add);
-    check_launch("multiply", blocks_for(count), THREADS);
+    run_pointwise("combine_rows", CombineRows{y, a, x, b, z, cols, add}, (size_t)rows * cols, cols, y, x, z);
 }
 
 // y[g, r, c] = x[g, r, c] + v[g, c]
-static __global__ void add_vector(Mem y, Mem x, Mem v, size_t count, int rows, int cols) {
-    EACH(i, count) store(y, i, load(x, i) + load(v, i / cols / rows * cols + i % cols));
-}
+struct AddVector {
+    Mem y, x, v;
+    int rows, cols;
+    template <int W> __device__ void run(size_t i) const {
+        Lanes<W> l = load_lanes<W>(x, i), w = load_lanes<W>(v, i / cols / rows * cols + i % cols);
+#pragma unroll
+        for (int e = 0; e < W; e++) l.v[e] += w.v[e];
+        store_lanes(y, i, l);
+    }
+};
 static void launch_add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
-    size_t count = (size_t)groups * rows * cols;
-    if (!count) return;
-    add_vector<<<blocks_for(count), THREADS, 0, stream>>>(y, x, v, count, rows, cols);
-    check_launch("add_vector", blocks_for(count), THREADS);
+    run_pointwise("add_vector", AddVector{y, x, v, rows, cols}, (size_t)groups * rows * cols, cols, y, x, v);
 }
 
 // ---- data movement ----------------------------------------------------------------------------------------
 
 // y[r, c] = x[r, c] (+ y[r, c]), rows y_stride and x_stride apart
-static __global__ void copy_columns(Mem y, int y_stride, Mem x, int x_stride, size_t count, int cols,
-                                    bool add) {
-    EACH(i, count) {
+struct CopyColumns {
+    Mem y;
+    size_t y_stride;
+    Mem x;
+    size_t x_stride;
+    int cols;
+    bool add;
+    template <int W> __device__ void run(size_t i) const {
         size_t to = i / cols * y_stride + i % cols;
-        store(y, to, load(x, i / cols * x_stride + i % cols) + (add ? load(y, to) : 0));
+        Lanes<W> l = load_lanes<W>(x, i / cols * x_stride + i % cols), old = {};
+        if (add) old = load_lanes<W>(y, to);
+#pragma unroll
+        for (int e = 0; e < W; e++) l.v[e] += old.v[e];
+        store_lanes(y, to, l);
     }
-}
+};
 static void launch_copy_columns(Mem y, int y_stride, Mem x, int x_stride, int rows, int cols, bool add) {
-    size_t count = (size_t)rows * cols;
-    if (!count) return;
-    copy_columns<<<blocks_for(count), THREADS, 0, stream>>>(y, y_stride, x, x_stride, count, cols, add);
-    check_launch("copy_columns", blocks_for(count), THREADS);
+    CopyColumns c = {y, (size_t)y_stride, x, (size_t)x_stride, cols, add};
+    run_pointwise("copy_columns", c, (size_t)rows * cols, cols | y_stride | x_stride, y, x, x);
 }
 
 // An element's indices in an array (., h, w, c).
@@ -179,33 +204,38 @@ __device__ __forceinline__ size_t at4(int n, int i, int h, int j, int w, int c, 
 }
 
 // y[n, i, j, c] = x[n, i / 2, j / 2, c]
-static __global__ void upsample(Mem y, Mem x, size_t count, int h, int w, int c) {
-    EACH(at, count) {
+struct Upsample {
+    Mem y, x;
+    int h, w, c;
+    template <int W> __device__ void run(size_t at) const {
         Pixel p = pixel_of(at, 2 * h, 2 * w, c);
-        store(y, at, load(x, at4(p.n, p.i / 2, h, p.j / 2, w, p.c, c)));
+        store_lanes(y, at, load_lanes<W>(x, at4(p.n, p.i / 2, h, p.j / 2, w, p.c, c)));
     }
-}
+};
 static void launch_upsample(Mem y, Mem x, int n, int h, int w, int c) {
-    size_t count = (size_t)n * h * w * c * 4;
-    if (!count) return;
-    upsample<<<blocks_for(count), THREADS, 0, stream>>>(y, x, count, h, w, c);
-    check_launch("upsample", blocks_for(count), THREADS);
+    run_pointwise("upsample", Upsample{y, x, h, w, c}, (size_t)n * h * w * c * 4, c, y, x, x);
 }
 // dx[n, i, j, c] += the sum of the four dy that copied it
-static __global__ void upsample_backward(Mem dx, Mem dy, size_t count, int h, int w, int c) {
-    EACH(at, count) {
+struct UpsampleBackward {
+    Mem dx, dy;
+    int h, w, c;
+    template <int W> __device__ void run(size_t at) const {
         Pixel p = pixel_of(at, h, w, c);
-        float sum = 0;
-        for (int k = 0; k < 4; k++)
-            sum += load(dy, at4(p.n, 2 * p.i + k / 2, 2 * h, 2 * p.j + k % 2, 2 * w, p.c, c));
-        accumulate(dx, at, sum);
+        Lanes<W> sum = {}, old = load_lanes<W>(dx, at);
+        for (int k = 0; k < 4; k++) {
+            Lanes<W> d = load_lanes<W>(dy, at4(p.n, 2 * p.i + k / 2, 2 * h, 2 * p.j + k % 2, 2 * w, p.c, c));
+#pragma unroll
+            for (int e = 0; e < W; e++) sum.v[e] += d.v[e];
+        }
+#pragma unroll
+        for (int e = 0; e < W; e++) sum.v[e] += old.v[e];
+        store_lanes(dx, at, sum);
     }
-}
+};
 static void launch_upsample_backward(Mem dx, Mem dy, int n, int h, int w, int c) {
-    size_t count = (size_t)n * h * w * c;
-    if (!count || !dx.at) return;
-    upsample_backward<<<blocks_for(count), THREADS, 0, stream>>>(dx, dy, count, h, w, c);
-    check_launch("upsample_backward", blocks_for(count), THREADS);
+    if (!dx.at) return;
+    run_pointwise("upsample_backward", UpsampleBackward{dx, dy, h, w, c}, (size_t)n * h * w * c, c, dx, dy,
+                  dy);
 }
 
 // ---- pooling ---------------------------------------------------------------------------------------------
