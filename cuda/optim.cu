@@ -2,22 +2,62 @@
 // gradients are clipped, what the learning rate is, and whether the step is fit to be taken.
 #include "device.h"
 
+#include <vector>
+
+// All tensors are one launch: a block takes 16,384 elements of one of them, found in a list of where each
+// begins.
+enum { PIECE = 1 << 14 };
+struct Part {
+    Trained t;
+    int first; // block
+};
+struct Parts { // the list, on the GPU
+    Scratch scratch;
+    Part *list;
+    int count, blocks;
+    Parts(const Trained *tensors, int count) : count(count), blocks(0) {
+        std::vector<Part> host;
+        for (int i = 0; i < count; blocks += ceil_div(tensors[i++].count, PIECE))
+            host.push_back({tensors[i], blocks});
+        list = (Part *)backend.temp(count * sizeof(Part));
+        backend.upload(list, host.data(), count * sizeof(Part));
+    }
+};
+// The tensor of this block, and its elements from *begin to *end.
+__device__ static const Trained *part_of(const Part *list, int count, size_t *begin, size_t *end) {
+    int low = 0;
+    for (int high = count; high - low > 1;) { // list[low] begins at or before this block, list[high] after it
+        int middle = (low + high) / 2;
+        if (list[middle].first <= (int)blockIdx.x)
+            low = middle;
+        else
+            high = middle;
+    }
+    *begin = (size_t)(blockIdx.x - list[low].first) * PIECE;
+    *end = *begin + PIECE < list[low].t.count ? *begin + PIECE : list[low].t.count;
+    return &list[low].t;
+}
+
 // sum_square += sum g^2
-static __global__ void square_part(float *part, const float *g, size_t count) {
+static __global__ void square_part(float *part, const Part *list, int count) {
     __shared__ float scratch[32];
+    size_t begin, end;
+    const float *g = part_of(list, count, &begin, &end)->g;
     float sum = 0;
-    EACH(i, count) sum += g[i] * g[i];
+    for (size_t i = begin + threadIdx.x; i < end; i += THREADS) sum += g[i] * g[i];
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
-static void launch_sum_square(OptimiserState *s, const float *g, size_t count) {
-    if (!count) return;
-    unsigned blocks = parts_for(count);
+static void sum_squares(OptimiserState *s, const Parts &p) {
     Scratch scratch;
-    float *part = scratch.floats(blocks);
-    square_part<<<blocks, THREADS, 0, stream>>>(part, g, count);
-    check_launch("square_part", blocks, THREADS);
-    finish_sum(&s->sum_square, part, (int)blocks, 1, true);
+    float *part = scratch.floats(p.blocks);
+    square_part<<<p.blocks, THREADS, 0, stream>>>(part, p.list, p.count);
+    check_launch("square_part", p.blocks, THREADS);
+    finish_sum(&s->sum_square, part, p.blocks, 1, true);
+}
+static void launch_sum_square(OptimiserState *s, const float *g, size_t count) {
+    Trained one = {NULL, NULL, NULL, (float *)g, NULL, count};
+    if (count) sum_squares(s, Parts(&one, 1));
 }
 
 // rate = c.rate step / warmup                                         while step < warmup; step 1 is the
@@ -53,28 +93,43 @@ __device__ static float unbias(float beta, float step) { return -expm1f(step * l
 // g' = clip g
 // m = beta1 m + (1 - beta1) g'     v = beta2 v + (1 - beta2) g'^2
 // w = (1 - rate weight_decay) w - rate (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
-static __global__ void adamw(float *w, float *m, float *v, float *g, const OptimiserState *s,
-                             OptimiserConfig c, size_t count) {
+// e = decay e + (1 - decay) w, where there is an average
+static __global__ void adamw(const Part *list, int count, const OptimiserState *s, OptimiserConfig c,
+                             float decay) {
     bool bad = is_bad(s);
     float unbias1 = unbias(c.beta1, s->step), unbias2 = unbias(c.beta2, s->step);
-    EACH(i, count) {
+    size_t begin, end;
+    Trained t = *part_of(list, count, &begin, &end);
+    for (size_t i = begin + threadIdx.x; i < end; i += THREADS) {
         if (!bad) {
-            float gi = s->clip * g[i];
-            float mi = c.beta1 * m[i] + (1 - c.beta1) * gi, vi = c.beta2 * v[i] + (1 - c.beta2) * gi * gi;
-            m[i] = mi;
-            v[i] = vi;
-            w[i] -=
-                s->rate * c.weight_decay * w[i] + s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
+            float gi = s->clip * t.g[i], w = t.w[i];
+            float mi = c.beta1 * t.m[i] + (1 - c.beta1) * gi, vi = c.beta2 * t.v[i] + (1 - c.beta2) * gi * gi;
+            t.m[i] = mi;
+            t.v[i] = vi;
+            w -= s->rate * c.weight_decay * w + s->rate * (mi / unbias1) / (sqrtf(vi / unbias2) + c.eps);
+            t.w[i] = w;
+            if (t.ema) t.ema[i] += (1 - decay) * (w - t.ema[i]);
         }
-        g[i] = 0;
+        t.g[i] = 0;
     }
+}
+static void update(const Parts &p, const OptimiserState *s, OptimiserConfig c, float decay) {
+    adamw<<<p.blocks, THREADS, 0, stream>>>(p.list, p.count, s, c, decay);
+    check_launch("adamw", p.blocks, THREADS);
 }
 static void launch_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
                          size_t count) {
-    if (!count) return;
+    Trained one = {w, m, v, g, NULL, count};
     weight_changes(w);
-    adamw<<<blocks_for(count), THREADS, 0, stream>>>(w, m, v, g, s, c, count);
-    check_launch("adamw", blocks_for(count), THREADS);
+    if (count) update(Parts(&one, 1), s, c, 0);
+}
+static void launch_optimise(const Trained *list, int count, OptimiserState *s, OptimiserConfig c,
+                            float decay) {
+    Parts parts(list, count);
+    for (int i = 0; i < count; i++) weight_changes(list[i].w), weight_changes(list[i].ema);
+    if (parts.blocks) sum_squares(s, parts);
+    launch_optimiser_begin(s, c);
+    if (parts.blocks) update(parts, s, c, decay);
 }
 
 // e = decay e + (1 - decay) w
@@ -94,4 +149,5 @@ void optim_kernels(Backend &b) {
     b.optimiser_begin = launch_optimiser_begin;
     b.adamw = launch_adamw;
     b.ema = launch_ema;
+    b.optimise = launch_optimise;
 }

@@ -102,6 +102,10 @@ typedef struct {
     // to rate * floor at `total`. total 0: it stays constant.
     float warmup, total, floor;
 } OptimiserConfig;
+typedef struct {                // a parameter tensor that is trained
+    float *w, *m, *v, *g, *ema; // ema may be NULL
+    size_t count;
+} Trained;
 
 // ---- the table -------------------------------------------------------------------------------------------
 
@@ -214,6 +218,8 @@ typedef struct {
                   size_t count);
     // e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
     void (*ema)(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
+    // All four for a list of tensors at once, in a few launches; NULL where that gains nothing.
+    void (*optimise)(const Trained *list, int count, OptimiserState *s, OptimiserConfig c, float decay);
 } Backend;
 
 // The initialisers of a table whose functions bear the names of its members.
