@@ -59,6 +59,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     int steps = s.count - s.at;
     double *step_s = xmalloc((size_t)steps * sizeof(double));
     progress_begin(&bar, "sampling", steps);
+    constant_begin(context);
     for (int i = 0; i < steps; i++) {
         double begun = seconds();
         float t[2] = {s.timesteps[s.at], s.timesteps[s.at]};
@@ -75,6 +76,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         if (o.progress) progress_step(&bar, i + 1, NULL);
     }
     if (o.progress) progress_end(&bar);
+    constant_end();
 
     // 4. Decode: pixels = VAE(z_0 / 0.18215). The VAE's own latents have a standard deviation of about 5.5,
     // that is 1 / 0.18215. For the UNet they were scaled to a standard deviation of 1, like the noise.
@@ -299,13 +301,17 @@ static ResNet resnet_new(Params *p, int in, int out, int temb, int groups, float
     return r;
 }
 
-// [T6] ResNet block, x (n, h, w, in) and the timestep's embedding temb (n, channels) -> y (n, h, w, out):
+// [T6] ResNet block, x (n, h, w, in) and silu of the timestep's embedding (n, channels) -> y (n, h, w, out):
 //   h = conv1(silu(norm1(x))) + time_emb_proj(silu(temb));   y = x + conv2(silu(norm2(h)))
 // If `in` and `out` differ, a 1x1 convolution gives x `out` channels (conv_shortcut). The VAE has no temb.
 static Tensor *resnet(const void *layer, Tensor *const *in) {
     const ResNet *r = layer;
-    Tensor *x = in[0], *h = norm_silu_conv2d(x, r->norm1, r->groups, r->eps, r->conv1, NULL);
-    if (r->time_emb_proj) h = add_vector(h, linear(activation(in[1], SILU), r->time_emb_proj));
+    Tensor *x = in[0], *h;
+    if (r->time_emb_proj)
+        h = norm_silu_conv2d_vector(x, r->norm1, r->groups, r->eps, r->conv1,
+                                    linear(in[1], r->time_emb_proj));
+    else
+        h = norm_silu_conv2d(x, r->norm1, r->groups, r->eps, r->conv1, NULL);
     if (r->conv_shortcut) x = conv2d(x, r->conv_shortcut, 1, 0);
     return norm_silu_conv2d(h, r->norm2, r->groups, r->eps, r->conv2, x);
 }
@@ -360,18 +366,20 @@ static Transformer transformer_new(Params *p, UNetConfig c, int channels, int he
 // others as linear layers. Both are the same matrix product.
 static Tensor *transformer(const void *layer, Tensor *const *in) {
     const Transformer *t = layer;
-    Tensor *context = in[1];
+    Tensor *context = in[1], *qkv[3];
     const float eps = 1e-5f; // of the layer norms
     Tensor *h = group_norm(in[0], t->norm, t->groups, t->eps);
     Tensor *x = linear(h, t->proj_in);
     h = layer_norm(x, t->norm1, eps);
-    h = attention(linear(h, t->to_q1), linear(h, t->to_k1), linear(h, t->to_v1), t->heads, false);
+    linear_three(qkv, h, (const Layer *[]){t->to_q1, t->to_k1, t->to_v1});
+    h = attention(qkv[0], qkv[1], qkv[2], t->heads, false);
     x = linear_add(h, t->to_out1, x);
     // [T8] Cross-attention: queries from pixels, keys and values from the caption.
     h = layer_norm(x, t->norm2, eps);
-    h = attention(linear(h, t->to_q2), linear(context, t->to_k2), linear(context, t->to_v2), t->heads, false);
+    Tensor *k = linear_once(context, t->to_k2), *v = linear_once(context, t->to_v2);
+    h = attention(linear(h, t->to_q2), k, v, t->heads, false);
     x = linear_add(h, t->to_out2, x);
-    h = geglu(linear(layer_norm(x, t->norm3, eps), t->ff_in)); // value * gelu(gate) (Shazeer 2020)
+    h = linear_geglu(layer_norm(x, t->norm3, eps), t->ff_in); // value * gelu(gate) (Shazeer 2020)
     x = linear_add(h, t->ff_out, x);
     return linear_add(x, t->proj_out, in[0]);
 }
@@ -523,6 +531,7 @@ static Tensor *downsample(const void *layer, Tensor *const *in) { return conv2d(
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
     Scope whole = scope_begin();
     Tensor *temb = trace(time_embedding(u, timesteps, guidance, x->shape[0]), "unet.time_embedding");
+    temb = activation(temb, SILU); // once for all ResNets
     Tensor *h = trace(conv2d(x, u->conv_in, 1, 1), "unet.conv_in");
     Tensor *skips[MAX_LEVELS * (MAX_LAYERS + 1)];
     int kept = 0;

@@ -259,9 +259,10 @@ template <class T> static void forward_tensor(Mem x, Mem weight, Epilogue out, C
     PixelChunks<T, false> a = {(const T *)x.at, p, p.c, m, NULL, 0, 0, 0, 0};
     launch_tensor<T>(a, MatrixChunks<T, true>{(const T *)weight.at, p.oc, k, 0, 0, 0}, out, m, p.oc, k);
 }
-void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p, bool row) {
     int m = pixels(p.n, p.oh, p.ow), k = p.kh * p.kw * p.c;
     Epilogue out(y, bias, residual, p.oc, 1, false);
+    out.rows = row ? p.oh * p.ow : 0;
     if (step != CONV_TENSOR)
         run_elements(step, SeenElements{x, p}, Elements<true>{weight, (size_t)k}, out, m, p.oc, k);
     else if (x.type == F16)
@@ -321,16 +322,19 @@ static ConvStep choose(Mem a, Mem &b, size_t b_count, int channels_a, int channe
     return CONV_TENSOR;
 }
 
-static void launch_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+static void run_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p, bool row) {
     if (!pixels(p.n, p.oh, p.ow) || !p.oc) return;
-    if (is_product(p)) {
+    if (is_product(p) && !row) {
         Gemm g = {p.n * p.oh * p.ow, p.oc, p.c, false, true, false, 1};
         backend.gemm(y, x, weight, bias, residual, g);
         return;
     }
     Scratch scratch;
     ConvStep step = choose(x, weight, (size_t)p.oc * p.kh * p.kw * p.c, p.c, p.c, scratch);
-    conv_forward(step, y, x, weight, bias, residual, p);
+    conv_forward(step, y, x, weight, bias, residual, p, row);
+}
+static void launch_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
+    run_conv2d(y, x, weight, bias, residual, p, false);
 }
 
 static void launch_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
@@ -361,13 +365,21 @@ static void launch_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p)
 static Mem between(Mem like, size_t count) { return {backend.temp(count * size_of(like.type)), like.type}; }
 static Mem part(Mem x, int n, size_t count) { return {(char *)x.at + n * count * size_of(x.type), x.type}; }
 
-static void launch_conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
-                                 Mem residual, Conv p) {
+static void run_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem residual,
+                       Conv p, bool row) {
     size_t mark = backend.mark();
     Mem z = between(x, (size_t)p.n * p.h * p.w * p.c);
     backend.group_norm(z, NULL, x, gamma, beta, norm);
-    launch_conv2d(y, z, weight, bias, residual, p);
+    run_conv2d(y, z, weight, bias, residual, p, row);
     backend.release(mark);
+}
+static void launch_conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
+                                 Mem residual, Conv p) {
+    run_normed(y, x, gamma, beta, norm, weight, bias, residual, p, false);
+}
+static void launch_conv2d_normed_vector(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight,
+                                        Mem bias, Mem v, Conv p) {
+    run_normed(y, x, gamma, beta, norm, weight, bias, v, p, true);
 }
 
 static void launch_conv2d_upsampled(Mem y, Mem x, Mem weight, Mem bias, Conv p) {
@@ -385,6 +397,7 @@ static void launch_conv2d_upsampled(Mem y, Mem x, Mem weight, Mem bias, Conv p) 
 
 void conv_kernels(Backend &b) {
     b.conv2d = launch_conv2d;
+    b.conv2d_normed_vector = launch_conv2d_normed_vector;
     b.conv2d_normed = launch_conv2d_normed, b.conv2d_upsampled = launch_conv2d_upsampled;
     b.conv2d_backward_input = launch_conv2d_backward_input;
     b.conv2d_backward_weight = launch_conv2d_backward_weight;

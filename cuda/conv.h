@@ -5,8 +5,8 @@
 #include "lib/nn/kernels.h"
 
 typedef enum { CONV_NAIVE, CONV_BLOCKED, CONV_TENSOR } ConvStep;
-// As in kernels.h, by one given step; 1x1 too.
-void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p);
+// As in kernels.h, by one given step; 1x1 too. The residual may be a row a picture, (n, oc).
+void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p, bool row = false);
 void conv_backward_input(ConvStep step, Mem dx, Mem dy, Mem weight, Conv p);
 void conv_backward_weight(ConvStep step, float *dweight, Mem dy, Mem x, Conv p);
 // Whether the tensor cores can take these operands: one type of 16 bits, channels of both in eights.

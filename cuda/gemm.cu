@@ -177,4 +177,56 @@ static void launch_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     gemm_step((GemmStep)step, c, a, b, bias, residual, g);
 }
 
-void gemm_kernels(Backend &b) { b.gemm = launch_gemm; }
+static const Mem absent = {NULL, F32};
+
+// ---- products with more in them --------------------------------------------------------------------------
+
+// Weights' rows in turn, on tensor cores; false where they cannot take it.
+static bool run_in_turn(Epilogue out, Mem x, const Mem *w, int count, int unit, int m, int k) {
+    Scratch scratch;
+    Mem rows[3] = {};
+    bool fits = backend.storage != F32 && !getenv("SD_GEMM") && unit % 4 == 0 && k % 8 == 0;
+    for (int i = 0; fits && i < count; i++) {
+        rows[i] = in_storage(w[i], (size_t)out.n / count * k, scratch);
+        fits = gemm_tensor_fits(x, rows[i], Gemm{m, out.n, k, false, true, false, 1});
+    }
+    if (!fits) return false;
+    if (x.type == F16) {
+        typedef const __half *At;
+        RowsInTurn<__half> b = {
+            {(At)rows[0].at, (At)rows[1].at, (At)rows[2].at}, unit, count, out.n, k, 0, 0, {}};
+        launch_tensor<__half>(MatrixChunks<__half, true>{(At)x.at, m, k, 0, 0, 0}, b, out, m, out.n, k);
+    } else {
+        typedef const __nv_bfloat16 *At;
+        RowsInTurn<__nv_bfloat16> b = {
+            {(At)rows[0].at, (At)rows[1].at, (At)rows[2].at}, unit, count, out.n, k, 0, 0, {}};
+        launch_tensor<__nv_bfloat16>(MatrixChunks<__nv_bfloat16, true>{(At)x.at, m, k, 0, 0, 0}, b, out, m,
+                                     out.n, k);
+    }
+    return true;
+}
+static void launch_gemm_three(const Mem *y, Mem x, const Mem *w, int m, int n, int k) {
+    Epilogue out(y[0], absent, absent, 3 * n, 1, false);
+    out.each = n, out.more[0] = y[1], out.more[1] = y[2],
+    out.wide = n % 4 == 0 && fours(y[0]) && fours(y[1]) && fours(y[2]);
+    if (out.wide && run_in_turn(out, x, w, 3, n, m, k)) return;
+    for (int i = 0; i < 3; i++)
+        launch_gemm(y[i], x, w[i], absent, absent, Gemm{m, n, k, false, true, false, 1});
+}
+static void launch_gemm_geglu(Mem y, Mem x, Mem w, Mem bias, int m, int n, int k) {
+    Epilogue out(y, bias, absent, 2 * n, 1, false);
+    out.gate = true;
+    Scratch scratch;
+    w = in_storage(w, (size_t)2 * n * k, scratch);
+    Mem halves[2] = {w, {(char *)w.at + (size_t)n * k * size_of(w.type), w.type}};
+    if (n % 16 == 0 && out.wide && w.type == backend.storage && run_in_turn(out, x, halves, 2, 16, m, k))
+        return;
+    Mem both = {backend.temp((size_t)2 * m * n * size_of(backend.storage)), backend.storage};
+    launch_gemm(both, x, w, bias, absent, Gemm{m, 2 * n, k, false, true, false, 1});
+    backend.geglu(y, both, m, n);
+}
+
+void gemm_kernels(Backend &b) {
+    b.gemm = launch_gemm;
+    b.gemm_three = launch_gemm_three, b.gemm_geglu = launch_gemm_geglu;
+}

@@ -8,14 +8,14 @@
 // begins.
 enum { PIECE = 1 << 14 };
 struct Part {
-    Trained t;
+    TrainedTensor t;
     int first; // block
 };
 struct Parts { // the list, on the GPU
     Scratch scratch;
     Part *list;
     int count, blocks;
-    Parts(const Trained *tensors, int count) : count(count), blocks(0) {
+    Parts(const TrainedTensor *tensors, int count) : count(count), blocks(0) {
         std::vector<Part> host;
         for (int i = 0; i < count; blocks += ceil_div(tensors[i++].count, PIECE))
             host.push_back({tensors[i], blocks});
@@ -24,7 +24,7 @@ struct Parts { // the list, on the GPU
     }
 };
 // The tensor of this block, and its elements from *begin to *end.
-__device__ static const Trained *part_of(const Part *list, int count, size_t *begin, size_t *end) {
+__device__ static const TrainedTensor *part_of(const Part *list, int count, size_t *begin, size_t *end) {
     int low = 0;
     for (int high = count; high - low > 1;) { // list[low] begins at or before this block, list[high] after it
         int middle = (low + high) / 2;
@@ -56,7 +56,7 @@ static void sum_squares(OptimiserState *s, const Parts &p) {
     finish_sum(&s->sum_square, part, p.blocks, 1, true);
 }
 static void launch_sum_square(OptimiserState *s, const float *g, size_t count) {
-    Trained one = {NULL, NULL, NULL, (float *)g, NULL, count};
+    TrainedTensor one = {NULL, NULL, NULL, (float *)g, NULL, count};
     if (count) sum_squares(s, Parts(&one, 1));
 }
 
@@ -99,7 +99,7 @@ static __global__ void adamw(const Part *list, int count, const OptimiserState *
     bool bad = is_bad(s);
     float unbias1 = unbias(c.beta1, s->step), unbias2 = unbias(c.beta2, s->step);
     size_t begin, end;
-    Trained t = *part_of(list, count, &begin, &end);
+    TrainedTensor t = *part_of(list, count, &begin, &end);
     for (size_t i = begin + threadIdx.x; i < end; i += THREADS) {
         if (!bad) {
             float gi = s->clip * t.g[i], w = t.w[i];
@@ -119,11 +119,11 @@ static void update(const Parts &p, const OptimiserState *s, OptimiserConfig c, f
 }
 static void launch_adamw(float *w, float *m, float *v, float *g, const OptimiserState *s, OptimiserConfig c,
                          size_t count) {
-    Trained one = {w, m, v, g, NULL, count};
+    TrainedTensor one = {w, m, v, g, NULL, count};
     weight_changes(w);
     if (count) update(Parts(&one, 1), s, c, 0);
 }
-static void launch_optimise(const Trained *list, int count, OptimiserState *s, OptimiserConfig c,
+static void launch_optimise(const TrainedTensor *list, int count, OptimiserState *s, OptimiserConfig c,
                             float decay) {
     Parts parts(list, count);
     for (int i = 0; i < count; i++) weight_changes(list[i].w), weight_changes(list[i].ema);

@@ -70,6 +70,36 @@ template <class T, bool ALONG> struct MatrixChunks {
     }
 };
 
+// Rows of up to three matrices (., k) as one, `unit` of each in turn: row i is row i / (unit count) unit + i
+// % unit of matrix i / unit % count.
+template <class T> struct RowsInTurn {
+    static constexpr bool ALONG_K = true;
+    typedef TensorTile<T> S;
+    const T *x[3];
+    int unit, count, across, k, p, end;
+    const T *row[2]; // of this thread's two chunks, or NULL
+    static int table_bytes() { return 0; }
+    __device__ __forceinline__ void begin(void *, int first, int k_begin, int k_end) {
+        p = k_begin, end = k_end;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int q = first + S::template row<true>(i), which = q / unit % count;
+            const T *from = which == 0 ? x[0] : which == 1 ? x[1] : x[2];
+            row[i] = q < across ? from + ((size_t)(q / (unit * count)) * unit + q % unit) * k : NULL;
+        }
+    }
+    __device__ __forceinline__ void copy(T *tile) {
+        int c = S::template chunk<true>(), at = p + c * S::CHUNK;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            bool inside = row[i] && at < end;
+            cp_async16(&tile[S::template at<true>(S::template row<true>(i), c)], inside ? row[i] + at : x[0],
+                       inside ? 16 : 0);
+        }
+        p += S::K;
+    }
+};
+
 // ---- fragments -------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -202,7 +232,7 @@ static __global__ void __launch_bounds__(256)
 
 template <class T, class A, class B> void launch_tensor(A a, B b, Epilogue out, int m, int n, int k) {
     typedef TensorTile<T> S;
-    int splits = split_count(m, n, k, S::M, S::N, 512);
+    int splits = out.gate ? 1 : split_count(m, n, k, S::M, S::N, 512);
     int k_part = (int)ceil_div(ceil_div(k, splits), S::K) * S::K;
     if (k) splits = (int)ceil_div(k, k_part);
     int sizes = S::template SIZE<A::ALONG_K> + S::template SIZE<B::ALONG_K>;

@@ -22,9 +22,15 @@ struct Epilogue {
     bool wide;   // n and the addresses allow four() to read and write four numbers at once
     float *part; // (splits, m, n) where k is split, else NULL
     int m;
+    // What is fused: a residual of one row for every `rows` of them; geglu of [value | gate], 16 columns of
+    // each in turn; a second and a third matrix, `each` columns of C to each of the three.
+    int rows, each;
+    bool gate;
+    Mem more[2];
     Epilogue(Mem c, Mem bias, Mem residual, int n, float alpha, bool add)
         : c(c), bias(bias), residual(residual), n(n), alpha(alpha), add(add),
-          wide(n % 4 == 0 && fours(c) && fours(bias) && fours(residual)), part(NULL), m(0) {}
+          wide(n % 4 == 0 && fours(c) && fours(bias) && fours(residual)), part(NULL), m(0), rows(0), each(0),
+          gate(false), more() {}
     __device__ __forceinline__ void operator()(int i, int j, float sum) const {
         if (part) {
             part[((size_t)blockIdx.z * m + i) * n + j] = sum;
@@ -33,7 +39,7 @@ struct Epilogue {
         size_t at = (size_t)i * n + j;
         sum *= alpha;
         if (bias.at) sum += load(bias, j);
-        if (residual.at) sum += load(residual, at);
+        if (residual.at) sum += load(residual, rows ? (size_t)(i / rows) * n + j : at);
         if (add) sum += load(c, at);
         store(c, at, sum);
     }
@@ -43,11 +49,19 @@ struct Epilogue {
             return;
         }
         size_t at = (size_t)i * n + j;
+        Mem to = c;
+        if (each) to = j < each ? c : more[j / each - 1], at = (size_t)i * each + j % each;
         s = make_float4(s.x * alpha, s.y * alpha, s.z * alpha, s.w * alpha);
         if (bias.at) s = sum_of(s, load4(bias, j));
-        if (residual.at) s = sum_of(s, load4(residual, at));
+        if (residual.at) s = sum_of(s, load4(residual, rows ? (size_t)(i / rows) * n + j : at));
         if (add) s = sum_of(s, load4(c, at));
-        store4(c, at, s);
+        store4(to, at, s);
+    }
+    __device__ __forceinline__ void gated(int i, int j, float4 v, float4 g) const {
+        int at = j / 32 * 16 + j % 16;
+        if (bias.at) v = sum_of(v, load4(bias, at)), g = sum_of(g, load4(bias, n / 2 + at));
+        v = make_float4(v.x * gelu(g.x), v.y * gelu(g.y), v.z * gelu(g.z), v.w * gelu(g.w));
+        store4(c, (size_t)i * (n / 2) + at, v);
     }
 };
 
@@ -60,8 +74,10 @@ void finish_split(Epilogue out, int splits);
 
 // Four sums beside one another, of which some may lie outside of C (m, n).
 __device__ __forceinline__ void put_four(const Epilogue &out, int i, int j, int m, int n, const float *sums) {
-    if (i >= m || j >= n) return;
-    if (out.wide)
+    if (i >= m || j >= n || (out.gate && j % 32 >= 16)) return;
+    if (out.gate)
+        out.gated(i, j, *(const float4 *)sums, *(const float4 *)(sums + 16));
+    else if (out.wide)
         out.four(i, j, *(const float4 *)sums);
     else
 #pragma unroll 1

@@ -105,7 +105,7 @@ typedef struct {
 typedef struct {                // a parameter tensor that is trained
     float *w, *m, *v, *g, *ema; // ema may be NULL
     size_t count;
-} Trained;
+} TrainedTensor;
 
 // ---- the table -------------------------------------------------------------------------------------------
 
@@ -196,6 +196,14 @@ typedef struct {
                           Mem residual, Conv p);
     // conv2d() of x (n, ceil(h / 2), ceil(w / 2), c), upsampled and cut to h x w pixels.
     void (*conv2d_upsampled)(Mem y, Mem x, Mem weight, Mem bias, Conv p);
+    // Each of these may be NULL, where it would gain nothing.
+    // conv2d_normed() without residual, then add_vector(), of v (n, oc).
+    void (*conv2d_normed_vector)(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
+                                 Mem v, Conv p);
+    // Three products of one x: y[i] (m, n) = x w[i]^T, w[i] (n, k).
+    void (*gemm_three)(const Mem *y, Mem x, const Mem *w, int m, int n, int k);
+    // y (m, n) = geglu(x w^T + bias), w (2 n, k).
+    void (*gemm_geglu)(Mem y, Mem x, Mem w, Mem bias, int m, int n, int k);
 
     // -- losses
     // *loss = mean over rows of weight[r] * mean over cols of f(prediction - target); weight NULL: 1.
@@ -219,7 +227,7 @@ typedef struct {
     // e = decay e + (1 - decay) w, unless the step was bad (s may be NULL).
     void (*ema)(float *e, const float *w, const OptimiserState *s, float decay, size_t count);
     // All four for a list of tensors at once, in a few launches; NULL where that gains nothing.
-    void (*optimise)(const Trained *list, int count, OptimiserState *s, OptimiserConfig c, float decay);
+    void (*optimise)(const TrainedTensor *list, int count, OptimiserState *s, OptimiserConfig c, float decay);
 } Backend;
 
 // The initialisers of a table whose functions bear the names of its members.

@@ -144,8 +144,15 @@ void params_free(Params *p);
 // Behind each stands PyTorch's counterpart; F is torch.nn.functional. Shapes are NHWC here and NCHW there.
 
 // -- products
-Tensor *linear(Tensor *x, const Layer *l);                            // F.linear: (..., in) -> (..., out)
-Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual);      // F.linear(x, ...) + residual
+Tensor *linear(Tensor *x, const Layer *l);                       // F.linear: (..., in) -> (..., out)
+Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual); // F.linear(x, ...) + residual
+void linear_three(Tensor **y, Tensor *x, const Layer *const *l); // y[i] = linear(x, l[i]), i < 3
+Tensor *linear_geglu(Tensor *x, const Layer *l);                 // geglu(linear(x, l))
+// linear(x, l). Between constant_begin(x) and constant_end(), unless the tape records, it is computed once
+// for each layer.
+Tensor *linear_once(Tensor *x, const Layer *l);
+void constant_begin(const Tensor *x);
+void constant_end(void);
 Tensor *matmul(Tensor *a, Tensor *b, bool b_transposed, float alpha); // alpha * a @ b, or alpha * a @ b.T
 Tensor *conv2d(Tensor *x, const Layer *l, int stride, int padding);   // F.conv2d
 Tensor *conv2d_add(Tensor *x, const Layer *l, Tensor *residual); // F.conv2d(..., padding="same") + residual
@@ -157,6 +164,9 @@ Tensor *conv2d_padded(Tensor *x, const Layer *l, int stride, int pad_top, int pa
 // conv2d_add(group_norm_silu(x, norm, groups, eps), l, residual), residual may be NULL
 Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm, int groups, float eps, const Layer *l,
                          Tensor *residual);
+// add_vector(conv2d(group_norm_silu(x, norm, groups, eps), l, "same"), v)
+Tensor *norm_silu_conv2d_vector(Tensor *x, const Layer *norm, int groups, float eps, const Layer *l,
+                                Tensor *v);
 Tensor *upsample_conv2d(Tensor *x, const Layer *l, int h, int w); // conv2d(crop(upsample(x), h, w), l, 1, 1)
 
 // -- norms

@@ -134,6 +134,58 @@ Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
 
 Tensor *linear(Tensor *x, const Layer *l) { return linear_add(x, l, NULL); }
 
+// Whether linear() is one product of x and l's own weights, which nothing need remember.
+static bool is_plain(const Tensor *x, const Layer *l) {
+    return !is_recording() && !l->adapters && tensor_cols(x) == layer_inputs(l);
+}
+
+void linear_three(Tensor **y, Tensor *x, const Layer *const *l) {
+    bool plain = backend.gemm_three != NULL;
+    for (int i = 0; i < 3; i++)
+        plain = plain && is_plain(x, l[i]) && !l[i]->bias && l[i]->weight->shape[0] == l[0]->weight->shape[0];
+    Mem to[3], w[3];
+    for (int i = 0; i < 3; i++) {
+        y[i] = plain ? like_with_cols(x, l[i]->weight->shape[0]) : linear(x, l[i]);
+        to[i] = mem(y[i]), w[i] = mem(l[i]->weight);
+    }
+    if (plain) backend.gemm_three(to, mem(x), w, tensor_rows(x), tensor_cols(y[0]), tensor_cols(x));
+}
+
+Tensor *linear_geglu(Tensor *x, const Layer *l) {
+    if (!backend.gemm_geglu || !is_plain(x, l)) return geglu(linear(x, l));
+    Tensor *y = like_with_cols(x, l->weight->shape[0] / 2);
+    backend.gemm_geglu(mem(y), mem(x), mem(l->weight), mem(l->bias), tensor_rows(x), tensor_cols(y),
+                       tensor_cols(x));
+    return y;
+}
+
+static struct {
+    const Tensor *x;
+    const Layer **layers;
+    Tensor **products;
+    size_t count;
+} constant;
+
+void constant_begin(const Tensor *x) { constant.x = x; }
+
+void constant_end(void) {
+    while (constant.count) tensor_discard(constant.products[--constant.count]);
+    constant.x = NULL;
+}
+
+Tensor *linear_once(Tensor *x, const Layer *l) {
+    if (is_recording() || x != constant.x) return linear(x, l);
+    size_t n = constant.count;
+    for (size_t i = 0; i < n; i++)
+        if (constant.layers[i] == l) return constant.products[i];
+    constant.layers = xrealloc(constant.layers, (n + 1) * sizeof *constant.layers);
+    constant.products = xrealloc(constant.products, (n + 1) * sizeof *constant.products);
+    Tensor *y = linear(x, l);
+    constant.layers[n] = l, constant.products[n] = NULL;
+    tensor_keep(&constant.products[constant.count++], y);
+    return y;
+}
+
 // ---- convolution ------------------------------------------------------------------------------------------
 
 // y[i, o] = sum over k, c of w[o, k, c] x[i + k, c] (+ bias + residual), i a pixel, k an offset in the kernel
@@ -245,6 +297,18 @@ Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm_layer, int groups, float e
     backend.conv2d_normed(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias), f,
                           mem(weights_for(l, p.n * p.oh * p.ow)), mem(l->bias), mem(residual), p);
     scope_end(s, NULL);
+    return y;
+}
+
+Tensor *norm_silu_conv2d_vector(Tensor *x, const Layer *norm_layer, int groups, float eps, const Layer *l,
+                                Tensor *v) {
+    Conv p = same_size(x, l, x->shape[1], x->shape[2]);
+    if (!backend.conv2d_normed_vector || is_recording() || l->adapters)
+        return add_vector(norm_silu_conv2d(x, norm_layer, groups, eps, l, NULL), v);
+    Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
+    backend.conv2d_normed_vector(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias),
+                                 group_norm_shape(x, norm_layer, groups, eps, true), mem(l->weight),
+                                 mem(l->bias), mem(v), p);
     return y;
 }
 

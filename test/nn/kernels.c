@@ -1398,8 +1398,8 @@ static void compare_optimiser(void) {
     for (int step = 0; step < z[0]; step++) {
         char name[32];
         backend.upload(F(g), gradients + (size_t)step * w->count, w->count * sizeof *gradients);
-        Trained list[] = {{F(w), F(m), F(v), F(g), F(e), n1},
-                          {F(w) + n1, F(m) + n1, F(v) + n1, F(g) + n1, F(e) + n1, n2}};
+        TrainedTensor list[] = {{F(w), F(m), F(v), F(g), F(e), n1},
+                                {F(w) + n1, F(m) + n1, F(v) + n1, F(g) + n1, F(e) + n1, n2}};
         if (backend.optimise && step % 2) // both ways give the same
             backend.optimise(list, 2, state, c, 0.95f);
         else {
