@@ -165,7 +165,7 @@ SMALLER_PICTURE := -p 'a dog' -W 64 -H 64 --steps 1
 SIXTEEN    := bf16 f16
 LIMIT_bf16 := 0.083
 LIMIT_f16  := 0.010
-emulate-16: $(addprefix $(EMU_DIR)/,sd memory)
+emulate-16: $(addprefix $(EMU_DIR)/,sd memory gemm)
 test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors $(EMU_TESTS)) \
            $(addprefix $(CHECK_DIR)/,bugs $(EMU_TESTS)) \
            $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(addprefix $(PTX_DIR)-O3/,errors sd $(EMU_TESTS)))
@@ -185,7 +185,7 @@ test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors $(EMU_TESTS)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
 	$(call one,'a small picture emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE) $(SMALL_PICTURE))
 	@for p in $(SIXTEEN); do $(MAKE) -s PRECISION=$$p emulate-16 || exit; \
-	    $(ONE) "memory in $$p" $(BUILD)/emulate-$$p/memory | $(LOG); \
+	    for t in memory gemm; do $(ONE) "$$t in $$p" $(BUILD)/emulate-$$p/$$t | $(LOG); done; \
 	    $(ONE) "a small picture in $$p" sh test/cuda/half_picture.sh ./sd $(BUILD)/emulate-$$p/sd $(PICTURE) \
 	      $$([ $$p = f16 ] && echo $(LIMIT_f16) || echo $(LIMIT_bf16)) $(SMALL_PICTURE) | $(LOG); done
 	$(call one,'inception emulated' $(EMU_DIR)/fid)

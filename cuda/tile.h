@@ -50,7 +50,7 @@ struct Epilogue {
         }
         size_t at = (size_t)i * n + j;
         Mem to = c;
-        if (each) to = j < each ? c : more[j / each - 1], at = (size_t)i * each + j % each;
+        if (each) to = j < each ? c : j < 2 * each ? more[0] : more[1], at = (size_t)i * each + j % each;
         s = make_float4(s.x * alpha, s.y * alpha, s.z * alpha, s.w * alpha);
         if (bias.at) s = sum_of(s, load4(bias, j));
         if (residual.at) s = sum_of(s, load4(residual, rows ? (size_t)(i / rows) * n + j : at));
