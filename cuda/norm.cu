@@ -294,7 +294,10 @@ static __global__ void __launch_bounds__(COLUMNS *ROWS_AT_ONCE)
         for (int k = threadIdx.x, c = (w.group0() + i) * w.size; k < w.size; k += 32)
             for (int h = 0; h < 2; h++)
                 sum[h] += load(gamma, c + k) * sums[((size_t)h * p.n + blockIdx.z) * p.c + c + k];
-        for (int h = 0; h < 2; h++) averages[h][i] = warp_sum(sum[h]) / ((float)p.hw * w.size);
+        for (int h = 0; h < 2; h++) {
+            sum[h] = warp_sum(sum[h]) / ((float)p.hw * w.size);
+            if (threadIdx.x == 0) averages[h][i] = sum[h];
+        }
     }
     __syncthreads(); // all groups are there
     if (!w.here()) return;

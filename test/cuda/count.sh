@@ -8,7 +8,7 @@ for program in "$@"; do
         { echo "FAILED  $program"; failed=$((failed + 1)); continue; }
     least=4; [ "$(basename "$program")" = gemm ] && least=12
     counts=$(printf '%s\n' "$out" | awk -v least=$least '
-        /^emulate: kernel / { tensor = /kernel (tensor_product|attention_tensor(_backward)?)</; kernels += tensor }
+        /^emulate: kernel / { tensor = /kernel (tensor_product|attention_tensor)/; kernels += tensor }
         tensor && / shared / && $1 == "x1.00" { passed++ }
         tensor && / shared / && $1 != "x1.00" { failed++; print "FAILED  bank conflicts:" $0 >"/dev/stderr" }
         END {
