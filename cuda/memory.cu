@@ -8,7 +8,7 @@
 // With OWN_ALLOCATIONS (the checked emulator, PTX for a stand-in runtime, builds for compute-sanitizer) every
 // tensor is an allocation of its own, freed when its scope ends: then the checks see an overrun into a
 // neighbour.
-#include "device.h"
+#include "pointwise.h"
 
 #include <map>
 #include <vector>

@@ -4,7 +4,7 @@
 //
 // A backward gathers: the thread that owns an element of dx looks for every output that used it. Nothing is
 // scattered, so no atomic is needed and the order of each sum is fixed.
-#include "device.h"
+#include "pointwise.h"
 
 // ---- element by element ----------------------------------------------------------------------------------
 
