@@ -25,7 +25,7 @@ void check_cuda(cudaError_t e, const char *doing) {
 
 int step_named(const char *variable, const char *const *names, int count) {
     const char *wanted = getenv(variable);
-    char *known = NULL;
+    char *known = xstrdup("");
     if (!wanted || !*wanted) return -1;
     for (int i = 0; i < count; i++) {
         if (!strcmp(wanted, names[i])) return i;
