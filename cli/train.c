@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 // What is trained. Bits, since an option may go with several.
 enum { FULL = 1, FINETUNE = 2, MIMIC = 4, CONSISTENCY = 8 };
@@ -282,8 +283,10 @@ static bool train_lcm(Training *t) {
     Plan plan = {.model = teacher, .student = &config, .models = plan_weights(&teacher->params)};
     plan.learnt = (double)params_count(&net) + embedding;
     double planned = run_plan(t, plan);
-    if (!ranks_mine())
-        check_output(path_inside(t->out, "model_index.json")); // said before the work, not after
+    if (!ranks_mine()) { // said before the work, not after; a folder that was not there goes again
+        check_output(path_inside(t->out, "model_index.json"));
+        rmdir(t->out);
+    }
     Pairs *pairs = model_pairs(teacher, t->data, t->cache);
 
     Params student_params = {0}, target_params = {0};
