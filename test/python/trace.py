@@ -104,6 +104,7 @@ class Trace:
             out = self.step(model_output, timestep, sample, *args, **kwargs)
             latents = out[0] if isinstance(out, tuple) else out.prev_sample
             self.steps.append({"guidance": kept(model_output), "sampler": kept(latents)})
+            self.eta = kwargs.get("eta")
             return out
 
         @functools.wraps(self.encode)
@@ -167,6 +168,8 @@ class Trace:
         if name == "dpm++2m" and self.pipe.scheduler.config.use_karras_sigmas:
             name += "-karras"
         metadata = {"sampler": name, "pipeline": type(self.pipe).__name__}
+        if name == "tcd" and self.eta is not None:
+            metadata["eta"] = repr(float(self.eta))
         save_file({name: value.contiguous() for name, value in self.tensors().items()}, path, metadata)
 
 
