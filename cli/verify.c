@@ -242,9 +242,9 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
     in.decodes = store_find(s, "vae.decoder.conv_out") &&
                  (in.sampled || store_find(s, "latents") || store_find(s, "vae.scaling"));
     if (store_find(s, "inputs.image")) in.image = trace_tensor(s, path, "inputs.image", 4, image);
-    check_start(&in);
     if (in.image && (image[2] < 8 || image[3] < 8)) // a smaller one has no latents
         die("%s: inputs.image has %d x %d pixels; 8 x 8 is the least", path, (int)image[3], (int)image[2]);
+    check_start(&in);
     return in;
 }
 
