@@ -2,8 +2,7 @@
 //
 //   1 naive     the matrix of scores is stored, a thread an element
 //   2 blocked   it is never stored (Dao et al. 2022): tiles of it pass through shared memory
-//   3 tensor    nor do its tiles: they stay in registers, and mma.sync multiplies (FlashAttention-2, Dao
-//   2023)
+//   3 tensor    nor do its tiles: they stay in registers (FlashAttention-2, Dao 2023)
 //
 // What moves, for a head of 40 channels and 4096 queries and keys: the naive step writes and reads a matrix
 // of 64 MB a head several times; the others read keys and values once for every 32 or 64 queries, from the L2
