@@ -573,9 +573,8 @@ static double *config_alphas(const Json *config, const Found *found, Layer *cons
     char *where = format("%s: its configuration", path);
     for (int i = 0; i < count; i++) alphas[i] = found[i].down ? (double)found[i].down->shape[0] : 0;
     for (int k = 0; k < 3; k++) {
-        Json own = {.kind = JSON_OBJECT,
-                    .string = config->string,
-                    .items = xcalloc(config->length + 1, sizeof(Json))};
+        Json own = {
+            .kind = JSON_OBJECT, .file = config->file, .items = xcalloc(config->length + 1, sizeof(Json))};
         for (size_t i = 0; i < config->length; i++) {
             Json *item = &own.items[own.length];
             *item = config->items[i];

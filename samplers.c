@@ -66,7 +66,7 @@ enum { KEYS = sizeof keys / sizeof *keys };
 // The members whose keys this class has, checked; the caller frees the items.
 static Json own_keys(const Json *j, char class) {
     JsonKey known[KEYS + 1] = {{NULL, NULL}};
-    Json own = {.kind = JSON_OBJECT, .string = j->string, .items = xcalloc(j->length + 1, sizeof(Json))};
+    Json own = {.kind = JSON_OBJECT, .file = j->file, .items = xcalloc(j->length + 1, sizeof(Json))};
     for (int k = 0, count = 0; k < KEYS; k++) {
         if (!strchr(keys[k].classes, class)) continue;
         known[count++] = (JsonKey){keys[k].key, keys[k].obeyed};

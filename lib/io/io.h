@@ -16,9 +16,12 @@
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonKind;
 typedef struct Json {
     JsonKind kind;
-    const char *key;    // its name, where it is the member of an object
-    double number;      // JSON_NUMBER; JSON_BOOL: 0 or 1
-    const char *string; // JSON_STRING: UTF-8 with a NUL behind it; else json_file()
+    const char *key; // its name, where it is the member of an object
+    double number;   // JSON_NUMBER; JSON_BOOL: 0 or 1
+    union {
+        const char *string; // JSON_STRING: UTF-8 with a NUL behind it
+        const char *file;   // any other kind: what json_parse() called the text
+    };
     size_t length;      // of the string in bytes (a NUL within it is refused), or the number of items
     struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;
@@ -39,9 +42,8 @@ char *json_text(const Json *value, char quote);
 // A JSON string of it, which the caller frees: in quotes, escaped, and what is no UTF-8 as U+FFFD.
 char *json_quote(const char *s);
 // The keys that a configuration may have: "act_fn", or several, "in_channels|out_channels", or all with one
-// end, "*_token". `obeyed` lists
-// the values that this program obeys, or their kinds: "'silu'|'swish'|null", "number|null"; also boolean,
-// string, list and object. NULL where the value does not matter.
+// end, "*_token". `obeyed` lists the values that this program obeys, or their kinds: "'silu'|'swish'|null",
+// "number|null"; also boolean, string, list and object. NULL where the value does not matter.
 typedef struct {
     const char *key, *obeyed;
 } JsonKey;

@@ -172,8 +172,7 @@ static Json parse_family(Parser *p, JsonKind kind) {
     }
     if (!next_is(p, close)) fail_expected(p, kind == JSON_OBJECT ? "',' or '}'" : "',' or ']'");
     p->at++;
-    Json family = {
-        .kind = kind, .string = p->file, .items = p->block + p->placed, .length = p->waits - first};
+    Json family = {.kind = kind, .file = p->file, .items = p->block + p->placed, .length = p->waits - first};
     memcpy(family.items, p->waiting + first, family.length * sizeof(Json));
     p->placed += family.length;
     p->waits = first;
@@ -183,7 +182,7 @@ static Json parse_family(Parser *p, JsonKind kind) {
 
 // Blanks before and behind the value are skipped.
 static Json parse_value(Parser *p) {
-    Json v = {.kind = JSON_NULL, .string = p->file};
+    Json v = {.kind = JSON_NULL, .file = p->file};
     skip_blanks(p);
     switch (p->at < p->end ? *p->at : 0) {
     case '{': v = parse_family(p, JSON_OBJECT); break;
@@ -240,7 +239,7 @@ const Json *json_get(const Json *object, const char *key) {
 }
 
 const char *json_file(const Json *value) {
-    return value && value->kind != JSON_STRING && value->string ? value->string : "the configuration";
+    return value && value->kind != JSON_STRING && value->file ? value->file : "the configuration";
 }
 
 static const Json *get_kind(const Json *object, const char *key, JsonKind kind) {

@@ -100,20 +100,20 @@ static Cache cache_open(const char *dir, const PairsModel *m) {
         while (flock(c.file, LOCK_EX))
             if (errno != EINTR) die("cannot lock %s: %s", c.path, strerror(errno));
     }
-    if (ranks_mine()) return ranks_barrier(), c;
+    if (ranks_mine()) return c;
     size_t bytes = file_bytes(&c);
     char found[HEADER];
     // New, or its writer was killed at once, or the power failed before the header was on disk.
     if (pread(c.file, found, HEADER, 0) != HEADER || !*found) {
         if (ftruncate(c.file, 0)) die("cannot write %s: %s", c.path, strerror(errno));
         append(&c, header, HEADER);
-        return ranks_barrier(), c;
+        return c;
     }
     if (memcmp(found, header, HEADER))
         die("%s is no cache of latents, or of another version; remove it", c.path);
     size_t half = (bytes - HEADER) % c.record; // of a record: the writer was killed
     if (half && ftruncate(c.file, (off_t)(bytes - half))) die("cannot write %s: %s", c.path, strerror(errno));
-    return ranks_barrier(), c;
+    return c;
 }
 
 // Maps the file as it is now and finds its records but for damaged ones, whose pictures are encoded again.
@@ -260,6 +260,7 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
 
     // 2. What the cache lacks is encoded.
     Cache c = cache_open(cache, m);
+    ranks_barrier(); // rank 0 has it in order
     const char *mapping = cache_map(&c, &p->mapped);
     size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0, before = unreadable.count;
     for (size_t i = 0; i < count; i++)

@@ -370,7 +370,7 @@ void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name
         for (int i = 0; i <= RUN_PARTS; i++) values[i] = (double)each[i];
     }
     optimiser_step(r->optimiser);
-    if (r->shards == 1) {
+    if (r->shards == 1) { // behind the step, since reading a value waits for a GPU
         values[0] = (double)tensor_item(loss);
         for (int i = 0; parts && i < RUN_PARTS; i++) values[1 + i] = parts[i].value;
     }
