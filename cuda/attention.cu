@@ -622,7 +622,6 @@ static Mem rows_from(Mem x, size_t row, int cols) {
     return Mem{(char *)x.at + row * cols * size_of(x.type), x.type};
 }
 static void products_attention(Mem o, Mem q, Mem k, Mem v, Attention p) {
-    static const Mem absent = {NULL, F32};
     int slab = (int)(((size_t)4 << 20) / p.tk); // 16 MB of scores
     slab = slab < 128 ? 128 : slab < p.tq ? slab : p.tq;
     for (int n = 0; n < p.n; n++)

@@ -64,18 +64,22 @@ __device__ __forceinline__ int pixel_seeing(const Conv &p, Place q, int ki, int 
 
 // ---- 1. naive and 2. blocked: operands element by element, as tile.h asks for them ------------------------
 
-struct SeenElements { // X of the forward: a row is an output pixel, k a tap
+// X of the forward: a row is an output pixel; or, SEEING, Y: a row is a pixel of x. k is a tap.
+template <bool SEEING> struct PixelElements {
     static constexpr bool ALONG_K = true;
     typedef Place Across;
     typedef Tap Along;
-    Mem x;
+    Mem x; // or dy
     Conv p;
-    __device__ __forceinline__ Place across(int pixel) const { return place_of(pixel, p.oh, p.ow); }
-    __device__ __forceinline__ Tap along(int k) const { return tap_of(k, p.kw, p.c); }
-    __device__ __forceinline__ void next(Tap &t, int by) const { move(t, by, p.kw, p.c); }
+    __device__ __forceinline__ int channels() const { return SEEING ? p.oc : p.c; }
+    __device__ __forceinline__ Place across(int pixel) const {
+        return SEEING ? place_of(pixel, p.h, p.w) : place_of(pixel, p.oh, p.ow);
+    }
+    __device__ __forceinline__ Tap along(int k) const { return tap_of(k, p.kw, channels()); }
+    __device__ __forceinline__ void next(Tap &t, int by) const { move(t, by, p.kw, channels()); }
     __device__ __forceinline__ float at(Place o, Tap t) const {
-        int pixel = pixel_seen(p, o, t.ki, t.kj);
-        return pixel < 0 ? 0 : load(x, (size_t)pixel * p.c + t.channel);
+        int pixel = SEEING ? pixel_seeing(p, o, t.ki, t.kj) : pixel_seen(p, o, t.ki, t.kj);
+        return pixel < 0 ? 0 : load(x, (size_t)pixel * channels() + t.channel);
     }
 };
 struct SeenByTap { // X of the weight's gradient: a column is a tap, k an output pixel
@@ -93,20 +97,6 @@ struct SeenByTap { // X of the weight's gradient: a column is a tap, k an output
     __device__ __forceinline__ float at(Tap t, Place o) const {
         int pixel = pixel_seen(p, o, t.ki, t.kj);
         return pixel < 0 ? 0 : load(x, (size_t)pixel * p.c + t.channel);
-    }
-};
-struct SeeingElements { // Y: a row is a pixel of x, k a tap
-    static constexpr bool ALONG_K = true;
-    typedef Place Across;
-    typedef Tap Along;
-    Mem dy;
-    Conv p;
-    __device__ __forceinline__ Place across(int pixel) const { return place_of(pixel, p.h, p.w); }
-    __device__ __forceinline__ Tap along(int k) const { return tap_of(k, p.kw, p.oc); }
-    __device__ __forceinline__ void next(Tap &t, int by) const { move(t, by, p.kw, p.oc); }
-    __device__ __forceinline__ float at(Place q, Tap t) const {
-        int pixel = pixel_seeing(p, q, t.ki, t.kj);
-        return pixel < 0 ? 0 : load(dy, (size_t)pixel * p.oc + t.channel);
     }
 };
 struct WeightForInput { // W'[(ki, kj, o)][c] of weight (oc, kh, kw, c)
@@ -253,7 +243,6 @@ static int pixels(int n, int h, int w) {
     if (count > 0x7fffffff) die("a convolution over %zu pixels; at most %d fit", count, 0x7fffffff);
     return (int)count;
 }
-static const Mem absent = {NULL, F32};
 
 template <class T> static void forward_tensor(Mem x, Mem weight, Epilogue out, Conv p, int m, int k) {
     PixelChunks<T, false> a = {(const T *)x.at, p, p.c, m, NULL, 0, 0, 0, 0};
@@ -264,7 +253,7 @@ void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residua
     Epilogue out(y, bias, residual, p.oc, 1, false);
     out.rows = row ? p.oh * p.ow : 0;
     if (step != CONV_TENSOR)
-        run_elements(step, SeenElements{x, p}, Elements<true>{weight, (size_t)k}, out, m, p.oc, k);
+        run_elements(step, PixelElements<false>{x, p}, Elements<true>{weight, (size_t)k}, out, m, p.oc, k);
     else if (x.type == F16)
         forward_tensor<__half>(x, weight, out, p, m, k);
     else
@@ -280,7 +269,7 @@ void conv_backward_input(ConvStep step, Mem dx, Mem dy, Mem weight, Conv p) {
     int m = pixels(p.n, p.h, p.w), k = p.kh * p.kw * p.oc;
     Epilogue out(dx, absent, absent, p.c, 1, true);
     if (step != CONV_TENSOR)
-        run_elements(step, SeeingElements{dy, p}, WeightForInput{weight, p}, out, m, p.c, k);
+        run_elements(step, PixelElements<true>{dy, p}, WeightForInput{weight, p}, out, m, p.c, k);
     else if (dy.type == F16)
         input_tensor<__half>(dy, weight, out, p, m, k);
     else

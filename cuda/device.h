@@ -56,6 +56,7 @@ void weight_changes(const void *at);
 
 static inline size_t size_of(Type t) { return t == F32 ? 4 : 2; }
 static inline Mem f32(const float *at) { return Mem{(void *)at, F32}; }
+static const Mem absent = {NULL, F32}; // an operand that is not there
 
 __device__ __forceinline__ float load(Mem x, size_t i) {
     switch (x.type) {
@@ -161,6 +162,7 @@ template <int W> __device__ __forceinline__ void store_lanes(Mem y, size_t i, co
         }
     }
 }
+
 // ---- sums in a fixed order -------------------------------------------------------------------------------
 
 __device__ __forceinline__ float warp_sum(float v) { // every lane gets it

@@ -177,8 +177,6 @@ static void launch_gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
     gemm_step((GemmStep)step, c, a, b, bias, residual, g);
 }
 
-static const Mem absent = {NULL, F32};
-
 // ---- products with more in them --------------------------------------------------------------------------
 
 // Weights' rows in turn, on tensor cores; false where they cannot take it.
@@ -207,7 +205,7 @@ static bool run_in_turn(Epilogue out, Mem x, const Mem *w, int count, int unit, 
 }
 static void launch_gemm_three(const Mem *y, Mem x, const Mem *w, int m, int n, int k) {
     Epilogue out(y[0], absent, absent, 3 * n, 1, false);
-    out.each = n, out.more[0] = y[1], out.more[1] = y[2],
+    out.each = n, out.more[0] = y[1], out.more[1] = y[2];
     out.wide = n % 4 == 0 && fours(y[0]) && fours(y[1]) && fours(y[2]);
     if (out.wide && run_in_turn(out, x, w, 3, n, m, k)) return;
     for (int i = 0; i < 3; i++)

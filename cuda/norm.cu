@@ -83,7 +83,7 @@ static void launch_sum_rows(Mem y, Mem x, int groups, int rows, int cols) {
         int n = groups - g < 65535 ? groups - g : 65535;
         Mem from = {(char *)x.at + (size_t)g * rows * cols * size_of(x.type), x.type};
         Mem to = {(char *)y.at + (size_t)g * cols * size_of(y.type), y.type};
-        sum_over_rows(to, Mem{NULL, F32}, RowTerm{from, rows, cols}, n, rows, cols);
+        sum_over_rows(to, absent, RowTerm{from, rows, cols}, n, rows, cols);
     }
 }
 

@@ -60,8 +60,8 @@ static void launch_sum_square(OptimiserState *s, const float *g, size_t count) {
     if (count) sum_squares(s, Parts(&one, 1));
 }
 
-// rate = c.rate step / warmup                                         while step < warmup; step 1 is the
-// first rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2)      progress: 0 at warmup, 1 at total
+// Step 1 is the first. While step < warmup: rate = c.rate step / warmup. Then, with a progress from 0 at
+// warmup to 1 at total: rate = c.rate (floor + (1 - floor) (1 + cos(pi progress)) / 2).
 __device__ static double scheduled_rate(OptimiserConfig c, double step) {
     if (step < c.warmup) return (double)c.rate * step / c.warmup;
     if (c.total <= c.warmup) return c.rate; // no decay

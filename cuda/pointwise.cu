@@ -26,8 +26,6 @@ template <class F> struct Map {
 template <class F> static void map(const char *name, Mem y, bool reads_y, Mem a, Mem b, size_t count, F f) {
     run_pointwise(name, Map<F>{y, a, b, reads_y, f}, count, count, y, a, b);
 }
-static const Mem absent = {NULL, F32};
-
 __device__ static float activate(float x, Activation f) {
     switch (f) {
     case SILU: return x * sigmoid(x);

@@ -45,20 +45,21 @@ Optimiser *optimiser_new(OptimiserConfig c, float ema_decay, const Params *const
 void optimiser_step(Optimiser *o) {
     float n = (float)o->steps++, decay = o->ema_decay;
     if (o->ema_warmup) decay = fminf(decay, (1 + n) / (10 + n));
-    TrainedTensor *list = xcalloc((size_t)o->count, sizeof *list);
+    TrainedTensor *list = xcalloc((size_t)o->count, sizeof *list), *end = list + o->count;
     for (int i = 0; i < o->count; i++) {
         Tensor *t = o->tensors[i];
         list[i] = (TrainedTensor){t->data,        o->m[i], o->v[i], t->gradient, o->ema ? o->ema[i] : NULL,
                                   tensor_count(t)};
-        if (!backend.optimise) backend.sum_square(o->state, list[i].g, list[i].count);
     }
-    if (backend.optimise)
+    if (backend.optimise) {
         backend.optimise(list, o->count, o->state, o->config, decay);
-    else
+    } else {
+        for (TrainedTensor *t = list; t < end; t++) backend.sum_square(o->state, t->g, t->count);
         backend.optimiser_begin(o->state, o->config);
-    for (TrainedTensor *t = list; !backend.optimise && t < list + o->count; t++) {
-        backend.adamw(t->w, t->m, t->v, t->g, o->state, o->config, t->count);
-        if (t->ema) backend.ema(t->ema, t->w, o->state, decay, t->count);
+        for (TrainedTensor *t = list; t < end; t++) {
+            backend.adamw(t->w, t->m, t->v, t->g, o->state, o->config, t->count);
+            if (t->ema) backend.ema(t->ema, t->w, o->state, decay, t->count);
+        }
     }
     free(list);
 }

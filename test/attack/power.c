@@ -3,22 +3,16 @@
 // writes.
 #include "sd.h"
 #include "lib/io/train.h"
+#include "test/io/layer.h"
 
 #include <stdlib.h>
-
-static Tensor *through_linear(const void *layer, Tensor *const *in) { return linear(in[0], layer); }
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     program_begin();
     backend_init(1);
     Params p = {0};
-    Layer *layer = layer_linear(&p, 3, 3, true, "net.layer");
-    for (int i = 0; i < p.count; i++) {
-        param_allocate(p.list[i].tensor, F32);
-        param_trainable(p.list[i].tensor);
-        backend.fill(mem(p.list[i].tensor), i == 0, tensor_count(p.list[i].tensor));
-    }
+    Layer *layer = small_layer(&p);
     const Params *models[] = {&p};
     OptimiserConfig adamw = {.rate = 1e-2f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
     Run run = {.dir = format("%s/run", argv[1]),

@@ -4,36 +4,13 @@
 // Inputs are values of the operands' type. On tensor cores the weights of the values and the slopes of the
 // scores are rounded to that type, and so is every result: one part in 2^9 (bf16) or 2^12 (fp16) each. lse is
 // fp32.
-#include "cuda.h"
+#include "operand.h"
 #include "cuda/attention.h"
 
-typedef std::vector<double> Values;
-static Values random_values(size_t n) { // that bf16 holds
-    Values x(n);
-    for (double &v : x) v = (int)(test_random() % 255 - 127) / 64.0;
-    return x;
+static void compare(const char *what, const Operand &got, const Values &want, double tolerance) {
+    std::vector<float> wanted(want.begin(), want.end());
+    check_close(what, got.get().data(), wanted.data(), wanted.size(), tolerance);
 }
-struct Operand { // values of a type, on the device
-    Mem mem;
-    size_t count;
-    Operand(Type type, const Values &v) : count(v.size()) {
-        std::vector<float> floats(v.begin(), v.end());
-        Mem staging = {backend.alloc(count * 4), F32};
-        backend.upload(staging.at, floats.data(), count * 4);
-        mem = Mem{backend.alloc(count * (type == F32 ? 4 : 2)), type};
-        backend.copy(mem, staging, count);
-        backend.free(staging.at);
-    }
-    void check(const char *what, const Values &want, double tolerance) const {
-        Mem floats = {backend.alloc(count * 4), F32};
-        std::vector<float> got(count), wanted(want.begin(), want.end());
-        backend.copy(floats, mem, count);
-        backend.download(got.data(), floats.at, count * 4);
-        backend.free(floats.at);
-        check_close(what, got.data(), wanted.data(), count, tolerance);
-    }
-    ~Operand() { backend.free(mem.at); }
-};
 
 struct Wanted { // in double
     Values o, lse, dq, dk, dv;
@@ -92,19 +69,19 @@ static void test(AttentionStep step, Type type, Attention p) {
     snprintf(what, sizeof what, "%s %s, n %d, %d heads of %d, %d queries, %d keys%s", steps[step],
              types[type], p.n, p.heads, p.d, p.tq, p.tk, p.causal ? ", causal" : "");
     double tolerance = type == F32 ? 1e-5 : type == F16 ? 0x1p-10 : 0x1p-7;
-    o.check(what, want.o, tolerance);
-    lse.check("  its lse", want.lse, 1e-5);
+    compare(what, o, want.o, tolerance);
+    compare("  its lse", lse, want.lse, 1e-5);
     attention_gradients(step, dq.mem, dk.mem, dv.mem, dout.mem, q.mem, k.mem, v.mem, o.mem,
                         (float *)lse.mem.at, p);
-    dq.check("  dq", want.dq, tolerance), dk.check("  dk", want.dk, tolerance),
-        dv.check("  dv", want.dv, tolerance);
+    compare("  dq", dq, want.dq, tolerance), compare("  dk", dk, want.dk, tolerance);
+    compare("  dv", dv, want.dv, tolerance);
     Mem none = {NULL, type}, gradients[] = {dq.mem, dk.mem, dv.mem};
     for (int only = 0; only < 3; only++) { // one alone: the same bits, and the others untouched
         Operand one(type, only == 0 ? old.dq : only == 1 ? old.dk : old.dv);
         attention_gradients(step, only == 0 ? one.mem : none, only == 1 ? one.mem : none,
                             only == 2 ? one.mem : none, dout.mem, q.mem, k.mem, v.mem, o.mem,
                             (float *)lse.mem.at, p);
-        size_t bytes = one.count * (type == F32 ? 4 : 2);
+        size_t bytes = one.value.size() * (type == F32 ? 4 : 2);
         std::vector<char> a(bytes), b(bytes);
         backend.download(a.data(), one.mem.at, bytes), backend.download(b.data(), gradients[only].at, bytes);
         check(a == b, "  a gradient alone is the same");

@@ -4,7 +4,7 @@
 //
 // Inputs are values of the operands' type, so the reference computes from the same, and the remaining error
 // is that of the fp32 sum: 1e-5 of the largest value.
-#include "cuda.h"
+#include "operand.h"
 #include "cuda/conv.h"
 
 static const Conv shapes[] = {
@@ -31,29 +31,6 @@ static const Conv shapes[] = {
 };
 static const char *const step_names[] = {"naive", "blocked", "tensor"}, *const type_names[] = {"f32", "f16",
                                                                                                "bf16"};
-static std::vector<double> random_values(size_t n) { // that bf16 holds
-    std::vector<double> x(n);
-    for (double &v : x) v = (int)(test_random() % 255 - 127) / 64.0;
-    return x;
-}
-struct Operand { // values of a type, on the device and as doubles
-    Mem mem;
-    std::vector<double> value;
-    Operand(Type type, std::vector<double> v) : value(v) {
-        std::vector<float> floats(v.begin(), v.end());
-        Mem staging = {backend.alloc(v.size() * 4), F32};
-        backend.upload(staging.at, floats.data(), v.size() * 4);
-        mem = Mem{backend.alloc(v.size() * (type == F32 ? 4 : 2)), type};
-        backend.copy(mem, staging, v.size());
-        backend.free(staging.at);
-    }
-    std::vector<float> get() const { // fp32 ones
-        std::vector<float> host(value.size());
-        backend.download(host.data(), mem.at, host.size() * 4);
-        return host;
-    }
-    ~Operand() { backend.free(mem.at); }
-};
 
 static void test(ConvStep step, Type type, Conv p) {
     size_t taps = (size_t)p.kh * p.kw * p.c;

@@ -4,48 +4,18 @@
 // Inputs are values of the operands' type, so the reference computes from the same. The remaining error is
 // that of the fp32 sum: 1e-5 of the largest value. TF32 keeps 10 bits of each factor's mantissa. Products are
 // off by up to 2^-10, sums of k of them by less than 2^-10 of the largest, because signs differ: 1e-3.
-#include "cuda.h"
+#include "operand.h"
 #include "cuda/gemm.h"
 
-static std::vector<double> random_values(size_t n) {
-    std::vector<double> x(n);
-    for (double &v : x) v = (int)(test_random() % 2001 - 1000) / 512.0;
-    return x;
-}
-struct Operand { // values of a type, on the device and as doubles
-    Mem mem;
-    std::vector<double> value;
-    Operand(Type type, std::vector<double> v) : value(v) {
-        std::vector<uint16_t> bits(v.size());
-        std::vector<float> floats(v.begin(), v.end());
-        for (size_t i = 0; i < v.size();
-             i++) { // by truncation: exact for bf16; fp16 values here have few bits
-            uint32_t u = as_word(floats[i]);
-            if (type == BF16) u &= 0xffff0000u, bits[i] = (uint16_t)(u >> 16);
-            if (type == F16)
-                u &= 0xffffe000u,
-                    bits[i] = (uint16_t)(floats[i] == 0 ? 0
-                                                        : (u >> 16 & 0x8000) | ((u >> 23 & 255) - 112) << 10 |
-                                                              (u >> 13 & 1023));
-            value[i] = as_float(u);
-        }
-        mem.type = type;
-        mem.at = backend.alloc(v.size() * (type == F32 ? 4 : 2));
-        if (type == F32)
-            backend.upload(mem.at, floats.data(), v.size() * 4);
-        else
-            backend.upload(mem.at, bits.data(), v.size() * 2);
-    }
-    ~Operand() { backend.free(mem.at); }
-};
+static Values many_bits(size_t n) { return random_values(n, 1000, 512); } // bf16 and fp16 round them
 
 static const char *const step_names[] = {"naive", "tiled", "blocked", "tensor"}, *const type_names[] = {
                                                                                      "f32", "f16", "bf16"};
 
 static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual) {
-    Operand a(type, random_values((size_t)g.m * g.k)), b(type, random_values((size_t)g.k * g.n));
-    Operand c(F32, random_values((size_t)g.m * g.n)), v(F32, random_values(g.n)),
-        r(F32, random_values((size_t)g.m * g.n));
+    Operand a(type, many_bits((size_t)g.m * g.k)), b(type, many_bits((size_t)g.k * g.n));
+    Operand c(F32, many_bits((size_t)g.m * g.n)), v(F32, many_bits(g.n)),
+        r(F32, many_bits((size_t)g.m * g.n));
     Mem absent = {NULL, F32};
     gemm_step(step, c.mem, a.mem, b.mem, bias ? v.mem : absent, residual ? r.mem : absent, g);
     std::vector<float> got((size_t)g.m * g.n), want(got.size());
@@ -71,13 +41,6 @@ static void test(GemmStep step, Type type, Gemm g, bool bias, bool residual) {
 }
 
 // Two steps in one, against the two: in fp32 the same bits, in 16 bits one rounding less in the middle.
-static std::vector<float> read(Mem x, size_t count) {
-    std::vector<float> host(count);
-    Mem floats = {backend.temp(count * 4), F32};
-    backend.copy(floats, x, count);
-    backend.download(host.data(), floats.at, count * 4);
-    return host;
-}
 static void compare(const char *what, Mem got, Mem want, size_t count, double tolerance) {
     size_t mark = backend.mark();
     std::vector<float> a = read(got, count), b = read(want, count);
@@ -88,9 +51,9 @@ static void fused(int m, int n, int k) {
     Type type = backend.storage;
     double rounding = type == F16 ? 0x1p-10 : 0x1p-7;
     Mem absent = {NULL, F32};
-    Operand x(type, random_values((size_t)m * k)), bias(F32, random_values(2 * n));
-    Operand w0(F32, random_values((size_t)2 * n * k)), w1(F32, random_values((size_t)n * k)),
-        w2(type, random_values((size_t)n * k));
+    Operand x(type, many_bits((size_t)m * k)), bias(F32, many_bits(2 * n));
+    Operand w0(F32, many_bits((size_t)2 * n * k)), w1(F32, many_bits((size_t)n * k)),
+        w2(type, many_bits((size_t)n * k));
     size_t mark = backend.mark(), count = (size_t)m * n;
     auto make = [&](size_t size) { return Mem{backend.temp(size * 4), type}; };
     Mem three[3] = {make(count), make(count), make(count)}, w[3] = {w0.mem, w1.mem, w2.mem},
@@ -109,8 +72,8 @@ static void fused(int m, int n, int k) {
     Conv p = {2, 5, 7, 16, 5, 7, n, 3, 3, 1, 1, 1};
     GroupNorm norm = {2, 35, 16, 4, 1e-5f, true};
     count = (size_t)2 * 35 * n;
-    Operand picture(type, random_values(2 * 35 * 16)), weight(F32, random_values((size_t)n * 9 * 16)),
-        gamma(F32, random_values(16)), v(type, random_values(2 * n));
+    Operand picture(type, many_bits(2 * 35 * 16)), weight(F32, many_bits((size_t)n * 9 * 16)),
+        gamma(F32, many_bits(16)), v(type, many_bits(2 * n));
     Mem y = make(count), two = make(count);
     backend.conv2d_normed_vector(y, picture.mem, gamma.mem, gamma.mem, norm, weight.mem, bias.mem, v.mem, p);
     backend.conv2d_normed(two, picture.mem, gamma.mem, gamma.mem, norm, weight.mem, bias.mem, absent, p);

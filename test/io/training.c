@@ -4,23 +4,17 @@
 #define _GNU_SOURCE
 #include "sd.h"
 #include "test/test.h"
+#include "test/io/layer.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-// A linear layer, 3 to 3, whose weights are ones; `f` computes the loss of each step from its output.
+// The loss of a step, from the small layer's output.
 typedef Tensor *Loss_of(Tensor *y, long step);
-
-static Tensor *through_linear(const void *layer, Tensor *const *in) { return linear(in[0], layer); }
 
 static void train(const char *dir, Loss_of *f, long steps) {
     Params p = {0};
-    Layer *layer = layer_linear(&p, 3, 3, true, "net.layer");
-    for (int i = 0; i < p.count; i++) {
-        param_allocate(p.list[i].tensor, F32);
-        param_trainable(p.list[i].tensor);
-        backend.fill(mem(p.list[i].tensor), i == 0, tensor_count(p.list[i].tensor));
-    }
+    Layer *layer = small_layer(&p);
     const Params *models[] = {&p};
     OptimiserConfig adamw = {.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
     Run run = {.dir = xstrdup(dir),
