@@ -104,7 +104,7 @@ def patterns(count):
 
 # The reader, what makes the input, the command.
 rows = [
-    ('PNG, 134 megapixels of 16-bit RGBA', lambda: png('x.png', 11585, 11585, 16, 6, 4), f'info x.png'),
+    ('PNG, 134 megapixels of 16-bit RGBA', lambda: png('x.png', 11585, 11585, 16, 6, 4), 'info x.png'),
     ('PNG of 8-bit RGB, 178 megapixels', lambda: png('x.png', 13377, 13377, 8, 2, 3), 'info x.png'),
     (
         'JPEG, progressive, 178 megapixels, 24 scans',
