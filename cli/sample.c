@@ -90,7 +90,8 @@ static void print_figures(char *const *paths, const double *picture_s, int count
     printf("{\"images\": [");
     for (int i = 0; i < count; i++) printf("%s%s", i ? ", " : "", json_quote(paths[i]));
     printf("], \"picture_s\": [");
-    for (int i = 0; i < count; i++) printf("%s%.4f", i ? ", " : "", picture_s[i]);
+    for (int i = 0; i < count; i++) // null: it was there, or another rank drew it
+        printf(picture_s[i] > 0 ? "%s%.4f" : "%snull", i ? ", " : "", picture_s[i]);
     printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, "
            "\"unet_evaluations\": %d, \"steps\": %d, \"vae_s\": %.4f, \"peak_mb\": %.1f, \"seed\": %llu}\n",
            whole_s, load_s, t->text_s, t->unet_step_s, t->evaluations, r->how.steps, t->vae_s,
