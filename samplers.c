@@ -318,8 +318,7 @@ Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
 // one before:
 //   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
 //   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
-// The first step, and the last towards sigma 0, take D = x0. The code's sigma is sigma / alpha, so e^-h is
-// the ratio of two of them.
+// The first step, and the last towards sigma 0, take D = x0. Our sigma is sigma / alpha, so e^-h is a ratio.
 Tensor *dpmpp_2m_step(Scheduler *s, Tensor *z, Tensor *out) {
     const SchedulerConfig *c = &s->config;
     double sigma = (double)s->sigmas[s->at], next = (double)s->sigmas[s->at + 1];

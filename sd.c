@@ -607,8 +607,7 @@ struct Vae {
 
 static const float vae_eps = 1e-6f;
 
-// The encoder (down) or the decoder. The decoder's levels are the encoder's from last to first, and each has
-// one ResNet more.
+// The encoder (down) or the decoder: the encoder's levels from last to first, each with one ResNet more.
 static void vae_half_new(VaeHalf *v, VaeConfig c, Params *p, bool down, int in, int out) {
     const char *half = down ? "vae.encoder" : "vae.decoder", *way = down ? "down" : "up";
     int top = c.levels - 1, groups = c.norm_num_groups, d = c.block_out_channels[top];
@@ -1180,8 +1179,7 @@ Image *tensor_to_image(const Tensor *pixels, int i) {
 
 // ---- a model from its files -------------------------------------------------------------------------------
 
-// The file of one part: the plain name, its fp16 variant, or the index of its shards. store_open() refuses a
-// .bin, which is a pickle.
+// The file of one part: the plain name, its fp16 variant, or an index of shards. A .bin is a pickle: refused.
 static Store *open_part(const char *dir, const char *base) {
     static const char *const endings[] = {".safetensors", ".fp16.safetensors", ".safetensors.index.json",
                                           ".fp16.safetensors.index.json", ".bin"};

@@ -104,8 +104,7 @@ typedef struct {
     char letter;                      // of the class, in samplers.c
 } Sampler;
 extern const Sampler samplers[]; // by SchedulerKind; up to one without a name
-// Of scheduler_config.json; absent keys take the class's defaults. kind -1: the class it names. Dies of a key
-// whose value is not obeyed.
+// Of scheduler_config.json, with its class's defaults. kind -1: the class it names. Dies of what is not kept.
 SchedulerConfig scheduler_config(const Json *config, int kind);
 Json *scheduler_load(const char *path); // the file, as Python writes it
 void scheduler_init(Scheduler *s, SchedulerConfig c);
@@ -114,8 +113,7 @@ void scheduler_skip(Scheduler *s, int count); // image-to-image starts later
 // What sampling begins with, at the first timestep that remains: noise, or `clean` (may be NULL) noised.
 Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise);
 Tensor *scheduler_input(const Scheduler *s, Tensor *z); // z as the network gets it
-// One step: the next z, given z (n, h, w, c), the network's output and, if scheduler_wants_noise(), new
-// noise.
+// One step: the next z from z (n, h, w, c), the network's output and, if scheduler_wants_noise(), new noise.
 Tensor *scheduler_step(Scheduler *s, Tensor *z, Tensor *out, Tensor *noise);
 bool scheduler_wants_noise(const Scheduler *s);
 void scheduler_free(Scheduler *s);

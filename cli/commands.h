@@ -1,7 +1,6 @@
 // commands.h: the commands of `sd`, a function each. argv[1] is the first option. They return the exit
 // status; errors end the program through die() with status 1, or die_usage() with status 2. A command runs
-// once: memory and files that are in use until its end go with the process, and are not given back one by
-// one.
+// once: memory and files that are in use until its end are not given back; they go with the process.
 #ifndef COMMANDS_H
 #define COMMANDS_H
 

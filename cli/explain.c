@@ -193,8 +193,7 @@ static void consider(Case *c, double difference, const char *mistake) {
 
 // ---- mistakes in the parameters ---------------------------------------------------------------------------
 
-// Parameters of the block changed as the mistake would amount to: all become 1, or are multiplied by `factor`
-// and maybe move.
+// Parameters of the block changed as the mistake has them: all 1, or `factor` times as large, or moved.
 typedef struct {
     enum { ONE, SCALED, TRANSPOSED, ROWS_ROLLED, INPUTS_ROLLED } how;
     float factor;

@@ -1,5 +1,4 @@
-// model_folder.c: the parts of diffusers' folders; writes a latent consistency model as one. See
-// model_folder.h.
+// model_folder.c: parts of diffusers' folders; a latent consistency model's folder. See model_folder.h.
 #define _XOPEN_SOURCE 700 // open_memstream, realpath, symlink
 #include "model_folder.h"
 #include "options.h"

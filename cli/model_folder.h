@@ -1,5 +1,4 @@
-// model_folder.h: model folders as diffusers has them: their parts, and what a training or a merge leaves
-// behind.
+// model_folder.h: diffusers' model folders: their parts, and what a training or a merge leaves behind.
 #ifndef MODEL_FOLDER_H
 #define MODEL_FOLDER_H
 
@@ -14,12 +13,10 @@ typedef struct {
 extern const Network networks[3]; // text_encoder, unet, vae
 void network_write(const Network *n, const Params *all, const char *dir, Type type);
 
-// The networks of a diffusers folder or, where that is NULL, of an architecture: declared, not filled. For
-// model_free().
+// The networks of a diffusers folder (NULL: of an architecture): declared, not filled. For model_free().
 Model *model_declared(const char *folder, const Architecture *a);
 
-// Configuration files of a model that draws in a few steps, made from those of `m`: JSON texts. unet: NULL
-// where it stays as it is.
+// Configurations, as JSON texts, of a model that draws as `m` in a few steps. unet: NULL where it stays.
 typedef struct {
     char *unet, *scheduler, *index;
 } Configs;

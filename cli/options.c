@@ -63,8 +63,7 @@ static int next_name(const char **names) {
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 
-// How many letters must be changed, added, left out or swapped to make the first n of b from a; above `most`
-// the answer is just more.
+// How many letters to change, add, leave out or swap to make the first n of b from a; above `most` any more.
 static int distance(const char *a, const char *b, int n, int most) {
     while (*a && n && tolower((unsigned char)*a) == tolower((unsigned char)*b)) a++, b++, n--;
     if (!*a && !n) return 0;

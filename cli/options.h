@@ -80,16 +80,13 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
                      const char *examples);
 const char *one_word(char **words, const char *expected); // the only word, else dies with what is expected
 void no_words(char **words, const char *hint);            // dies with the first word if there is one
-// The value of an option (but for lists) as one would type it, every digit that counts; NULL where it holds
-// none. The caller frees it.
+// An option's value (not of lists) as one types it, all digits that count; NULL: none. The caller frees it.
 char *option_text(const Option *o);
 void option_set(Option *o, const char *text); // as if `text` had been typed; it must stay
 
-// The place of a word in "a|b|c". Dies of another one, with status 2: `there is no stage` "d"; a, b or c is
-// expected.
+// The place of a word in "a|b|c". Dies of another, with status 2: `refusal` "d"; a, b or c is expected.
 int choice(const char *refusal, const char *word, const char *names);
-// "; did you mean --steps?": the one of "a|b|c" that is nearest to a word, `before` it; "" where none is
-// near.
+// "; did you mean --steps?": that of "a|b|c" which is nearest to a word, `before` it; "" where none is near.
 char *did_you_mean(const char *word, const char *names, const char *before);
 
 void start_backend(void);                                  // with the threads that --threads asks for

@@ -20,8 +20,7 @@ typedef struct {
     double learnt;             // parameters that learn
     bool average, checkpointed, keep_one; // with a moving average; gradient checkpointing was asked for
 } Plan;
-// Prints how many bytes the run will hold, and returns them; dies where there are fewer. Sets
-// `checkpointing`.
+// Prints and returns the bytes that the run will hold; dies where there are fewer. Sets `checkpointing`.
 double plan_run(const Plan *p);
 
 // To stdout, a line a distinct kernel call: how often, which, its shape. Of two captions, one guided

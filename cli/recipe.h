@@ -1,7 +1,6 @@
 // recipe.h: the text in a picture's PNG from which the same picture can be drawn again. It is in the form
 // that other tools read, too ("infotext"): the prompt, "Negative prompt: ...", and in its last line the
-// settings, "Steps: 20, Sampler: DDIM, ...". Each setting is an option of sd sample: see the table in
-// recipe.c.
+// settings, "Steps: 20, Sampler: DDIM, ...". Each is an option of sd sample: see the table in recipe.c.
 #ifndef RECIPE_H
 #define RECIPE_H
 

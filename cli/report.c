@@ -64,8 +64,7 @@ static int compare(const void *a, const void *b) {
 }
 
 // Least, median and greatest of what the calls of a system took in so many steps; false where there are none.
-// The stage "speed" is [{"system", "steps", "sample": {"picture_s": [...], "text_s", "unet_step_s", ...}},
-// ...].
+// The stage "speed" is [{"system", "steps", "sample": {"picture_s": [...], "text_s", ...}}, ...].
 static bool times_of(const char *system, int steps, const char *what, double times[3]) {
     const Json *calls = result_of("speed", "");
     double all[MOST_TIMES];

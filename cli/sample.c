@@ -59,8 +59,7 @@ static void check_text(const char *where, const char *text) {
 }
 
 // A model that was trained on few words lists them, a line each, beside its tokenizer. Of other words it
-// knows the letters at most, so they are named. `folder` is the tokenizer's; texts (count), of which some may
-// be NULL.
+// knows the letters at most, so they are named. `folder` is the tokenizer's; texts (count) may hold NULLs.
 static void note_new_words(const char *folder, const char *const *texts, int count) {
     static const char between[] = " \t\n\r.,;:!?\"'()[]-/0123456789";
     char *list = format("%s/words.txt", folder), *fresh = xstrdup("");

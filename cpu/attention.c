@@ -87,8 +87,7 @@ INLINE ivec before_key(int key, int q0, int j) { return lanes_from(q0 + j) < key
 static int keys_seen(Attention p, int q_end) { return p.causal ? min_int(p.tk, q_end) : p.tk; }
 
 // A block of scores (keys, vectors * W) becomes exp2(score - largest), and joins the sums so far. `rescale`:
-// what the sums before it must be multiplied with, as the largest score may have grown; 1e-38 where there
-// were none.
+// what the sums before it are multiplied with, as the largest score may have grown; 1e-38: there were none.
 INLINE void soften(const int vectors, float *s, int keys, vec largest[TV], vec sum[TV], vec rescale[TV]) {
     vec top[TV], total[TV];
     UNROLL for (int j = 0; j < vectors; j++) top[j] = largest[j];

@@ -46,8 +46,7 @@ static void gemm_naive(int m, int n, int k, Strided a, Strided b, Out out) {
 
 // [K2] 2. What it fixes: a tile of 4 x 16 sums stays in registers, so 4 + 16 reads serve 64 multiplications.
 // Along an edge the tile stands out over C; it then reads the last row or column again, and those sums are
-// not stored. What is left: where a row of the tile is not a row of memory, its 16 elements are read one by
-// one.
+// not stored. What is left: where a row of the tile is none of memory, its 16 elements are read one by one.
 enum { STEP_ROWS = 4, STEP_COLS = 16 };
 static void gemm_blocked(int m, int n, int k, Strided a, Strided b, Out out) {
     for (int i0 = 0; i0 < m; i0 += STEP_ROWS)

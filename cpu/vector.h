@@ -1,7 +1,6 @@
 // vector.h: a vector of floats as wide as the instruction set has, and the few functions on it that the
 // kernels share: loads that convert, exp, the logistic and the normal distribution. Written once, with the
-// compilers' vector extensions (gcc and clang); every file that includes it is compiled once for each
-// instruction set.
+// vector extensions of gcc and clang; a file that includes it is compiled once for each instruction set.
 //
 // What differs between the sets is the width W, and a few functions below for which they have an instruction
 // that the extensions cannot name: parts of vectors, half precision, the larger of two.
@@ -135,8 +134,7 @@ INLINE vec load_f16(const void *p) {
 #endif
 }
 // Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd.
-// To fp16 without the instruction: the same on the moved fraction; a sum with 2^n, whose last place is
-// fp16's, rounds subnormals.
+// To fp16 without the instruction: the same on the moved fraction. Subnormals: a sum with the right 2^n.
 INLINE hvec round_bf16(vec v) {
     ivec x = (ivec)v, odd = x >> 16 & 1, rounded = x + 0x7fff + odd, nan = v != v;
     return __builtin_convertvector(((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff, hvec);

@@ -21,8 +21,7 @@ static const double BUDGET = 3 << 20; // bytes of V, about
 
 // ---- the transforms along one axis ------------------------------------------------------------------------
 
-// B^T d: (6) to (6). Row 0 is the polynomial (x^2 - P^2)(x^2 - Q^2), the last x times it; others lack a
-// factor.
+// B^T d: (6) to (6). Row 0 is (x^2 - P^2)(x^2 - Q^2), the last one x times it; others lack a factor.
 INLINE void input_axis(const vec d[6], vec o[6]) {
     const float s0 = P2 * Q2, s1 = -(P2 + Q2);
     o[0] = s0 * d[0] + (s1 * d[2] + d[4]);
@@ -110,8 +109,7 @@ static void patch(const float **at, int size, const float *x, const float *zeros
     }
 }
 
-// V, for `count` tiles: V[position][slab of input channels][tile][channel], so that a product reads it from
-// one end to the other.
+// V, for `count` tiles: V[position][slab of input channels][tile][channel], as a product reads it.
 static int v_row(const Tiles *g) { return min_int(g->c, SLAB); }
 static size_t v_slab(const Tiles *g, int count) { return (size_t)count * (size_t)v_row(g); }
 static size_t v_position(const Tiles *g, int count) {

@@ -37,8 +37,7 @@ static void remove_unfinished(void) {
         if (!o->direct) unlink(o->temporary);
 }
 
-// Names and captions come from files: what would begin a new line, steer the terminal or is no UTF-8 becomes
-// question marks.
+// Names and captions come from files: new lines, terminals' codes and broken UTF-8 become question marks.
 static void make_plain(char *text) {
     for (char *at = text, *end = text + strlen(text); at < end;) {
         size_t length = utf8_length(at, (size_t)(end - at));
@@ -555,8 +554,7 @@ void check_output(const char *path) {
     output_discard(output_open(path));
 }
 
-// The place of a file's digest in its bytes, behind `mark`, and what the digest is of the bytes around it;
-// NULL where it has none.
+// The place of a file's digest, behind `mark`, and what the digest of the other bytes is; NULL: it has none.
 static const unsigned char *seal_place(const unsigned char *data, size_t bytes, const char *mark,
                                        char digest[17]) {
     const unsigned char *place = bytes ? memmem(data, bytes, mark, strlen(mark)) : NULL;
@@ -652,8 +650,7 @@ size_t drop_mark(char *text, size_t bytes) {
     return bytes;
 }
 
-// A regular file, opened for reading. Anything else (a folder, a pipe, a device) might never end: -1 and
-// *reason.
+// Opens a regular file. Another thing (a folder, a pipe, a device) might never end: -1 and *reason.
 static int open_input(const char *path, const char **reason) {
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe without a writer would wait for one
     struct stat s;

@@ -128,8 +128,7 @@ bool sealed(const char *path, const char *mark); // does the digest of output_se
 // DIR/NAME, whose folders are made; the caller frees it. Dies where a part of NAME is a link: what is written
 // there would change something outside of DIR.
 char *path_inside(const char *dir, const char *name);
-// The folder's file "lock" is this process's until its end. Dies where another process has it, and names
-// that.
+// The folder's file "lock" is this process's until its end. Dies where another has it, and names that one.
 void lock_folder(const char *dir);
 void unlock_folder(void);
 

@@ -69,10 +69,6 @@ static bool is_png(const unsigned char *bytes, size_t size) {
     return size >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8);
 }
 
-static bool is_jpeg(const unsigned char *bytes, size_t size) {
-    return size >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
-}
-
 // A PNG is its signature and chunks: length, type, data, CRC-32 of type and data.
 typedef struct {
     const char *type; // 4 letters, no NUL
@@ -116,8 +112,7 @@ static uint32_t tiff_number(const unsigned char *p, int bytes, bool big) {
 // Of EXIF data, which is a TIFF file: byte order, 42, the place of a list; the list is a count and entries of
 // tag, type, count, value (2, 2, 4, 4 bytes). What is damaged tells nothing, as in PIL.
 static int exif_orientation(const unsigned char *p, size_t n) {
-    static const unsigned char size_of[] = {0, 0, 0, 2, 4,
-                                            0, 1, 0, 2, 4}; // of the numbers; PIL takes no BYTE
+    static const char size_of[] = "\0\0\0\2\4\0\1\0\2\4"; // of the types of numbers; PIL takes no BYTE
     bool big = n >= 8 && !memcmp(p, "MM\0*", 4);
     if (n < 8 || (!big && memcmp(p, "II*\0", 4))) return 0;
     size_t at = tiff_number(p + 4, 4, big);
@@ -273,22 +268,21 @@ static unsigned char *unpack(const unsigned char *bytes, size_t size, bool clipp
 static const char *decode(const unsigned char *bytes, size_t size, Image **image, bool *measured) {
     Claims claims = {0};
     if (size > MAX_FILE) return because("%zu bytes are too many", size);
-    if (!is_png(bytes, size) && !is_jpeg(bytes, size))
+    bool png = is_png(bytes, size), jpeg = size >= 3 && !memcmp(bytes, "\xff\xd8\xff", 3);
+    if (!png && !jpeg)
         return size < 4                 ? because("%zu bytes are no picture", size)
                : file_kind(bytes, size) ? because("it is neither JPEG nor PNG but %s", file_kind(bytes, size))
                                         : because("it is neither JPEG nor PNG (it begins with the bytes %02x "
                                                   "%02x %02x %02x)",
                                                   bytes[0], bytes[1], bytes[2], bytes[3]);
-    const char *reason =
-        is_png(bytes, size) ? check_png(bytes, size, &claims) : check_jpeg(bytes, size, &claims);
+    const char *reason = png ? check_png(bytes, size, &claims) : check_jpeg(bytes, size, &claims);
     if (reason) return reason;
     if (claims.width == 0 || claims.height == 0 || claims.width > MAX_PIXELS / claims.height)
         return because("%zu x %zu pixels: 1 to %d are allowed", claims.width, claims.height, MAX_PIXELS);
     size_t need = (claims.memory > 8 ? claims.memory : 8) * claims.width * claims.height;
     if (need > MAX_MEMORY)
         return because("%zu MB are needed to decode it, %llu are allowed", need >> 20, MAX_MEMORY >> 20);
-    // The largest honest blocks: rows with a filter's byte, coefficients in whole blocks, the compressed
-    // data.
+    // The largest honest blocks: rows with a filter's byte, coefficients in whole blocks, compressed data.
     memory_bound = need + 128 * (claims.width + claims.height) + 2 * size + (1 << 20);
     int width, height;
     unsigned char *rgb;

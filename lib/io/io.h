@@ -108,15 +108,13 @@ uint16_t f32_to_bf16(float f);
 // Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree,
 // but for ones at the end: a linear layer may be stored as a 1x1 convolution. Convolutions go from the file's
 // order (out, in, kh, kw) to (out, kh, kw, in). Weights keep their stored type: F32, F16 or BF16; F64 becomes
-// F32. Dies where a tensor is missing or of another shape or type, and of a NaN or an infinity; `where` is
-// for the message.
+// F32. Dies, naming `where`, of a tensor that is missing or of another shape or type, a NaN or an infinity.
 typedef const Stored *FindStored(void *context, const char *name);
 void params_load(const Params *p, FindStored *find, void *context, const char *where);
 // Under --verbose: a note of what `s` has beyond what the parameters asked for.
 void params_note_extra(const Params *p, FindStored *find, void *context, const Store *s, const char *where);
 void params_to_f32(const Params *p); // converts in memory, for training
-// Writes them as `type`, without the first `strip` characters of their names. key: NULL, or of an entry of
-// metadata.
+// Writes them as `type`, without the first `strip` characters of their names. key: of metadata, or NULL.
 void params_save(const Params *p, const char *path, size_t strip, Type type, const char *key,
                  const char *value);
 // One parameter as a new host array in file order (out, in, kh, kw).
@@ -192,8 +190,7 @@ typedef enum { RESIZE_BILINEAR, RESIZE_BICUBIC, RESIZE_LANCZOS } Resize;
 Image *image_resize(const Image *image, int width, int height, Resize filter);
 // The same on floats, neither rounded nor cut to 0..255: out (height, width, 3).
 void image_resize_f32(float *out, const Image *image, int width, int height, Resize filter);
-// PyTorch's bilinear interpolate (align_corners=False), without antialiasing: out (height, width, 3), in [0,
-// 1].
+// PyTorch's bilinear interpolate (align_corners=False, antialias=False): out (height, width, 3), in [0, 1].
 void image_interpolate(float *out, const Image *image, int width, int height);
 Image *image_crop(const Image *image, int left, int top, int width, int height);
 // Short side to `size`, then the middle (size x size): what the field's training scripts do.
@@ -224,8 +221,7 @@ bool dataset_trains(const Sample *s);
 // last `hold_out` samples, at most half, are held out; else those of the split "test".
 typedef enum { PART_ALL, PART_TRAIN, PART_HELD_OUT } DatasetPart;
 size_t dataset_choose(Dataset *set, DatasetPart part, size_t hold_out);
-// Paths of its *.png, *.jpg, *.jpeg, sorted by name. deep: also of the folders within it, but for hidden ones
-// and links to folders.
+// Paths of its *.png, *.jpg, *.jpeg, by name. deep: also of folders within it, but hidden ones and links.
 char **list_images(const char *dir, bool deep, size_t *count);
 // After a data set of `count` pictures was written to the folder `images`: a note if there are others.
 void dataset_note_others(const char *images, size_t count);
@@ -262,8 +258,7 @@ uint32_t big_endian_32(const unsigned char *p);
 // "a PNG picture", "a web page", "a pickle", "a Git LFS pointer (...)", "a safetensors file", ...: what the
 // first n bytes of a file are; NULL where they tell nothing. 512 bytes are enough.
 const char *file_kind(const unsigned char *bytes, size_t n);
-// The same of a safetensors file, by its tensors: "a LoRA", "latents", ...; "tensors" where they tell
-// nothing.
+// The same of a safetensors file, by its tensors: "a LoRA", "latents", ...; else "tensors".
 const char *store_kind(const Store *s);
 
 #endif

@@ -78,8 +78,7 @@ static void append(Cache *c, const void *data, size_t bytes) {
     }
 }
 
-// Opens or begins the cache, alone: a second run waits until the first has filled it. Of several ranks, rank
-// 0 has it for all.
+// Opens or begins the cache, alone: a second run waits until it is filled. Rank 0 has it for all ranks.
 static Cache cache_open(const char *dir, const PairsModel *m) {
     Cache c = {.values = (size_t)m->side * (size_t)m->side * 2 * (size_t)m->channels};
     c.record = 16 + c.values * sizeof(float);

@@ -16,8 +16,7 @@ static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
 // Does it lie in memory in another order than in files?
 static bool reordered(const Tensor *t) { return t->dims == 4 && t->shape[1] * t->shape[2] > 1; }
 
-// Such weights, of `size` bytes (2 or 4), from files' order (out, in, kernel) to memory's (out, kernel, in),
-// or back.
+// Such weights, of `size` bytes (2, 4): files' order (out, in, kernel) to memory's (out, kernel, in) or back.
 static void reorder(void *to, const void *from, const Tensor *t, size_t size, bool back) {
     size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
            in = (size_t)t->shape[3];

@@ -102,8 +102,7 @@ static void add_merge(Tokenizer *t, Names *vocabulary, const char *left, const c
 }
 
 // Reads merges.txt; or OpenAI's list, which has a header and more merges than CLIP uses, and makes the
-// vocabulary: what a merge makes is the next token. Returns how many there were. The text has a NUL behind
-// it.
+// vocabulary: what a merge makes is the next token. Returns how many there were. Behind the text is a NUL.
 static int read_merges(Tokenizer *t, Names *vocabulary, char *text, size_t bytes, bool list,
                        const char *path) {
     enum { USED = 49152 - 256 - 2 }; // 48,894 merges
@@ -457,8 +456,7 @@ static void check_added_ids(Tokenizer *t, const Names *vocabulary, size_t base, 
             t->last = vocabulary->entries[i].number;
 }
 
-// Of tokenizer_config.json and special_tokens_map.json. The last row but one is what CLIP's tokenizer takes
-// no notice of.
+// Of tokenizer_config.json and special_tokens_map.json. CLIP's tokenizer does not heed the last row but one.
 static const JsonKey config_keys[] = {
     {"padding_side|truncation_side", "'right'"},
     {"split_special_tokens", "false"},

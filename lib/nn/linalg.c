@@ -10,8 +10,7 @@
 enum { TILE_ROWS = 6, TILE_COLS = 8, BLOCK_ROWS = 48, BLOCK_K = 256, LANES = 8 };
 
 // A FAST function is compiled for three generations of x86 processors, and the program chooses when it
-// starts. Its loops over LANES elements become vector instructions; a sum has always LANES parts, however
-// wide the vectors are.
+// starts. Its loops over LANES elements become vector instructions of any width; a sum has LANES parts.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -79,8 +79,7 @@ void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4
 }
 
 // torch.randn on a GPU. Thread t draws four words from subsequence t of the stream and makes four normal
-// values of them. They are elements t, t + threads, t + 2 threads and t + 3 threads of the tensor, then of
-// the next round.
+// values of them: elements t, t + threads, t + 2 threads and t + 3 threads of the tensor, round by round.
 static void normal_philox(Random *r, float *out, size_t count) {
     // Blocks of 256 threads, at most as many as an A100 runs at once: 8 on each of 108 multiprocessors.
     const size_t block = 256, most = 108 * 8;

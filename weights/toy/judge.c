@@ -251,8 +251,7 @@ static void initialise(const Params *p, Random *r) {
 }
 
 // What a convolution gives, over everything that went through the network: sums over the positions of all
-// pictures. So the statistics are exact ones of many batches, rather than a moving average along the training
-// whose end is noisy.
+// pictures. So the statistics are exact ones of many batches, rather than a moving average with a noisy end.
 typedef struct {
     char *name; // "Mixed_5b.branch1x1.conv"
     int channels;

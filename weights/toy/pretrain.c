@@ -420,8 +420,7 @@ static void pretrain_text(const PretrainOptions *o) {
 // ---- stage: unet ------------------------------------------------------------------------------------------
 
 // The network learns the noise in z_t = sqrt(a) z + sqrt(1 - a) eps (Ho et al. 2020), for one picture in ten
-// without its caption (Ho and Salimans 2022), errors weighted by min(SNR, 5) / SNR (Hang et al. 2023). The
-// text encoder learns too.
+// without its caption (Ho, Salimans 2022), weighted by min(SNR, 5) / SNR (Hang et al. 2023). CLIP learns too.
 static void pretrain_unet(const PretrainOptions *o) {
     Pairs *pairs = open_pairs(o);
     int n = o->batch / o->shards;

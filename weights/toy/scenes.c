@@ -172,8 +172,7 @@ static void mask_disc(Canvas *c, Point at, int radius, bool hole) {
     mask_path(c, p, n, hole);
 }
 
-// Paints through the mask, in a gradient from `above` in its first row to `below` in its last. The silhouette
-// is of one colour.
+// Paints through the mask, from `above` in its first row to `below` in its last; a silhouette in one colour.
 static void mask_paint(Canvas *c, Colour above, Colour below, int alpha) {
     if (c->top >= c->bottom) return;
     if (c->pass == OUTLINE) above = below = c->outline_colour, alpha = 256;
