@@ -16,6 +16,7 @@ FewSteps add_loras(const Model *m, Texts specs, bool merged, bool changed[ADAPTE
         char *path = parse_lora(specs.at[i], &scale);
         Lora *l = lora_load(&m->params, path);
         FewSteps its = lora_few_steps(l, path);
+        if (few.name && its.name) note("%s: the sampler and steps of %s before it count", path, few.name);
         if (!few.name) few = its;
         for (int k = 0; k < l->count; k++) changed[starts_with(l->parts[k].layer->name, "unet.")] = true;
         if (merged)
