@@ -709,6 +709,66 @@ double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed
     return mean.kid;
 }
 
+// ---- precision and recall ---------------------------------------------------------------------------------
+
+enum { NEIGHBOURS = 5, BLOCK = 64 }; // the k of Naeem et al.; rows of distances that are held at once
+
+// Of each picture of a set the squared distance to the k-th nearest of the others.
+static double *radii_of(const FidSet *s) {
+    size_t D = (size_t)s->dim, N = (size_t)s->count;
+    double *radii = xmalloc(N * sizeof *radii), *d = xmalloc(BLOCK * N * sizeof *d);
+    for (size_t i0 = 0; i0 < N; i0 += BLOCK) {
+        size_t rows = N - i0 < BLOCK ? N - i0 : BLOCK;
+        squared_distances(d, s->features + i0 * D, s->features, (int)rows, (int)N, s->dim);
+        for (size_t i = 0; i < rows; i++) {
+            double nearest[NEIGHBOURS + 1]; // sorted; the first is the picture itself
+            for (int k = 0; k <= NEIGHBOURS; k++) nearest[k] = INFINITY;
+            for (size_t j = 0; j < N; j++) {
+                double x = d[i * N + j];
+                for (int k = 0; k <= NEIGHBOURS && x < INFINITY; k++)
+                    if (x < nearest[k]) {
+                        double larger = nearest[k];
+                        nearest[k] = x, x = larger;
+                    }
+            }
+            radii[i0 + i] = nearest[NEIGHBOURS];
+        }
+    }
+    free(d);
+    return radii;
+}
+
+// [F11] Where are the pictures of a set? Within balls around each of them that reach to its k-th neighbour.
+//   precision  of the drawn pictures, those that lie in a ball of a real one
+//   recall     of the real ones, those in a ball of a drawn one (Kynkaanniemi et al. 2019)
+//   density    real balls that a drawn picture lies in, divided by k: an outlier's large ball counts once
+//   coverage   of the real balls, those that hold a drawn picture (Naeem et al. 2020)
+// A model that draws few things well has precision and density, but neither recall nor coverage.
+Neighbours fid_neighbours(const FidSet *a, const FidSet *b) {
+    must_fit(a, b, false);
+    size_t D = (size_t)a->dim, NA = (size_t)a->count, NB = (size_t)b->count;
+    if (a->count <= NEIGHBOURS || b->count <= NEIGHBOURS) return (Neighbours){NAN, NAN, NAN, NAN};
+    double *ra = radii_of(a), *rb = radii_of(b), *d = xmalloc(BLOCK * NB * sizeof *d);
+    long *balls = xcalloc(NB, sizeof *balls), real = 0, covered = 0, seen = 0, all = 0;
+    for (size_t i0 = 0; i0 < NA; i0 += BLOCK) {
+        size_t rows = NA - i0 < BLOCK ? NA - i0 : BLOCK;
+        squared_distances(d, a->features + i0 * D, b->features, (int)rows, (int)NB, a->dim);
+        for (size_t i = 0; i < rows; i++) {
+            bool holds = false, held = false;
+            for (size_t j = 0; j < NB; j++) {
+                bool inside = d[i * NB + j] < ra[i0 + i];
+                balls[j] += inside, holds |= inside, held |= d[i * NB + j] < rb[j];
+            }
+            covered += holds, seen += held;
+        }
+    }
+    for (size_t j = 0; j < NB; j++) real += balls[j] > 0, all += balls[j];
+    free(ra), free(rb), free(d), free(balls);
+    double na = (double)NA, nb = (double)NB;
+    return (Neighbours){(double)real / nb, (double)seen / na, (double)all / nb / NEIGHBOURS,
+                        (double)covered / na};
+}
+
 // ---- interval ---------------------------------------------------------------------------------------------
 
 // Mean and covariance of some pictures of a set, as a set.

@@ -360,6 +360,12 @@ double fid_distance(const FidSet *a, const FidSet *b);
 // Kernel inception distance: the mean over 100 subsets of min(1000, count) pictures; and its standard error,
 // NaN of less than 4. paired: the counts are equal, row i of both sets has the caption or the like in common.
 double kid_distance(const FidSet *a, const FidSet *b, bool paired, uint64_t seed, double *standard_error);
+// How much of what is drawn looks real, and how much of what is real is drawn: each 0 to 1, density from 0
+// on. a: real pictures, b: drawn ones. NaN of 5 pictures or fewer.
+typedef struct {
+    double precision, recall, density, coverage;
+} Neighbours;
+Neighbours fid_neighbours(const FidSet *a, const FidSet *b);
 // 95 % interval about the FID's expectation at these numbers of pictures, by halving the sets `rounds` times
 // (2 at least); NaN of less than 4 pictures.
 void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed, double ends[2]);

@@ -147,6 +147,8 @@ static void compare(Inception *net, const Command *c) {
     if (both && same_names(&set[0], &set[1], c->paired) && !c->paired)
         note("both sets have the same names; where these show the same captions, KID needs --paired");
     double fid = fid_distance(&set[0], &set[1]);
+    Neighbours near = {NAN, NAN, NAN, NAN};
+    if (both) near = fid_neighbours(&set[0], &set[1]);
     if (both) kid = kid_distance(&set[0], &set[1], c->paired, c->seed, &kid_stderr);
     if (c->rounds) fid_interval(&set[0], &set[1], c->paired, c->rounds, c->seed, interval);
     if (c->rounds && isnan(interval[0])) note("an interval needs four pictures in each set");
@@ -158,6 +160,8 @@ static void compare(Inception *net, const Command *c) {
                interval[0], interval[1]);
         print_figure("kid", 12, kid), print_figure("kid_stderr", 6, kid_stderr);
         printf("\"paired\": %s, ", c->paired ? "true" : "false");
+        print_figure("precision", 6, near.precision), print_figure("recall", 6, near.recall);
+        print_figure("density", 6, near.density), print_figure("coverage", 6, near.coverage);
         // Statistics do not say of how many pictures they are, nor how those were resized.
         print_figure("n_a", 15, set[0].count ? (double)set[0].count : NAN);
         print_figure("n_b", 15, set[1].count ? (double)set[1].count : NAN);
@@ -172,6 +176,9 @@ static void compare(Inception *net, const Command *c) {
     if (!isnan(kid)) printf("\nKID %.8f", kid);
     if (!isnan(kid_stderr)) printf(" +- %.8f", kid_stderr);
     printf("\n");
+    if (!isnan(near.recall))
+        printf("precision %.4f  recall %.4f  density %.4f  coverage %.4f  (A is real, B is drawn)\n",
+               near.precision, near.recall, near.density, near.coverage);
     if (net) printf("resize %s\n", resize_words[o.resize]);
     if (*warning) printf("%d features%s\n", set[0].dim, warning);
 }
@@ -197,7 +204,8 @@ int command_fid(int argc, char **argv) {
         {0}};
     char **word = options_parse(
         argc, argv, options,
-        "sd fid A B [options]          how far apart two sets of pictures are: FID and KID\n"
+        "sd fid A B [options]          how far apart two sets of pictures are: FID, KID,\n"
+        "                                     precision, recall, density, coverage\n"
         "       sd fid stats DIR -o FILE.npz  mean and covariance of a folder, in pytorch-fid's format\n"
         "       sd fid features DIR -o FILE.safetensors\n"
         "       sd fid fidelity DIR           the toy world's judge: do DIR/00000.png, ... show what\n"

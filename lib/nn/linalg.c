@@ -70,6 +70,29 @@ void product_f64(double *c, size_t ldc, const double *a, size_t lda, const doubl
     free(packed);
 }
 
+FAST static double squared_distance(const float *x, const float *y, int k) {
+    double sum[LANES] = {0}, all = 0;
+    for (int i = 0; i + LANES <= k; i += LANES)
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) {
+            double d = (double)x[i + j] - y[i + j];
+            sum[j] += d * d;
+        }
+    for (int j = 0; j < LANES; j++) all += sum[j];
+    for (int i = k / LANES * LANES; i < k; i++) all += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
+    return all;
+}
+
+// In blocks of rows of x: y is read from memory once a block, not once a row.
+void squared_distances(double *d, const float *x, const float *y, int m, int n, int k) {
+#pragma omp parallel for schedule(dynamic)
+    for (int i0 = 0; i0 < m; i0 += TILE_COLS)
+        for (int j = 0; j < n; j++)
+            for (int i = i0; i < m && i < i0 + TILE_COLS; i++)
+                d[(size_t)i * (size_t)n + (size_t)j] =
+                    squared_distance(x + (size_t)i * (size_t)k, y + (size_t)j * (size_t)k, k);
+}
+
 FAST static double dot(const double *a, const double *b, int n) {
     double sum[LANES] = {0};
     int i = 0;

@@ -16,6 +16,9 @@ enum {
 void product_f64(double *c, size_t ldc, const double *a, size_t lda, const double *b, size_t ldb, int m,
                  int n, int k, double alpha, int flags);
 
+// d (m, n): the squared distance of each row of x (m, k) from each row of y (n, k). That of equal rows is 0.
+void squared_distances(double *d, const float *x, const float *y, int m, int n, int k);
+
 // C = L L^T for a positive semidefinite C (n, n), whose upper triangle is read and destroyed. Its rows and
 // columns are put into another order first: row i of the new order is row order[i] of the old. Returns the
 // rank r and writes L^T as r rows of n, row i zero before column i (room for n rows is needed).

@@ -214,6 +214,26 @@ static void test_kid(void) {
     fid_set_free(&a), fid_set_free(&b), free(want);
 }
 
+// As the package prdc has them; and of a set and itself all is covered.
+static void test_neighbours(void) {
+    static const char *const names[] = {"full", "steep", "singular"};
+    for (int i = 0; i < 3; i++) {
+        FidSet a = fixture_set(names[i], "a", 60), b = fixture_set(names[i], "b", 60);
+        Neighbours got = fid_neighbours(&a, &b), same = fid_neighbours(&a, &a);
+        double *want = doubles(fixture(names[i], "prdc"));
+        check_number("precision", got.precision, want[0], 1e-12);
+        check_number("recall", got.recall, want[1], 1e-12);
+        check_number("density", got.density, want[2], 1e-12);
+        check_number("coverage", got.coverage, want[3], 1e-12);
+        check(same.precision == 1 && same.recall == 1 && same.coverage == 1 && same.density > 0.9,
+              "a set and itself");
+        a.count = 5;
+        check(isnan(fid_neighbours(&a, &b).recall) && isnan(fid_neighbours(&b, &a).density),
+              "five pictures have no fifth neighbour");
+        fid_set_free(&a), fid_set_free(&b), free(want);
+    }
+}
+
 // ---- intervals --------------------------------------------------------------------------------------------
 
 // x: standard normal. y: s x' + shift in every coordinate, where x' is x's row turned towards new noise, so
@@ -643,6 +663,7 @@ int main(void) {
     test_frechet();
     test_second_way();
     test_kid();
+    test_neighbours();
     test_resize();
     test_inception();
     if (getenv("QUICK"))

@@ -1,6 +1,7 @@
 # make_fid_fixtures.py: writes test/fixtures/fid.safetensors, what test/phases/fid.c compares fid.c with.
 #   Fréchet distances by SciPy's sqrtm (full rank) and by singular values (singular covariances, where sqrtm
-#   errs), means and covariances by NumPy, KID and its standard error by NumPy, for pairs too, resizes by
+#   errs), means and covariances by NumPy, KID and its standard error by NumPy, for pairs too, precision,
+#   recall, density and coverage by the package prdc of Naeem et al., resizes by
 #   PyTorch and Pillow, and a small Inception's features, logits and gradients by PyTorch, on pytorch-fid's
 #   own blocks with fewer channels; and the features of pytorch-fid's whole network with made weights, hard
 #   ones from a float64 run.
@@ -14,6 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+from prdc import compute_prdc
 from pytorch_fid import inception as fid_inception
 from safetensors.numpy import save_file
 from torchvision.models import inception as tv_inception
@@ -87,6 +89,13 @@ k = lambda s, t: (s @ t.T / D + 1) ** 3
 kxx, kyy = k(x, x), k(y, y)
 np.fill_diagonal(kxx, 0), np.fill_diagonal(kyy, 0)
 out["full.kid"] = np.array([kxx.sum() / (60 * 59) + kyy.sum() / (75 * 74) - 2 * k(x, y).mean()])
+
+# ---- precision, recall, density, coverage ------------------------------------------------------------------
+
+for name in ("full", "steep", "singular"):
+    real, fake = sets[name]
+    found = compute_prdc(real_features=real, fake_features=fake, nearest_k=5)
+    out[f"{name}.prdc"] = np.array([found[k] for k in ("precision", "recall", "density", "coverage")])
 
 # ---- resizes -----------------------------------------------------------------------------------------------
 
