@@ -64,10 +64,11 @@ void lcm_distill(const Lcm *l, Run *run, const Model *teacher, const Pairs *pair
         tape_begin();
         Tensor *loss = lcm_loss(l, &b);
         backward(loss);
-        run_step(run, loss, NULL, batch.names); // theta by AdamW; theta- <- mu theta- + (1 - mu) theta
+        // theta by AdamW; theta- <- mu theta- + (1 - mu) theta
+        bool done = run_step(run, loss, NULL, batch.names);
         tape_end();
         scope_end(step, NULL);
-        if (after_step && run->shard == 0) after_step(context, run->step);
+        if (after_step && done) after_step(context, run->step);
     }
     scope_end(whole, NULL);
     pairs_batch_free(&batch);

@@ -318,7 +318,7 @@ void lora_mimic(const Lcm *l, Run *run, const Model *model, const Lora *lora, co
                       .text = text_encode(model->text_encoder, batch.ids, n),
                       .index = index,
                       .w = w};
-        bool measure = run->step % FRACTION_EVERY == 0;
+        bool measure = run->step % FRACTION_EVERY == 0 && !run->turn;
         double fraction = measure ? kl_fraction(l, &b, lora, c) : 0;
         Tensor *mse, *kl;
         tape_begin();

@@ -1373,7 +1373,7 @@ static float *encode_moments(void *vae, const Image *const *images, int n) {
     return moments;
 }
 
-Pairs *model_pairs(const Model *m, const char *data, const char *cache) {
+Pairs *model_pairs(const Model *m, const char *data, const char *cache, int held_out) {
     Params vae = params_part(&m->params, "vae.");
     int side = m->unet_config.sample_size;
     PairsModel how = {.tokenizer = m->tokenizer,
@@ -1382,6 +1382,7 @@ Pairs *model_pairs(const Model *m, const char *data, const char *cache) {
                       .side = side,
                       .channels = m->vae_config.latent_channels,
                       .scale = m->vae_config.scaling_factor,
+                      .held_out = held_out,
                       .encoder = params_key(&vae),
                       .context = m->vae,
                       .encode = encode_moments};

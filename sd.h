@@ -188,7 +188,7 @@ Image *tensor_to_image(const Tensor *pixels, int i);
 float *nchw_to_nhwc(const float *x, int n, int c, int h, int w); // new host arrays
 float *nhwc_to_nchw(const float *x, int n, int c, int h, int w);
 // A captioned data set as tokens and latents, kept in the folder `cache`; see lib/io/pairs.h.
-Pairs *model_pairs(const Model *m, const char *data, const char *cache);
+Pairs *model_pairs(const Model *m, const char *data, const char *cache, int held_out);
 
 // ---- Phase 2: lcm.c ---------------------------------------------------------------------------------------
 

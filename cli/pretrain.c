@@ -16,6 +16,7 @@ int command_pretrain(int argc, char **argv) {
         {0, "steps", WHOLE(&o.steps, 1, 1 << 24), "training steps (default: the stage's)"},
         {0, "batch", WHOLE(&o.batch, 1, 4096), "pictures a step (default: the stage's)"},
         {0, "shards", WHOLE(&o.shards, 1, 4096), "parts of a batch that ranks may share, as of sd lcm"},
+        {0, "validate", WHOLE(&o.validate, 1, 100000), "as of sd lcm"},
         {0, "lr", NUMBER(&o.rate, 0, 1), "learning rate (default: the stage's)"},
         {0, "ema", NUMBER(&o.ema, 0, 0.999999),
          "of the moving average of the weights (default: the stage's)"},

@@ -22,7 +22,7 @@ typedef struct {
     int what;
     const char *model, *teacher, *tokenizer, *data, *cache, *out, *run;
     long steps;
-    int batch, shards, warmup, sample_every;
+    int batch, shards, warmup, sample_every, validate;
     double rate, ema, checkpoint_every;
     bool cosine, checkpointing, resume, fresh, keep_one, json;
     uint64_t seed;
@@ -156,6 +156,9 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
          LORA},
         {0, "dtype", CHOICE(&t->type, TYPE_NAMES), "of the weights"},
         {0, "run", TEXT(&t->run, "DIR"), "checkpoint and log (default: run/ and the output's name)"},
+        {0, "validate", WHOLE(&t->validate, 1, 100000),
+         "fifty times in a run also the loss on N pictures that nothing is learnt from: the split \"test\", else "
+         "the data set's last"},
         {0, "sample-every", WHOLE(&t->sample_every, 0, 1 << 24), "steps between sample pictures; 0: none",
          FULL},
         {0, "checkpoint-every", NUMBER(&t->checkpoint_every, 1e-9, 1e9), "seconds between checkpoints"},
@@ -200,14 +203,14 @@ static double run_plan(const Training *t, Plan plan) {
 }
 
 // Begins or continues a run. config: what must be the same when it continues.
-static Run begin(const Training *t, Optimiser *optimiser, char *config) {
+static Run begin(const Training *t, Optimiser *optimiser, Pairs *pairs, char *config) {
     const char *name = strrchr(t->out, '/') ? strrchr(t->out, '/') + 1 : t->out;
     size_t length = strlen(name) - (t->what == FULL ? 0 : strlen(".safetensors"));
     Run run = {.what = t->what == FULL ? "lcm" : "lora", .config = config, .optimiser = optimiser};
     run.dir = t->run ? xstrdup(t->run) : format("run/%.*s", (int)length, name);
     run.total = t->steps, run.batch = t->batch, run.shards = t->shards,
     run.checkpoint_every = t->checkpoint_every;
-    run.keep_one = t->keep_one;
+    run.keep_one = t->keep_one, run.validate = t->validate, run.pairs = pairs;
     char *checkpoint = format("%s/checkpoint.safetensors", run.dir),
          *previous = format("%s/checkpoint.previous.safetensors", run.dir);
     if (t->resume && !file_exists(checkpoint) && !file_exists(previous))
@@ -287,7 +290,7 @@ static bool train_lcm(Training *t) {
         check_output(path_inside(t->out, "model_index.json"));
         rmdir(t->out);
     }
-    Pairs *pairs = model_pairs(teacher, t->data, t->cache);
+    Pairs *pairs = model_pairs(teacher, t->data, t->cache, t->validate);
 
     Params student_params = {0}, target_params = {0};
     UNet *student = lcm_student(teacher, config, &student_params);
@@ -297,7 +300,7 @@ static bool train_lcm(Training *t) {
     Lcm lcm;
     lcm_init(&lcm, t->lcm, scheduler_config(teacher->scheduler_json, LCM), teacher->unet, student, target);
 
-    Run run = begin(t, optimiser, lcm_run_config(t, &net, pairs));
+    Run run = begin(t, optimiser, pairs, lcm_run_config(t, &net, pairs));
     Samples samples = {.every = t->sample_every, .model = *teacher, .dir = format("%s/samples", run.dir)};
     samples.model.unet = target, samples.model.unet_config = config;
     samples.model.scheduler_json = json_parse(configs.scheduler, strlen(configs.scheduler), "its scheduler");
@@ -404,10 +407,10 @@ static bool train_lora(const Training *t) {
     plan.models = plan_weights(&m->params) + (teacher ? plan_weights(&teacher->params) : 0);
     double planned = run_plan(t, plan);
 
-    Pairs *pairs = model_pairs(m, t->data, t->cache);
+    Pairs *pairs = model_pairs(m, t->data, t->cache, t->validate);
     Optimiser *optimiser = new_optimiser(t, &lora->params);
     Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
-    Run run = begin(t, optimiser, lora_run_config(t, &net, &teacher_net, pairs));
+    Run run = begin(t, optimiser, pairs, lora_run_config(t, &net, &teacher_net, pairs));
     if (t->what == FINETUNE) {
         lora_finetune(&run, m, lora, pairs, t->finetune);
     } else {

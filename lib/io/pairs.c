@@ -247,8 +247,14 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
     Dataset *d = p->data = dataset_open(data);
 
     // 1. What is there: the hash of every picture to train on.
-    size_t count = dataset_choose(d, PART_TRAIN, 0);
+    size_t trained = dataset_choose(d, PART_TRAIN, (size_t)m->held_out), count = trained;
     if (!count) die("%s: there is no picture with a caption to train on", data);
+    if (m->held_out && count < d->count) {
+        Dataset rest = {d->samples + count, d->count - count, d->layout};
+        size_t held = dataset_choose(&rest, rest.samples->split ? PART_HELD_OUT : PART_ALL, 0);
+        count += held < (size_t)m->held_out ? held : (size_t)m->held_out;
+    }
+    if (m->held_out && count == trained) die("%s has no pictures to hold out", data);
     Unreadable unreadable = {.of = count, .at = xcalloc(count, sizeof(bool))};
     uint64_t *hashes = xcalloc(count, sizeof *hashes);
     bool *found = xcalloc(count, sizeof *found);
@@ -282,18 +288,19 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
         int record = cache_find(&c, hashes[i]);
         if (record < 0)
             die("%s: picture %s is missing though it was encoded: the file changes", c.path, s->path);
-        Pair *pair = &p->list[p->count++];
+        Pair *pair = &p->list[i < trained ? p->count++ : p->count + p->held++];
         pair->name = s->name;
         pair->moments = (const float *)(const void *)(mapping + HEADER + (size_t)record * c.record + 16);
         tokens_of(pair, s, m, &cut, &first_cut);
+        if (i >= trained) continue;
         p->key = hash_more(p->key, &hashes[i], sizeof hashes[i]);
         p->key = hash_more(p->key, pair->ids, (size_t)pair->captions * (size_t)m->tokens * sizeof(int));
     }
     if (cut)
         note("%ld captions are longer than %d tokens and are cut; the first is of %s", cut, m->tokens,
              first_cut);
-    note("%s: %d pictures with captions (%s), %zu encoded now, %zu cannot be read", data, p->count, d->layout,
-         missing_count - (unreadable.count - before), unreadable.count);
+    note("%s: %d pictures with captions (%s), %d held out, %zu encoded now, %zu cannot be read", data,
+         p->count, d->layout, p->held, missing_count - (unreadable.count - before), unreadable.count);
     flock(c.file, LOCK_UN); // by name: a mapping keeps the file, and with it the lock, beyond close()
     close(c.file);
     names_free(&c.places);
@@ -303,7 +310,7 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
 
 void pairs_close(Pairs *p) {
     munmap(p->mapping, p->mapped);
-    for (int i = 0; i < p->count; i++) free(p->list[i].ids);
+    for (int i = 0; i < p->count + p->held; i++) free(p->list[i].ids);
     dataset_close(p->data);
     free(p->list), free(p);
 }
@@ -334,7 +341,7 @@ void pairs_draw(PairsBatch *b, const Pairs *p, Random *r) {
     free(b->names);
     b->names = xstrdup("");
     for (int i = 0; i < b->n; i++) {
-        int which = random_below(r, p->count);
+        int which = p->turn ? p->count + ((p->turn - 1) * b->n + i) % p->held : random_below(r, p->count);
         const Pair *pair = &p->list[which];
         const int *caption = pair->ids + (size_t)random_below(r, pair->captions) * tokens;
         memcpy(b->ids + (size_t)i * tokens, caption, tokens * sizeof(int));

@@ -12,9 +12,11 @@ typedef struct {
 } Pair;
 typedef struct {
     Pair *list;
-    int count, side, channels, tokens;
+    int count, held; // pairs to train on; behind them those that are held out, to validate with
+    int turn;        // 0, or which batch of the validation is drawn next, from 1 on
+    int side, channels, tokens;
     float scale;  // the VAE's scaling_factor
-    uint64_t key; // a hash of everything that training sees: pictures, captions, encoder
+    uint64_t key; // a hash of everything that training learns from: pictures, captions, encoder
     Dataset *data;
     void *mapping;
     size_t mapped;
@@ -28,6 +30,7 @@ typedef struct {
     int side;         //   latents side x side,
     int channels;     //   of so many channels
     float scale;      // scaling_factor
+    int held_out;     // at most so many pairs: of the split "test", else the last ones of the data set
     uint64_t encoder; // params_key() of the VAE
     void *context;
     // pictures (n, all of size x size) -> moments (n, side, side, 2 channels), host
@@ -39,7 +42,8 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m);
 void pairs_close(Pairs *p);
 // Picture i: a draw from the encoder's posterior, scaled as the UNet wants it, (side, side, channels).
 void pairs_latents(const Pairs *p, int i, Random *r, float *out);
-// A training batch: n random pictures, of each a draw from the posterior and one of its captions.
+// A batch: n random pictures, of each a draw from the posterior and one of its captions. In a validation they
+// are the held-out ones in their order.
 typedef struct {
     int n, side, channels, tokens;
     float *z;    // (n, side, side, channels) host: latents

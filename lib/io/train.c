@@ -178,7 +178,8 @@ static void log_open(Run *r) {
         char *text = read_file(path, &bytes);
         for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
             long step = -1;
-            if (sscanf(line, "{\"step\": %ld", &step) != 1 || step < 1 || step > r->step) break;
+            if (sscanf(line, "{\"step\": %ld", &step) != 1 || step < 0 || step > r->step) break;
+            if (starts_with(strchr(line, ',') + 1, " \"validation\"")) r->validated = step;
             keep = (size_t)(end + 1 - text);
         }
         free(text);
@@ -305,12 +306,15 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     else if (file_exists(previous))
         resume(r, previous);
     must_agree("checkpoint", &r->step, sizeof r->step);
+    r->validated = -1, r->held_out = xcalloc(1 + RUN_PARTS, sizeof *r->held_out);
+    if (r->validate) r->turns = r->validate > r->batch ? r->validate / r->batch : 1;
     if (first) {
         log_open(r); // its name is on disk with that of config.json
         char *line = format("%s\n", r->config);
         write_text_file(r->dir, "config.json", line);
         free(line);
     }
+    ranks_give(&r->validated, sizeof r->validated, 0);
     folder_is_shared(r);
     ranks_watch(r->dir);
     free(checkpoint), free(previous);
@@ -338,18 +342,33 @@ static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *b
 
 // A shard's random numbers begin at a place of their own, whichever rank makes it.
 bool run_continues(Run *r) {
-    if (r->step >= r->total) return false;
-    if (r->shard == 0 && ranks_first_bad(interrupted()) >= 0) return false;
+    if (r->turn) r->random = r->before;
+    bool every = r->step % (r->total > 50 ? r->total / 50 : 1) == 0 || r->step == r->total,
+         due = r->turns && r->shard == 0 && every && r->validated < r->step,
+         ends = (r->step >= r->total && !due) || (r->shard == 0 && ranks_first_bad(interrupted()) >= 0);
+    r->turn = due && !ends ? r->turn + 1 : 0;
+    if (r->pairs) r->pairs->turn = r->turn;
+    tape_mute(r->turn);
+    if (ends) return false;
+    if (r->turn) {
+        r->before = r->random, r->portion = r->turn - 1;
+        random_seed(&r->random, (uint64_t)r->turn);
+        return true;
+    }
     r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count()) + r->shard;
     if (r->shards > 1) random_seed(&r->random, hash_more(0, &r->seed, sizeof r->seed) + (uint64_t)r->portion);
     return true;
 }
 
-static void log_step(const Run *r, const double *values, const RunPart *parts, const OptimiserState *s) {
-    double used = run_seconds(r);
-    fprintf(r->log, "{\"step\": %ld, \"loss\": %.6g", r->step, values[0]);
+static void log_values(const Run *r, const char *what, const double *values, const RunPart *parts) {
+    fprintf(r->log, "{\"step\": %ld, \"%s\": %.6g", r->step, what, values[0]);
     for (int i = 0; parts && i < RUN_PARTS; i++)
         if (parts[i].text) fputs(", ", r->log), fprintf(r->log, parts[i].text, values[1 + i]);
+}
+
+static void log_step(const Run *r, const double *values, const RunPart *parts, const OptimiserState *s) {
+    double used = run_seconds(r);
+    log_values(r, "loss", values, parts);
     fprintf(r->log, ", \"norm\": %.4g, \"rate\": %.4g, \"samples_per_s\": %.2f, \"seconds\": %.1f, ",
             (double)s->norm, (double)s->rate, (double)r->batch * r->shards * (double)r->step / used, used);
     if (ranks_count() > 1)
@@ -358,15 +377,34 @@ static void log_step(const Run *r, const double *values, const RunPart *parts, c
     if (fflush(r->log)) die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
 }
 
+// A batch of held-out samples; behind the last one a line in the log.
+static void validate(Run *r, Tensor *loss, const RunPart *parts) {
+    for (int i = 0; i <= RUN_PARTS; i++) {
+        double value = i == 0 ? (double)tensor_item(loss) : parts ? parts[i - 1].value : 0;
+        r->held_out[i] = (r->turn > 1 ? r->held_out[i] : 0) + value / r->turns;
+    }
+    if (r->turn < r->turns) return;
+    r->validated = r->step;
+    if (!isfinite(r->held_out[0])) die("step %ld: the loss on held-out samples is not finite", r->step);
+    if (!r->log) return;
+    log_values(r, "validation", r->held_out, parts);
+    if (fputs("}\n", r->log) < 0 || fflush(r->log))
+        die("cannot write %s/log.jsonl: %s", r->dir, strerror(errno));
+}
+
 enum { EXPLODED = 100 }; // the running mean of the loss over its lowest value so far
 
-void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name) {
+bool run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name) {
     double values[1 + RUN_PARTS] = {0};
+    if (r->turn) {
+        validate(r, loss, parts);
+        return false;
+    }
     if (r->shards > 1) {
         float each[1 + RUN_PARTS] = {tensor_item(loss)};
         if (!isfinite(each[0])) r->step++, die_not_finite(r, loss, 0, batch_name);
         for (int i = 0; parts && i < RUN_PARTS; i++) each[1 + i] = (float)parts[i].value;
-        if (!add_shard(r, each)) return;
+        if (!add_shard(r, each)) return false;
         for (int i = 0; i <= RUN_PARTS; i++) values[i] = (double)each[i];
     }
     optimiser_step(r->optimiser);
@@ -389,11 +427,13 @@ void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name
     snprintf(extra, sizeof extra, "loss %.4g", (double)r->loss);
     progress_step(&r->bar, r->bar.done + 1, extra);
     if (seconds() - r->saved_at >= r->checkpoint_every) run_checkpoint(r);
+    return true;
 }
 
 bool run_end(Run *r) {
     progress_end(&r->bar);
     run_checkpoint(r);
+    free(r->held_out);
     if (r->log) fclose(r->log), unlock_folder();
     if (r->step < r->total)
         note("stopped at step %ld of %ld; the same command continues from %s", r->step, r->total, r->dir);

@@ -21,6 +21,7 @@
 #define TRAIN_H
 
 #include "io.h"
+#include "pairs.h"
 
 // More values for the log, as printf wants them, without the comma: {"\"kl\": %.6g", x}.
 typedef struct {
@@ -40,7 +41,14 @@ typedef struct {
     int batch, shards; // samples a step, in so many shards (0: 1). From run_begin() on: those of a shard
     double checkpoint_every; // seconds
     bool keep_one;           // else the checkpoint before the newest is kept beside it
+    int validate;            // 0, or on how many held-out samples the loss is measured, 50 times in a run;
+    Pairs *pairs;            //   from where these are drawn, or NULL
     // of its own:
+    int turn;         // 0, or which batch of the validation is made, from 1 on, of
+    int turns;        //   so many
+    long validated;   // the step of the last one
+    Random before;    // the random numbers of training
+    double *held_out; // (1 + RUN_PARTS): sums over the turns
     int shard;     // of this rank's shards, the one that comes next or that is being made; 0: a step begins
     long portion;  // and its number among the shards of all steps
     uint64_t seed; // with several shards, each draws from its own random numbers
@@ -60,11 +68,15 @@ int run_sums(int shards); // how many sums as large as the gradient a rank holds
 // Fill in dir, what, config, optimiser, total, batch, shards; the rest is set here. fresh: begin anew even if
 // there is a checkpoint; else resume from it.
 void run_begin(Run *r, uint64_t seed, bool fresh);
-bool run_continues(Run *r); // false at the end, and after Ctrl-C
+// False at the end, and after Ctrl-C. Now and then a round of the loop is one of validation: pairs_draw()
+// gives held-out pairs, `random` gives the same numbers each time, no tape records, and run_step() notes the
+// loss.
+bool run_continues(Run *r);
 // When the last shard of a step is there: clips the gradients, steps, clears them; then writes the log and,
 // when due, the checkpoint. parts (RUN_PARTS): more values for the log line, or NULL. Dies where the loss or
-// a gradient is not finite or explodes; the message tells batch_name, what was in the batch.
-void run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name);
+// a gradient is not finite or explodes; the message tells batch_name, what was in the batch. Returns whether
+// a step was made.
+bool run_step(Run *r, Tensor *loss, const RunPart *parts, const char *batch_name);
 void run_checkpoint(Run *r);
 // The last checkpoint; says how to continue if the run was interrupted. Returns true when all steps are done.
 bool run_end(Run *r);

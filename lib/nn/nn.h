@@ -61,6 +61,7 @@ void tensor_discard(Tensor *kept); // may be NULL
 void tape_begin(void);        // record from here on; opens a scope
 void backward(Tensor *loss);  // every recorded tensor that wants a gradient gets it; loss has one element
 void tape_end(void);          // forget the records, close the scope
+void tape_mute(bool mute);    // until it ends, tape_begin() records nothing, and backward() does nothing
 bool tape_pause(void);        // stop recording for a while, as torch.no_grad() does; returns the state
 void tape_resume(bool state); //   for this
 // The operation in which the first NaN or infinity arose: in its output or, if all outputs are finite, in the

@@ -166,13 +166,14 @@ static struct {
     int played_count;
 } tape;
 static Scope tape_scope;
+static bool muted;
 
 bool checkpointing;
 
 void tape_begin(void) {
     tape_scope = scope_begin();
     tape.count = 0;
-    recording = true;
+    recording = !muted;
 }
 
 void tape_end(void) {
@@ -180,6 +181,8 @@ void tape_end(void) {
     tape.count = 0;
     scope_end(tape_scope, NULL);
 }
+
+void tape_mute(bool mute) { muted = mute; }
 
 bool tape_pause(void) {
     bool was = recording;

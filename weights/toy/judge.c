@@ -316,7 +316,8 @@ void pretrain_inception(const PretrainOptions *o) {
     Scene *shown = xmalloc((size_t)n * sizeof *shown);
     while (run_continues(&run)) {
         tape_begin();
-        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, BOTH_WORLDS, run.portion * n, n, SCENE_SIZE, shown, NULL),
+        Split split = run.turn ? SPLIT_TEST : SPLIT_TRAIN;
+        Tensor *x = pretrain_scenes(o, split, BOTH_WORLDS, run.portion * n, n, SCENE_SIZE, shown, NULL),
                *loss = NULL;
         Tensor *logits = linear(inception_features(judge->net, x), judge->fc);
         for (int a = 0, from = 0; a < SCENE_ATTRIBUTES; from += scene_attribute_count(a++)) {

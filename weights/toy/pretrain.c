@@ -106,7 +106,7 @@ static void save_part(const Part *part, const char *dir) {
 
 // ---- options ----------------------------------------------------------------------------------------------
 
-Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *const *models, int count) {
+Run pretrain_run(const PretrainOptions *o, Pairs *pairs, const Params *const *models, int count) {
     OptimiserConfig adamw = {.rate = (float)o->rate,
                              .beta1 = 0.9f,
                              .beta2 = 0.99f,
@@ -123,7 +123,9 @@ Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *con
                .batch = o->batch,
                .shards = o->shards,
                .checkpoint_every = o->checkpoint_every,
-               .keep_one = o->keep_one};
+               .keep_one = o->keep_one,
+               .validate = o->validate,
+               .pairs = pairs};
     char data[20] = "";
     if (pairs) snprintf(data, sizeof data, "%016llx", (unsigned long long)pairs->key);
     run.config = format("{\"stage\": \"%s\", \"steps\": %ld, \"batch\": %d, \"rate\": %g, \"ema\": %g, "
@@ -269,8 +271,9 @@ static void pretrain_vae(const PretrainOptions *o) {
     int n = run.batch, latent = CROP / 8;
     while (run_continues(&run)) {
         tape_begin();
-        World world = run.step % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD;
-        Tensor *x = pretrain_scenes(o, SPLIT_TRAIN, world, run.portion * n, n, CROP, NULL, NULL);
+        World world = (run.turn ? run.turn : run.step) % 4 == 3 ? WORLD_FLICKR : WORLD_BROAD;
+        Split split = run.turn ? SPLIT_TEST : SPLIT_TRAIN;
+        Tensor *x = pretrain_scenes(o, split, world, run.portion * n, n, CROP, NULL, NULL);
         Tensor *moments = vae_encode(v, x);
         Tensor *mu = slice(moments, 0, CHANNELS), *log_variance = slice(moments, CHANNELS, CHANNELS);
         Tensor *eps = random_tensor(&run.random, SHAPE(n, latent, latent, CHANNELS));
@@ -328,7 +331,7 @@ static Pairs *open_pairs(const PretrainOptions *o) {
     Model *m = model_load(o->out, NULL, NEED_VAE | NEED_TOKENIZER), all = tiny();
     params_to_f32(&m->params);
     m->text_config = all.text_config, m->unet_config = all.unet_config; // how captions and latents are sized
-    Pairs *pairs = model_pairs(m, o->data, "run/cache");
+    Pairs *pairs = model_pairs(m, o->data, "run/cache", o->validate);
     model_free(m);
     free(vae);
     return pairs;
@@ -464,9 +467,9 @@ static void pretrain_unet(const PretrainOptions *o) {
         Tensor *out = unet(u, z, at.t, text_encode(e, batch.ids, n), NULL);
         Tensor *loss = loss_between(out, noise, weight, LOSS_MSE, 0);
         backward(loss);
-        run_step(&run, loss, NULL, batch.names);
+        bool done = run_step(&run, loss, NULL, batch.names);
         tape_end();
-        if (run.shard == 0 && seconds() - saved > 300) { // so that one can draw with it while it learns
+        if (done && seconds() - saved > 300) { // so that one can draw with it while it learns
             run_checkpoint(&run); // first: a killed run must go on from here, not start from those weights
             optimiser_swap_ema(run.optimiser);
             save_part(&text, o->out), save_part(&net, o->out);

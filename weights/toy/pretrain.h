@@ -10,7 +10,7 @@ typedef struct {
     const char *stage, *out, *run; // out: the model's folder; run: checkpoint and log (default run/<stage>)
     long steps;                    // this, batch, rate and ema: 0 for the stage's own
     const char *data;              // a folder of captioned scenes, for the stages that need pairs
-    int batch, shards;
+    int batch, shards, validate;
     double rate, ema, checkpoint_every;
     uint64_t seed;
     bool fresh, keep_one;
@@ -29,7 +29,7 @@ extern const PretrainStage pretrain_stages[]; // ended by a NULL name
 void pretrain(const PretrainStage *stage, PretrainOptions o);
 
 // pairs: what it learns from, or NULL where scenes are drawn on the way. A checkpoint of others is refused.
-Run pretrain_run(const PretrainOptions *o, const Pairs *pairs, const Params *const *models, int count);
+Run pretrain_run(const PretrainOptions *o, Pairs *pairs, const Params *const *models, int count);
 // True on rank 0 when all steps are done. From here on the models have their moving averages.
 bool pretrain_end(const PretrainOptions *o, Run *run);
 // Scenes as pixels in [-1, 1], (n, crop, crop, 3): 4 of 5 cuts are around the figure, which is the hard part.
