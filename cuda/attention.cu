@@ -651,7 +651,6 @@ bool attention_tensor_fits(const Mem *operands, int count, Attention p) {
 }
 
 void attention_forward(AttentionStep step, Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
-    count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
     Side so = {o, p.tq}, sq = {q, p.tq}, sk = {k, p.tk}, sv = {v, p.tk};
     if (step == ATTENTION_NAIVE) return naive_forward(so, lse, sq, sk, sv, p);
     if (step == ATTENTION_TENSOR) return run_tensor(Task{o, q, k, v, {}, {}, {}, {}, lse, NULL}, p);
@@ -679,7 +678,6 @@ static __global__ void attention_rows(float2 *of, const float *lse, float unit, 
 
 void attention_gradients(AttentionStep step, Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o,
                          const float *lse, Attention p) {
-    count_operations(10.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
     Side sq = {q, p.tq}, sk = {k, p.tk}, sv = {v, p.tk}, sd = {dout, p.tq};
     Scratch scratch;
     float2 *of = (float2 *)scratch.floats((size_t)2 * p.n * p.heads * even(p.tq));
@@ -697,27 +695,80 @@ void attention_gradients(AttentionStep step, Mem dq, Mem dk, Mem dv, Mem dout, M
 
 // ---- the choice ------------------------------------------------------------------------------------------
 
-static AttentionStep choose(const Mem *operands, int count, Attention p) {
+static int wanted_step() {
     static const char *const names[] = {"naive", "blocked", "tensor"};
     static const int wanted = step_named("SD_ATTENTION", names, 3);
+    return wanted;
+}
+static AttentionStep choose(const Mem *operands, int count, Attention p) {
+    int wanted = wanted_step();
     if (wanted == ATTENTION_NAIVE || wanted == ATTENTION_BLOCKED) return (AttentionStep)wanted;
     return attention_tensor_fits(operands, count, p) ? ATTENTION_TENSOR : ATTENTION_BLOCKED;
 }
+
+// Heads of a size that was not compiled are filled up with zeros to the next that was, for the tensor cores;
+// p.d where that is of no use.
+static int filled_size(const Mem *operands, int count, Attention p) {
+    int wanted = wanted_step();
+    if (wanted == ATTENTION_NAIVE || wanted == ATTENTION_BLOCKED || p.d > 160 || !p.tk) return p.d;
+    for (int i = 0; i < count; i++)
+        if (operands[i].at && (operands[i].type != backend.storage || backend.storage == F32)) return p.d;
+    return p.d <= 40 ? 40 : p.d <= 64 ? 64 : p.d <= 80 ? 80 : 160;
+}
+// x (n, length, heads, from) as (n, length, heads, to) in scratch memory; zeros alone unless `copied`.
+static Mem filled_up(Mem x, int length, Attention p, int to, bool copied) {
+    int rows = p.n * length * p.heads;
+    Mem y = {x.at ? backend.temp((size_t)rows * to * size_of(x.type)) : NULL, x.type};
+    if (x.at) backend.fill(y, 0, (size_t)rows * to);
+    if (x.at && copied) backend.copy_columns(y, to, x, p.d, rows, p.d, false);
+    return y;
+}
+static void cut(Mem y, Mem x, int length, Attention p, int from, bool add) { // the way back
+    if (y.at) backend.copy_columns(y, p.d, x, from, p.n * length * p.heads, p.d, add);
+}
+
 static void launch_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
     if (!p.n || !p.heads || !p.tq) return;
+    Scratch scratch;
     Mem operands[] = {q, k, v, o};
+    int d = filled_size(operands, 4, p);
+    if (d > p.d) {
+        Attention wide = p;
+        wide.d = d;
+        Mem to = filled_up(o, p.tq, p, d, false);
+        q = filled_up(q, p.tq, p, d, true), k = filled_up(k, p.tk, p, d, true);
+        attention_forward(ATTENTION_TENSOR, to, lse, q, k, filled_up(v, p.tk, p, d, true), wide);
+        count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, true);
+        return cut(o, to, p.tq, p, d, false);
+    }
     AttentionStep step = choose(operands, 4, p);
     bool one_type = q.type == backend.storage && k.type == q.type && v.type == q.type && o.type == q.type;
     if (step == ATTENTION_BLOCKED && one_type && q.type != F32 && p.heads == 1 && p.d > 160 && p.tk && !lse &&
         !p.causal)
         return products_attention(o, q, k, v, p);
+    count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
     attention_forward(step, o, lse, q, k, v, p);
 }
 static void launch_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o,
                                       const float *lse, Attention p) {
     if (!p.n || !p.heads || !p.tq || !p.tk) return;
-    Mem operands[] = {q, k, v, dout, dq, dk, dv};
-    attention_gradients(choose(operands, 7, p), dq, dk, dv, dout, q, k, v, o, lse, p);
+    Scratch scratch;
+    Mem operands[] = {q, k, v, o, dout, dq, dk, dv};
+    int d = filled_size(operands, 8, p);
+    AttentionStep step = d > p.d ? ATTENTION_TENSOR : choose(operands, 8, p);
+    count_operations(10.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
+    if (d == p.d) return attention_gradients(step, dq, dk, dv, dout, q, k, v, o, lse, p);
+    Mem wide[8];
+    for (int i = 0; i < 8; i++) {
+        bool keys = i == 1 || i == 2 || i == 6 || i == 7;
+        wide[i] = filled_up(operands[i], keys ? p.tk : p.tq, p, d, i < 5);
+    }
+    Attention filled = p;
+    filled.d = d;
+    attention_gradients(step, wide[5], wide[6], wide[7], wide[4], wide[0], wide[1], wide[2], wide[3], lse,
+                        filled);
+    cut(dq, wide[5], p.tq, p, d, true), cut(dk, wide[6], p.tk, p, d, true);
+    cut(dv, wide[7], p.tk, p, d, true);
 }
 
 void attention_kernels(Backend &b) {
