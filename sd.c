@@ -67,10 +67,11 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
         Tensor *in = trace(guided ? stack(scaled, scaled) : scaled, "unet.input");
         Tensor *out = unet(m->unet, in, t, context, embeds_guidance ? &guidance : NULL);
         Tensor *eps = trace(guided ? guide(out, o.cfg) : out, "guidance");
-        if (times) backend.sync();
-        step_s[i] = seconds() - begun;
+        // Drawn while a GPU is at work on all that.
         Tensor *noise =
             scheduler_wants_noise(&s) ? trace(random_latents(&rng, c, h, w), "inputs.noise.%d", i) : NULL;
+        if (times) backend.sync();
+        step_s[i] = seconds() - begun;
         z = scope_end(loop, scheduler_step(&s, z, eps, noise)); // frees all else of the step, the old z too
         trace(z, "sampler");
         if (o.progress) progress_step(&bar, i + 1, NULL);
@@ -399,6 +400,8 @@ struct UNet {
     ResNet mid_resnets[2];
     Transformer mid_attention;
     Layer *conv_norm_out, *conv_out;
+    const Params *params; // `count` of them, from `first` on, are this network's
+    int first, count;
 };
 
 UNet *unet_new(UNetConfig c, Params *p) {
@@ -406,7 +409,7 @@ UNet *unet_new(UNetConfig c, Params *p) {
     const int *ch = c.block_out_channels, top = c.levels - 1, temb = 4 * ch[0]; // size of the time embedding
     int groups = c.norm_num_groups, d = ch[top];
     char at[128];
-    u->c = c;
+    u->c = c, u->params = p, u->first = p->count;
     u->conv_in = layer_conv(p, c.in_channels, ch[0], 3, 3, true, "unet.conv_in");
     u->time_linear1 = layer_linear(p, ch[0], temb, true, "unet.time_embedding.linear_1");
     if (c.time_cond_proj_dim)
@@ -455,6 +458,7 @@ UNet *unet_new(UNetConfig c, Params *p) {
     }
     u->conv_norm_out = layer_norm_params(p, ch[0], "unet.conv_norm_out");
     u->conv_out = layer_conv(p, ch[0], c.out_channels, 3, 3, true, "unet.conv_out");
+    u->count = p->count - u->first;
     return u;
 }
 
@@ -528,11 +532,10 @@ static Tensor *downsample(const void *layer, Tensor *const *in) { return conv2d(
 //   up_blocks.2      1920, 1280,  960   ->  640    32 -> 64      8   yes
 //   up_blocks.3       960,  640,  640   ->  320    64            8   yes
 //   conv_out          320 -> 4                     64
-Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
-    Scope whole = scope_begin();
-    Tensor *temb = trace(time_embedding(u, timesteps, guidance, x->shape[0]), "unet.time_embedding");
-    temb = activation(temb, SILU); // once for all ResNets
-    Tensor *h = trace(conv2d(x, u->conv_in, 1, 1), "unet.conv_in");
+static Tensor *unet_blocks(const void *layer, Tensor *const *in) {
+    const UNet *u = layer;
+    Tensor *temb = in[1], *context = in[2];
+    Tensor *h = trace(conv2d(in[0], u->conv_in, 1, 1), "unet.conv_in");
     Tensor *skips[MAX_LEVELS * (MAX_LAYERS + 1)];
     int kept = 0;
     skips[kept++] = h;
@@ -577,7 +580,19 @@ Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, 
         }
     }
     h = norm_silu_conv2d(h, u->conv_norm_out, u->c.norm_num_groups, u->c.norm_eps, u->conv_out, NULL);
-    return scope_end(whole, in_f32(trace(h, "unet.conv_out")));
+    return trace(h, "unet.conv_out");
+}
+
+// The same from the timesteps on. The blocks may be one launch on a GPU: all that the host gives comes before.
+Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
+    Tensor *eps = tensor_new_type(SHAPE(x->shape[0], x->shape[1], x->shape[2], u->c.out_channels), F32);
+    Scope whole = scope_begin();
+    Tensor *temb = trace(time_embedding(u, timesteps, guidance, x->shape[0]), "unet.time_embedding");
+    temb = activation(temb, SILU); // once for all ResNets
+    uint64_t state = params_state(u->params, u->first, u->count, hash_more(0, u, sizeof *u));
+    eps = run_repeated(eps, unet_blocks, u, state, (Tensor *[]){x, temb, context}, 3);
+    scope_end(whole, NULL);
+    return in_f32(eps);
 }
 
 // ---- The VAE (Kingma and Welling 2013; Esser et al. 2021): pixels <-> latents, an eighth as high and wide

@@ -48,6 +48,7 @@ static void say_operations() {
         launches, operations * 1e-9, 100 * tensor_operations / operations);
 }
 
+static void forget_runs();
 void check_launch(const char *kernel, dim3 grid, dim3 block) {
     launches++;
     cudaError_t e = cudaGetLastError();
@@ -102,6 +103,7 @@ static void persistent_free(void *at) {
     void *copy = block->second.copy;
     persistent -= block->second.bytes;
     persistent_blocks.erase(block);
+    forget_runs();
     check_cuda(cudaFree(at), "freeing memory");
     persistent_free(copy);
 }
@@ -113,7 +115,9 @@ void weight_changes(const void *at) {
     auto block = persistent_blocks.upper_bound(at);
     if (backend.storage == F32 || block == persistent_blocks.begin()) return;
     --block; // the last that begins at or before it
-    if ((const char *)at < (const char *)block->first + block->second.bytes) block->second.fresh = false;
+    if ((const char *)at >= (const char *)block->first + block->second.bytes || !block->second.fresh) return;
+    block->second.fresh = false;
+    forget_runs();
 }
 Mem in_storage(Mem x, size_t count, Scratch &) {
     if (backend.storage == F32 || x.type == backend.storage) return x;
@@ -235,17 +239,69 @@ static void *scratch_release_but(size_t mark, void *at, size_t bytes) {
 }
 #endif
 
+// ---- runs as graphs ----------------------------------------------------------------------------------------
+// A network's pass is some 400 launches, and many a kernel takes less time than its launch. So the calls of a
+// run that comes again are caught and launched as one graph. That freezes the kernels' arguments: addresses,
+// shapes, factors. The caller's key stands for all of these but two, which end all graphs: memory that was
+// given back, and a weight's copy that is stale (weight_changes). A run is caught the second time: the first
+// may still ask for memory.
+
+#ifdef OWN_ALLOCATIONS // of tensors, within the run
+static void forget_runs() {}
+static const bool catching = false;
+#else
+static std::map<uint64_t, cudaGraphExec_t> runs; // NULL: it ran once
+static uint64_t run_begun;
+static bool catching;
+
+static void forget_runs() {
+    for (auto &run : runs)
+        if (run.second) {
+            check_cuda(cudaStreamSynchronize(stream), "waiting for the GPU");
+            check_cuda(cudaGraphExecDestroy(run.second), "forgetting a graph");
+        }
+    runs.clear();
+}
+static bool replay_run(uint64_t key) {
+    auto run = runs.find(key);
+    if (run == runs.end() || !run->second) return false;
+    check_cuda(cudaGraphLaunch(run->second, stream), "launching a graph");
+    return true;
+}
+static void begin_run(uint64_t key) {
+    run_begun = key;
+    catching = runs.count(key) && verbosity < 1; // -v waits for each kernel
+    if (catching) check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "beginning a graph");
+}
+static void end_run() {
+    if (!catching) {
+        if (runs.size() > 64) forget_runs();
+        runs[run_begun] = NULL;
+        return;
+    }
+    catching = false;
+    cudaGraph_t graph;
+    check_cuda(cudaStreamEndCapture(stream, &graph), "ending a graph");
+    check_cuda(cudaGraphInstantiate(&runs[run_begun], graph, 0), "making a graph");
+    check_cuda(cudaGraphDestroy(graph), "making a graph");
+    replay_run(run_begun);
+}
+#endif
+
 // ---- copies ----------------------------------------------------------------------------------------------
 
 // Uploads go through two pinned buffers in turn: while one is on its way, the next is filled, and the
-// caller's own memory (a mapped file, a local array) is free again when the upload returns.
+// caller's own memory (a mapped file, a local array) is free again when the upload returns. Small ones share
+// a buffer, so they wait for none before it.
 enum { STAGE_COUNT = 2 };
 static const size_t STAGE = 4 << 20; // bytes
 static char *stage[STAGE_COUNT];
 static cudaEvent_t stage_empty[STAGE_COUNT];
-static int stage_next;
+static int stage_now;
+static size_t stage_used;
 
 static void upload(void *to, const void *host, size_t bytes) {
+    if (catching) die("CUDA: an upload within a run that is to be repeated");
     weight_changes(to);
     if (!stage[0])
         for (int i = 0; i < STAGE_COUNT; i++) {
@@ -255,14 +311,15 @@ static void upload(void *to, const void *host, size_t bytes) {
         }
     for (size_t at = 0; at < bytes;) {
         size_t n = bytes - at < STAGE ? bytes - at : STAGE;
-        int s = stage_next;
-        stage_next = (s + 1) % STAGE_COUNT;
-        check_cuda(cudaEventSynchronize(stage_empty[s]), "waiting for an upload");
-        memcpy(stage[s], (const char *)host + at, n);
-        check_cuda(cudaMemcpyAsync((char *)to + at, stage[s], n, cudaMemcpyHostToDevice, stream),
-                   "uploading");
-        check_cuda(cudaEventRecord(stage_empty[s], stream), "uploading");
-        at += n;
+        if (stage_used + n > STAGE) {
+            check_cuda(cudaEventRecord(stage_empty[stage_now], stream), "uploading");
+            stage_now = (stage_now + 1) % STAGE_COUNT, stage_used = 0;
+            check_cuda(cudaEventSynchronize(stage_empty[stage_now]), "waiting for an upload");
+        }
+        char *from = stage[stage_now] + stage_used;
+        memcpy(from, (const char *)host + at, n);
+        check_cuda(cudaMemcpyAsync((char *)to + at, from, n, cudaMemcpyHostToDevice, stream), "uploading");
+        at += n, stage_used += n;
     }
 }
 static void download(void *host, const void *from, size_t bytes) {
@@ -316,6 +373,10 @@ void memory_kernels(Backend &b) {
     b.temp = scratch_alloc, b.mark = scratch_mark;
     b.release = scratch_release, b.release_but = scratch_release_but;
     b.peak = peak_bytes;
+#ifndef OWN_ALLOCATIONS
+    static const char *const names[] = {"off", "on"};
+    if (step_named("SD_GRAPH", names, 2) != 0) b.replay = replay_run, b.begin = begin_run, b.end = end_run;
+#endif
     b.upload = upload, b.download = download, b.sync = synchronise;
     b.fill = launch_fill, b.copy = launch_copy;
 }

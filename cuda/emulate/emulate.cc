@@ -544,8 +544,10 @@ static void setup() {
     atexit(report_at_exit);
 }
 
+static bool capturing(); // a stream is: what allocates or waits is refused
 cudaError_t emu_malloc(void **p, size_t bytes) {
     setup();
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
     std::lock_guard<std::mutex> guard(memory_lock);
     *p = nullptr;
     if (bytes > ((size_t)opt_memory << 20) - allocated) return fail(cudaErrorMemoryAllocation);
@@ -573,6 +575,7 @@ cudaError_t emu_malloc(void **p, size_t bytes) {
 static void wait_for_all();
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
     wait_for_all();
     std::lock_guard<std::mutex> guard(memory_lock);
     auto found = allocations.find((uintptr_t)p);
@@ -637,6 +640,11 @@ struct EmuEvent {
 };
 static std::vector<cudaStream_t> streams;
 
+static bool capturing() {
+    for (cudaStream_t s : streams)
+        if (s->capture) return true;
+    return false;
+}
 static void wait_for(cudaStream_t s, long until) {
     for (; s && s->done < until && !s->queue.empty(); s->done++) {
         std::function<void()> work = std::move(s->queue.front());
@@ -663,6 +671,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     setup();
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    // CUDA would note a copy to or from the host, and a replay find other bytes there. So it is refused here.
+    if (s && s->capture && !(to_device && from_device)) return fail(cudaErrorStreamCaptureUnsupported);
     if (bytes == 0) return cudaSuccess;
     if (!range_ok(to, bytes, to_device) || !range_ok(from, bytes, from_device)) {
         emu_say("emulate: cudaMemcpy of %zu bytes: out of bounds, or the wrong kind\n", bytes);
@@ -705,6 +715,7 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes) {
     return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 cudaError_t emu_malloc_host(void **p, size_t bytes) {
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
     *p = malloc(bytes ? bytes : 1);
     pinned[(uintptr_t)*p] = bytes;
     return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
@@ -746,6 +757,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
     wait_for_all();
     return cudaSuccess;
 }
@@ -815,8 +827,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     *exec = new EmuGraph(*graph);
     return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-    for (auto &work : exec->work) work();
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    for (auto &work : exec->work) submit(s, work);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -126,6 +126,14 @@ typedef struct {
     size_t (*peak)(void); // largest sum of persistent and scratch memory so far, in bytes
     bool fuses;           // conv2d_normed and conv2d_upsampled take no scratch memory for what they convolve
 
+    // A run of calls that comes again as a whole, such as a network's pass. Two runs with one key must make the
+    // same calls; only what lies at their addresses may differ. replay() makes them all, if it can, and says
+    // so; else the run is to be made between begin() and end(), without upload, download, sync, alloc or free
+    // the second time. All three may be NULL.
+    bool (*replay)(uint64_t key);
+    void (*begin)(uint64_t key);
+    void (*end)(void);
+
     void (*upload)(void *to, const void *host, size_t bytes);
     void (*download)(void *host, const void *from, size_t bytes); // waits for the calls before it
     void (*sync)(void);                                           // waits for the calls before it

@@ -82,6 +82,10 @@ Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count);
 // result takes its place.
 Tensor *run_block_over(Block *f, const void *layer, Tensor *x);
 extern bool checkpointing;
+// Writes f(layer, in) to y and returns y; while the tape records, it returns the block's own result. The
+// backend may repeat the block's calls without running it, where nothing has changed since: not the shapes and
+// places of y and `in`, nor `state`, which must change with all else on the host that f depends on.
+Tensor *run_repeated(Tensor *y, Block *f, const void *layer, uint64_t state, Tensor *const *in, int in_count);
 
 // Hands a block's output to trace_sink, if one is set, under diffusers' name for the module. Returns t.
 typedef void TraceSink(const char *name, const Tensor *t);
@@ -138,6 +142,8 @@ Params params_part(const Params *all, const char *prefix);
 int param_file_shape(const Tensor *t, int64_t shape[4]);
 void param_allocate(Tensor *t, Type type); // memory, not filled
 void param_trainable(Tensor *t);           // memory for its gradient, which makes it trainable
+// A hash of where the parameters from `first` on lie and of the adapters on their layers, for run_repeated().
+uint64_t params_state(const Params *p, int first, int count, uint64_t hash);
 void params_free(Params *p);
 
 // ---- operations -------------------------------------------------------------------------------------------

@@ -49,6 +49,22 @@ Tensor *param_tensor(Params *p, int dims, const int *shape, const char *name, ..
     return declare(p, full, dims, shape);
 }
 
+static uint64_t hash_place(uint64_t hash, const Tensor *t) {
+    Mem m = mem(t);
+    return hash_more(hash_more(hash, &m.at, sizeof m.at), &m.type, sizeof m.type);
+}
+
+uint64_t params_state(const Params *p, int first, int count, uint64_t hash) {
+    for (int i = first; i < first + count; i++) {
+        hash = hash_place(hash, p->list[i].tensor);
+        for (Adapter *a = p->list[i].layer ? p->list[i].layer->adapters : NULL; a; a = a->next) {
+            hash = hash_place(hash_place(hash, a->down), a->up);
+            hash = hash_more(hash_more(hash, a->down->shape, sizeof(int)), &a->scale, sizeof a->scale);
+        }
+    }
+    return hash;
+}
+
 static const Parameter *find(const Params *p, const char *name) {
     for (int i = 0; i < p->count; i++)
         if (!strcmp(p->list[i].name, name)) return &p->list[i];
