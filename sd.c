@@ -583,7 +583,8 @@ static Tensor *unet_blocks(const void *layer, Tensor *const *in) {
     return trace(h, "unet.conv_out");
 }
 
-// The same from the timesteps on. The blocks may be one launch on a GPU: all that the host gives comes before.
+// The same from the timesteps on. The blocks may be one launch on a GPU: all that the host gives comes
+// before.
 Tensor *unet(const UNet *u, Tensor *x, const float *timesteps, Tensor *context, const float *guidance) {
     Tensor *eps = tensor_new_type(SHAPE(x->shape[0], x->shape[1], x->shape[2], u->c.out_channels), F32);
     Scope whole = scope_begin();

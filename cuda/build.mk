@@ -118,7 +118,7 @@ $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/test/%.o \
 # The tests of whole networks, as they stand, with the emulated kernels below them.
 NETWORK_TESTS := networks gradients lcm lora fid
 NETWORKS_O    := $(filter-out %/main.o,$(ABOVE_O))
-$(NETWORK_TESTS:%=$(EMU_DIR)/%): $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
+$(addprefix $(EMU_DIR)/,repeated $(NETWORK_TESTS)): $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
@@ -165,8 +165,8 @@ SMALLER_PICTURE := -p 'a dog' -W 64 -H 64 --steps 1
 SIXTEEN    := bf16 f16
 LIMIT_bf16 := 0.083
 LIMIT_f16  := 0.010
-emulate-16: $(addprefix $(EMU_DIR)/,sd memory gemm)
-test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors $(EMU_TESTS)) \
+emulate-16: $(addprefix $(EMU_DIR)/,sd memory gemm repeated)
+test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors repeated $(EMU_TESTS)) \
            $(addprefix $(CHECK_DIR)/,bugs $(EMU_TESTS)) \
            $(if $(HAVE_PTX),$(PTXRUN_DIR)/lib $(addprefix $(PTX_DIR)-O3/,errors sd $(EMU_TESTS)))
 	@rm -f $(CUDA_LOG)
@@ -183,9 +183,10 @@ test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors $(EMU_TESTS)
 	$(call one,'bank conflicts' sh test/cuda/count.sh $(addprefix $(CHECK_DIR)/,gemm conv attention))
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
+	$(call one,'passes repeated as graphs' env EMU_ASYNC=1 $(EMU_DIR)/repeated)
 	$(call one,'a small picture emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE) $(SMALL_PICTURE))
 	@for p in $(SIXTEEN); do $(MAKE) -s PRECISION=$$p emulate-16 || exit; \
-	    for t in memory gemm; do $(ONE) "$$t in $$p" $(BUILD)/emulate-$$p/$$t | $(LOG); done; \
+	    for t in memory gemm repeated; do $(ONE) "$$t in $$p" $(BUILD)/emulate-$$p/$$t | $(LOG); done; \
 	    $(ONE) "a small picture in $$p" sh test/cuda/half_picture.sh ./sd $(BUILD)/emulate-$$p/sd $(PICTURE) \
 	      $$([ $$p = f16 ] && echo $(LIMIT_f16) || echo $(LIMIT_bf16)) $(SMALL_PICTURE) | $(LOG); done
 	$(call one,'inception emulated' $(EMU_DIR)/fid)
@@ -214,12 +215,12 @@ $(NVCC_DIR)/test/%.o: test/cuda/%.cu $(CUDA_H) test/cuda/cuda.h
 	$(NVCC) $(NVCCFLAGS) $(if $(CUBLAS),-DHAVE_CUBLAS) -c $< -o $@
 $(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
-$(NETWORK_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(NVCC_O)
+$(addprefix $(NVCC_DIR)/,repeated $(NETWORK_TESTS)): $(NVCC_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/test/%.o $(NVCC_O) $(BUILD)/lib/base.o
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm
 # Whole networks are compared in fp32 alone: their fixtures' tolerances are fp32's.
-gpu-tests: $(addprefix $(NVCC_DIR)/,kernels wrap gemm conv attention memory bench sd \
+gpu-tests: $(addprefix $(NVCC_DIR)/,kernels wrap gemm conv attention memory bench sd repeated \
                                     $(if $(QUICK),,$(if $(filter f32,$(PRECISION)),$(NETWORK_TESTS))))
 print-gpu-dir: ; @echo $(NVCC_DIR)
 gpu-check: ; @QUICK=$(QUICK) sh cuda/gpu_check.sh "$(MAKE)"

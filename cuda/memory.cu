@@ -271,7 +271,8 @@ static bool replay_run(uint64_t key) {
 static void begin_run(uint64_t key) {
     run_begun = key;
     catching = runs.count(key) && verbosity < 1; // -v waits for each kernel
-    if (catching) check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "beginning a graph");
+    if (catching)
+        check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "beginning a graph");
 }
 static void end_run() {
     if (!catching) {

@@ -83,8 +83,8 @@ Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count);
 Tensor *run_block_over(Block *f, const void *layer, Tensor *x);
 extern bool checkpointing;
 // Writes f(layer, in) to y and returns y; while the tape records, it returns the block's own result. The
-// backend may repeat the block's calls without running it, where nothing has changed since: not the shapes and
-// places of y and `in`, nor `state`, which must change with all else on the host that f depends on.
+// backend may repeat the block's calls without running it, where nothing has changed since: not the shapes
+// and places of y and `in`, nor `state`, which must change with all else on the host that f depends on.
 Tensor *run_repeated(Tensor *y, Block *f, const void *layer, uint64_t state, Tensor *const *in, int in_count);
 
 // Hands a block's output to trace_sink, if one is set, under diffusers' name for the module. Returns t.

@@ -332,7 +332,8 @@ static uint64_t hash_tensor(uint64_t hash, const Tensor *t) {
     return hash_more(hash, t->shape, (size_t)t->dims * sizeof(int));
 }
 
-Tensor *run_repeated(Tensor *y, Block *f, const void *layer, uint64_t state, Tensor *const *in, int in_count) {
+Tensor *run_repeated(Tensor *y, Block *f, const void *layer, uint64_t state, Tensor *const *in,
+                     int in_count) {
     if (recording) return f(layer, in);
     Scope s = scope_begin();
     uint64_t key = hash_tensor(hash_more(state, &s.data, sizeof s.data), y);

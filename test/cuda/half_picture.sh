@@ -13,6 +13,6 @@ judge() { # what, 1 or 0
 "$other" sample -v "$@" -o "$work/b.png" --dump "$work/b.safetensors" >"$work/log" 2>&1
 said=$("$picture" latents "$work/a.safetensors" "$work/b.safetensors" "$limit"); judge "$said" $((!$?))
 share=$(sed -n 's/.*GFLOP, \([0-9.]*\) % of it on tensor cores.*/\1/p' "$work/log")
-judge "${share:-0} % on tensor cores" "$(awk -v s="${share:-0}" 'BEGIN { print (s >= 97) }')"
+judge "${share:-0} % on tensor cores" "$(awk -v s="${share:-0}" 'BEGIN { print (s >= 99) }')"
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
