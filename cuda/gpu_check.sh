@@ -88,7 +88,7 @@ quick() {
     built bf16; dir=$($make -s PRECISION=bf16 print-gpu-dir)
     built f32 & builder=$!
     section "kernels, activations in bf16"
-    for t in memory gemm conv attention kernels; do run "$t" "$dir/$t"; done
+    for t in memory repeated gemm conv attention kernels; do run "$t" "$dir/$t"; done
     full_size "$dir/sd"
     families "$dir/bench"
     section "memory and races, smallest shapes"

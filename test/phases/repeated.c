@@ -107,10 +107,6 @@ int main(void) {
                 wide = {1, 8, 16, seed}, two = {2, 8, 8, seed};
 
     compare("the first pass is made, the second caught, the third replayed", u, small, false, 1);
-    compare("other latents, timesteps and caption in the same places", u, other, false, 3);
-    compare("another size", u, wide, false, 1), compare("a batch of two", u, two, false, 1);
-    compare("the first again", u, small, false, 3);
-
     // Whether a weight has a copy in the type of activations, which is then stale, is the backend's affair.
     int where_copied = backend.storage == F32 ? 3 : 1;
     Tensor *weight = params_find(&p, "unet.mid_block.resnets.0.conv1.weight");
@@ -124,6 +120,11 @@ int main(void) {
     param_allocate(weight, F16), tensor_write(weight, values);
     compare("a weight in another place, in another type", u, small, false, 1);
 
+    if (backend.storage != F32) return test_report(); // the rest does not depend on it, and takes long there
+
+    compare("other latents, timesteps and caption in the same places", u, other, false, 3);
+    compare("another size", u, wide, false, 1), compare("a batch of two", u, two, false, 1);
+    compare("the first again", u, small, false, 3);
     Random r;
     random_seed(&r, 1);
     Lora *l = lora_new(&p, "lcm", 2, 2, &r);
