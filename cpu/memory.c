@@ -146,6 +146,6 @@ void cpu_memory(Backend *b) {
     b->alloc = persistent_alloc, b->free = persistent_free;
     b->temp = scratch_alloc, b->mark = scratch_mark;
     b->release = scratch_release, b->release_but = scratch_release_but;
-    b->peak = peak_bytes, b->fuses = true;
+    b->peak = peak_bytes;
     b->upload = upload, b->download = download, b->sync = synchronise;
 }

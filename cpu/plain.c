@@ -93,7 +93,7 @@ static void fill(Mem y, float value, size_t count) {
 
 // y[i] = x[i]
 static void copy(Mem y, Mem x, size_t count) {
-    for (size_t i = 0; i < count; i++) put(y, i, get(x, i)); // upwards: y may overlap x from below
+    for (size_t i = 0; i < count; i++) put(y, i, get(x, i));
 }
 
 // ---- products --------------------------------------------------------------------------------------------

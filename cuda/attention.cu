@@ -591,14 +591,14 @@ template <class T, int D> static void run_tensor(const Task &t, Attention p) {
         run_tensor_backward<T, D, true, false, true>(t.dk, t.dv, t.of, t.q, t.k, t.v, t.dout, p);
     }
 }
-template <class T> static void run_tensor(const Task &t, Attention p) {
-    p.d == 40   ? run_tensor<T, 40>(t, p)
-    : p.d == 64 ? run_tensor<T, 64>(t, p)
-    : p.d == 80 ? run_tensor<T, 80>(t, p)
-                : run_tensor<T, 160>(t, p);
-}
-static void run_tensor(const Task &t, Attention p) {
-    t.q.type == F16 ? run_tensor<__half>(t, p) : run_tensor<__nv_bfloat16>(t, p);
+static void run_tensor(const Task &task, Attention p) {
+    in_16_bits(task.q.type, [&](auto t) {
+        typedef decltype(t) T;
+        p.d == 40   ? run_tensor<T, 40>(task, p)
+        : p.d == 64 ? run_tensor<T, 64>(task, p)
+        : p.d == 80 ? run_tensor<T, 80>(task, p)
+                    : run_tensor<T, 160>(task, p);
+    });
 }
 
 // ---- heads of 512: two products --------------------------------------------------------------------------
@@ -695,80 +695,61 @@ void attention_gradients(AttentionStep step, Mem dq, Mem dk, Mem dv, Mem dout, M
 
 // ---- the choice ------------------------------------------------------------------------------------------
 
-static int wanted_step() {
+static AttentionStep choose(const Mem *operands, int count, Attention p) {
     static const char *const names[] = {"naive", "blocked", "tensor"};
     static const int wanted = step_named("SD_ATTENTION", names, 3);
-    return wanted;
-}
-static AttentionStep choose(const Mem *operands, int count, Attention p) {
-    int wanted = wanted_step();
     if (wanted == ATTENTION_NAIVE || wanted == ATTENTION_BLOCKED) return (AttentionStep)wanted;
     return attention_tensor_fits(operands, count, p) ? ATTENTION_TENSOR : ATTENTION_BLOCKED;
 }
 
-// Heads of a size that was not compiled are filled up with zeros to the next that was, for the tensor cores;
-// p.d where that is of no use.
-static int filled_size(const Mem *operands, int count, Attention p) {
-    int wanted = wanted_step();
-    if (wanted == ATTENTION_NAIVE || wanted == ATTENTION_BLOCKED || p.d > 160 || !p.tk) return p.d;
-    for (int i = 0; i < count; i++)
-        if (operands[i].at && (operands[i].type != backend.storage || backend.storage == F32)) return p.d;
-    return p.d <= 40 ? 40 : p.d <= 64 ? 64 : p.d <= 80 ? 80 : 160;
-}
-// x (n, length, heads, from) as (n, length, heads, to) in scratch memory; zeros alone unless `copied`.
-static Mem filled_up(Mem x, int length, Attention p, int to, bool copied) {
-    int rows = p.n * length * p.heads;
-    Mem y = {x.at ? backend.temp((size_t)rows * to * size_of(x.type)) : NULL, x.type};
-    if (x.at) backend.fill(y, 0, (size_t)rows * to);
-    if (x.at && copied) backend.copy_columns(y, to, x, p.d, rows, p.d, false);
-    return y;
-}
-static void cut(Mem y, Mem x, int length, Attention p, int from, bool add) { // the way back
-    if (y.at) backend.copy_columns(y, p.d, x, from, p.n * length * p.heads, p.d, add);
-}
-
+// Heads of a size that was not compiled, filled up with zeros to the next that was, as the tensor cores take
+// them. x is q, k, v, o and, for a backward, dout, dq, dk, dv; what is written is given back by cut().
+struct FilledUp {
+    Scratch scratch;
+    Attention p;
+    Mem x[8];
+    AttentionStep step;
+    FilledUp(const Mem *operands, int count, Attention narrow) : p(narrow) {
+        p.d = p.d <= 40 ? 40 : p.d <= 64 ? 64 : p.d <= 80 ? 80 : p.d <= 160 ? 160 : p.d;
+        for (int i = 0; i < count; i++) {
+            x[i] = operands[i];
+            if (operands[i].at && (operands[i].type != backend.storage || backend.storage == F32))
+                p.d = narrow.d;
+        }
+        for (int i = 0; i < count && p.d > narrow.d; i++) {
+            if (!x[i].at) continue;
+            x[i].at = backend.temp((size_t)rows(i) * p.d * size_of(x[i].type));
+            backend.fill(x[i], 0, (size_t)rows(i) * p.d);
+            if (i == 3 && count == 4) continue; // the result
+            backend.copy_columns(x[i], p.d, operands[i], narrow.d, rows(i), narrow.d, false);
+        }
+        step = choose(x, count, p);
+    }
+    int rows(int i) const { return p.n * p.heads * (i == 1 || i == 2 || i > 5 ? p.tk : p.tq); }
+    void cut(const Mem *operands, int i, int d) const {
+        if (p.d > d && x[i].at) backend.copy_columns(operands[i], d, x[i], p.d, rows(i), d, false);
+    }
+};
 static void launch_attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
     if (!p.n || !p.heads || !p.tq) return;
-    Scratch scratch;
     Mem operands[] = {q, k, v, o};
-    int d = filled_size(operands, 4, p);
-    if (d > p.d) {
-        Attention wide = p;
-        wide.d = d;
-        Mem to = filled_up(o, p.tq, p, d, false);
-        q = filled_up(q, p.tq, p, d, true), k = filled_up(k, p.tk, p, d, true);
-        attention_forward(ATTENTION_TENSOR, to, lse, q, k, filled_up(v, p.tk, p, d, true), wide);
-        count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, true);
-        return cut(o, to, p.tq, p, d, false);
-    }
-    AttentionStep step = choose(operands, 4, p);
+    FilledUp f(operands, 4, p);
     bool one_type = q.type == backend.storage && k.type == q.type && v.type == q.type && o.type == q.type;
-    if (step == ATTENTION_BLOCKED && one_type && q.type != F32 && p.heads == 1 && p.d > 160 && p.tk && !lse &&
-        !p.causal)
+    if (f.step == ATTENTION_BLOCKED && one_type && q.type != F32 && p.heads == 1 && p.d > 160 && p.tk &&
+        !lse && !p.causal)
         return products_attention(o, q, k, v, p);
-    count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
-    attention_forward(step, o, lse, q, k, v, p);
+    count_operations(4.0 * p.n * p.heads * p.tq * p.tk * p.d, f.step == ATTENTION_TENSOR);
+    attention_forward(f.step, f.x[3], lse, f.x[0], f.x[1], f.x[2], f.p);
+    f.cut(operands, 3, p.d);
 }
 static void launch_attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o,
                                       const float *lse, Attention p) {
     if (!p.n || !p.heads || !p.tq || !p.tk) return;
-    Scratch scratch;
     Mem operands[] = {q, k, v, o, dout, dq, dk, dv};
-    int d = filled_size(operands, 8, p);
-    AttentionStep step = d > p.d ? ATTENTION_TENSOR : choose(operands, 8, p);
-    count_operations(10.0 * p.n * p.heads * p.tq * p.tk * p.d, step == ATTENTION_TENSOR);
-    if (d == p.d) return attention_gradients(step, dq, dk, dv, dout, q, k, v, o, lse, p);
-    Mem wide[8];
-    for (int i = 0; i < 8; i++) {
-        bool keys = i == 1 || i == 2 || i == 6 || i == 7;
-        wide[i] = filled_up(operands[i], keys ? p.tk : p.tq, p, d, i < 5);
-    }
-    Attention filled = p;
-    filled.d = d;
-    attention_gradients(step, wide[5], wide[6], wide[7], wide[4], wide[0], wide[1], wide[2], wide[3], lse,
-                        filled);
-    cut(dq, wide[5], p.tq, p, d, true), cut(dk, wide[6], p.tk, p, d, true);
-    cut(dv, wide[7], p.tk, p, d, true);
+    FilledUp f(operands, 8, p);
+    count_operations(10.0 * p.n * p.heads * p.tq * p.tk * p.d, f.step == ATTENTION_TENSOR);
+    attention_gradients(f.step, f.x[5], f.x[6], f.x[7], f.x[4], f.x[0], f.x[1], f.x[2], f.x[3], lse, f.p);
+    for (int i = 5; i < 8; i++) f.cut(operands, i, p.d);
 }
 
 void attention_kernels(Backend &b) {

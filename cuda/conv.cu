@@ -244,52 +244,41 @@ static int pixels(int n, int h, int w) {
     return (int)count;
 }
 
-template <class T> static void forward_tensor(Mem x, Mem weight, Epilogue out, Conv p, int m, int k) {
-    PixelChunks<T, false> a = {(const T *)x.at, p, p.c, m, NULL, 0, 0, 0, 0};
-    launch_tensor<T>(a, MatrixChunks<T, true>{(const T *)weight.at, p.oc, k, 0, 0, 0}, out, m, p.oc, k);
-}
 void conv_forward(ConvStep step, Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p, bool row) {
     int m = pixels(p.n, p.oh, p.ow), k = p.kh * p.kw * p.c;
     Epilogue out(y, bias, residual, p.oc, 1, false);
     out.rows = row ? p.oh * p.ow : 0;
     if (step != CONV_TENSOR)
-        run_elements(step, PixelElements<false>{x, p}, Elements<true>{weight, (size_t)k}, out, m, p.oc, k);
-    else if (x.type == F16)
-        forward_tensor<__half>(x, weight, out, p, m, k);
-    else
-        forward_tensor<__nv_bfloat16>(x, weight, out, p, m, k);
-}
-
-template <class T> static void input_tensor(Mem dy, Mem weight, Epilogue out, Conv p, int m, int k) {
-    PixelChunks<T, true> a = {(const T *)dy.at, p, p.oc, m, NULL, 0, 0, 0, 0};
-    WeightChunks<T> b = {(const T *)weight.at, p.oc, p.kh * p.kw, p.c, 0, 0, 0, {}, {}};
-    launch_tensor<T>(a, b, out, m, p.c, k);
+        return run_elements(step, PixelElements<false>{x, p}, Elements<true>{weight, (size_t)k}, out, m, p.oc,
+                            k);
+    in_16_bits(x.type, [&](auto t) {
+        typedef decltype(t) T;
+        PixelChunks<T, false> a = {(const T *)x.at, p, p.c, m, NULL, 0, 0, 0, 0};
+        launch_tensor<T>(a, MatrixChunks<T, true>{(const T *)weight.at, p.oc, k, 0, 0, 0}, out, m, p.oc, k);
+    });
 }
 void conv_backward_input(ConvStep step, Mem dx, Mem dy, Mem weight, Conv p) {
     int m = pixels(p.n, p.h, p.w), k = p.kh * p.kw * p.oc;
     Epilogue out(dx, absent, absent, p.c, 1, true);
     if (step != CONV_TENSOR)
-        run_elements(step, PixelElements<true>{dy, p}, WeightForInput{weight, p}, out, m, p.c, k);
-    else if (dy.type == F16)
-        input_tensor<__half>(dy, weight, out, p, m, k);
-    else
-        input_tensor<__nv_bfloat16>(dy, weight, out, p, m, k);
-}
-
-template <class T> static void weight_tensor(Mem dy, Mem x, Epilogue out, Conv p, int n, int k) {
-    MatrixChunks<T, false> a = {(const T *)dy.at, p.oc, k, 0, 0, 0};
-    SeenChunks<T> b = {(const T *)x.at, p, {}, false, 0, 0, {}, {}};
-    launch_tensor<T>(a, b, out, p.oc, n, k);
+        return run_elements(step, PixelElements<true>{dy, p}, WeightForInput{weight, p}, out, m, p.c, k);
+    in_16_bits(dy.type, [&](auto t) {
+        typedef decltype(t) T;
+        PixelChunks<T, true> a = {(const T *)dy.at, p, p.oc, m, NULL, 0, 0, 0, 0};
+        WeightChunks<T> b = {(const T *)weight.at, p.oc, p.kh * p.kw, p.c, 0, 0, 0, {}, {}};
+        launch_tensor<T>(a, b, out, m, p.c, k);
+    });
 }
 void conv_backward_weight(ConvStep step, float *dweight, Mem dy, Mem x, Conv p) {
     int n = p.kh * p.kw * p.c, k = pixels(p.n, p.oh, p.ow);
     Epilogue out(f32(dweight), absent, absent, n, 1, true);
     if (step != CONV_TENSOR)
-        run_elements(step, Elements<false>{dy, (size_t)p.oc}, SeenByTap{x, p}, out, p.oc, n, k);
-    else if (dy.type == F16)
-        weight_tensor<__half>(dy, x, out, p, n, k);
-    else
-        weight_tensor<__nv_bfloat16>(dy, x, out, p, n, k);
+        return run_elements(step, Elements<false>{dy, (size_t)p.oc}, SeenByTap{x, p}, out, p.oc, n, k);
+    in_16_bits(dy.type, [&](auto t) {
+        typedef decltype(t) T;
+        MatrixChunks<T, false> a = {(const T *)dy.at, p.oc, k, 0, 0, 0};
+        launch_tensor<T>(a, SeenChunks<T>{(const T *)x.at, p, {}, false, 0, 0, {}, {}}, out, p.oc, n, k);
+    });
 }
 
 // ---- the choice ------------------------------------------------------------------------------------------
@@ -325,6 +314,9 @@ static void run_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p,
 static void launch_conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     run_conv2d(y, x, weight, bias, residual, p, false);
 }
+static void launch_conv2d_vector(Mem y, Mem x, Mem weight, Mem bias, Mem v, Conv p) {
+    run_conv2d(y, x, weight, bias, v, p, true);
+}
 
 static void launch_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
     if (!dx.at || !pixels(p.n, p.h, p.w) || !p.c) return;
@@ -350,44 +342,9 @@ static void launch_conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p)
     conv_backward_weight(step, dweight, dy, x, p);
 }
 
-// Two steps, with scratch memory between them.
-static Mem between(Mem like, size_t count) { return {backend.temp(count * size_of(like.type)), like.type}; }
-static Mem part(Mem x, int n, size_t count) { return {(char *)x.at + n * count * size_of(x.type), x.type}; }
-
-static void run_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem residual,
-                       Conv p, bool row) {
-    size_t mark = backend.mark();
-    Mem z = between(x, (size_t)p.n * p.h * p.w * p.c);
-    backend.group_norm(z, NULL, x, gamma, beta, norm);
-    run_conv2d(y, z, weight, bias, residual, p, row);
-    backend.release(mark);
-}
-static void launch_conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
-                                 Mem residual, Conv p) {
-    run_normed(y, x, gamma, beta, norm, weight, bias, residual, p, false);
-}
-static void launch_conv2d_normed_vector(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight,
-                                        Mem bias, Mem v, Conv p) {
-    run_normed(y, x, gamma, beta, norm, weight, bias, v, p, true);
-}
-
-static void launch_conv2d_upsampled(Mem y, Mem x, Mem weight, Mem bias, Conv p) {
-    size_t mark = backend.mark(), count = (size_t)p.h * p.w * p.c; // of a picture
-    int h = (p.h + 1) / 2, w = (p.w + 1) / 2, wide = 2 * w * p.c, row = p.w * p.c;
-    Mem z = between(x, (size_t)p.n * 2 * h * wide), cut = z;
-    backend.upsample(z, x, p.n, h, w, p.c);
-    if (p.h % 2 || p.w % 2) cut = between(x, p.n * count);
-    for (int i = 0; cut.at != z.at && i < p.n; i++)
-        backend.copy_columns(part(cut, i, count), row, part(z, i, (size_t)2 * h * wide), wide, p.h, row,
-                             false);
-    launch_conv2d(y, cut, weight, bias, absent, p);
-    backend.release(mark);
-}
-
 void conv_kernels(Backend &b) {
     b.conv2d = launch_conv2d;
-    b.conv2d_normed_vector = launch_conv2d_normed_vector;
-    b.conv2d_normed = launch_conv2d_normed, b.conv2d_upsampled = launch_conv2d_upsampled;
+    b.conv2d_vector = launch_conv2d_vector;
     b.conv2d_backward_input = launch_conv2d_backward_input;
     b.conv2d_backward_weight = launch_conv2d_backward_weight;
 }

@@ -72,6 +72,9 @@ __device__ __forceinline__ void store(Mem y, size_t i, float value) {
     default: ((float *)y.at)[i] = value;
     }
 }
+// f(T()), T being C++'s name for a type of 16 bits.
+template <class F> void in_16_bits(Type type, F f) { type == F16 ? f(__half()) : f(__nv_bfloat16()); }
+
 // Four elements of 16 bits, which came in 8 bytes.
 __device__ __forceinline__ float4 unpacked(float2 two, Type type) {
     if (type == BF16) { // the upper half of an fp32

@@ -153,12 +153,8 @@ void gemm_step(GemmStep step, Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm 
         ma.along_k ? run_blocked<true>(ma, mb, out, g) : run_blocked<false>(ma, mb, out, g);
         break;
     case GEMM_TENSOR:
-        if (a.type == F16)
-            run_tensor<__half>(a, b, out, g);
-        else if (a.type == BF16)
-            run_tensor<__nv_bfloat16>(a, b, out, g);
-        else
-            run_tensor<float>(a, b, out, g);
+        if (a.type == F32) return run_tensor<float>(a, b, out, g);
+        in_16_bits(a.type, [&](auto t) { run_tensor<decltype(t)>(a, b, out, g); });
         break;
     }
 }
@@ -189,18 +185,12 @@ static bool run_in_turn(Epilogue out, Mem x, const Mem *w, int count, int unit, 
         fits = gemm_tensor_fits(x, rows[i], Gemm{m, out.n, k, false, true, false, 1});
     }
     if (!fits) return false;
-    if (x.type == F16) {
-        typedef const __half *At;
-        RowsInTurn<__half> b = {
-            {(At)rows[0].at, (At)rows[1].at, (At)rows[2].at}, unit, count, out.n, k, 0, 0, {}};
-        launch_tensor<__half>(MatrixChunks<__half, true>{(At)x.at, m, k, 0, 0, 0}, b, out, m, out.n, k);
-    } else {
-        typedef const __nv_bfloat16 *At;
-        RowsInTurn<__nv_bfloat16> b = {
-            {(At)rows[0].at, (At)rows[1].at, (At)rows[2].at}, unit, count, out.n, k, 0, 0, {}};
-        launch_tensor<__nv_bfloat16>(MatrixChunks<__nv_bfloat16, true>{(At)x.at, m, k, 0, 0, 0}, b, out, m,
-                                     out.n, k);
-    }
+    in_16_bits(x.type, [&](auto t) {
+        typedef decltype(t) T;
+        const T *at[3] = {(const T *)rows[0].at, (const T *)rows[1].at, (const T *)rows[2].at};
+        RowsInTurn<T> b = {{at[0], at[1], at[2]}, unit, count, out.n, k, 0, 0, {}};
+        launch_tensor<T>(MatrixChunks<T, true>{(const T *)x.at, m, k, 0, 0, 0}, b, out, m, out.n, k);
+    });
     return true;
 }
 static void launch_gemm_three(const Mem *y, Mem x, const Mem *w, int m, int n, int k) {

@@ -343,16 +343,6 @@ static void launch_fill(Mem y, float value, size_t count) {
     run_pointwise("fill", Fill{y, value}, count, count, y, y, y);
 }
 
-// y may overlap x from below. One block moves a piece after the other, each read as a whole before it is
-// written; what is written lies below all that later pieces read.
-static __global__ void copy_overlapping(Mem y, Mem x, size_t count) {
-    for (size_t begin = 0; begin < count; begin += blockDim.x) {
-        size_t i = begin + threadIdx.x;
-        float v = i < count ? load(x, i) : 0;
-        __syncthreads(); // all of the piece has been read
-        if (i < count) store(y, i, v);
-    }
-}
 struct Copy {
     Mem y, x;
     template <int W> __device__ void run(size_t i) const { store_lanes(y, i, load_lanes<W>(x, i)); }
@@ -360,13 +350,7 @@ struct Copy {
 static void launch_copy(Mem y, Mem x, size_t count) {
     if (!count || (y.at == x.at && y.type == x.type)) return;
     weight_changes(y.at);
-    bool overlap = (char *)y.at < (char *)x.at + count * size_of(x.type) &&
-                   (char *)x.at < (char *)y.at + count * size_of(y.type);
-    if (overlap) {
-        copy_overlapping<<<1, 1024, 0, stream>>>(y, x, count);
-        check_launch("copy_overlapping", 1, 1024);
-    } else
-        run_pointwise("copy", Copy{y, x}, count, count, y, x, x);
+    run_pointwise("copy", Copy{y, x}, count, count, y, x, x);
 }
 
 void memory_kernels(Backend &b) {

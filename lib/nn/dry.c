@@ -118,19 +118,10 @@ DRY(upsample, (Mem y, Mem x, int n, int h, int w, int c), "n=%d h=%d w=%d c=%d",
 DRY(upsample_backward, (Mem dx, Mem dy, int n, int h, int w, int c), "n=%d h=%d w=%d c=%d", n, h, w, c)
 DRY(pool, (Mem y, Mem x, Conv p, Pool kind), POOL)
 DRY(pool_backward, (Mem dx, Mem dy, Mem x, Conv p, Pool kind), POOL)
-// A backend that does not fuse puts what it convolves in scratch memory.
-static void between(Mem x, Conv p) {
-    size_t mark = top, count = (size_t)p.n * (size_t)p.h * (size_t)p.w * (size_t)p.c;
-    if (!real.fuses) scratch_alloc(count * (x.type == F32 ? 4 : 2));
-    top = mark;
-}
-static void conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
-                          Mem residual, Conv p) {
-    between(x, p), call("conv2d_normed", CONV(type_name(weight)));
-}
-static void conv2d_upsampled(Mem y, Mem x, Mem weight, Mem bias, Conv p) {
-    between(x, p), call("conv2d_upsampled", CONV(type_name(weight)));
-}
+DRY(conv2d_normed,
+    (Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem residual, Conv p),
+    CONV(type_name(weight)))
+DRY(conv2d_upsampled, (Mem y, Mem x, Mem weight, Mem bias, Conv p), CONV(type_name(weight)))
 DRY(embed, (Mem y, Mem table, const int32_t *ids, int rows, int cols), MATRIX)
 DRY(embed_backward, (float *dtable, Mem dy, const int32_t *ids, int rows, int cols), MATRIX)
 DRY(sinusoid, (Mem y, const float *t, int rows, int dim, bool cos_first, float shift), "rows=%d cols=%d",
@@ -171,6 +162,8 @@ void dry_begin(bool list) {
     real = backend;
     backend = dry;
     backend.storage = real.storage;
+    if (!real.conv2d_normed) backend.conv2d_normed = NULL; // what is convolved then takes scratch memory
+    if (!real.conv2d_upsampled) backend.conv2d_upsampled = NULL;
     top = persistent = most_scratch = 0;
     listing = list, call_count = 0;
 }

@@ -124,12 +124,11 @@ typedef struct {
     // The same, but the `bytes` at `at`, taken after the mark, move down to it. Returns where they are now.
     void *(*release_but)(size_t mark, void *at, size_t bytes);
     size_t (*peak)(void); // largest sum of persistent and scratch memory so far, in bytes
-    bool fuses;           // conv2d_normed and conv2d_upsampled take no scratch memory for what they convolve
 
-    // A run of calls that comes again as a whole, such as a network's pass. Two runs with one key must make the
-    // same calls; only what lies at their addresses may differ. replay() makes them all, if it can, and says
-    // so; else the run is to be made between begin() and end(), without upload, download, sync, alloc or free
-    // the second time. All three may be NULL.
+    // A run of calls that comes again as a whole, such as a network's pass. Two runs with one key must make
+    // the same calls; only what lies at their addresses may differ. replay() makes them all, if it can, and
+    // says so; else the run is to be made between begin() and end(), without upload, download, sync, alloc or
+    // free the second time. All three may be NULL.
     bool (*replay)(uint64_t key);
     void (*begin)(uint64_t key);
     void (*end)(void);
@@ -138,8 +137,7 @@ typedef struct {
     void (*download)(void *host, const void *from, size_t bytes); // waits for the calls before it
     void (*sync)(void);                                           // waits for the calls before it
     void (*fill)(Mem y, float value, size_t count);
-    // Converts. Where types are equal, y may overlap x from below (y <= x).
-    void (*copy)(Mem y, Mem x, size_t count);
+    void (*copy)(Mem y, Mem x, size_t count); // converts
 
     // -- products
     void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);        // residual may be c
@@ -198,16 +196,13 @@ typedef struct {
     // = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
     void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
 
-    // -- two steps in one: the tensor between them need not exist
-    // conv2d() of the group norm of x; residual may be y.
+    // -- two steps in one: the tensor between them need not exist. Each may be NULL, where it would gain
+    // nothing conv2d() of the group norm of x; residual may be y.
     void (*conv2d_normed)(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
                           Mem residual, Conv p);
     // conv2d() of x (n, ceil(h / 2), ceil(w / 2), c), upsampled and cut to h x w pixels.
     void (*conv2d_upsampled)(Mem y, Mem x, Mem weight, Mem bias, Conv p);
-    // Each of these may be NULL, where it would gain nothing.
-    // conv2d_normed() without residual, then add_vector(), of v (n, oc).
-    void (*conv2d_normed_vector)(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
-                                 Mem v, Conv p);
+    void (*conv2d_vector)(Mem y, Mem x, Mem weight, Mem bias, Mem v, Conv p); // conv2d() + v (n, oc)
     // Three products of one x: y[i] (m, n) = x w[i]^T, w[i] (n, k).
     void (*gemm_three)(const Mem *y, Mem x, const Mem *w, int m, int n, int k);
     // y (m, n) = geglu(x w^T + bias), w (2 n, k).

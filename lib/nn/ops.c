@@ -294,8 +294,12 @@ Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm_layer, int groups, float e
     Tensor *y = spare(residual);
     if (!y) y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
     Scope s = scope_begin();
-    backend.conv2d_normed(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias), f,
-                          mem(weights_for(l, p.n * p.oh * p.ow)), mem(l->bias), mem(residual), p);
+    Tensor *w = weights_for(l, p.n * p.oh * p.ow);
+    if (backend.conv2d_normed)
+        backend.conv2d_normed(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias), f, mem(w),
+                              mem(l->bias), mem(residual), p);
+    else
+        conv(y, norm(x, norm_layer, f), w, l->bias, residual, p);
     scope_end(s, NULL);
     return y;
 }
@@ -303,12 +307,13 @@ Tensor *norm_silu_conv2d(Tensor *x, const Layer *norm_layer, int groups, float e
 Tensor *norm_silu_conv2d_vector(Tensor *x, const Layer *norm_layer, int groups, float eps, const Layer *l,
                                 Tensor *v) {
     Conv p = same_size(x, l, x->shape[1], x->shape[2]);
-    if (!backend.conv2d_normed_vector || is_recording() || l->adapters)
+    if (!backend.conv2d_vector || is_recording() || l->adapters)
         return add_vector(norm_silu_conv2d(x, norm_layer, groups, eps, l, NULL), v);
     Tensor *y = tensor_new(SHAPE(p.n, p.oh, p.ow, p.oc));
-    backend.conv2d_normed_vector(mem(y), mem(x), mem(norm_layer->weight), mem(norm_layer->bias),
-                                 group_norm_shape(x, norm_layer, groups, eps, true), mem(l->weight),
-                                 mem(l->bias), mem(v), p);
+    Scope s = scope_begin();
+    Tensor *z = group_norm_silu(x, norm_layer, groups, eps);
+    backend.conv2d_vector(mem(y), mem(z), mem(l->weight), mem(l->bias), mem(v), p);
+    scope_end(s, NULL);
     return y;
 }
 
@@ -619,18 +624,24 @@ Tensor *crop(Tensor *x, int h, int w) {
     return y;
 }
 
+static Tensor *upsampled(Tensor *x, int h, int w) {
+    Tensor *y = upsample(x);
+    return y->shape[1] == h && y->shape[2] == w ? y : crop(y, h, w);
+}
+
 Tensor *upsample_conv2d(Tensor *x, const Layer *l, int h, int w) {
     Conv p = same_size(x, l, h, w);
-    if (is_recording() || takes_adapt(l, p.n * h * w)) {
-        Tensor *large = upsample(x);
-        return conv2d(large->shape[1] == h && large->shape[2] == w ? large : crop(large, h, w), l, 1, 1);
-    }
+    if (is_recording() || takes_adapt(l, p.n * h * w)) return conv2d(upsampled(x, h, w), l, 1, 1);
     if (x->shape[1] != (h + 1) / 2 || x->shape[2] != (w + 1) / 2)
         die("%s: %d x %d pixels, upsampled, are not %d x %d", l->name, x->shape[1], x->shape[2], h, w);
     p.h = h, p.w = w;
     Tensor *y = tensor_new(SHAPE(p.n, h, w, p.oc));
     Scope s = scope_begin();
-    backend.conv2d_upsampled(mem(y), mem(x), mem(weights_for(l, p.n * h * w)), mem(l->bias), p);
+    Tensor *weight = weights_for(l, p.n * h * w);
+    if (backend.conv2d_upsampled)
+        backend.conv2d_upsampled(mem(y), mem(x), mem(weight), mem(l->bias), p);
+    else
+        conv(y, upsampled(x, h, w), weight, l->bias, NULL, p);
     scope_end(s, NULL);
     return y;
 }

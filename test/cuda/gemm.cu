@@ -70,13 +70,12 @@ static void fused(int m, int n, int k) {
     compare("a product with GEGLU", three[0], gated, count, 2 * rounding);
 
     Conv p = {2, 5, 7, 16, 5, 7, n, 3, 3, 1, 1, 1};
-    GroupNorm norm = {2, 35, 16, 4, 1e-5f, true};
     count = (size_t)2 * 35 * n;
     Operand picture(type, many_bits(2 * 35 * 16)), weight(F32, many_bits((size_t)n * 9 * 16)),
-        gamma(F32, many_bits(16)), v(type, many_bits(2 * n));
+        v(type, many_bits(2 * n));
     Mem y = make(count), two = make(count);
-    backend.conv2d_normed_vector(y, picture.mem, gamma.mem, gamma.mem, norm, weight.mem, bias.mem, v.mem, p);
-    backend.conv2d_normed(two, picture.mem, gamma.mem, gamma.mem, norm, weight.mem, bias.mem, absent, p);
+    backend.conv2d_vector(y, picture.mem, weight.mem, bias.mem, v.mem, p);
+    backend.conv2d(two, picture.mem, weight.mem, bias.mem, absent, p);
     backend.add_vector(two, two, v.mem, 2, 35, n);
     compare("a convolution with a row a picture", y, two, count, 2 * rounding);
     backend.release(mark);
