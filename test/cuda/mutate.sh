@@ -1,8 +1,9 @@
 #!/bin/sh
-# mutate.sh KIND BUILD [NAMES...]: breaks the kernels on purpose, one statement at a time, in a copy of the
-# tree, and sees whether the tests notice.
-#   sync   every __syncthreads, __syncwarp, cp_async_wait and _commit of cuda/ is deleted in turn. It is noticed
-#          when the checked emulator reports it or a result is wrong; statements that no test needs should go.
+# mutate.sh KIND BUILD [FILE[:LINE]...]: breaks the kernels on purpose, one statement at a time, in a copy of
+# the tree, and sees whether the tests notice.
+#   sync   every __syncthreads, __syncwarp, cp_async_wait and cp_async_commit of cuda/ is deleted in turn. A
+#          mistake is noticed when the checked emulator reports it or a result is wrong; statements that no
+#          test needs should go.
 #   ptx    mistakes in the inline assembly of ptx.h (registers swapped, .trans dropped, ...), which only a
 #          build by nvcc sees: run under ptxrun (PTXRUN_LIB: its lib folder).
 kind=$1 build=$2; shift 2
@@ -24,7 +25,7 @@ sync)
     waits='__syncthreads\(\);|__syncwarp\(\);|cp_async_wait<[^>]*>\(\);|cp_async_commit\(\);'
     for place in $(grep -nE "$waits" cuda/*.cu cuda/tile.h cuda/tensor.h cuda/device.h | cut -d: -f1,2); do
         file=${place%:*} line=${place#*:}
-        [ $# -gt 0 ] && case " $* " in *" $(basename "$file") "*) ;; *) continue ;; esac
+        [ $# -gt 0 ] && case " $* " in *" ${file#*/} "* | *" ${place#*/} "*) ;; *) continue ;; esac
         cp "$file" keep
         sed -i -E "${line}s/$waits//" "$file"
         case $file in # the tests of that file's kernels
