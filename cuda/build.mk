@@ -118,7 +118,8 @@ $(CUDA_TESTS:%=$(CHECK_DIR)/%): $(CHECK_DIR)/%: $(CHECK_DIR)/test/%.o \
 # The tests of whole networks, as they stand, with the emulated kernels below them.
 NETWORK_TESTS := networks gradients lcm lora fid
 NETWORKS_O    := $(filter-out %/main.o,$(ABOVE_O))
-$(addprefix $(EMU_DIR)/,repeated $(NETWORK_TESTS)): $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
+$(addprefix $(EMU_DIR)/,repeated $(NETWORK_TESTS)): \
+    $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
@@ -216,7 +217,8 @@ $(NVCC_DIR)/test/%.o: test/cuda/%.cu $(CUDA_H) test/cuda/cuda.h
 	$(NVCC) $(NVCCFLAGS) $(if $(CUBLAS),-DHAVE_CUBLAS) -c $< -o $@
 $(NVCC_DIR)/kernels: $(BUILD)/cuda-test/kernels.o $(BUILD)/cpu/plain.o $(CUDA_BELOW) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
-$(addprefix $(NVCC_DIR)/,repeated $(NETWORK_TESTS)): $(NVCC_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(NVCC_O)
+$(addprefix $(NVCC_DIR)/,repeated $(NETWORK_TESTS)): \
+    $(NVCC_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ -lm
 $(CUDA_TESTS:%=$(NVCC_DIR)/%): $(NVCC_DIR)/%: $(NVCC_DIR)/test/%.o $(NVCC_O) $(BUILD)/lib/base.o
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(if $(CUBLAS),-lcublas) -lm

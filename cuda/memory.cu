@@ -239,7 +239,7 @@ static void *scratch_release_but(size_t mark, void *at, size_t bytes) {
 }
 #endif
 
-// ---- runs as graphs ----------------------------------------------------------------------------------------
+// ---- runs as graphs ---------------------------------------------------------------------------------------
 // A network's pass is some 400 launches, and many a kernel takes less time than its launch. So the calls of a
 // run that comes again are caught and launched as one graph. That freezes the kernels' arguments: addresses,
 // shapes, factors. The caller's key stands for all of these but two, which end all graphs: memory that was

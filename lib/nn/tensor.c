@@ -325,7 +325,7 @@ Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) 
     return record(r);
 }
 
-// ---- runs that come again -----------------------------------------------------------------------------------
+// ---- runs that come again ----------------------------------------------------------------------------------
 
 static uint64_t hash_tensor(uint64_t hash, const Tensor *t) {
     hash = hash_more(hash_more(hash, &t->data, sizeof t->data), &t->type, sizeof t->type);
