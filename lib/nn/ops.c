@@ -159,33 +159,6 @@ Tensor *linear_geglu(Tensor *x, const Layer *l) {
     return y;
 }
 
-static struct {
-    const Tensor *x;
-    const Layer **layers;
-    Tensor **products;
-    size_t count;
-} constant;
-
-void constant_begin(const Tensor *x) { constant.x = x; }
-
-void constant_end(void) {
-    while (constant.count) tensor_discard(constant.products[--constant.count]);
-    constant.x = NULL;
-}
-
-Tensor *linear_once(Tensor *x, const Layer *l) {
-    if (is_recording() || x != constant.x) return linear(x, l);
-    size_t n = constant.count;
-    for (size_t i = 0; i < n; i++)
-        if (constant.layers[i] == l) return constant.products[i];
-    constant.layers = xrealloc(constant.layers, (n + 1) * sizeof *constant.layers);
-    constant.products = xrealloc(constant.products, (n + 1) * sizeof *constant.products);
-    Tensor *y = linear(x, l);
-    constant.layers[n] = l, constant.products[n] = NULL;
-    tensor_keep(&constant.products[constant.count++], y);
-    return y;
-}
-
 // ---- convolution ------------------------------------------------------------------------------------------
 
 // y[i, o] = sum over k, c of w[o, k, c] x[i + k, c] (+ bias + residual), i a pixel, k an offset in the kernel

@@ -325,7 +325,35 @@ Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) 
     return record(r);
 }
 
-// ---- runs that come again ----------------------------------------------------------------------------------
+// ---- what comes again -------------------------------------------------------------------------------------
+
+// linear_once(): the products of the caption that `constant` names.
+static struct {
+    const Tensor *x;
+    const Layer **layers;
+    Tensor **products;
+    size_t count;
+} constant;
+
+void constant_begin(const Tensor *x) { constant.x = x; }
+
+void constant_end(void) {
+    while (constant.count) tensor_discard(constant.products[--constant.count]);
+    constant.x = NULL;
+}
+
+Tensor *linear_once(Tensor *x, const Layer *l) {
+    if (is_recording() || x != constant.x) return linear(x, l);
+    size_t n = constant.count;
+    for (size_t i = 0; i < n; i++)
+        if (constant.layers[i] == l) return constant.products[i];
+    constant.layers = xrealloc(constant.layers, (n + 1) * sizeof *constant.layers);
+    constant.products = xrealloc(constant.products, (n + 1) * sizeof *constant.products);
+    Tensor *y = linear(x, l);
+    constant.layers[n] = l, constant.products[n] = NULL;
+    tensor_keep(&constant.products[constant.count++], y);
+    return y;
+}
 
 static uint64_t hash_tensor(uint64_t hash, const Tensor *t) {
     hash = hash_more(hash_more(hash, &t->data, sizeof t->data), &t->type, sizeof t->type);
