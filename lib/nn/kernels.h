@@ -196,8 +196,8 @@ typedef struct {
     // = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
     void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
 
-    // -- two steps in one: the tensor between them need not exist. Each may be NULL, where it would gain
-    // nothing conv2d() of the group norm of x; residual may be y.
+    // -- two steps in one: the tensor between them need not exist. Where one would gain nothing, it is NULL.
+    // conv2d() of the group norm of x; residual may be y.
     void (*conv2d_normed)(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,
                           Mem residual, Conv p);
     // conv2d() of x (n, ceil(h / 2), ceil(w / 2), c), upsampled and cut to h x w pixels.
