@@ -21,9 +21,12 @@ STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_
 # Everything above lib/nn/kernels.h: the same objects for every backend.
 ABOVE   := $(filter-out lib/nn/ranks_%.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c \
              weights/toy/*.c cli/*.c))
-ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o) $(BUILD)/lib/nn/ranks_$(if $(MPI),mpi,none).o
+MPI     ?= $(NCCL)
+RANKED  := $(if $(MPI),mpi $(if $(NCCL),,host),none)
+ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o) $(RANKED:%=$(BUILD)/lib/nn/ranks_%.o)
 
 # MPI=1: many processes share a run (doc/SCALE.md). `mpicc -show` says what its compiler would add.
+# NCCL=1, with `make cuda` or `make emulate`, is that and NCCL for what GPUs exchange.
 MPICC   ?= mpicc
 MPI_ADDS := $(if $(MPI),$(or $(shell $(MPICC) -show 2>/dev/null),$(error MPI=1 needs $(MPICC), of an MPI)))
 MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
@@ -42,7 +45,7 @@ sd $(BUILD)/sd-mpi: $(CPU_O) $(ABOVE_O)
 	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ $(LIBS)
 mpi: $(BUILD)/sd-mpi
 	@cp -f $< sd && touch -t 200001010000 sd # old: the next `make` links the one without MPI again
-$(BUILD)/lib/nn/ranks_mpi.o: private BASE += $(filter -I% -D%,$(MPI_ADDS))
+$(BUILD)/lib/nn/ranks_mpi.o $(BUILD)/lib/nn/ranks_host.o: private BASE += $(filter -I% -D%,$(MPI_ADDS))
 
 # The same program on the definition of each kernel, for stepping through in a debugger.
 plain: ; $(MAKE) BUILD=build/plain CFLAGS='-O0 -g' ISAS= sd-plain

@@ -13,7 +13,7 @@ STORAGE_f32 := F32
 STORAGE_bf16 := BF16
 STORAGE_f16 := F16
 STORAGE   := $(or $(STORAGE_$(PRECISION)),$(error PRECISION is $(PRECISION); f32, bf16 and f16 are known))
-KERNELS   := memory gemm conv attention norm pointwise loss optim
+KERNELS   := memory gemm conv attention norm pointwise loss optim $(if $(NCCL),ranks_nccl)
 CUDA_H    := $(wildcard cuda/*.h) lib/base.h lib/nn/kernels.h
 
 # ---- with nvcc ---------------------------------------------------------------------------------------------
@@ -27,7 +27,8 @@ NVCCLINK  := -cudart shared
 NVCC_DIR  := $(BUILD)/nvcc-ptx$(PTX)-$(PRECISION)
 else
 NVCCFLAGS += -arch=$(GPU_ARCH)
-NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)$(if $(MPI),-mpi)
+NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)$(if $(MPI),-$(if $(NCCL),nccl,mpi))
+NVCCLINK  := $(if $(NCCL),-lnccl)
 endif
 NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
 $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
@@ -72,11 +73,13 @@ emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; \
     (echo '\#line 1 "$<"'; sed -f cuda/emulate/launch.sed $<) | \
     $(CUDA_CXX) $(EMU_FLAGS) -iquote $(BUILD)/emulator/launch -iquote $(<D) $(1) \
     -include cuda/emulate/emulate.h -x c++ -c - -o $@
-EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)$(if $(MPI),-mpi)
+EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)$(if $(MPI),-$(if $(NCCL),nccl,mpi))
 CHECK_DIR  := $(BUILD)/check-$(PRECISION)
 EMU_O      := $(KERNELS:%=$(EMU_DIR)/%.o)
 CHECK_O    := $(KERNELS:%=$(CHECK_DIR)/%.o)
 EMU_OPT    := $(if $(DEBUG),-O0,-O2)
+$(EMU_DIR)/ranks_nccl.o: cuda/emulate/nccl.h lib/nn/ranks.h
+$(EMU_DIR)/ranks_nccl.o: private EMU_FLAGS += -Icuda/emulate $(filter -I% -D%,$(MPI_ADDS))
 CHECK_OPT  := -O1 -fsanitize=thread $(BOUNDS) -DOWN_ALLOCATIONS
 $(EMU_DIR)/%.o: cuda/%.cu $(CUDA_H) cuda/emulate/launch.sed $(LAUNCH_H)
 	$(call emulate_cc,$(EMU_OPT))

@@ -1,6 +1,9 @@
 // ranks.h: the processes, called ranks, that share a run. The linker picks one of
 //   ranks_none.c   one rank alone, which is what `make` builds
 //   ranks_mpi.c    `make MPI=1`: as many as `mpirun -n N ./sd ...` starts
+// and, for what ranks_mpi.c sums, one of
+//   ranks_host.c            through the host's memory, by MPI: any backend
+//   cuda/ranks_nccl.cu      `make cuda NCCL=1`: from GPU to GPU, by NCCL
 // All ranks run the same program on the same options. Those that share work do it by number, and each of
 // these functions, except the first two, is called by all ranks at the same place. See doc/SCALE.md.
 #ifndef RANKS_H
@@ -24,5 +27,11 @@ double ranks_sent(void);                             // bytes that ranks_sum() h
 int ranks_first_bad(bool bad);                       // the first rank where it is, or -1
 void ranks_give(void *data, size_t bytes, int from); // all ranks get rank `from`'s data (host memory)
 void ranks_barrier(void);
+
+// ---- below ranks_sum() ------------------------------------------------------------------------------------
+enum { RANKS_PIECE = 1 << 22 }; // floats, at most, of one exchange
+// `out` goes to another rank, or to this one, and `in` comes from there: n and m floats in backend memory.
+void ranks_swap(const float *out, size_t n, float *in, size_t m, int other);
+const char *ranks_swap_error(void); // what an exchange under way has met, or NULL; asked by another thread
 
 #endif

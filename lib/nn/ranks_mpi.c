@@ -20,33 +20,27 @@ int ranks_mine(void) { return mine; }
 
 // ---- the sum ----------------------------------------------------------------------------------------------
 
-enum { PIECE = 1 << 20 }; // floats of one message: what passes through the host at once
 static double sent;
 
 double ranks_sent(void) { return sent; }
 
 // Sends x [give, give + give_count) to another rank, whose [take, take + take_count) is added to ours here,
-// or replaces it. Through the host, so that any backend's memory will do.
+// or replaces it.
 static void exchange(float *x, int other, size_t give, size_t give_count, size_t take, size_t take_count,
                      bool add) {
-    static float *out, *in, *own;
-    if (!out) out = xmalloc(3 * PIECE * sizeof(float)), in = out + PIECE, own = in + PIECE;
-    for (size_t at = 0; at < give_count || at < take_count; at += PIECE) {
+    size_t mark = backend.mark();
+    float *arrived = add ? backend.temp(RANKS_PIECE * sizeof(float)) : NULL;
+    for (size_t at = 0; at < give_count || at < take_count; at += RANKS_PIECE) {
         size_t n = give_count > at ? give_count - at : 0, m = take_count > at ? take_count - at : 0;
-        if (n > PIECE) n = PIECE;
-        if (m > PIECE) m = PIECE;
-        if (n) backend.download(out, x + give + at, n * sizeof(float));
-        MPI_Sendrecv(out, (int)n, MPI_FLOAT, other, 0, in, (int)m, MPI_FLOAT, other, 0, MPI_COMM_WORLD,
-                     MPI_STATUS_IGNORE);
+        if (n > RANKS_PIECE) n = RANKS_PIECE;
+        if (m > RANKS_PIECE) m = RANKS_PIECE;
+        float *own = x + take + at;
+        ranks_swap(x + give + at, n, add ? arrived : own, m, other);
         sent += (double)n * sizeof(float);
-        if (!m) continue;
-        if (add) {
-            backend.download(own, x + take + at, m * sizeof(float));
-            for (size_t i = 0; i < m; i++) in[i] += own[i]; // a + b = b + a: both ranks of a pair agree
-        }
-        backend.upload(x + take + at, in, m * sizeof(float));
-        backend.sync();
+        if (add) // a + b = b + a: both ranks of a pair agree
+            backend.combine((Mem){own, F32}, 1, (Mem){arrived, F32}, 0, (Mem){0}, 1, m);
     }
+    backend.release(mark);
 }
 
 // Recursive vector halving (Rabenseifner 2004), with the nearest rank first: after its first rounds a rank
@@ -148,6 +142,8 @@ static void *watch(void *nothing) {
                 first = i;
         }
         if (ended >= 0) lost(ended, "has ended", first == mine);
+        const char *error = ranks_swap_error();
+        if (error) lost(mine, error, true);
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
         if (done && seconds() - spoke >= 1) {
             MPI_Isend(&out, 1, MPI_CHAR, next, BEAT, beats, &request);
@@ -168,8 +164,18 @@ static void *watch(void *nothing) {
 }
 
 void ranks_watch(const char *folder) {
+    int begun;
     snprintf(continues, sizeof continues, "; the same command continues from the last checkpoint in %s",
              folder);
+    // A first number, to itself: what carries the sums is started here and not after the first step.
+    MPI_Initialized(&begun);
+    if (!begun) return;
+    float number[] = {1, 0}, *x = backend.alloc(sizeof number);
+    backend.upload(x, number, sizeof number);
+    ranks_swap(x, 1, x + 1, 1, mine);
+    backend.download(number, x, sizeof number);
+    if (number[1] != 1) die("rank %d: what it sends does not arrive", mine);
+    backend.free(x);
 }
 
 // What is wrong with an option or a file is wrong on all ranks: rank 0 says it and ends all.
