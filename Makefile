@@ -42,6 +42,7 @@ CPU_O   := $(ISAS:%=$(BUILD)/cpu/fast.%.o) $(patsubst %,$(BUILD)/cpu/%.o,plain m
 
 .DEFAULT_GOAL := $(if $(MPI),mpi,sd)
 sd $(BUILD)/sd-mpi: $(CPU_O) $(ABOVE_O)
+	$(if $(NCCL),$(error NCCL=1 goes with `make cuda` and `make emulate`))
 	$(call say,link,$@)$(CC) $(CFLAGS) $(OPENMP) -o $@ $^ $(LIBS)
 mpi: $(BUILD)/sd-mpi
 	@cp -f $< sd && touch -t 200001010000 sd # old: the next `make` links the one without MPI again
@@ -211,7 +212,7 @@ help:
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours;"
 	@echo "                PHOTOS=DIR, a folder of 600 JPEGs: sd fid beside pytorch-fid, too)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
-	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md)"
+	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md); make cuda NCCL=1"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
 	@echo "make attack     signals, power failures, hostile files and places: an hour or two"

@@ -3,6 +3,7 @@
 #   make cuda            ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16; PTX=80: PTX alone, shared
 #                        runtime)
 #   make emulate         ./sd-emulate: the CUDA kernels on the processor (DEBUG=1: for a debugger)
+#                        NCCL=1, of both: many ranks (doc/SCALE.md)
 #   make emulate-check   ./sd-emulate-check: every load and store of a kernel is checked
 #   make emulate-count   ./sd-emulate-count: bank conflicts and coalescing
 #   make test-cuda, test-cuda-full, cuda-report, gpu-check (QUICK=1 STB=DIR: within 5 minutes)
@@ -15,6 +16,7 @@ STORAGE_f16 := F16
 STORAGE   := $(or $(STORAGE_$(PRECISION)),$(error PRECISION is $(PRECISION); f32, bf16 and f16 are known))
 KERNELS   := memory gemm conv attention norm pointwise loss optim $(if $(NCCL),ranks_nccl)
 CUDA_H    := $(wildcard cuda/*.h) lib/base.h lib/nn/kernels.h
+WITH      := $(if $(MPI),-$(if $(NCCL),nccl,mpi))
 
 # ---- with nvcc ---------------------------------------------------------------------------------------------
 # The architecture: what was asked for, else the machine's GPU, else the oldest that has all the instructions.
@@ -27,7 +29,7 @@ NVCCLINK  := -cudart shared
 NVCC_DIR  := $(BUILD)/nvcc-ptx$(PTX)-$(PRECISION)
 else
 NVCCFLAGS += -arch=$(GPU_ARCH)
-NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)$(if $(MPI),-$(if $(NCCL),nccl,mpi))
+NVCC_DIR  := $(BUILD)/nvcc-$(GPU_ARCH)-$(PRECISION)
 NVCCLINK  := $(if $(NCCL),-lnccl)
 endif
 NVCC_O    := $(KERNELS:%=$(NVCC_DIR)/%.o)
@@ -36,9 +38,9 @@ $(NVCC_DIR)/%.o: cuda/%.cu $(CUDA_H)
 	$(if $(NVCC),,$(error nvcc was not found; `make emulate` runs the kernels on the processor))
 	$(NVCC) $(NVCCFLAGS) -c $< -o $@
 CUDA_SD   ?= ./sd
-$(NVCC_DIR)/sd: $(ABOVE_O) $(NVCC_O)
+$(NVCC_DIR)/sd$(WITH): $(ABOVE_O) $(NVCC_O)
 	$(NVCC) $(NVCCFLAGS) $(NVCCLINK) $(OPENMP:%=-Xcompiler %) $^ -o $@ $(filter-out -Wl%,$(LIBS))
-cuda: $(NVCC_DIR)/sd
+cuda: $(NVCC_DIR)/sd$(WITH)
 	@cp -f $< $(CUDA_SD) && touch -t 200001010000 $(CUDA_SD) # old: the next `make` links the processor's again
 	@echo "$(CUDA_SD) for $(if $(PTX),compute_$(PTX),$(GPU_ARCH)), activations in $(PRECISION)"
 
@@ -73,7 +75,7 @@ emulate_cc = @mkdir -p $(@D); echo "  emulate $<"; \
     (echo '\#line 1 "$<"'; sed -f cuda/emulate/launch.sed $<) | \
     $(CUDA_CXX) $(EMU_FLAGS) -iquote $(BUILD)/emulator/launch -iquote $(<D) $(1) \
     -include cuda/emulate/emulate.h -x c++ -c - -o $@
-EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)$(if $(MPI),-$(if $(NCCL),nccl,mpi))
+EMU_DIR    := $(BUILD)/emulate$(if $(DEBUG),-debug)-$(PRECISION)
 CHECK_DIR  := $(BUILD)/check-$(PRECISION)
 EMU_O      := $(KERNELS:%=$(EMU_DIR)/%.o)
 CHECK_O    := $(KERNELS:%=$(CHECK_DIR)/%.o)
@@ -90,11 +92,11 @@ $(CHECK_DIR)/%.o: cuda/%.cu $(CUDA_H) cuda/emulate/launch.sed $(LAUNCH_H)
 $(CHECK_DIR)/test/%.o: test/cuda/%.cu $(CUDA_H) cuda/emulate/launch.sed test/cuda/cuda.h $(LAUNCH_H)
 	$(call emulate_cc,$(CHECK_OPT))
 
-$(EMU_DIR)/sd: $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
+$(EMU_DIR)/sd$(WITH): $(ABOVE_O) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ $(LIBS) -lpthread
 $(CHECK_DIR)/sd: $(ABOVE_O) $(CHECK_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
-emulate: $(EMU_DIR)/sd ; cp $< sd-emulate
+emulate: $(EMU_DIR)/sd$(WITH) ; cp $< sd-emulate
 emulate-check: $(CHECK_DIR)/sd ; cp $< sd-emulate-check
 emulate-count: $(ABOVE_O) $(CHECK_O) $(BUILD)/emulator/emulate_count.o $(filter-out %/emulate.o,$(RUNTIME_O))
 	$(CUDA_CXX) $(OPENMP) $^ -o sd-emulate-count -lm -lpthread
@@ -195,6 +197,7 @@ test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors repeated $(E
 	    $(ONE) "a small picture in $$p" sh test/cuda/half_picture.sh ./sd $(BUILD)/emulate-$$p/sd $(PICTURE) \
 	      $$([ $$p = f16 ] && echo $(LIMIT_f16) || echo $(LIMIT_bf16)) $(SMALL_PICTURE) | $(LOG); done
 	$(call one,'inception emulated' $(EMU_DIR)/fid)
+	$(call one,'ranks emulated' sh test/cuda/ranks.sh ./sd $(EMU_DIR)/sd-nccl)
 ifneq ($(HAVE_PTX),)
 	$(call one,'messages by nvcc' sh test/cuda/errors.sh - $(PTX_DIR)-O3/errors $(PTXRUN_DIR)/lib)
 	$(call one,'wrappers by nvcc' $(UNDER_PTXRUN) $(PTX_DIR)-O3/wrap)
@@ -242,6 +245,7 @@ test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) \
                 $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%) $(PTX_DIR)-G/sd)
 	$(call one,'the demo emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE))
 	@for t in $(NETWORK_TESTS); do $(ONE) "$$t emulated" $(EMU_DIR)/$$t | $(LOG); done
+	$(call one,'ranks in all trainings' env FULL=1 sh test/cuda/ranks.sh ./sd $(EMU_DIR)/sd-nccl)
 	$(call one,'full-size blocks emulated' env REDUCED=1 $(EMU_DIR)/networks)
 	@for p in bf16 f16; do $(MAKE) -s PRECISION=$$p $(BUILD)/emulate-$$p/kernels || exit 1; \
 	    $(ONE) "kernels in $$p" $(BUILD)/emulate-$$p/kernels | $(LOG); done
