@@ -35,7 +35,7 @@ for t in $trainings; do
         check "grep -q '\"ranks\": $n, \"sent_mb\": [0-9]*\.[0-9]*[1-9]' run/$t$n/log.jsonl" "$t is shared"
     done
 done
-mpirun -n 2 -x CUDA_VISIBLE_DEVICES=0 "$sd" lora finetune $with --fresh -o no.safetensors >out.txt 2>err
+CUDA_VISIBLE_DEVICES=0 mpirun -n 2 "$sd" lora finetune $with --fresh -o no.safetensors >out.txt 2>err
 check '[ $? != 0 ] && grep -q "^sd: NCCL: .*Each rank needs a GPU of its own" err' "two ranks on one GPU"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
