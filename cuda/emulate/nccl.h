@@ -8,7 +8,6 @@
 #define MPICH_SKIP_MPICXX 1
 #include <algorithm>
 #include <mpi.h>
-#include <stdlib.h>
 #include <vector>
 
 enum ncclResult_t { ncclSuccess, ncclInvalidUsage = 5, ncclInProgress = 7 };
@@ -16,10 +15,7 @@ enum ncclDataType_t { ncclFloat = 7 };
 struct ncclUniqueId {
     char internal[128];
 };
-typedef struct EmuComm *ncclComm_t;
-struct EmuComm {
-    MPI_Comm ranks;
-};
+typedef MPI_Comm *ncclComm_t;
 
 static inline const char *ncclGetErrorString(ncclResult_t e) { return e ? "invalid usage" : "no error"; }
 static inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *e) { return *e = ncclSuccess; }
@@ -31,9 +27,8 @@ static inline ncclResult_t ncclCommInitRank(ncclComm_t *comm, int count, ncclUni
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     int gpu = visible ? atoi(visible) : -1 - rank;
     std::vector<int> gpus(count);
-    *comm = new EmuComm;
-    MPI_Comm_dup(MPI_COMM_WORLD, &(*comm)->ranks);
-    MPI_Allgather(&gpu, 1, MPI_INT, gpus.data(), 1, MPI_INT, (*comm)->ranks);
+    MPI_Comm_dup(MPI_COMM_WORLD, *comm = new MPI_Comm);
+    MPI_Allgather(&gpu, 1, MPI_INT, gpus.data(), 1, MPI_INT, **comm);
     bool shared = std::count(gpus.begin(), gpus.end(), gpu) > 1;
     return shared || strcmp(id.internal, "id") ? ncclInvalidUsage : ncclSuccess;
 }
@@ -68,11 +63,11 @@ static inline ncclResult_t ncclGroupEnd() {
         MPI_Request *request = &requests[host.size()];
         host.emplace_back(t.count);
         float *at = host.back().data();
-        if (t.in) MPI_Irecv(at, (int)t.count, MPI_FLOAT, t.peer, 0, t.comm->ranks, request);
+        if (t.in) MPI_Irecv(at, (int)t.count, MPI_FLOAT, t.peer, 0, *t.comm, request);
         if (t.in) continue;
         cudaMemcpyAsync(at, t.out, t.count * sizeof(float), cudaMemcpyDeviceToHost, t.stream);
         cudaStreamSynchronize(t.stream);
-        MPI_Isend(at, (int)t.count, MPI_FLOAT, t.peer, 0, t.comm->ranks, request);
+        MPI_Isend(at, (int)t.count, MPI_FLOAT, t.peer, 0, *t.comm, request);
     }
     MPI_Waitall((int)requests.size(), requests.data(), MPI_STATUSES_IGNORE);
     for (size_t i = 0; i < host.size(); i++) {

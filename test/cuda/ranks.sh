@@ -13,8 +13,9 @@ trainings=finetune counts=2 batch=2 steps=1
 [ -n "$FULL" ] && trainings='finetune distill lcm decoder' counts='2 4' batch=4 steps=2
 some="-t 1 --batch $batch --shards $batch --steps $steps"
 with="-m model --data data --cache cache --dtype f32 $some"
-"$alone" synth model --arch tiny -q && "$alone" synth lcm --arch tiny-lcm -q && "$alone" scenes data -n 4 -q &&
-    "$alone" lora finetune $with -o made.safetensors -q || { echo "FAILED  nothing to train with"; exit 1; }
+"$alone" synth model --arch tiny -q && "$alone" synth lcm --arch tiny-lcm -q &&
+    "$alone" scenes data -n 4 -q && "$alone" lora finetune $with -o made.safetensors -q ||
+    { echo "FAILED  nothing to train with"; exit 1; }
 
 train() { # NAME RANKS: the weights are in out/NAME-RANKS
     run="--run run/$1$2" out=out/$1$2
