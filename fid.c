@@ -97,6 +97,9 @@ FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_
     FidSet s = {.path = xstrdup(dir), .dim = dim, .names = xmalloc(count * sizeof(char *))};
     if (o.keep_features) s.features = xmalloc(count * D * sizeof(float));
     if (o.statistics) moments_begin(&s);
+    uint64_t all = hash_more(0, &batch, sizeof batch);
+    for (size_t i = 0; i < count; i++) all = hash_more(all, paths[i], strlen(paths[i]));
+    ranks_must_agree("list of pictures", &all, sizeof all);
     Reader r = {paths, count, .batch = batch, .size = size, .resize = o.resize, .at = batch * (size_t)mine};
     r.pixels = xmalloc(batch * (size_t)(3 * size * size) * sizeof(float));
     r.seen = xcalloc(batch, sizeof *r.seen);

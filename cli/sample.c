@@ -144,6 +144,9 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (r->keep) may_replace(r->out); // what is no whole picture is read first
     for (int i = 0; i < count; i++)
         paths[i] = r->prompts ? format("%s/%05d.png", r->out, i) : numbered_name(r->output, i, count);
+    uint64_t all = hash_more(0, &first, sizeof first);
+    for (int i = 0; captions && i < count; i++) all = hash_more(all, captions[i], strlen(captions[i]));
+    if (captions) ranks_must_agree("seed or list of prompts", &all, sizeof all);
     if (!ranks_mine()) check_output(paths[0]); // what cannot be written is said before the work, not after
     if (r->dump) check_output(r->dump), trace_begin();
     started = seconds();

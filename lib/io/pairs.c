@@ -265,7 +265,8 @@ Pairs *pairs_open(const char *data, const char *cache, const PairsModel *m) {
 
     // 2. What the cache lacks is encoded.
     Cache c = cache_open(cache, m);
-    ranks_barrier(); // rank 0 has it in order
+    uint64_t all = hash_more(hash_more(0, c.path, strlen(c.path)), hashes, count * sizeof *hashes);
+    ranks_must_agree("data set, VAE or cache", &all, sizeof all); // and rank 0 has the cache in order
     const char *mapping = cache_map(&c, &p->mapped);
     size_t *missing = xmalloc(count * sizeof *missing), missing_count = 0, before = unreadable.count;
     for (size_t i = 0; i < count; i++)

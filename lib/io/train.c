@@ -248,27 +248,15 @@ static void shards_begin(Run *r) {
     r->values = backend.alloc((1 + RUN_PARTS) * sizeof(float));
 }
 
-// Dies, naming the first, where a rank has another `what` than rank 0.
-static void must_agree(const char *what, const void *mine, size_t bytes) {
-    void *theirs = xmalloc(bytes);
-    memcpy(theirs, mine, bytes);
-    ranks_give(theirs, bytes, 0);
-    int rank = ranks_first_bad(memcmp(mine, theirs, bytes) != 0);
-    if (rank > 0) die("rank %d has another %s than rank 0", rank, what);
-    free(theirs);
-}
-
 static void ranks_agree(const Run *r) {
     if (ranks_count() == 1) return;
-    uint64_t program = 0, config = hash_more(0, r->config, strlen(r->config));
+    uint64_t config = hash_more(0, r->config, strlen(r->config));
     char device[64] = "";
     const char *name = backend.name();
     snprintf(device, sizeof device, "%.*s", (int)strcspn(name, ","), name); // threads may differ
-    hash_file("/proc/self/exe", &program);
-    must_agree("program", &program, sizeof program);
-    must_agree("device", device, sizeof device);
-    must_agree("configuration (options, data or model)", &config, sizeof config);
-    must_agree("number of steps", &r->total, sizeof r->total);
+    ranks_must_agree("device", device, sizeof device);
+    ranks_must_agree("configuration (options, data or model)", &config, sizeof config);
+    ranks_must_agree("number of steps", &r->total, sizeof r->total);
 }
 
 // ---- the run ----------------------------------------------------------------------------------------------
@@ -280,7 +268,7 @@ static void folder_is_shared(const Run *r) {
     ranks_barrier();
     stat(path, &s);
     uint64_t file[] = {(uint64_t)s.st_ino, (uint64_t)s.st_mtime, (uint64_t)s.st_size};
-    must_agree("run folder (all ranks must see the same files)", file, sizeof file);
+    ranks_must_agree("run folder (all ranks must see the same files)", file, sizeof file);
     free(path);
 }
 
@@ -305,7 +293,7 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
         resume(r, checkpoint);
     else if (file_exists(previous))
         resume(r, previous);
-    must_agree("checkpoint", &r->step, sizeof r->step);
+    ranks_must_agree("checkpoint", &r->step, sizeof r->step);
     r->validated = -1, r->held_out = xcalloc(1 + RUN_PARTS, sizeof *r->held_out);
     if (r->validate) r->turns = r->validate > r->batch ? r->validate / r->batch : 1;
     if (first) {

@@ -26,6 +26,8 @@ void ranks_sum(float *x, size_t count);
 double ranks_sent(void);                             // bytes that ranks_sum() has sent from here so far
 int ranks_first_bad(bool bad);                       // the first rank where it is, or -1
 void ranks_give(void *data, size_t bytes, int from); // all ranks get rank `from`'s data (host memory)
+// Ends the program, naming the first, where a rank has another `what` than rank 0.
+void ranks_must_agree(const char *what, const void *data, size_t bytes);
 void ranks_barrier(void);
 
 // ---- below ranks_sum() ------------------------------------------------------------------------------------

@@ -80,6 +80,15 @@ void ranks_give(void *data, size_t bytes, int from) {
     }
 }
 
+void ranks_must_agree(const char *what, const void *data, size_t bytes) {
+    void *theirs = xmalloc(bytes);
+    memcpy(theirs, data, bytes);
+    ranks_give(theirs, bytes, 0);
+    int rank = ranks_first_bad(memcmp(data, theirs, bytes) != 0);
+    if (rank > 0) die("rank %d has another %s than rank 0", rank, what);
+    free(theirs);
+}
+
 void ranks_barrier(void) {
     if (count > 1) MPI_Barrier(MPI_COMM_WORLD);
 }
@@ -93,7 +102,8 @@ enum { BEAT, LAST_BEAT, SAID_WHY }; // messages: I am here; I have finished; I e
 static struct Home {
     char host[256];
     long process;
-    bool here; // on this machine: we see its process
+    uint64_t program; // hash of its file
+    bool here;        // on this machine: we see its process
 } * homes;
 static MPI_Comm beats = MPI_COMM_NULL;
 static pthread_t watcher;
@@ -114,12 +124,17 @@ static void say_why(void) {
         if (i != mine) MPI_Isend(&out, 1, MPI_CHAR, i, SAID_WHY, beats, &request);
 }
 
+// Whether within so many seconds another rank says why it ends.
+static bool another_says(double most) {
+    int said = 0;
+    for (double begun = seconds(); !said && seconds() - begun < most && beats != MPI_COMM_NULL; rest(0.05))
+        MPI_Iprobe(MPI_ANY_SOURCE, SAID_WHY, beats, &said, MPI_STATUS_IGNORE);
+    return said;
+}
+
 // Ends the run for a rank that is gone, with a line if it is this rank that says it.
 static void lost(int rank, const char *why, bool says) {
-    // Half a second: it may have said what is wrong, and mpirun will end all.
-    int said = 0;
-    for (int i = 0; i < 10 && !said; i++, rest(0.05))
-        MPI_Iprobe(MPI_ANY_SOURCE, SAID_WHY, beats, &said, MPI_STATUS_IGNORE);
+    bool said = another_says(0.5); // it may have said what is wrong, and mpirun will end all
     if (dying || ending) return;
     if (!says || said) rest(2), _exit(1);
     die_hook = NULL;
@@ -182,7 +197,7 @@ void ranks_watch(const char *folder) {
 static void before_dying(const char *message) {
     (void)message;
     dying = true;
-    if (mine) rest(2);
+    if (mine && another_says(2)) rest(2), _exit(1);
     say_why();
 }
 
@@ -196,16 +211,22 @@ void ranks_begin(void) {
     MPI_Comm_size(MPI_COMM_WORLD, &count), MPI_Comm_rank(MPI_COMM_WORLD, &mine);
     if (count == 1) return;
     die_hook = before_dying;
+    MPI_Comm_dup(MPI_COMM_WORLD, &beats);
     if (level < MPI_THREAD_MULTIPLE)
         die("this MPI library lets only one thread call it (MPI_THREAD_MULTIPLE is missing)");
     if (mine && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null: %s", strerror(errno));
     if (mine) verbosity = -1;
-    struct Home home = {.process = (long)getpid()};
+    const char *self = "/proc/self/exe";
+    size_t bytes = 0;
+    char *program = file_exists(self) ? read_file(self, &bytes) : NULL;
+    struct Home home = {.process = (long)getpid(), .program = hash_more(0, program, bytes)};
+    free(program);
     gethostname(home.host, sizeof home.host - 1);
     homes = xmalloc((size_t)count * sizeof home);
     MPI_Allgather(&home, sizeof home, MPI_BYTE, homes, sizeof home, MPI_BYTE, MPI_COMM_WORLD);
+    for (int i = 0; i < count; i++)
+        if (homes[i].program != homes[0].program) die("rank %d has another program than rank 0", i);
     for (int i = 0; i < count; i++) homes[i].here = !strcmp(homes[i].host, home.host) && exists(i);
-    MPI_Comm_dup(MPI_COMM_WORLD, &beats);
     if (pthread_create(&watcher, NULL, watch, NULL)) die("cannot start a thread");
 }
 
