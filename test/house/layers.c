@@ -9,7 +9,7 @@
 
 // From the top. A room is a path or how paths begin; the longest that fits counts. Rooms of one floor lie
 // side by side and do not include each other. Floor 0 stands beside the tower: these implement
-// lib/nn/kernels.h, of which they may include what the contract is written with, and nothing includes them.
+// lib/nn/kernels.h, and ranks.h, of which they may include what the contract is written with, and nothing includes them.
 // The linker chooses one.
 static const struct {
     const char *path;
@@ -117,7 +117,10 @@ static void read_includes(File *f) {
 static bool points_down(const File *from, const File *to) {
     int above = rooms[from->room].floor, below = rooms[to->room].floor;
     if (from->room == to->room) return true;
-    if (above == 0) return !strcmp(to->path, "lib/nn/kernels.h") || !strcmp(to->path, "lib/base.h");
+    static const char *const contracts[] = {"lib/nn/kernels.h", "lib/nn/ranks.h", "lib/base.h"};
+    for (size_t i = 0; above == 0 && i < sizeof contracts / sizeof *contracts; i++)
+        if (!strcmp(to->path, contracts[i])) return true;
+    if (above == 0) return false;
     return above > below && below > 0;
 }
 
