@@ -143,7 +143,7 @@ static void lost(int rank, const char *why, bool says) {
 }
 
 static void *watch(void *nothing) {
-    double heard = seconds(), spoke = 0;
+    double heard = seconds(), spoke = 0, awake = heard;
     int next = (mine + 1) % count, before = (mine + count - 1) % count, done = 1, there = 1;
     char out = 0, in;
     MPI_Request request = MPI_REQUEST_NULL;
@@ -168,7 +168,9 @@ static void *watch(void *nothing) {
             MPI_Iprobe(before, BEAT, beats, &there, MPI_STATUS_IGNORE);
             if (there) MPI_Recv(&in, 1, MPI_CHAR, before, BEAT, beats, MPI_STATUS_IGNORE), heard = seconds();
         }
-        if (seconds() - heard > SILENCE) lost(before, "has been silent for 20 seconds", true);
+        if (seconds() - awake > SILENCE / 2) heard = seconds(); // it was this process that slept
+        awake = seconds();
+        if (awake - heard > SILENCE) lost(before, "has been silent for 20 seconds", true);
     }
     if (dying) return nothing;
     MPI_Wait(&request, MPI_STATUS_IGNORE);

@@ -9,8 +9,8 @@
 
 // From the top. A room is a path or how paths begin; the longest that fits counts. Rooms of one floor lie
 // side by side and do not include each other. Floor 0 stands beside the tower: these implement
-// lib/nn/kernels.h, and ranks.h, of which they may include what the contract is written with, and nothing includes them.
-// The linker chooses one.
+// lib/nn/kernels.h, and ranks.h, of which they may include what the contract is written with, and nothing
+// includes them. The linker chooses one.
 static const struct {
     const char *path;
     int floor;
