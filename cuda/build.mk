@@ -127,6 +127,13 @@ $(addprefix $(EMU_DIR)/,repeated $(NETWORK_TESTS)): \
     $(EMU_DIR)/%: $(BUILD)/test/phases/%.o $(NETWORKS_O) $(EMU_O) $(RUNTIME_O)
 	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
 
+# A picture and a training step at full size, to be counted: see report.sh.
+$(CHECK_DIR)/bounds: $(BUILD)/cuda-test/bounds.o $(NETWORKS_O) $(CHECK_O) $(RUNTIME_O)
+	$(CUDA_CXX) $(OPENMP) $^ -o $@ -lm -lpthread
+$(BUILD)/cuda-test/bounds.o: test/cuda/bounds.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(OPENMP) -Wno-unused-parameter -c $< -o $@
+
 # The same tests built by nvcc, as PTX alone, for a stand-in runtime: optimised and not.
 PTX_FLAGS  := -std=c++17 -I. -DSTORAGE=$(STORAGE) -DOWN_ALLOCATIONS \
               -gencode arch=compute_80,code=compute_80 -no-compress

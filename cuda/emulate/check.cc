@@ -424,16 +424,86 @@ void check_warp(Worker &w, int i) {
     w.counter->touched[i].clear();
 }
 
+// A launch as a line of the file that EMU_LAUNCHES names, for report.sh: bytes are of the allocations that its
+// arguments point into; cold ones are older than the section and met in it for the first time.
+struct Counts {
+    uint64_t sectors, sectors_ideal, passes, passes_ideal, flop, instructions;
+};
+static std::unordered_map<std::string, Counts> counted;
+static std::string likeness; // of the launch that is counted
+static std::unordered_map<uintptr_t, bool> section_met;
+static uintptr_t section_begin;
+static FILE *launches_file() {
+    static const char *path = getenv("EMU_LAUNCHES");
+    static FILE *f = path ? fopen(path, "w") : nullptr;
+    return f;
+}
+
+extern "C" void emu_section(const char *name) {
+    void *next = nullptr; // what comes later lies above
+    if (!launches_file() || emu_malloc(&next, 1) != cudaSuccess) return;
+    section_begin = (uintptr_t)next, section_met.clear();
+    fprintf(launches_file(), "section %s\n", name);
+}
+
+static void note_launch(const Launch &l, const Counts &c) {
+    if (!launches_file()) return;
+    size_t bytes = 0, cold = 0;
+    std::unordered_map<uintptr_t, bool> met;
+    for (size_t i = 0; i + 8 <= l.call->arguments_size; i += 8) {
+        uintptr_t word = *(uintptr_t *)((char *)l.call->arguments + i), at;
+        size_t size = word - (uintptr_t)emu_arena < ARENA ? emu_allocation(word, &at) : 0;
+        if (!size || met[at]) continue;
+        met[at] = true, bytes += size;
+        if (at < section_begin && !section_met[at]) cold += size;
+        section_met[at] = true;
+    }
+    fprintf(launches_file(), "launch %u,%u,%u %u %zu %llu %llu %llu %llu %llu %llu %zu %zu %s\n", l.grid.x, l.grid.y,
+            l.grid.z, l.block.x * l.block.y * l.block.z, l.shared, (unsigned long long)c.sectors,
+            (unsigned long long)c.sectors_ideal, (unsigned long long)c.passes,
+            (unsigned long long)c.passes_ideal, (unsigned long long)c.flop, (unsigned long long)c.instructions,
+            bytes, cold, l.kernel->name.c_str());
+}
+
+bool check_counted(const Launch &l) {
+    char shape[100];
+    snprintf(shape, sizeof shape, " %u,%u,%u %zu ", l.grid.x, l.grid.y, l.grid.z, l.shared);
+    likeness = l.kernel->name + shape;
+    for (size_t i = 0; i + 8 <= l.call->arguments_size; i += 8) {
+        uintptr_t word = *(uintptr_t *)((char *)l.call->arguments + i);
+        if (word - (uintptr_t)emu_arena < ARENA) word = 1; // an address, whichever
+        likeness.append((char *)&word, 8);
+    }
+    auto found = counted.find(likeness);
+    if (found != counted.end()) note_launch(l, found->second);
+    return found != counted.end();
+}
+
+static Counts counts_of(const Worker &w, const std::vector<Instruction *> &all) {
+    const Launch &l = *w.launch;
+    Counts c = {0, 0, 0, 0, w.flop, w.met};
+    for (Instruction *s : all) {
+        (s->shared ? c.passes : c.sectors) += s->cost, (s->shared ? c.passes_ideal : c.sectors_ideal) += s->ideal;
+        // cp.async is one instruction, and two accesses
+        if (!s->shared || !w.counter->instructions.count((uintptr_t)s->pc | GLOBAL_SIDE)) c.instructions += s->accesses;
+    }
+    double scale = (double)l.grid.x * l.grid.y * l.grid.z / (double)l.blocks;
+    for (uint64_t *n = &c.sectors; n <= &c.instructions; n++) *n = (uint64_t)((double)*n * scale);
+    return c;
+}
+
 void check_launch_end(Worker &w) {
     static std::unordered_map<std::string, int> told;
-    if (!w.counter) return;
+    if (!w.counter) w.counter = new Counter();
     std::vector<Instruction *> all;
     for (auto &i : w.counter->instructions)
         if (i.second->accesses) all.push_back(i.second);
     std::sort(all.begin(), all.end(), [](const Instruction *a, const Instruction *b) {
         return a->cost - a->ideal > b->cost - b->ideal;
     });
-    if (!told[w.launch->kernel->name]++) { // the first launch of each kernel speaks for the others
+    if (launches_file()) note_launch(*w.launch, counted[likeness] = counts_of(w, all));
+    w.flop = w.met = 0;
+    if (!opt_sample && !told[w.launch->kernel->name]++) { // the first launch of each kernel speaks for the others
         emu_say("emulate: kernel %s, grid (%u,%u,%u), block (%u,%u,%u)\n", w.launch->kernel->name.c_str(),
                 w.launch->grid.x, w.launch->grid.y, w.launch->grid.z, w.launch->block.x, w.launch->block.y,
                 w.launch->block.z);

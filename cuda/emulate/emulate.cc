@@ -41,7 +41,7 @@ __thread Worker *emu_worker;
 #ifndef EMU_COUNT_DEFAULT
 #define EMU_COUNT_DEFAULT 0
 #endif
-int opt_check, opt_count, opt_seed;
+int opt_check, opt_count, opt_seed, opt_sample;
 static int opt_threads, opt_poison, opt_devices, opt_memory, opt_capability, opt_async;
 std::atomic<int> emu_findings;
 bool emu_instrumented;
@@ -281,6 +281,7 @@ static void barrier_open(Worker &w) {
                                         : w.count > 0;
     w.arrived = w.count = 0;
     w.barrier_time = ++w.clock;
+    if (opt_count) w.met += (unsigned)w.warps;
     if (opt_count)
         for (int i = 0; i < w.warps; i++) check_warp(w, i);
     for (int i = 0; i < w.threads; i++)
@@ -330,6 +331,7 @@ static void warp_barrier_open(Worker &w, int warp, WarpBarrier *m) {
         if (m->operation == sync_operation) v.synced = w.clock;
         if (opt_count) check_warp(w, warp);
     }
+    w.met++;
     m->operation(m->argument, m->mask);
 }
 
@@ -523,8 +525,9 @@ static void report_at_exit() {
 static void setup() {
     if (emu_arena) return;
     opt_seed = option("EMU_SEED", 0);
-    opt_poison = option("EMU_POISON", 1);
     opt_count = option("EMU_COUNT", EMU_COUNT_DEFAULT) && emu_instrumented;
+    opt_sample = opt_count ? option("EMU_SAMPLE", 0) : 0;
+    opt_poison = option("EMU_POISON", 1) && !opt_sample;
     opt_check = option("EMU_CHECK", 1) && emu_instrumented && !opt_count;
     opt_devices = option("EMU_DEVICES", 1);
     opt_memory = option("EMU_MEMORY", 16384);
@@ -535,7 +538,7 @@ static void setup() {
     opt_threads = emu_instrumented ? 1 : std::max(1, option("EMU_THREADS", cores));
     emu_arena = reserve(ARENA);
     next_address = (uintptr_t)emu_arena + PAGE; // so that what lies before the first is recognised too
-    if (emu_instrumented) {
+    if (opt_check) {
         emu_state = reserve(ARENA);
         emu_global_cell = (Cell *)reserve(ARENA / 2 * sizeof(Cell));
     }
@@ -612,6 +615,12 @@ std::string emu_describe(const void *p) {
     return text;
 }
 
+size_t emu_allocation(uintptr_t a, uintptr_t *begin) {
+    auto own = allocation_before(a);
+    if (own == allocations.end() || a - own->first >= own->second) return 0;
+    return *begin = own->first, own->second;
+}
+
 // True unless [p, p + bytes) lies in device memory but not within one allocation.
 static bool range_ok(const void *p, size_t bytes, bool device) {
     uintptr_t a = (uintptr_t)p;
@@ -674,6 +683,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     // CUDA would note a copy to or from the host, and a replay find other bytes there. So it is refused here.
     if (s && s->capture && !(to_device && from_device)) return fail(cudaErrorStreamCaptureUnsupported);
     if (bytes == 0) return cudaSuccess;
+    if (opt_sample) return to_device ? cudaSuccess : (memset(to, 0, bytes), cudaSuccess);
     if (!range_ok(to, bytes, to_device) || !range_ok(from, bytes, from_device)) {
         emu_say("emulate: cudaMemcpy of %zu bytes: out of bounds, or the wrong kind\n", bytes);
         emu_findings++;
@@ -704,6 +714,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
     setup();
     if (bytes && !range_ok(to, bytes, true)) return fail(cudaErrorInvalidValue);
+    if (opt_sample) return cudaSuccess;
     submit(s, [=] {
         memset(to, value, bytes);
         if (emu_state) memset(emu_state + ((char *)to - emu_arena), WRITTEN, bytes);
@@ -902,7 +913,8 @@ static void run_blocks(Worker &w) {
         w.thread[i].index = {u % l.block.x, u / l.block.x % l.block.y, u / l.block.x / l.block.y};
     }
     uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, number;
-    while ((number = l.next++) < blocks) {
+    while ((number = l.next++) < l.blocks) {
+        if (l.blocks < blocks) number = number * (blocks - 1) / (l.blocks - 1);
         // With a seed, another block comes first. Blocks must not depend on one another; the checks see it.
         if (opt_seed) number = (number + (uint64_t)opt_seed * 7919) % blocks;
         run_block(w, number);
@@ -931,13 +943,17 @@ static void worker_main(Worker *w) {
 }
 
 static void run(const emu_config &c, const EmuCall &call) {
-    Launch l = {&call, kernel_of(call), c.grid, c.block, c.shared, {0}};
+    uint64_t blocks = (uint64_t)c.grid.x * c.grid.y * c.grid.z;
+    Launch l = {&call, kernel_of(call), c.grid, c.block, c.shared, {0}, blocks};
+    // EMU_SAMPLE=n: of a launch n blocks run, from the first to the last, and count for all; nothing is copied
+    // to or from the device. Launches that differ in addresses alone are counted once.
+    if (opt_sample > 1) l.blocks = std::min(blocks, (uint64_t)opt_sample);
+    if (opt_sample && check_counted(l)) return;
     for (int i = (int)workers.size(); i < opt_threads; i++) {
         workers.push_back(new Worker());
         if (i) std::thread(worker_main, workers.back()).detach(); // number 0 is this thread's
     }
     for (Worker *w : workers) w->launch = &l;
-    uint64_t blocks = (uint64_t)c.grid.x * c.grid.y * c.grid.z;
     if (workers.size() > 1 && blocks > 1) {
         {
             std::lock_guard<std::mutex> guard(pool_lock);

@@ -84,6 +84,7 @@ struct Launch {
     dim3 grid, block;
     size_t shared;
     std::atomic<uint64_t> next; // block
+    uint64_t blocks;            // that run: all, but for EMU_SAMPLE
 };
 
 struct Counter; // check.cc
@@ -109,10 +110,11 @@ struct Worker { // one thread of the operating system, which runs one block at a
     std::vector<uint64_t> block_order;
     uintptr_t tls, dynamic;
     Counter *counter;
+    uint64_t flop, met; // of mma.sync; other operations of a warp, barriers among them
 };
 
 extern __thread Worker *emu_worker;
-extern int opt_check, opt_count, opt_seed;
+extern int opt_check, opt_count, opt_seed, opt_sample;
 extern std::atomic<int> emu_findings;
 extern bool emu_instrumented; // kernels were compiled with -fsanitize=thread
 
@@ -138,12 +140,14 @@ std::string emu_describe(const void *p); // "byte 512 of an allocation of 512 by
 
 // check.cc
 enum Access { READ, WRITE, ATOMIC };
+size_t emu_allocation(uintptr_t a, uintptr_t *begin); // its bytes, or 0
 void emu_access(void *p, unsigned bytes, Access kind, void *pc);
 void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite at);
 [[noreturn]] void emu_fatal(const char *what, const std::string &detail, void *pc, EmuSite at); // and stops
 void check_begin();                // before the first launch
 void check_warp(Worker &w, int i); // the lanes of warp i met: what they do next is another access
 void check_launch_end(Worker &w);
+bool check_counted(const Launch &l); // whether one like it was counted; notes this one as the same
 void check_in_flight(Worker &w, void *to); // the 16 bytes of a cp.async
 void check_landed(Worker &w, void *to);
 #define CALLER __builtin_return_address(0)

@@ -98,6 +98,7 @@ static void ldmatrix_operation(void **argument, unsigned) {
     Thread *me = w.current;
     auto lane_of = [&](int l) -> MatrixLane & { return *(MatrixLane *)argument[l]; };
     int count = lane_of(0).count;
+    w.met--; // it is counted as an access
     for (int l = 0; l < 8 * count; l++) {
         w.current = &w.thread[(me->id & ~31) + l]; // the access is this lane's
         if ((uintptr_t)lane_of(l).row & 15)
@@ -177,9 +178,19 @@ template <class Convert> static void mma_16_bit(void **argument, Convert to_floa
     multiply<16>(argument, A, B);
 }
 
-static void mma_f16(void **argument, unsigned) { mma_16_bit(argument, emu_half_to_float); }
-static void mma_bf16(void **argument, unsigned) { mma_16_bit(argument, emu_bf16_to_float); }
+// Counts an mma.sync; true where its result does not matter.
+static bool counted(int k) {
+    emu_worker->flop += 2 * 16 * 8 * (unsigned)k;
+    return opt_sample;
+}
+static void mma_f16(void **argument, unsigned) {
+    if (!counted(16)) mma_16_bit(argument, emu_half_to_float);
+}
+static void mma_bf16(void **argument, unsigned) {
+    if (!counted(16)) mma_16_bit(argument, emu_bf16_to_float);
+}
 static void mma_tf32(void **argument, unsigned) {
+    if (counted(8)) return;
     float A[16][8], B[8][8];
     auto seen = [](uint32_t u) { return __uint_as_float(u & ~0x1fffu); };
     for (int l = 0; l < 32; l++) {
