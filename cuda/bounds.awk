@@ -17,7 +17,7 @@ BEGIN {
     gpu("A100", 108, 1.41, 2048, 2.04, 40); gpu("H100", 132, 1.98, 2731, 3.35, 50)
     gpu("H200", 132, 1.98, 2731, 4.8, 50); gpu("RTX 4090", 128, 2.52, 512, 1.01, 72)
     print "\n== Bounds: no run can be faster, and none was measured: no GPU has run this"
-    print "Counted from " sample " blocks of each launch, activations and weights in bf16, 512 x 512 pixels."
+    print "Counted from " counted " blocks of each launch, activations and weights in bf16, 512 x 512 pixels."
 }
 function short(name) {
     gsub(/__nv_bfloat16(, )?/, "", name); gsub(/<>|, >/, "", name)

@@ -55,7 +55,7 @@ BOUNDS     := -fsanitize=array-bounds
 else
 BOUNDS     := -fsanitize=bounds-strict
 endif
-EMULATOR   := emulate warp check
+EMULATOR   := emulate warp check page
 RUNTIME_O  := $(EMULATOR:%=$(BUILD)/emulator/%.o)
 $(BUILD)/emulator/%.o: cuda/emulate/%.cc cuda/emulate/emulate.h cuda/emulate/inside.h
 	@mkdir -p $(@D)
@@ -219,7 +219,8 @@ endif
 
 cuda-report:
 	$(if $(NVCC),,$(error cuda-report: nvcc was not found))
-	@sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
+	$(if $(ARCHS),,@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bounds)
+	@BOUNDS=$(if $(ARCHS),,$(BUILD)/check-bf16/bounds) sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
 
 # ---- with a GPU --------------------------------------------------------------------------------------------
 CUDA_HOME  := $(dir $(NVCC))..

@@ -1,7 +1,8 @@
 #!/bin/sh
 # report.sh NVCC FILES...: what the compiler knows of each kernel, for each architecture: registers, spills,
 # shared memory, how many blocks fit on one multiprocessor; and, where cuobjdump is at hand, which
-# instructions the inner loops are made of. Nothing is run; no GPU is needed.
+# instructions the inner loops are made of; and, where BOUNDS names test/cuda/bounds.c as the emulator counts
+# it, what no GPU can be faster than (bounds.awk). Nothing is run on a GPU; none is needed.
 nvcc=$1; shift
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 ptxas=$(dirname "$nvcc")/ptxas
@@ -75,11 +76,11 @@ if [ -n "$cuobjdump" ]; then
                         delete c; n = 0
                         for (k = 0; k < count; k++)
                             if (at[k] >= from[i] && at[k] <= to[i]) {
-                                c[what[k]]++
+                                c[what[k]]++; c[""]++
                                 if (what[k] ~ /^(HMMA|FFMA)/) n++
                             }
                         if (n <= bn) continue
-                        bn = n; s = ""
+                        bn = n; s = " all " c[""]
                         for (op in c) if (op ~ shown) s = s " " op " " c[op]
                     }
                     if (bn) printf "%-70.70s%s\n", name, s
@@ -100,4 +101,9 @@ if [ -n "$cuobjdump" ]; then
         done
     done
 else echo "cuobjdump is not here: no instruction mix (CUOBJDUMP=path names one)"
+fi | tee "$work/loops"
+if [ -n "${BOUNDS:-}" ]; then
+    EMU_COUNT=1 EMU_SAMPLE=3 EMU_LAUNCHES="$work/launches" "$BOUNDS" || exit 1
+    grep -v ^== "$work/loops" >"$work/loop"
+    awk -v counted=3 -f "$(dirname "$0")/bounds.awk" "$work/loop" "$work/launches"
 fi

@@ -24,8 +24,6 @@ enum { GRAIN = 2 }; // bytes per cell, the size of half; single bytes that neigh
 
 static const uintptr_t GLOBAL_SIDE = (uintptr_t)1 << 63; // cp.async touches two memories from one place
 
-static std::string base_name(const std::string &path) { return path.substr(path.rfind('/') + 1); }
-
 // One line of a source file, without its indentation.
 static std::string source_line(const std::string &file, int line) {
     std::string text;
@@ -40,29 +38,42 @@ static std::string source_line(const std::string &file, int line) {
 
 static std::string line_name(const std::string &file, int line) { // "gemm.cu:33 `sum += a[i];`"
     std::string text = source_line(file, line);
-    return base_name(file) + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
+    return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
 }
 
-// The line of a kernel, and behind it those of what is inlined there, down to the access itself: "norm.cu:40
-// `sum += load(x, i);` (device.h:46 `default: ...`)". Lines of emulate.h and ptx.h are left out.
-static std::string place(void *pc) {
-    char command[300], s[500];
-    snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe %lx", getpid(),
-             (unsigned long)(((uintptr_t)pc & ~GLOBAL_SIDE) - 1 - emu_load_address));
-    FILE *f = popen(command, "r");
-    if (!f) return "?";
-    std::string kernel = "?", inner;
-    bool any = false;
-    while (fgets(s, sizeof s, f)) { // the innermost first
-        char *colon = strrchr(s, ':');
-        if (!colon) continue;
-        std::string file(s, (size_t)(colon - s)), name = base_name(file);
-        if (name == "emulate.h" || name == "ptx.h") continue;
-        if (any) inner = kernel + (inner.empty() ? "" : ", " + inner);
-        kernel = line_name(file, atoi(colon + 1)), any = true;
+std::vector<std::vector<Line>> lines_of(const std::vector<void *> &pcs) {
+    char command[100], text[500];
+    snprintf(command, sizeof command, "addr2line -a -i -e /proc/%d/exe", getpid());
+    std::string all = command;
+    for (void *pc : pcs) {
+        snprintf(text, sizeof text, " %lx", (unsigned long)((uintptr_t)pc - emu_load_address));
+        all += text;
     }
-    pclose(f);
-    return inner.empty() ? kernel : kernel + " (" + inner + ")";
+    std::vector<std::vector<Line>> lines;
+    FILE *f = popen(all.c_str(), "r");
+    while (f && fgets(text, sizeof text, f)) { // an address, then the innermost first
+        char *colon = strrchr(text, ':');
+        if (!colon) lines.emplace_back();
+        if (!colon || lines.empty()) continue;
+        Line l = {std::string(text, (size_t)(colon - text)), atoi(colon + 1)};
+        std::string name = l.file.substr(l.file.rfind('/') + 1);
+        if (name != "emulate.h" && name != "ptx.h") lines.back().insert(lines.back().begin(), l);
+    }
+    if (f) pclose(f);
+    lines.resize(pcs.size());
+    return lines;
+}
+std::string place_name(const std::vector<Line> &lines) {
+    std::string name, inner;
+    for (const Line &l : lines)
+        if (name.empty())
+            name = line_name(l.file, l.number);
+        else
+            inner += (inner.empty() ? "" : ", ") + line_name(l.file, l.number);
+    return name.empty() ? "?" : inner.empty() ? name : name + " (" + inner + ")";
+}
+static std::string place(void *pc) {
+    return place_name(lines_of({(void *)(((uintptr_t)pc & ~GLOBAL_SIDE) - 1)})[0]);
 }
 
 void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite at) {
@@ -344,15 +355,7 @@ void __ubsan_handle_out_of_bounds_abort(UbsanBounds *d, uintptr_t index) {
 // memory has 32 banks of 4 bytes. The bank with the most different words decides how many passes an access
 // takes. 8 bytes a lane are served half a warp at a time, 16 a quarter. Global memory moves 32-byte sectors.
 
-struct WarpAccess {
-    unsigned mask;
-    uintptr_t at[32];
-};
-struct Instruction {
-    void *pc;
-    bool shared;
-    unsigned bytes;
-    uint64_t accesses, lanes, cost, ideal;
+struct Instruction : Counted {
     uint32_t executed[MAX_WARPS][32];
     std::vector<WarpAccess> open[MAX_WARPS];
 };
@@ -364,6 +367,7 @@ struct Counter {
 static void close_access(Instruction &s, WarpAccess &g) {
     unsigned lanes_at_once = s.shared ? std::min(32u, 128 / std::max(s.bytes, 4u)) : 32;
     uintptr_t unit = s.shared ? 4 : 32;
+    uint64_t cost = s.cost, ideal = s.ideal;
     s.accesses++;
     s.lanes += (unsigned)__builtin_popcount(g.mask);
     for (unsigned from = 0; from < 32; from += lanes_at_once) {
@@ -391,6 +395,9 @@ static void close_access(Instruction &s, WarpAccess &g) {
             s.ideal += (starts.size() * s.bytes + 31) / 32;
         }
     }
+    cost = s.cost - cost, ideal = s.ideal - ideal;
+    if (!s.worst.mask || cost * s.worst_ideal > s.worst_cost * ideal)
+        s.worst = g, s.worst_cost = cost, s.worst_ideal = ideal;
     g.mask = 0;
 }
 
@@ -507,6 +514,7 @@ void check_launch_end(Worker &w) {
         emu_say("emulate: kernel %s, grid (%u,%u,%u), block (%u,%u,%u)\n", w.launch->kernel->name.c_str(),
                 w.launch->grid.x, w.launch->grid.y, w.launch->grid.z, w.launch->block.x, w.launch->block.y,
                 w.launch->block.z);
+        for (Instruction *s : all) page_add(*w.launch, *s);
         for (size_t i = 0; i < all.size() && i < 12; i++) {
             const Instruction &s = *all[i];
             emu_say("  x%-5.2f %s %2u bytes a lane, %9llu %s, ideal %9llu, %4.1f lanes  %s\n",

@@ -516,6 +516,9 @@ static char *reserve(size_t bytes) {
 }
 
 static void report_at_exit() {
+    const char *page = getenv("EMU_PAGE");
+    if (!page && EMU_COUNT_DEFAULT) page = "emulate-count.html";
+    if (page && *page && opt_count) page_write(page);
     if (!emu_findings) return;
     fflush(nullptr);
     emu_say("emulate: %d findings\n", (int)emu_findings);

@@ -147,9 +147,34 @@ void emu_finding(const char *what, const std::string &detail, void *pc, EmuSite 
 void check_begin();                // before the first launch
 void check_warp(Worker &w, int i); // the lanes of warp i met: what they do next is another access
 void check_launch_end(Worker &w);
+struct WarpAccess { // what 32 lanes access at once
+    unsigned mask;
+    uintptr_t at[32];
+};
+struct Counted { // of one instruction
+    void *pc;
+    bool shared;
+    unsigned bytes; // a lane
+    uint64_t accesses, lanes, cost, ideal; // cost: sectors, or passes over shared memory
+    WarpAccess worst;
+    uint64_t worst_cost, worst_ideal;
+};
 bool check_counted(const Launch &l); // whether one like it was counted; notes this one as the same
 void check_in_flight(Worker &w, void *to); // the 16 bytes of a cp.async
 void check_landed(Worker &w, void *to);
+
+struct Line {
+    std::string file;
+    int number;
+};
+// Where instructions come from: the line of the kernel, then those of what is inlined there, down to the
+// access itself; without those of emulate.h and ptx.h.
+std::vector<std::vector<Line>> lines_of(const std::vector<void *> &pcs);
+std::string place_name(const std::vector<Line> &lines); // "norm.cu:40 `sum += load(x, i);` (device.h:46 `...`)"
+
+// page.cc
+void page_add(const Launch &l, const Counted &c); // the figures of an instruction of this launch
+void page_write(const char *path);
 #define CALLER __builtin_return_address(0)
 
 #endif
