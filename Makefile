@@ -195,7 +195,7 @@ exercise: override export N := $(value N)
 exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
 	@CC="$(CC)" FLAGS="$(BASE) $(CFLAGS) $(OPENMP)" \
 	  OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
-	  CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$$N"
+	  MAKE="$(MAKE)" CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$$N"
 
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
@@ -218,6 +218,7 @@ help:
 	@echo "make attack     signals, power failures, hostile files and places: an hour or two"
 	@echo "make fuzz       libFuzzer on every reader of files, FUZZ_SECONDS=300 each (needs clang)"
 	@echo "make cuda       ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16)"
+	@echo "make kernel     K=conv STEP=2: one step of a ladder of kernels, run and counted; on a GPU timed"
 	@echo "make emulate    ./sd-emulate: the CUDA kernels, run on the processor; emulate-check, emulate-count"
 	@echo "make test-cuda  every CUDA kernel without a GPU; test-cuda-full: all schedules and whole pictures"
 	@echo "make cuda-report  what the compiler knows of each kernel"

@@ -297,7 +297,7 @@ static void run_backward(Mem gradient, const float2 *of, Side q, Side k, Side v,
 // (row lane / 4, columns 2 (lane % 4), one more, and 8 rows below) where mma.sync wants its share of the left
 // operand of P V. So two fragments of scores, side by side, become one of P by rounding alone; nothing is
 // exchanged. A row of scores belongs to the 4 lanes of a quad, which find its largest by two shuffles and its
-// sum once, at the end. exp(x) is computed as 2^(x log2 e), one instruction; log2 e is part of the scale.
+// sum once, at the end. exp(x) is computed as 2^(x log2 e), one instruction; log2 e is part of the scale. [C9]
 //
 // A row of a tile is D / 8 chunks, without a pad. Chunk c of row r lies at c ^ (r / (8 / G) % G), where G is
 // the largest power of two in D / 8, up to 8: the 8 rows of one chunk that ldmatrix reads at once, and 8

@@ -193,7 +193,7 @@ test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors repeated $(E
 	@for t in conv attention memory; do \
 	    $(ONE) "$$t emulated" env EMU_SEED=2 EMU_ASYNC=1 $(EMU_DIR)/$$t | $(LOG); \
 	    $(ONE) "$$t checked" $(CHECK_DIR)/$$t | $(LOG); done
-	$(call one,'bank conflicts' sh test/cuda/count.sh $(addprefix $(CHECK_DIR)/,gemm conv attention))
+	$(call one,'bank conflicts' sh test/cuda/count.sh $(addprefix $(CHECK_DIR)/,bugs gemm conv attention))
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
 	$(call one,'passes repeated as graphs' env EMU_ASYNC=1 $(EMU_DIR)/repeated)
@@ -221,6 +221,42 @@ cuda-report:
 	$(if $(NVCC),,$(error cuda-report: nvcc was not found))
 	$(if $(ARCHS),,@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bounds)
 	@BOUNDS=$(if $(ARCHS),,$(BUILD)/check-bf16/bounds) sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
+
+# ---- one step of a ladder, and exercises of doc/COURSE.md ---------------------------------------------------
+# make kernel K=gemm STEP=2: counted, with a page; on a GPU timed at Stable Diffusion's size.
+LADDER_gemm      := naive tiled blocked tensor
+LADDER_conv      := naive blocked tensor
+LADDER_attention := naive blocked tensor
+SMALL_gemm       := gemm m=128 n=128 k=128 b_transposed
+LARGE_gemm       := gemm m=8192 n=320 k=320 b_transposed
+SMALL_conv       := conv2d n=1 h=16 w=16 c=32 oh=16 ow=16 oc=64 kh=3 kw=3 stride=1 top=1 left=1
+LARGE_conv       := conv2d n=2 h=64 w=64 c=320 oh=64 ow=64 oc=320 kh=3 kw=3 stride=1 top=1 left=1
+SMALL_attention  := attention n=1 heads=2 tq=128 tk=128 d=40
+LARGE_attention  := attention n=2 heads=8 tq=4096 tk=4096 d=40
+upper = $(shell echo $(1) | tr a-z A-Z)
+kernel: override PRECISION := bf16
+kernel: STEP_NAME = $(or $(and $(STEP),$(word $(STEP),$(LADDER_$(K)))),$(error make kernel K=gemm STEP=2: K is \
+          gemm, conv or attention$(if $(LADDER_$(K)),; its steps are 1 to $(words $(LADDER_$(K))): $(LADDER_$(K)))))
+kernel:
+	@echo "$(K), step $(STEP): $(STEP_NAME)"
+	@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bench $(if $(GPU_HERE),$(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench)
+	@echo "1 $(SMALL_$(K))" | SD_$(call upper,$(K))=$(STEP_NAME) EMU_COUNT=1 EMU_PAGE=kernel.html \
+	    $(BUILD)/check-bf16/bench - 2>&1 | grep -v GFLOP
+	$(if $(GPU_HERE),@echo "1 $(LARGE_$(K))" | SD_$(call upper,$(K))=$(STEP_NAME) \
+	    $(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench -,@echo "no GPU is here: not timed")
+# Of a copy of gemm.cu, or of a header of it, in DIR.
+LAUNCHES = (echo '\#line 1 "$(1)"'; sed -f cuda/emulate/launch.sed $(1))
+kernel-exercise: $(CHECK_DIR)/gemm
+	@mkdir -p $(DIR)/launch
+	@for h in $(notdir $(wildcard $(DIR)/*.h)); do $(call LAUNCHES,$(DIR)/'"$$h"') >$(DIR)/launch/$$h; done
+	@$(call LAUNCHES,$(firstword $(wildcard $(DIR)/gemm.cu) cuda/gemm.cu)) | $(CUDA_CXX) $(EMU_FLAGS) $(CHECK_OPT) \
+	    -iquote $(DIR)/launch -iquote $(BUILD)/emulator/launch -iquote cuda -include cuda/emulate/emulate.h \
+	    -x c++ -c - -o $(DIR)/gemm.o
+	@$(CUDA_CXX) $(OPENMP) $(CHECK_DIR)/test/gemm.o $(DIR)/gemm.o $(filter-out %/gemm.o,$(CHECK_O)) $(RUNTIME_O) \
+	    $(BUILD)/lib/base.o -o $(DIR)/gemm -lm -lpthread
+	@if $(DIR)/gemm && EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
+	    then echo "Exercise $(N): right."; else echo "Exercise $(N): not yet."; exit 1; fi
+.PHONY: kernel kernel-exercise
 
 # ---- with a GPU --------------------------------------------------------------------------------------------
 CUDA_HOME  := $(dir $(NVCC))..
@@ -263,6 +299,7 @@ test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) \
 	    done; done
 	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/gemm $(BUILD)/emulate-debug-$(PRECISION)/sd
 	$(call one,'debugger' sh test/cuda/gdb.sh $(addprefix $(BUILD)/emulate-debug-$(PRECISION)/,gemm sd))
+	$(call one,'exercises in kernels' sh test/cuda/exercise.sh "$(MAKE)")
 	$(call one,'synchronisation deleted' sh test/cuda/mutate.sh sync $(abspath $(BUILD))/mutate)
 	@command -v clang++ >/dev/null || exit 0; \
 	$(MAKE) -s CUDA_CXX=clang++ BUILD=$(CLANG) $(foreach d,emulate check,$(EMU_TESTS:%=$(CLANG)/$(d)-f32/%)) \

@@ -132,7 +132,7 @@ static void run_elements(ConvStep step, A a, B b, Epilogue out, int m, int n, in
 
 // X or Y. Which pixel a row sees through each tap (forward), or is seen from (SEEING, the input's gradient),
 // is looked up in a table that the block makes before it begins: kh kw x 128 numbers. So padding, strides and
-// the edges of pictures cost nothing in the loop. -1: a chunk of zeros.
+// the edges of pictures cost nothing in the loop. -1: a chunk of zeros. [C8]
 template <class T, bool SEEING> struct PixelChunks {
     static constexpr bool ALONG_K = true;
     typedef TensorTile<T> S;

@@ -28,7 +28,7 @@ static Matrix matrix_b(Mem b, Gemm g) {
 // ---- 1. naive --------------------------------------------------------------------------------------------
 // The definition, a thread an element. For one multiplication it loads two elements, from global memory or,
 // with luck, from the cache. Neighbouring threads read neighbouring columns of B, so at least those loads
-// coalesce; the same element of A goes to all of them at once.
+// coalesce; the same element of A goes to all of them at once. [C1]
 
 static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
     int j = blockIdx.y * blockDim.x + threadIdx.x, i = blockIdx.x * blockDim.y + threadIdx.y;
@@ -42,7 +42,7 @@ static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n
 // What it fixes: step 1 loads each element of A n times and each of B m times. Here a block of 32 x 32
 // threads first copies a tile of each to shared memory, then all its threads multiply from there: global
 // memory is read 32 times less. What is left: two reads of shared memory for one multiplication, and shared
-// memory delivers 32 elements a cycle where the arithmetic units could take 256.
+// memory delivers 32 elements a cycle where the arithmetic units could take 256. [C2]
 
 enum { SMALL = 32 };
 static __global__ void __launch_bounds__(SMALL *SMALL)

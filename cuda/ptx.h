@@ -56,6 +56,7 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 LDMATRIX(, "")
 LDMATRIX(_trans, ".trans")
 
+// A warp's 16 x 8 += 16 x 16 times 16 x 8; which lane holds what is drawn in emulate/warp.cc. [C5]
 #define MMA(name, shape_and_types)                                                                           \
     __device__ __forceinline__ void name(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {       \
         asm volatile("mma.sync.aligned." shape_and_types                                                     \

@@ -104,6 +104,6 @@ else echo "cuobjdump is not here: no instruction mix (CUOBJDUMP=path names one)"
 fi | tee "$work/loops"
 if [ -n "${BOUNDS:-}" ]; then
     EMU_COUNT=1 EMU_SAMPLE=3 EMU_LAUNCHES="$work/launches" "$BOUNDS" || exit 1
-    grep -v ^== "$work/loops" >"$work/loop"
+    awk '/^== / { on = /sm_90/ } on' "$work/loops" >"$work/loop"
     awk -v counted=3 -f "$(dirname "$0")/bounds.awk" "$work/loop" "$work/launches"
 fi

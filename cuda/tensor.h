@@ -13,7 +13,7 @@
 // How a tile lies in shared memory. "Along k": a row of 64 bytes is 4 chunks of 16; chunk c of row r lies at
 // place c ^ (r / 2 % 4). So the 8 rows that ldmatrix reads at once, and the 8 chunks that 8 threads write at
 // once, each touch all 32 banks once. Otherwise: a row is 128 elements along m or n and a pad, which shifts
-// each row by 4 banks (16 bits) or 8 banks (32 bits): rows read at once again miss one another.
+// each row by 4 banks (16 bits) or 8 banks (32 bits): rows read at once again miss one another. [C4]
 //
 // A fetcher F says where the chunks of an operand come from, an object that each thread has its own of:
 //   F::ALONG_K                  neighbours in memory are neighbours along k
@@ -174,7 +174,7 @@ static __global__ void __launch_bounds__(256)
     void *table = b_tiles + S::STAGES * B_SIZE; // none has more than one
     a.begin(table, row0, k_begin, k_end), b.begin(table, col0, k_begin, k_end);
 
-    int ahead = 0;               // the step whose tiles are fetched next
+    int ahead = 0;               // the step whose tiles are fetched next [C6]
     auto fetch = [&](int into) { // its tiles, if there is one; a group of copies in any case
         if (ahead++ < steps) a.copy(a_tiles + into * A_SIZE), b.copy(b_tiles + into * B_SIZE);
         cp_async_commit();
@@ -207,7 +207,7 @@ static __global__ void __launch_bounds__(256)
     // The epilogue. Register e of a fragment of C is row lane / 4 (8 more for e = 2, 3) and column 2 (lane %
     // 4) (one more for e = 1, 3). Written like that, a warp would touch 8 rows in pieces of 32 bytes. So each
     // warp turns 16 x 32 elements at a time through shared memory and writes 4 rows at once, a lane 4
-    // columns.
+    // columns. [C7]
     __syncthreads(); // everyone is done with the tiles
     float(*turn)[S::TURN] = (float(*)[S::TURN])dynamic_shared + warp * 16;
 #pragma unroll

@@ -86,7 +86,7 @@ __device__ __forceinline__ void put_four(const Epilogue &out, int i, int j, int 
 
 // C (m, n) = A (m, k) B (k, n), the sum over k from k_begin to k_end in ascending order. An operand tells how
 // its elements are found, in parts: what costs a division is done once for a row, or once for a step along k,
-// and not for each element.
+// and not for each element. [C3]
 //   A::ALONG_K           neighbours in memory are neighbours along k
 //   a.across(i)          what is to be known of row i of A, or of column i of B
 //   a.along(p)           what is to be known of position p of the sum; a.next(along, d) moves it by d

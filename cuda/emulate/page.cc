@@ -95,30 +95,35 @@ static void write_line(FILE *f, int number, const std::string &text, const std::
 }
 
 static void write_kernel(FILE *f, const PageKernel &k) {
-    std::vector<void *> pcs(1, (void *)k.entry);
+    struct Text { // of one file: the kernel's own, or one that has a function of it which was not inlined
+        int first, last;
+        std::map<int, std::vector<const Counted *>> counts;
+        std::map<int, std::vector<std::string>> places;
+    };
+    std::map<std::string, Text> texts;
+    std::vector<void *> pcs;
     for (const Counted &c : k.counts) pcs.push_back((char *)c.pc - 1);
+    pcs.push_back((void *)k.entry);
     std::vector<std::vector<Line>> lines = lines_of(pcs);
-    if (lines[0].empty()) return;
-    std::string file = lines[0][0].file;
-    int first = lines[0][0].number, last = first;
-    std::map<int, std::vector<const Counted *>> counts;
-    std::map<int, std::vector<std::string>> places;
-    for (size_t i = 0; i < k.counts.size(); i++) {
-        if (lines[i + 1].empty()) continue;
-        int line = lines[i + 1][0].number;
-        counts[line].push_back(&k.counts[i]), places[line].push_back(place_name(lines[i + 1]));
-        first = std::min(first, line), last = std::max(last, line);
+    for (size_t i = 0; i < lines.size(); i++) {
+        if (lines[i].empty()) continue;
+        int line = lines[i][0].number;
+        Text &t = texts.insert({lines[i][0].file, {line, line, {}, {}}}).first->second;
+        t.first = std::min(t.first, line), t.last = std::max(t.last, line);
+        if (i < k.counts.size()) t.counts[line].push_back(&k.counts[i]), t.places[line].push_back(place_name(lines[i]));
     }
-    fprintf(f, "<h2>%s</h2><p>%s, %s\n<table><tr><th><th>Source", escaped(k.name).c_str(), file.c_str(),
-            k.launch.c_str());
+    fprintf(f, "<h2>%s</h2><p>%s\n<table><tr><th><th>Source", escaped(k.name).c_str(), k.launch.c_str());
     for (const char *title : {"Instructions Executed", "Avg. Threads Executed", "Bytes", "L2 Theoretical Sectors Global",
                               "Excessive", "Sectors/Req", "L1 Wavefronts Shared", "Excessive", "N-Way"})
         fprintf(f, "<th>%s", title);
     fprintf(f, "</tr>\n");
-    std::ifstream source(file);
-    std::string text;
-    for (int i = 1; i <= last; i++)
-        if (std::getline(source, text), i >= first) write_line(f, i, text, counts[i], places[i]);
+    for (auto &[file, t] : texts) {
+        fprintf(f, "<tr><td><th>%s</tr>\n", file.substr(file.rfind('/') + 1).c_str());
+        std::ifstream source(file);
+        std::string text;
+        for (int i = 1; i <= t.last; i++)
+            if (std::getline(source, text), i >= t.first) write_line(f, i, text, t.counts[i], t.places[i]);
+    }
     fprintf(f, "</table>\n");
 }
 

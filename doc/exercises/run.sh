@@ -3,10 +3,11 @@
 # the copy against the other objects and checks it. N.sed plants the mistake, N.solution.sed mends it; the
 # first line of N.sed says where to look. CC, FLAGS, OBJECTS and CHECK come from the Makefile; WORK is where
 # copies stand.
+# A kernel's copy runs under the emulator; see cuda/build.mk.
 set -eu
 export LC_ALL=C # a decimal point is a point
 n=$1 WORK=${WORK:-run/exercise} here=doc/exercises
-[ -f "$here/$n.sed" ] || { echo "make exercise N=1, N=2, ... N=5; there is no exercise \"$n\"" >&2; exit 2; }
+[ -f "$here/$n.sed" ] || { echo "make exercise N=1, N=2, ... N=7; there is no exercise \"$n\"" >&2; exit 2; }
 about=$(sed -n '1s/^# //p' "$here/$n.sed")
 source=${about%%:*} topic=${about#*: } dir=$WORK/$n
 copy=$dir/$(basename "$source")
@@ -18,6 +19,7 @@ if [ ! -f "$copy" ]; then
     echo "Exercise $n: $copy is a copy of $source with a mistake in it ($topic)." \
         "Find it, mend it, and run this again."
 fi
+case $source in cuda/*) exec "${MAKE:-make}" -s kernel-exercise N="$n" DIR="$dir" ;; esac
 object=$dir/copy.o others=""
 for o in $OBJECTS; do
     case $o in "${CHECK%/doc/exercises/*}/${source%.c}.o") ;; *) others="$others $o" ;; esac

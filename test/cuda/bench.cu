@@ -22,7 +22,7 @@ static float milliseconds(int rounds, void (*run)(const void *), const void *wit
     cudaEventSynchronize(end);
     float ms;
     cudaEventElapsedTime(&ms, begin, end);
-    return ms / rounds;
+    return rounds ? ms / (float)rounds : 0;
 }
 
 // One line of `sd info --kernels`: how often, the kernel, its shape.
@@ -100,12 +100,17 @@ static void bench_list() {
             s.y = room(q), s.x = room(q), s.w = room(k), s.v = room(k);
         } else
             continue;
-        float ms = milliseconds(10, run_shape, &s);
+#ifdef EMULATE
+        int rounds = 0;
+#else
+        int rounds = 10;
+#endif
+        float ms = milliseconds(rounds, run_shape, &s);
         line[strcspn(line, "\n")] = 0;
         char beside[40] = "";
 #ifdef HAVE_CUBLAS
         if (strcmp(s.kernel, "attention"))
-            snprintf(beside, sizeof beside, "cuBLAS %9.1f  ", flop / milliseconds(10, run_cublas, &s) * 1e-6);
+            snprintf(beside, sizeof beside, "cuBLAS %9.1f  ", flop / milliseconds(rounds, run_cublas, &s) * 1e-6);
 #endif
         printf("%9.3f ms %9.1f GFLOP/s  %s%s\n", ms, flop / ms * 1e-6, beside, line);
         all_ms += (double)ms * (double)count, all_flop += flop * (double)count;
