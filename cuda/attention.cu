@@ -297,7 +297,7 @@ static void run_backward(Mem gradient, const float2 *of, Side q, Side k, Side v,
 // (row lane / 4, columns 2 (lane % 4), one more, and 8 rows below) where mma.sync wants its share of the left
 // operand of P V. So two fragments of scores, side by side, become one of P by rounding alone; nothing is
 // exchanged. A row of scores belongs to the 4 lanes of a quad, which find its largest by two shuffles and its
-// sum once, at the end. exp(x) is computed as 2^(x log2 e), one instruction; log2 e is part of the scale. [C9]
+// sum once, at the end. exp(x) is computed as 2^(x log2 e), one instruction; log2 e is part of the scale.
 //
 // A row of a tile is D / 8 chunks, without a pad. Chunk c of row r lies at c ^ (r / (8 / G) % G), where G is
 // the largest power of two in D / 8, up to 8: the 8 rows of one chunk that ldmatrix reads at once, and 8
@@ -411,7 +411,7 @@ static __global__ void __launch_bounds__(Flash<T, D>::THREADS)
     uint32_t own[F::STEPS][4];
     F::own(own, q, p.tq, q0, p);
     float scale = p.scale * LOG2_E, result[F::CHUNKS][4] = {}; // 16 queries x D
-    // Of rows `row` and row + 8: the largest so far, and the sum of what this lane has seen.
+    // Of rows `row` and row + 8: the largest so far, and the sum of what this lane has seen. [C9]
     float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 
     for (int k0 = 0, stage = 0; k0 < end; k0 += F::OTHERS, stage ^= 1) {

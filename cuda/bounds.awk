@@ -40,7 +40,8 @@ $1 == "section" {
     split($2, grid, ","); blocks = grid[1] * grid[2] * grid[3]
     sectors = $5; passes = $7; flop = $9; instructions = $10; bytes = $11; cold = $12
     name = $13; for (i = 14; i <= NF; i++) name = name " " $i
-    if (bytes > sectors * 32 || name ~ /^(adamw|square_part)/) bytes = sectors * 32 # those reach theirs by a list
+    # adamw and square_part reach their tensors by a list.
+    if (bytes > sectors * 32 || name ~ /^(adamw|square_part)/) bytes = sectors * 32
     if (cold > bytes) cold = bytes
     key = name; gsub(/ /, "", key); key = substr(key, 1, 50)
     if (key in ratio && flop / 4096 * ratio[key] > instructions) instructions = flop / 4096 * ratio[key]
@@ -87,7 +88,8 @@ END {
             row = rows[r]; split(row, of, SUBSEP)
             if (of[1] != section) continue
             if (time[row, 2] > total[section, 2] / 200)
-                line(sprintf("%4dx %-58.58s %-13s %3.0f %% full", calls[row], of[2], of[3], 100 * full[row]), 0, row)
+                line(sprintf("%4dx %-58.58s %-13s %3.0f %% full", calls[row], of[2], of[3], 100 * full[row]),
+                     0, row)
             else for (g = 1; g <= gpus; g++) { time[section, g] += time[row, g]; by[section, g] = "" }
         }
         line("      those under half a per cent, together", 0, section)
@@ -96,8 +98,8 @@ END {
         printf "      on an H100:"
         for (i = split("tensor shared issue L1 L2 memory", what, " "); i; i--)
             printf " %s %.0f %%", what[i], 100 * ruled[section, 2, what[i]] / total[section, 2]
-        printf "; sectors over those asked for %.3f; passes over the fewest %.3f", came[section] / asked[section],
-            went[section] / best[section]
+        printf "; sectors over those asked for %.3f", came[section] / asked[section]
+        printf "; passes over the fewest %.3f", went[section] / best[section]
         if (must[section]) printf "; distinct bytes over compulsory %.2f", moved[section] / must[section]
         print ""
     }

@@ -220,9 +220,10 @@ endif
 cuda-report:
 	$(if $(NVCC),,$(error cuda-report: nvcc was not found))
 	$(if $(ARCHS),,@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bounds)
-	@BOUNDS=$(if $(ARCHS),,$(BUILD)/check-bf16/bounds) sh cuda/report.sh $(NVCC) $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
+	@BOUNDS=$(if $(ARCHS),,$(BUILD)/check-bf16/bounds) sh cuda/report.sh $(NVCC) \
+	  $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
 
-# ---- one step of a ladder, and exercises of doc/COURSE.md ---------------------------------------------------
+# ---- one step of a ladder, and exercises of doc/COURSE.md --------------------------------------------------
 # make kernel K=gemm STEP=2: counted, with a page; on a GPU timed at Stable Diffusion's size.
 LADDER_gemm      := naive tiled blocked tensor
 LADDER_conv      := naive blocked tensor
@@ -235,25 +236,25 @@ SMALL_attention  := attention n=1 heads=2 tq=128 tk=128 d=40
 LARGE_attention  := attention n=2 heads=8 tq=4096 tk=4096 d=40
 upper = $(shell echo $(1) | tr a-z A-Z)
 kernel: override PRECISION := bf16
-kernel: STEP_NAME = $(or $(and $(STEP),$(word $(STEP),$(LADDER_$(K)))),$(error make kernel K=gemm STEP=2: K is \
-          gemm, conv or attention$(if $(LADDER_$(K)),; its steps are 1 to $(words $(LADDER_$(K))): $(LADDER_$(K)))))
+NO_STEP = make kernel K=gemm STEP=2: K is gemm, conv or attention$(if $(LADDER_$(K)),, STEP one of $(LADDER_$(K)))
+STEP_NAME = $(or $(and $(STEP),$(word $(STEP),$(LADDER_$(K)))),$(error $(NO_STEP)))
+ON_GPU  = $(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench
 kernel:
 	@echo "$(K), step $(STEP): $(STEP_NAME)"
-	@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bench $(if $(GPU_HERE),$(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench)
-	@echo "1 $(SMALL_$(K))" | SD_$(call upper,$(K))=$(STEP_NAME) EMU_COUNT=1 EMU_PAGE=kernel.html \
-	    $(BUILD)/check-bf16/bench - 2>&1 | grep -v GFLOP
-	$(if $(GPU_HERE),@echo "1 $(LARGE_$(K))" | SD_$(call upper,$(K))=$(STEP_NAME) \
-	    $(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench -,@echo "no GPU is here: not timed")
+	@$(MAKE) -s PRECISION=bf16 $(BUILD)/check-bf16/bench $(if $(GPU_HERE),$(ON_GPU))
+	@export SD_$(call upper,$(K))=$(STEP_NAME); echo "1 $(SMALL_$(K))" | \
+	    EMU_COUNT=1 EMU_PAGE=kernel.html $(BUILD)/check-bf16/bench - 2>&1 | grep -v GFLOP; \
+	$(if $(GPU_HERE),echo "1 $(LARGE_$(K))" | $(ON_GPU) -,echo "no GPU is here: not timed")
 # Of a copy of gemm.cu, or of a header of it, in DIR.
-LAUNCHES = (echo '\#line 1 "$(1)"'; sed -f cuda/emulate/launch.sed $(1))
+with_launches = (echo "\#line 1 \"$(1)\""; sed -f cuda/emulate/launch.sed $(1))
 kernel-exercise: $(CHECK_DIR)/gemm
 	@mkdir -p $(DIR)/launch
-	@for h in $(notdir $(wildcard $(DIR)/*.h)); do $(call LAUNCHES,$(DIR)/'"$$h"') >$(DIR)/launch/$$h; done
-	@$(call LAUNCHES,$(firstword $(wildcard $(DIR)/gemm.cu) cuda/gemm.cu)) | $(CUDA_CXX) $(EMU_FLAGS) $(CHECK_OPT) \
-	    -iquote $(DIR)/launch -iquote $(BUILD)/emulator/launch -iquote cuda -include cuda/emulate/emulate.h \
-	    -x c++ -c - -o $(DIR)/gemm.o
-	@$(CUDA_CXX) $(OPENMP) $(CHECK_DIR)/test/gemm.o $(DIR)/gemm.o $(filter-out %/gemm.o,$(CHECK_O)) $(RUNTIME_O) \
-	    $(BUILD)/lib/base.o -o $(DIR)/gemm -lm -lpthread
+	@for h in $(wildcard $(DIR)/*.h); do $(call with_launches,$$h) >$(DIR)/launch/$$(basename $$h); done
+	@$(call with_launches,$(firstword $(wildcard $(DIR)/gemm.cu) cuda/gemm.cu)) | \
+	    $(CUDA_CXX) $(EMU_FLAGS) $(CHECK_OPT) -iquote $(DIR)/launch -iquote $(BUILD)/emulator/launch \
+	    -iquote cuda -include cuda/emulate/emulate.h -x c++ -c - -o $(DIR)/gemm.o
+	@$(CUDA_CXX) $(OPENMP) $(CHECK_DIR)/test/gemm.o $(DIR)/gemm.o $(filter-out %/gemm.o,$(CHECK_O)) \
+	    $(RUNTIME_O) $(BUILD)/lib/base.o -o $(DIR)/gemm -lm -lpthread
 	@if $(DIR)/gemm && EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
 	    then echo "Exercise $(N): right."; else echo "Exercise $(N): not yet."; exit 1; fi
 .PHONY: kernel kernel-exercise

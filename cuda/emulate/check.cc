@@ -38,7 +38,8 @@ static std::string source_line(const std::string &file, int line) {
 
 static std::string line_name(const std::string &file, int line) { // "gemm.cu:33 `sum += a[i];`"
     std::string text = source_line(file, line);
-    return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line) + (text.empty() ? "" : " `" + text + "`");
+    return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line) +
+           (text.empty() ? "" : " `" + text + "`");
 }
 
 std::vector<std::vector<Line>> lines_of(const std::vector<void *> &pcs) {
@@ -431,8 +432,8 @@ void check_warp(Worker &w, int i) {
     w.counter->touched[i].clear();
 }
 
-// A launch as a line of the file that EMU_LAUNCHES names, for report.sh: bytes are of the allocations that its
-// arguments point into; cold ones are older than the section and met in it for the first time.
+// A launch as a line of the file that EMU_LAUNCHES names, for report.sh: bytes are of the allocations that
+// its arguments point into; cold ones are older than the section and met in it for the first time.
 struct Counts {
     uint64_t sectors, sectors_ideal, passes, passes_ideal, flop, instructions;
 };
@@ -465,11 +466,11 @@ static void note_launch(const Launch &l, const Counts &c) {
         if (at < section_begin && !section_met[at]) cold += size;
         section_met[at] = true;
     }
-    fprintf(launches_file(), "launch %u,%u,%u %u %zu %llu %llu %llu %llu %llu %llu %zu %zu %s\n", l.grid.x, l.grid.y,
-            l.grid.z, l.block.x * l.block.y * l.block.z, l.shared, (unsigned long long)c.sectors,
+    fprintf(launches_file(), "launch %u,%u,%u %u %zu %llu %llu %llu %llu %llu %llu %zu %zu %s\n", l.grid.x,
+            l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared, (unsigned long long)c.sectors,
             (unsigned long long)c.sectors_ideal, (unsigned long long)c.passes,
-            (unsigned long long)c.passes_ideal, (unsigned long long)c.flop, (unsigned long long)c.instructions,
-            bytes, cold, l.kernel->name.c_str());
+            (unsigned long long)c.passes_ideal, (unsigned long long)c.flop,
+            (unsigned long long)c.instructions, bytes, cold, l.kernel->name.c_str());
 }
 
 bool check_counted(const Launch &l) {
@@ -490,9 +491,11 @@ static Counts counts_of(const Worker &w, const std::vector<Instruction *> &all) 
     const Launch &l = *w.launch;
     Counts c = {0, 0, 0, 0, w.flop, w.met};
     for (Instruction *s : all) {
-        (s->shared ? c.passes : c.sectors) += s->cost, (s->shared ? c.passes_ideal : c.sectors_ideal) += s->ideal;
+        (s->shared ? c.passes : c.sectors) += s->cost,
+            (s->shared ? c.passes_ideal : c.sectors_ideal) += s->ideal;
         // cp.async is one instruction, and two accesses
-        if (!s->shared || !w.counter->instructions.count((uintptr_t)s->pc | GLOBAL_SIDE)) c.instructions += s->accesses;
+        if (!s->shared || !w.counter->instructions.count((uintptr_t)s->pc | GLOBAL_SIDE))
+            c.instructions += s->accesses;
     }
     double scale = (double)l.grid.x * l.grid.y * l.grid.z / (double)l.blocks;
     for (uint64_t *n = &c.sectors; n <= &c.instructions; n++) *n = (uint64_t)((double)*n * scale);
@@ -510,7 +513,8 @@ void check_launch_end(Worker &w) {
     });
     if (launches_file()) note_launch(*w.launch, counted[likeness] = counts_of(w, all));
     w.flop = w.met = 0;
-    if (!opt_sample && !told[w.launch->kernel->name]++) { // the first launch of each kernel speaks for the others
+    if (!opt_sample &&
+        !told[w.launch->kernel->name]++) { // the first launch of each kernel speaks for the others
         emu_say("emulate: kernel %s, grid (%u,%u,%u), block (%u,%u,%u)\n", w.launch->kernel->name.c_str(),
                 w.launch->grid.x, w.launch->grid.y, w.launch->grid.z, w.launch->block.x, w.launch->block.y,
                 w.launch->block.z);

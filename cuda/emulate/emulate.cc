@@ -948,8 +948,8 @@ static void worker_main(Worker *w) {
 static void run(const emu_config &c, const EmuCall &call) {
     uint64_t blocks = (uint64_t)c.grid.x * c.grid.y * c.grid.z;
     Launch l = {&call, kernel_of(call), c.grid, c.block, c.shared, {0}, blocks};
-    // EMU_SAMPLE=n: of a launch n blocks run, from the first to the last, and count for all; nothing is copied
-    // to or from the device. Launches that differ in addresses alone are counted once.
+    // EMU_SAMPLE=n: of a launch n blocks run, from the first to the last, and count for all; nothing is
+    // copied to or from the device. Launches that differ in addresses alone are counted once.
     if (opt_sample > 1) l.blocks = std::min(blocks, (uint64_t)opt_sample);
     if (opt_sample && check_counted(l)) return;
     for (int i = (int)workers.size(); i < opt_threads; i++) {

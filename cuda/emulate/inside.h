@@ -154,12 +154,12 @@ struct WarpAccess { // what 32 lanes access at once
 struct Counted { // of one instruction
     void *pc;
     bool shared;
-    unsigned bytes; // a lane
+    unsigned bytes;                        // a lane
     uint64_t accesses, lanes, cost, ideal; // cost: sectors, or passes over shared memory
     WarpAccess worst;
     uint64_t worst_cost, worst_ideal;
 };
-bool check_counted(const Launch &l); // whether one like it was counted; notes this one as the same
+bool check_counted(const Launch &l);       // whether one like it was counted; notes this one as the same
 void check_in_flight(Worker &w, void *to); // the 16 bytes of a cp.async
 void check_landed(Worker &w, void *to);
 
@@ -170,7 +170,8 @@ struct Line {
 // Where instructions come from: the line of the kernel, then those of what is inlined there, down to the
 // access itself; without those of emulate.h and ptx.h.
 std::vector<std::vector<Line>> lines_of(const std::vector<void *> &pcs);
-std::string place_name(const std::vector<Line> &lines); // "norm.cu:40 `sum += load(x, i);` (device.h:46 `...`)"
+std::string place_name(
+    const std::vector<Line> &lines); // "norm.cu:40 `sum += load(x, i);` (device.h:46 `...`)"
 
 // page.cc
 void page_add(const Launch &l, const Counted &c); // the figures of an instruction of this launch

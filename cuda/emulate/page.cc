@@ -1,5 +1,5 @@
-// page.cc: the counters as a page, under the names that Nsight Compute has for them: each kernel's source, beside
-// each line its figures, and for the worst access of a line where its 32 lanes went.
+// page.cc: the counters as a page, under the names that Nsight Compute has for them: each kernel's source,
+// beside each line its figures, and for the worst access of a line where its 32 lanes went.
 #include "inside.h"
 
 #include <algorithm>
@@ -16,8 +16,8 @@ static std::vector<PageKernel> kernels;
 void page_add(const Launch &l, const Counted &c) {
     if (kernels.empty() || kernels.back().entry != l.call->kernel) {
         char text[120];
-        snprintf(text, sizeof text, "grid (%u,%u,%u), block (%u,%u,%u)", l.grid.x, l.grid.y, l.grid.z, l.block.x,
-                 l.block.y, l.block.z);
+        snprintf(text, sizeof text, "grid (%u,%u,%u), block (%u,%u,%u)", l.grid.x, l.grid.y, l.grid.z,
+                 l.block.x, l.block.y, l.block.z);
         kernels.push_back({l.kernel->name, text, l.call->kernel, {}});
     }
     kernels.back().counts.push_back(c);
@@ -42,7 +42,8 @@ static void draw(FILE *f, const Counted &c) {
     for (unsigned from = 0, pass = 0; from < 32; from += at_once) {
         std::map<uintptr_t, int> word; // of 4 bytes, and the first lane that wants it
         for (unsigned l = from; l < from + at_once; l++)
-            for (uintptr_t w = a.at[l] / 4; a.mask >> l & 1 && w * 4 < a.at[l] + c.bytes; w++) word.insert({w, (int)l});
+            for (uintptr_t w = a.at[l] / 4; a.mask >> l & 1 && w * 4 < a.at[l] + c.bytes; w++)
+                word.insert({w, (int)l});
         while (!word.empty()) { // the words of one sector, or one of each bank
             int lane[32], count = c.shared ? 32 : 8;
             uintptr_t sector = word.begin()->first / 8;
@@ -57,14 +58,15 @@ static void draw(FILE *f, const Counted &c) {
             }
             char what[40];
             snprintf(what, sizeof what, c.shared ? "pass %llu" : "+%llu",
-                     c.shared ? ++pass : (unsigned long long)(sector * 32 - a.at[__builtin_ctz(a.mask)] / 32 * 32));
+                     c.shared ? ++pass
+                              : (unsigned long long)(sector * 32 - a.at[__builtin_ctz(a.mask)] / 32 * 32));
             draw_row(f, what, lane, count);
         }
     }
 }
 
-static void write_line(FILE *f, int number, const std::string &text, const std::vector<const Counted *> &counts,
-                       const std::vector<std::string> &places) {
+static void write_line(FILE *f, int number, const std::string &text,
+                       const std::vector<const Counted *> &counts, const std::vector<std::string> &places) {
     uint64_t accesses = 0, lanes = 0, sum[2] = {}, ideal[2] = {}, requests[2] = {}, bytes = 0;
     size_t worst = 0;
     for (size_t i = 0; i < counts.size(); i++) {
@@ -73,12 +75,12 @@ static void write_line(FILE *f, int number, const std::string &text, const std::
         sum[c.shared] += c.cost, ideal[c.shared] += c.ideal, requests[c.shared] += c.accesses;
         if (c.cost - c.ideal > counts[worst]->cost - counts[worst]->ideal) worst = i;
     }
-    fprintf(f, "<tr%s><td>%d<td><pre>%s</pre>", sum[0] > ideal[0] || sum[1] > ideal[1] ? " class=x" : "", number,
-            escaped(text).c_str());
+    fprintf(f, "<tr%s><td>%d<td><pre>%s</pre>", sum[0] > ideal[0] || sum[1] > ideal[1] ? " class=x" : "",
+            number, escaped(text).c_str());
     if (accesses) {
         const Counted &c = *counts[worst];
-        fprintf(f, "<details><summary>%s, %u bytes a lane, %s</summary>\n", c.shared ? "32 banks" : "sectors", c.bytes,
-                escaped(places[worst]).c_str());
+        fprintf(f, "<details><summary>%s, %u bytes a lane, %s</summary>\n", c.shared ? "32 banks" : "sectors",
+                c.bytes, escaped(places[worst]).c_str());
         draw(f, c);
         fprintf(f, "</details><td>%llu<td>%.1f<td>%llu", (unsigned long long)accesses,
                 (double)lanes / (double)accesses, (unsigned long long)bytes);
@@ -110,11 +112,13 @@ static void write_kernel(FILE *f, const PageKernel &k) {
         int line = lines[i][0].number;
         Text &t = texts.insert({lines[i][0].file, {line, line, {}, {}}}).first->second;
         t.first = std::min(t.first, line), t.last = std::max(t.last, line);
-        if (i < k.counts.size()) t.counts[line].push_back(&k.counts[i]), t.places[line].push_back(place_name(lines[i]));
+        if (i < k.counts.size())
+            t.counts[line].push_back(&k.counts[i]), t.places[line].push_back(place_name(lines[i]));
     }
     fprintf(f, "<h2>%s</h2><p>%s\n<table><tr><th><th>Source", escaped(k.name).c_str(), k.launch.c_str());
-    for (const char *title : {"Instructions Executed", "Avg. Threads Executed", "Bytes", "L2 Theoretical Sectors Global",
-                              "Excessive", "Sectors/Req", "L1 Wavefronts Shared", "Excessive", "N-Way"})
+    for (const char *title :
+         {"Instructions Executed", "Avg. Threads Executed", "Bytes", "L2 Theoretical Sectors Global",
+          "Excessive", "Sectors/Req", "L1 Wavefronts Shared", "Excessive", "N-Way"})
         fprintf(f, "<th>%s", title);
     fprintf(f, "</tr>\n");
     for (auto &[file, t] : texts) {
@@ -130,15 +134,17 @@ static void write_kernel(FILE *f, const PageKernel &k) {
 void page_write(const char *path) {
     FILE *f = fopen(path, "w");
     if (!f) return emu_say("emulate: %s cannot be written\n", path);
-    fprintf(f, "<!doctype html><meta charset=utf-8><title>Kernels, line by line</title><style>\n"
-               "body{font:14px sans-serif;margin:2em}pre{margin:0;white-space:pre-wrap}td,th{padding:1px 8px;"
-               "text-align:right;vertical-align:top}th{max-width:6em}td:nth-child(2),th:nth-child(2){text-align:left;"
-               "width:60em}.x td{background:#fdd}summary{color:#555}div{display:flex;height:15px}"
-               "s{width:6em;text-decoration:none;color:#555}i{width:20px;border:1px solid #ccc;font:11px monospace;"
-               "text-align:center;background:hsl(calc(var(--l)*11),70%%,85%%)}i:empty{background:#fff}</style>\n"
-               "<h1>Kernels, line by line</h1><p>As the emulator counted the first launch of each. Columns bear the "
-               "names of Nsight Compute's source page; Bytes are those that lanes asked for. A line opens to its worst access: where the 32 lanes went, in "
-               "cells of 4 bytes, a row a sector of 32 bytes, or a pass over the 32 banks of shared memory.\n");
+    fprintf(
+        f,
+        "<!doctype html><meta charset=utf-8><title>Kernels, line by line</title><style>\n"
+        "body{font:14px sans-serif;margin:2em}pre{margin:0;white-space:pre-wrap}td,th{padding:1px 8px;"
+        "text-align:right;vertical-align:top}th{max-width:6em}td:nth-child(2),th:nth-child(2){text-align:left;"
+        "width:60em}.x td{background:#fdd}summary{color:#555}div{display:flex;height:15px}"
+        "s{width:6em;text-decoration:none;color:#555}i{width:20px;border:1px solid #ccc;font:11px monospace;"
+        "text-align:center;background:hsl(calc(var(--l)*11),70%%,85%%)}i:empty{background:#fff}</style>\n"
+        "<h1>Kernels, line by line</h1><p>As the emulator counted the first launch of each. Columns bear the "
+        "names of Nsight Compute's source page; Bytes are those that lanes asked for. A line opens to its worst access: where the 32 lanes went, in "
+        "cells of 4 bytes, a row a sector of 32 bytes, or a pass over the 32 banks of shared memory.\n");
     for (const PageKernel &k : kernels) write_kernel(f, k);
     fclose(f);
     emu_say("emulate: %s shows it line by line\n", path);

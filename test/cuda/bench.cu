@@ -110,7 +110,8 @@ static void bench_list() {
         char beside[40] = "";
 #ifdef HAVE_CUBLAS
         if (strcmp(s.kernel, "attention"))
-            snprintf(beside, sizeof beside, "cuBLAS %9.1f  ", flop / milliseconds(rounds, run_cublas, &s) * 1e-6);
+            snprintf(beside, sizeof beside, "cuBLAS %9.1f  ",
+                     flop / milliseconds(rounds, run_cublas, &s) * 1e-6);
 #endif
         printf("%9.3f ms %9.1f GFLOP/s  %s%s\n", ms, flop / ms * 1e-6, beside, line);
         all_ms += (double)ms * (double)count, all_flop += flop * (double)count;

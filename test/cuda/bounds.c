@@ -1,5 +1,6 @@
-// bounds.c: a picture and an LCM training step of Stable Diffusion v1.5 at full size, for the emulator to count
-// with EMU_SAMPLE: parameters have addresses and no values, of each launch a few blocks run. See report.sh.
+// bounds.c: a picture and an LCM training step of Stable Diffusion v1.5 at full size, for the emulator to
+// count with EMU_SAMPLE: parameters have addresses and no values, of each launch a few blocks run. See
+// report.sh.
 #define _POSIX_C_SOURCE 200809L // setenv
 #include "cli/model_folder.h"
 #include "lib/nn/dry.h"
@@ -15,7 +16,8 @@ static void *(*dry_temp)(size_t bytes);
 static void *counted(size_t bytes) { return stored += bytes, dry_temp(bytes); }
 static void three(const Mem *y, Mem x, const Mem *w, int m, int n, int k) {}
 static void gated(Mem y, Mem x, Mem w, Mem bias, int m, int n, int k) {}
-static void with_vector(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem v, Conv p) {}
+static void with_vector(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem v,
+                        Conv p) {}
 
 static void pass(const Model *m, Tensor *context) {
     int side = m->unet_config.sample_size;
@@ -32,7 +34,8 @@ static double compulsory(const Model *m, Tensor *context) {
             weights += (double)tensor_count(m->params.list[i].tensor) * (backend.storage == F32 ? 4 : 2);
     bool fuses = backend.gemm_three != NULL;
     dry_begin(false);
-    if (fuses) backend.gemm_three = three, backend.gemm_geglu = gated, backend.conv2d_normed_vector = with_vector;
+    if (fuses)
+        backend.gemm_three = three, backend.gemm_geglu = gated, backend.conv2d_normed_vector = with_vector;
     dry_temp = backend.temp, backend.temp = counted;
     pass(m, context);
     dry_end();
@@ -46,8 +49,8 @@ static void lcm_step(const Model *m) {
     UNet *student = lcm_student(m, m->unet_config, &params);
     for (int i = 0; i < params.count; i++) param_trainable(params.list[i].tensor);
     const Params *learnt = &params;
-    Optimiser *o = optimiser_new((OptimiserConfig){.rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.999f, .max_norm = 1},
-                                 0.95f, &learnt, 1);
+    Optimiser *o = optimiser_new(
+        (OptimiserConfig){.rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.999f, .max_norm = 1}, 0.95f, &learnt, 1);
     Lcm l;
     lcm_init(&l, lcm_defaults, scheduler_config(m->scheduler_json, LCM), m->unet, student, student);
     LcmBatch b = {.n = 1, .index = (int[]){5}, .w = (float[]){7}};

@@ -1,6 +1,6 @@
 #!/bin/sh
-# exercise.sh MAKE: the exercises of doc/COURSE.md in kernels fail as they are given and pass after their solution;
-# of the one that is slow the page marks the loads of the tensor cores' product, and no line of its mended copy.
+# exercise.sh MAKE: the exercises of doc/COURSE.md in kernels fail as they are given and pass after their
+# solution. Where the kernel is slow the page marks its loads, and none of the mended copy.
 WORK=$(mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT
 export WORK
@@ -9,8 +9,9 @@ check() {
     if [ "$1" = "$2" ]; then passed=$((passed + 1))
     else failed=$((failed + 1)); echo "FAILED  $3"; tail -n 5 "$WORK/out"; fi
 }
-marked() { # lines of tensor_product that the page marks, with excessive passes over shared memory
-    awk '/^<h2>/ { on = /tensor_product/ } on && /^<tr class=x>/ { print }' "$WORK/7/page.html" | grep -c fragment
+marked() { # how many loads of fragments take passes in excess
+    awk '/^<h2>/ { on = /tensor_product/ } on && /^<tr class=x>.*fragment/ { n++ } END { print n + 0 }' \
+        "$WORK/7/page.html"
 }
 for n in 6 7; do
     "$1" -s exercise N=$n >"$WORK/out" 2>&1
@@ -19,11 +20,13 @@ for n in 6 7; do
     [ $n = 7 ] && check "$(marked | grep -vcx 0)" 1 "the page marks the conflicts"
     source=$(sed -n '1s/^# \([^:]*\):.*/\1/p' doc/exercises/$n.sed)
     sed -i -f doc/exercises/$n.solution.sed "$WORK/$n/$(basename "$source")"
-    check "$(cmp "$WORK/$n/$(basename "$source")" "$source" 2>&1)" "" "the solution of exercise $n gives $source back"
+    check "$(cmp "$WORK/$n/$(basename "$source")" "$source" 2>&1)" "" \
+        "the solution of exercise $n gives $source back"
     "$1" -s exercise N=$n >"$WORK/out" 2>&1
     check "$? $(grep -c "^Exercise $n: right" "$WORK/out")" "0 1" "exercise $n passes after its solution"
     [ $n = 7 ] && check "$(marked)" 0 "the page marks none"
-    check "$(grep -q "\`make exercise N=$n\`" doc/COURSE.md && echo set)" set "exercise $n is set in doc/COURSE.md"
+    check "$(grep -q "\`make exercise N=$n\`" doc/COURSE.md && echo set)" set \
+        "exercise $n is set in doc/COURSE.md"
 done
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
