@@ -193,6 +193,7 @@ test-cuda: sd $(PICTURE) $(addprefix $(EMU_DIR)/,sd fid half errors repeated $(E
 	@for t in conv attention memory; do \
 	    $(ONE) "$$t emulated" env EMU_SEED=2 EMU_ASYNC=1 $(EMU_DIR)/$$t | $(LOG); \
 	    $(ONE) "$$t checked" $(CHECK_DIR)/$$t | $(LOG); done
+	$(call one,'bounds by hand' sh test/cuda/bounds.sh)
 	$(call one,'bank conflicts' sh test/cuda/count.sh $(addprefix $(CHECK_DIR)/,bugs gemm conv attention))
 	$(call one,'kernels emulated' env EMU_SEED=3 $(EMU_DIR)/kernels)
 	$(call one,'kernels checked' $(CHECK_DIR)/kernels)
@@ -224,7 +225,7 @@ cuda-report:
 	  $(filter-out cuda/memory.cu,$(KERNELS:%=cuda/%.cu)) cuda/memory.cu
 
 # ---- one step of a ladder, and exercises of doc/COURSE.md --------------------------------------------------
-# make kernel K=gemm STEP=2: counted, with a page; on a GPU timed at Stable Diffusion's size.
+# make kernel K=gemm STEP=2: counted, with a page; on a GPU timed at Stable Diffusion's size. In bf16.
 LADDER_gemm      := naive tiled blocked tensor
 LADDER_conv      := naive blocked tensor
 LADDER_attention := naive blocked tensor
@@ -235,8 +236,7 @@ LARGE_conv       := conv2d n=2 h=64 w=64 c=320 oh=64 ow=64 oc=320 kh=3 kw=3 stri
 SMALL_attention  := attention n=1 heads=2 tq=128 tk=128 d=40
 LARGE_attention  := attention n=2 heads=8 tq=4096 tk=4096 d=40
 upper = $(shell echo $(1) | tr a-z A-Z)
-kernel: override PRECISION := bf16
-NO_STEP = make kernel K=gemm STEP=2: K is gemm, conv or attention$(if $(LADDER_$(K)),, STEP one of $(LADDER_$(K)))
+NO_STEP = make kernel K=gemm STEP=2: K: gemm, conv, attention; STEP$(if $(LADDER_$(K)), of: $(LADDER_$(K)))
 STEP_NAME = $(or $(and $(STEP),$(word $(STEP),$(LADDER_$(K)))),$(error $(NO_STEP)))
 ON_GPU  = $(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench
 kernel:
@@ -286,7 +286,7 @@ gpu-check: ; @QUICK=$(QUICK) sh cuda/gpu_check.sh "$(MAKE)"
 CLANG      := $(BUILD)/clang
 CUDA_ARCHS := $(if $(NVCC),$(filter-out sm_75,$(shell $(NVCC) --list-gpu-code)))
 SEEDS      := 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
-test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) \
+test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) $(CHECK_DIR)/bench \
                 $(if $(HAVE_PTX),$(EMU_TESTS:%=$(PTX_DIR)-G/%) $(PTX_DIR)-G/sd)
 	$(call one,'the demo emulated' sh test/cuda/model.sh ./sd $(EMU_DIR)/sd $(PICTURE))
 	@for t in $(NETWORK_TESTS); do $(ONE) "$$t emulated" $(EMU_DIR)/$$t | $(LOG); done
@@ -300,6 +300,7 @@ test-cuda-full: test-cuda $(NETWORK_TESTS:%=$(EMU_DIR)/%) \
 	    done; done
 	@$(MAKE) -s DEBUG=1 $(BUILD)/emulate-debug-$(PRECISION)/gemm $(BUILD)/emulate-debug-$(PRECISION)/sd
 	$(call one,'debugger' sh test/cuda/gdb.sh $(addprefix $(BUILD)/emulate-debug-$(PRECISION)/,gemm sd))
+	$(call one,'bounds counted' sh test/cuda/bounds.sh $(CHECK_DIR)/bench)
 	$(call one,'exercises in kernels' sh test/cuda/exercise.sh "$(MAKE)")
 	$(call one,'synchronisation deleted' sh test/cuda/mutate.sh sync $(abspath $(BUILD))/mutate)
 	@command -v clang++ >/dev/null || exit 0; \

@@ -134,17 +134,18 @@ static void write_kernel(FILE *f, const PageKernel &k) {
 void page_write(const char *path) {
     FILE *f = fopen(path, "w");
     if (!f) return emu_say("emulate: %s cannot be written\n", path);
-    fprintf(
-        f,
+    fputs(
         "<!doctype html><meta charset=utf-8><title>Kernels, line by line</title><style>\n"
         "body{font:14px sans-serif;margin:2em}pre{margin:0;white-space:pre-wrap}td,th{padding:1px 8px;"
-        "text-align:right;vertical-align:top}th{max-width:6em}td:nth-child(2),th:nth-child(2){text-align:left;"
-        "width:60em}.x td{background:#fdd}summary{color:#555}div{display:flex;height:15px}"
-        "s{width:6em;text-decoration:none;color:#555}i{width:20px;border:1px solid #ccc;font:11px monospace;"
-        "text-align:center;background:hsl(calc(var(--l)*11),70%%,85%%)}i:empty{background:#fff}</style>\n"
+        "text-align:right;vertical-align:top}th{max-width:6em}td:nth-child(2),th:nth-child(2){width:60em;"
+        "text-align:left}.x td{background:#fdd}summary,s{color:#555}div{display:flex;height:15px}"
+        "s{width:6em;text-decoration:none}i{width:20px;border:1px solid #ccc;font:11px monospace;"
+        "text-align:center;background:hsl(calc(var(--l)*11),70%,85%)}i:empty{background:#fff}</style>\n"
         "<h1>Kernels, line by line</h1><p>As the emulator counted the first launch of each. Columns bear the "
-        "names of Nsight Compute's source page; Bytes are those that lanes asked for. A line opens to its worst access: where the 32 lanes went, in "
-        "cells of 4 bytes, a row a sector of 32 bytes, or a pass over the 32 banks of shared memory.\n");
+        "names of Nsight Compute's source page; Bytes are those that lanes asked for. A line opens to its "
+        "worst access: where the 32 lanes went, in cells of 4 bytes, a row a sector of 32 bytes, or a pass "
+        "over the 32 banks of shared memory.\n",
+        f);
     for (const PageKernel &k : kernels) write_kernel(f, k);
     fclose(f);
     emu_say("emulate: %s shows it line by line\n", path);
