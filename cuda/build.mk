@@ -255,7 +255,7 @@ kernel-exercise: $(CHECK_DIR)/gemm
 	    -iquote cuda -include cuda/emulate/emulate.h -x c++ -c - -o $(DIR)/gemm.o
 	@$(CUDA_CXX) $(OPENMP) $(CHECK_DIR)/test/gemm.o $(DIR)/gemm.o $(filter-out %/gemm.o,$(CHECK_O)) \
 	    $(RUNTIME_O) $(BUILD)/lib/base.o -o $(DIR)/gemm -lm -lpthread
-	@if $(DIR)/gemm && EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
+	@if ($(DIR)/gemm >$(DIR)/log || { grep -v ^ok $(DIR)/log; false; }) && EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
 	    then echo "Exercise $(N): right."; else echo "Exercise $(N): not yet."; exit 1; fi
 .PHONY: kernel kernel-exercise
 

@@ -15,6 +15,7 @@
 #include "inside.h"
 
 #include <algorithm>
+#include <array>
 #include <unordered_map>
 #include <unistd.h>
 
@@ -434,9 +435,8 @@ void check_warp(Worker &w, int i) {
 
 // A launch as a line of the file that EMU_LAUNCHES names, for report.sh: bytes are of the allocations that
 // its arguments point into; cold ones are older than the section and met in it for the first time.
-struct Counts {
-    uint64_t sectors, sectors_ideal, passes, passes_ideal, flop, instructions;
-};
+enum { SECTORS, ASKED_FOR, PASSES, FEWEST, FLOP, INSTRUCTIONS, FIGURES };
+typedef std::array<uint64_t, FIGURES> Counts;
 static std::unordered_map<std::string, Counts> counted;
 static std::string likeness; // of the launch that is counted
 static std::unordered_map<uintptr_t, bool> section_met;
@@ -466,11 +466,11 @@ static void note_launch(const Launch &l, const Counts &c) {
         if (at < section_begin && !section_met[at]) cold += size;
         section_met[at] = true;
     }
-    fprintf(launches_file(), "launch %u,%u,%u %u %zu %llu %llu %llu %llu %llu %llu %zu %zu %s\n", l.grid.x,
-            l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared, (unsigned long long)c.sectors,
-            (unsigned long long)c.sectors_ideal, (unsigned long long)c.passes,
-            (unsigned long long)c.passes_ideal, (unsigned long long)c.flop,
-            (unsigned long long)c.instructions, bytes, cold, l.kernel->name.c_str());
+    FILE *f = launches_file();
+    fprintf(f, "launch %u,%u,%u %u %zu", l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z,
+            l.shared);
+    for (uint64_t n : c) fprintf(f, " %llu", (unsigned long long)n);
+    fprintf(f, " %zu %zu %s\n", bytes, cold, l.kernel->name.c_str());
 }
 
 bool check_counted(const Launch &l) {
@@ -491,14 +491,13 @@ static Counts counts_of(const Worker &w, const std::vector<Instruction *> &all) 
     const Launch &l = *w.launch;
     Counts c = {0, 0, 0, 0, w.flop, w.met};
     for (Instruction *s : all) {
-        (s->shared ? c.passes : c.sectors) += s->cost,
-            (s->shared ? c.passes_ideal : c.sectors_ideal) += s->ideal;
-        // cp.async is one instruction, and two accesses
-        if (!s->shared || !w.counter->instructions.count((uintptr_t)s->pc | GLOBAL_SIDE))
-            c.instructions += s->accesses;
+        c[s->shared ? PASSES : SECTORS] += s->cost, c[s->shared ? FEWEST : ASKED_FOR] += s->ideal;
+        // cp.async is one instruction, and two accesses.
+        bool copies = s->shared && w.counter->instructions.count((uintptr_t)s->pc | GLOBAL_SIDE);
+        c[INSTRUCTIONS] += copies ? 0 : s->accesses;
     }
     double scale = (double)l.grid.x * l.grid.y * l.grid.z / (double)l.blocks;
-    for (uint64_t *n = &c.sectors; n <= &c.instructions; n++) *n = (uint64_t)((double)*n * scale);
+    for (uint64_t &n : c) n = (uint64_t)((double)n * scale);
     return c;
 }
 

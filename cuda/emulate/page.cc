@@ -29,39 +29,26 @@ static std::string escaped(const std::string &s) {
     return out;
 }
 
-// A row of cells of 4 bytes: which lane wants it.
-static void draw_row(FILE *f, const char *what, const int *lane, int count) {
-    fprintf(f, "<div><s>%s</s>", what);
-    for (int i = 0; i < count; i++)
-        lane[i] < 0 ? fprintf(f, "<i></i>") : fprintf(f, "<i style='--l:%d'>%d</i>", lane[i], lane[i]);
-    fprintf(f, "</div>\n");
-}
+// The worst access in cells of 4 bytes, in each the lane that wants it: a row is a pass, or a sector.
 static void draw(FILE *f, const Counted &c) {
-    const WarpAccess &a = c.worst;
-    unsigned at_once = c.shared ? std::min(32u, 128 / std::max(c.bytes, 4u)) : 32;
-    for (unsigned from = 0, pass = 0; from < 32; from += at_once) {
-        std::map<uintptr_t, int> word; // of 4 bytes, and the first lane that wants it
-        for (unsigned l = from; l < from + at_once; l++)
-            for (uintptr_t w = a.at[l] / 4; a.mask >> l & 1 && w * 4 < a.at[l] + c.bytes; w++)
-                word.insert({w, (int)l});
-        while (!word.empty()) { // the words of one sector, or one of each bank
-            int lane[32], count = c.shared ? 32 : 8;
-            uintptr_t sector = word.begin()->first / 8;
-            std::fill_n(lane, 32, -1);
-            for (auto i = word.begin(); i != word.end();) {
-                int &cell = lane[i->first % (unsigned)count];
-                if (cell >= 0 || (!c.shared && i->first / 8 != sector)) {
-                    ++i;
-                    continue;
-                }
-                cell = i->second, i = word.erase(i);
-            }
-            char what[40];
-            snprintf(what, sizeof what, c.shared ? "pass %llu" : "+%llu",
-                     c.shared ? ++pass
-                              : (unsigned long long)(sector * 32 - a.at[__builtin_ctz(a.mask)] / 32 * 32));
-            draw_row(f, what, lane, count);
+    unsigned at_once = c.shared ? std::min(32u, 128 / std::max(c.bytes, 4u)) : 32, passes = 0;
+    std::map<uintptr_t, std::map<unsigned, unsigned>> rows;
+    std::map<std::pair<unsigned, uintptr_t>, unsigned> wanted, words_of_bank;
+    for (unsigned lane = 0; lane < 32; lane++)
+        for (uintptr_t at = c.worst.at[lane], w = at / 4; c.worst.mask >> lane & 1 && w * 4 < at + c.bytes;
+             w++) {
+            unsigned turn = lane / at_once;
+            if (!wanted.insert({{turn, w}, lane}).second) continue;
+            uintptr_t row = c.shared ? turn * 32 + words_of_bank[{turn, w % 32}]++ : w / 8;
+            rows[row][w % (c.shared ? 32 : 8)] = lane;
         }
+    for (auto &[row, cells] : rows) {
+        fprintf(f, c.shared ? "<div><s>pass %d</s>" : "<div><s>+%d</s>",
+                c.shared ? (int)++passes : (int)(row - rows.begin()->first) * 32);
+        for (unsigned i = 0; i < (c.shared ? 32u : 8u); i++)
+            cells.count(i) ? fprintf(f, "<i style='--l:%u'>%u</i>", cells[i], cells[i])
+                           : fprintf(f, "<i></i>");
+        fprintf(f, "</div>\n");
     }
 }
 
@@ -91,8 +78,7 @@ static void write_line(FILE *f, int number, const std::string &text,
                         (double)sum[shared] / (double)(shared ? ideal[1] : requests[0]));
             else
                 fprintf(f, "<td><td><td>");
-    } else
-        fprintf(f, "<td><td><td><td><td><td><td><td><td>");
+    }
     fprintf(f, "</tr>\n");
 }
 
