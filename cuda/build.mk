@@ -5,7 +5,8 @@
 #   make emulate         ./sd-emulate: the CUDA kernels on the processor (DEBUG=1: for a debugger)
 #                        NCCL=1, of both: many ranks (doc/SCALE.md)
 #   make emulate-check   ./sd-emulate-check: every load and store of a kernel is checked
-#   make emulate-count   ./sd-emulate-count: bank conflicts and coalescing
+#   make emulate-count   ./sd-emulate-count: bank conflicts and coalescing, with a page, emulate-count.html
+#   make kernel K=conv STEP=2   one step of a ladder, counted; on a GPU timed
 #   make test-cuda, test-cuda-full, cuda-report, gpu-check (QUICK=1 STB=DIR: within 5 minutes)
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_CXX  ?= g++
@@ -255,7 +256,8 @@ kernel-exercise: $(CHECK_DIR)/gemm
 	    -iquote cuda -include cuda/emulate/emulate.h -x c++ -c - -o $(DIR)/gemm.o
 	@$(CUDA_CXX) $(OPENMP) $(CHECK_DIR)/test/gemm.o $(DIR)/gemm.o $(filter-out %/gemm.o,$(CHECK_O)) \
 	    $(RUNTIME_O) $(BUILD)/lib/base.o -o $(DIR)/gemm -lm -lpthread
-	@if ($(DIR)/gemm >$(DIR)/log || { grep -v ^ok $(DIR)/log; false; }) && EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
+	@if { $(DIR)/gemm >$(DIR)/log || { grep -v ^ok $(DIR)/log; false; }; } && \
+	    EMU_PAGE=$(DIR)/page.html sh test/cuda/count.sh $(DIR)/gemm; \
 	    then echo "Exercise $(N): right."; else echo "Exercise $(N): not yet."; exit 1; fi
 .PHONY: kernel kernel-exercise
 
