@@ -454,12 +454,18 @@ extern "C" void emu_section(const char *name) {
     fprintf(launches_file(), "section %s\n", name);
 }
 
+// 8 bytes of the arguments; a type of an operand and what lies in the gap behind it are no address.
+static uintptr_t argument(const Launch &l, size_t i) {
+    uintptr_t word = *(uintptr_t *)((char *)l.call->arguments + i);
+    return (uint32_t)word < 16 ? (uint32_t)word : word;
+}
+
 static void note_launch(const Launch &l, const Counts &c) {
     if (!launches_file()) return;
     size_t bytes = 0, cold = 0;
     std::unordered_map<uintptr_t, bool> met;
     for (size_t i = 0; i + 8 <= l.call->arguments_size; i += 8) {
-        uintptr_t word = *(uintptr_t *)((char *)l.call->arguments + i), at;
+        uintptr_t word = argument(l, i), at;
         size_t size = word - (uintptr_t)emu_arena < ARENA ? emu_allocation(word, &at) : 0;
         if (!size || met[at]) continue;
         met[at] = true, bytes += size;
@@ -478,7 +484,7 @@ bool check_counted(const Launch &l) {
     snprintf(shape, sizeof shape, " %u,%u,%u %zu ", l.grid.x, l.grid.y, l.grid.z, l.shared);
     likeness = l.kernel->name + shape;
     for (size_t i = 0; i + 8 <= l.call->arguments_size; i += 8) {
-        uintptr_t word = *(uintptr_t *)((char *)l.call->arguments + i);
+        uintptr_t word = argument(l, i);
         if (word - (uintptr_t)emu_arena < ARENA) word = 1; // an address, whichever
         likeness.append((char *)&word, 8);
     }
