@@ -19,7 +19,7 @@ STB_DIRS := /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /u
 STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_image.h))))
 
 # Everything above lib/nn/kernels.h: the same objects for every backend.
-ABOVE   := $(filter-out lib/nn/ranks_%.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c \
+ABOVE   := $(filter-out lib/nn/ranks_%.c cli/web.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c \
              weights/toy/*.c cli/*.c))
 MPI     ?= $(NCCL)
 RANKED  := $(if $(MPI),mpi $(if $(NCCL),,host),none)
@@ -197,6 +197,30 @@ exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
 	  OBJECTS="$(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)" \
 	  MAKE="$(MAKE)" CHECK=$(BUILD)/doc/exercises/check.o MAIN=$(BUILD)/cli/main.o sh doc/exercises/run.sh "$$N"
 
+# build/sd.html: the program in a page, by emscripten; doc/page/ has the page, cli/web.c what it calls. The
+# kernels come twice, with SIMD and without. EMCC=... chooses another compiler.
+EMCC  ?= emcc
+web: sd
+	@command -v $(EMCC) >/dev/null || { echo "make web needs emscripten: sudo apt-get install emscripten"; exit 1; }
+	@$(MAKE) BUILD=build/web CC=$(EMCC) CFLAGS=-O3 OPENMP= MPI= ISAS=portable build/sd.html
+WEB_O := $(filter-out $(BUILD)/cli/%,$(ABOVE_O)) $(patsubst %,$(BUILD)/cpu/%.o,plain memory cpu) \
+           $(BUILD)/cli/film.o $(BUILD)/cli/web.o
+$(BUILD)/cpu/fast.simd.o: cpu/fast.c
+	@mkdir -p $(@D)
+	$(call say,cc,$< (simd))$(CC) $(BASE) $(CFLAGS) -msimd128 -DISA=portable -c $< -o $@
+$(BUILD)/sd-%.js: $(WEB_O) $(BUILD)/cpu/fast.%.o
+	$(call say,link,$@)$(CC) -O1 -o $@ $^ -sMODULARIZE=1 -sEXPORT_NAME=SD -sENVIRONMENT=worker,node \
+	  -sALLOW_MEMORY_GROWTH=1 -sINITIAL_MEMORY=256MB -sTOTAL_STACK=2MB -sEXPORTED_RUNTIME_METHODS=ccall \
+	  -sEXPORTED_FUNCTIONS=_malloc,_free
+# What FID is measured against: 2,000 true scenes that no training has seen.
+$(BUILD)/reference.npz: weights/tiny-inception.safetensors weights/toy/scenes.c
+	@mkdir -p $(@D)
+	./sd scenes $(BUILD)/true -n 2000 --split test --seed 1000 --force -q
+	./sd fid stats $(BUILD)/true/Images -o $@ -q --weights $<
+build/sd.html: $(BUILD)/sd-simd.js $(BUILD)/sd-portable.js $(BUILD)/reference.npz $(wildcard doc/page/*) \
+  $(wildcard weights/tiny/*/* weights/tiny-lcm/unet/* weights/*.safetensors)
+	$(call say,page,$@)sh doc/page/build.sh $(BUILD) >$@.part && mv $@.part $@
+
 clean:
 	rm -rf $(BUILD) sd sd-plain sd-emulate
 
@@ -206,6 +230,7 @@ help:
 	@echo "make paper      the paper on the toy world: pictures, FID, speed, report/index.html"
 	@echo "                make paper MODEL=DIR DATA=DIR INCEPTION=FILE: on real weights (see weights/paper.sh)"
 	@echo "make paper-from-scratch  train everything tiny from nothing, then the same"
+	@echo "make web        build/sd.html: the program in a page, to open in a browser (needs emscripten)"
 	@echo "make exercise N=1  check an exercise of doc/COURSE.md"
 	@echo "make test       tests that need neither Python nor a GPU"
 	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
@@ -228,7 +253,7 @@ help:
 
 
 .PHONY: attack
-.PHONY: mpi
+.PHONY: mpi web
 .PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
 .PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)

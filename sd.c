@@ -377,8 +377,9 @@ static Tensor *transformer(const void *layer, Tensor *const *in) {
     x = linear_add(h, t->to_out1, x);
     // [T8] Cross-attention: queries from pixels, keys and values from the caption.
     h = layer_norm(x, t->norm2, eps);
-    Tensor *k = linear_once(context, t->to_k2), *v = linear_once(context, t->to_v2);
-    h = attention(linear(h, t->to_q2), k, v, t->heads, false);
+    Tensor *q = trace(linear(h, t->to_q2), "%s", t->to_q2->name);
+    Tensor *k = trace(linear_once(context, t->to_k2), "%s", t->to_k2->name);
+    h = attention(q, k, linear_once(context, t->to_v2), t->heads, false);
     x = linear_add(h, t->to_out2, x);
     h = linear_geglu(layer_norm(x, t->norm3, eps), t->ff_in); // value * gelu(gate) (Shazeer 2020)
     x = linear_add(h, t->ff_out, x);

@@ -1,5 +1,6 @@
 // explain.c: what may be wrong in the first block that differs from another implementation's? A guess is
 // proved by making the mistake here too: on the same inputs the two must then agree.
+#include "film.h"
 #include "options.h"
 #include "verify.h"
 
@@ -259,15 +260,6 @@ static void try_parameter(Case *c, const Parameter *p) {
     try_change(c, change, format("%s %s", mistake, p->name));
     change.factor = 2;
     if (bias) try_change(c, change, format("twice the bias %s", p->name));
-}
-
-// The level of the UNet that a block belongs to; blocks outside of any count as the first's.
-static int level_of(const char *module, const UNetConfig *u) {
-    int level = 0;
-    if (starts_with(module, "unet.mid_block")) level = u->levels - 1;
-    if (sscanf(module, "unet.up_blocks.%d", &level) == 1) level = u->levels - 1 - level;
-    sscanf(module, "unet.down_blocks.%d", &level);
-    return level >= 0 && level < u->levels ? level : 0;
 }
 
 // Attention, GEGLU and skip connections: mistakes that amount to other parameters.

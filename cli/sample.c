@@ -1,5 +1,6 @@
 // sample.c: `sd sample`, options -> Phase 1 -> PNG. See ../sd.c for what happens in between.
 #include "commands.h"
+#include "film.h"
 #include "lib/nn/ranks.h"
 #include "model_folder.h"
 #include "recipe.h"
@@ -14,8 +15,8 @@
 typedef struct {
     SampleOptions how; // but for cfg and init
     double cfg;
-    const char *model, *tokenizer, *prompts, *init, *latents, *output, *out, *dump, *again;
-    Texts loras;
+    const char *model, *tokenizer, *prompts, *init, *latents, *output, *out, *dump, *again, *film, *attention;
+    Texts loras, compare;
     int count;
     bool keep, preview, json;
 } Request;
@@ -149,6 +150,8 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (captions) ranks_must_agree("seed or list of prompts", &all, sizeof all);
     if (!ranks_mine()) check_output(paths[0]); // what cannot be written is said before the work, not after
     if (r->dump) check_output(r->dump), trace_begin();
+    if (r->film) check_output(r->film);
+    if (r->attention) check_output(r->attention);
     started = seconds();
     for (int i = 0; i < count; i++) {
         if (i % ranks_count() != ranks_mine()) continue; // another rank's
@@ -156,7 +159,11 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         double begun = seconds();
         if (captions) o->prompt = captions[i];
         o->seed = first + (uint64_t)i;
+        Film *film = r->film || r->attention ? film_begin(m, o, NULL) : NULL;
         Image *image = sample(m, *o, &times);
+        film_end();
+        if (r->film) film_save(film, r->film);
+        if (r->attention) film_save_attention(film, o->prompt, image, r->attention);
         char *text = recipe_write(options);
         if (r->dump) trace_save(r->dump, o, m);
         image_save_png(paths[i], image, text);
@@ -171,6 +178,34 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, &times, r, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
                  times.text_s, times.unet_step_s, times.vae_s, (double)backend.peak() / 1e6);
+}
+
+// A row of pictures for each system: the model as it is (and with --lora), and with each adapter of --compare.
+// What the request leaves open each system decides for itself.
+static void compare(const Request *asked) {
+    int rows = asked->compare.count + 1, columns = asked->count;
+    Image **tiles = xcalloc((size_t)(rows * columns), sizeof *tiles);
+    check_output(asked->output);
+    for (int i = 0; i < rows; i++) {
+        Request r = *asked;
+        Texts loras = {xcalloc((size_t)r.loras.count + 1, sizeof(char *)), r.loras.count + (i > 0)};
+        for (int k = 0; k < loras.count; k++)
+            loras.at[k] = k < r.loras.count ? r.loras.at[k] : r.compare.at[i - 1];
+        Model *m = model_load(r.model, r.tokenizer, NEED_ALL);
+        complete(&r, m, add_loras(m, loras, false, (bool[ADAPTED]){0}));
+        SampleTimes t;
+        double begun = seconds();
+        for (int k = 0; k < columns; k++, r.how.seed++) {
+            Image *image = tiles[i * columns + k] = sample(m, r.how, &t);
+            if (image->width != tiles[0]->width || image->height != tiles[0]->height)
+                die("--compare: the systems draw pictures of different sizes");
+        }
+        note("row %d: %s, %s, %d steps, guidance %g: %.3f s a picture", i + 1, i ? r.compare.at[i - 1] : r.model,
+             samplers[r.how.scheduler].title, r.how.steps, r.cfg, (seconds() - begun) / columns);
+        model_free(m);
+    }
+    image_save_png(asked->output, picture_grid(tiles, rows, columns), NULL);
+    note("%s", asked->output);
 }
 
 // [T1] The command line: options, a model, and one call of sample() a picture.
@@ -216,6 +251,12 @@ int command_sample(int argc, char **argv) {
         {'o', "output", TEXT(&r.output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},
         {0, "preview", FLAG(&r.preview), "also draw in the terminal"},
         {0, "dump", TEXT(&r.dump, "FILE"), "every block's output (.safetensors), for sd verify"},
+        {0, "film", TEXT(&r.film, "FILE.png"),
+         "also the picture expected at each step, as an animated PNG, and some of them in FILE-strip.png"},
+        {0, "attention", TEXT(&r.attention, "FILE.png"),
+         "also where the picture reads each word: a row a word, a column a level of the UNet"},
+        {0, "compare", TEXT(&r.compare, "LORA ..."),
+         "instead a row of pictures for the model and for each of these adapters, in one PNG"},
         {JSON_OPTION(&r.json)},
         {0}};
     char **words = options_parse(
@@ -225,6 +266,10 @@ int command_sample(int argc, char **argv) {
         "-o dog.png\n"
         "  sd sample -p \"the same at sunset\" --init dog.png --strength 0.6 -o sunset.png\n"
         "  sd sample --again sunset.png -o same.png");
+    for (; r.compare.count && *words; words++) { // --compare A B C
+        r.compare.at = xrealloc(r.compare.at, (size_t)(r.compare.count + 1) * sizeof(char *));
+        r.compare.at[r.compare.count++] = *words;
+    }
     no_words(words, "; a caption goes behind -p, in quotes");
     if (r.again && r.prompts) die_usage("--again draws one picture; it does not go with --prompts");
     Image *original = r.again ? recipe_read(options, r.again) : NULL;
@@ -239,7 +284,14 @@ int command_sample(int argc, char **argv) {
     check_text("--prompt", o->prompt), check_text("--negative", o->negative);
     char **captions = r.prompts ? read_lines(r.prompts, &count) : NULL;
     for (int i = 0; captions && i < count; i++) check_text(r.prompts, captions[i]);
-    if (r.dump && count > 1) die_usage("--dump takes one picture");
+    const char *inside = r.film ? "--film" : r.attention ? "--attention" : NULL;
+    if ((r.dump || inside) && (count > 1 || r.prompts))
+        die_usage("%s takes one picture", r.dump ? "--dump" : inside);
+    if (r.dump && inside) die_usage("--dump does not go with %s", inside);
+    if (r.compare.count && (r.prompts || r.dump || inside || r.again || r.json || r.preview))
+        die_usage("--compare draws captions of --prompt only, and nothing beside its one picture");
+    if (r.film) check_png(r.film);
+    if (r.attention) check_png(r.attention);
     const Image *start = o->init = r.init ? image_load(r.init) : NULL;
     if (start && !o->width && !o->height) { // as diffusers: the picture's own size
         o->width = start->width / 8 * 8, o->height = start->height / 8 * 8;
@@ -248,6 +300,7 @@ int command_sample(int argc, char **argv) {
     }
     if (!r.prompts && ranks_mine()) return 0; // the pictures of one prompt are not shared
     start_backend();
+    if (r.compare.count) return compare(&r), 0;
     draw(&r, options, captions, count, original);
     return 0;
 }

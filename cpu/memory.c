@@ -80,6 +80,11 @@ static void persistent_free(void *at) {
 
 // One range of addresses is reserved once, far larger than any machine's memory, so that the stack can grow
 // and never moves. Addresses cost nothing; a page takes memory when it is first touched.
+#if SIZE_MAX >> 32
+static const size_t ADDRESSES = (size_t)1 << 38; // 256 GiB, or what `ulimit -v` leaves
+#else
+static const size_t ADDRESSES = (size_t)1 << 27; // in WebAssembly they take memory at once
+#endif
 static char *base;      // the range
 static size_t reserved; // its bytes
 static size_t open_to;  // below this the pages may be touched (the rest is PROT_NONE)
@@ -87,8 +92,7 @@ static size_t touched;  // pages above this were never used, or went back to the
 
 static void reserve(void) {
     size_t least = (size_t)64 << 20;
-    // 256 GiB, or what `ulimit -v` leaves.
-    for (reserved = (size_t)1 << 38; reserved >= least; reserved /= 2) {
+    for (reserved = ADDRESSES; reserved >= least; reserved /= 2) {
         void *at = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (at == MAP_FAILED) continue;
         base = at;

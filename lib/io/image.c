@@ -368,19 +368,25 @@ static void write_chunk(Output *o, const char *type, const unsigned char *data, 
     write_big_endian_32(o, crc32_update(crc32_update(0, type, 4), data, length));
 }
 
-void image_save_png(const char *path, const Image *image, const char *parameters) {
+// stb writes signature, IHDR (13 bytes in 25), IDAT, IEND (12).
+enum { PNG_HEAD = 8 + 25, PNG_END = 12 };
+
+static unsigned char *png_of(const char *path, const Image *image, int *size) {
     if (!size_is_sane(image->width, image->height))
         die("%s: a picture of %d x %d pixels: 1 to %d are allowed", path, image->width, image->height,
             MAX_PIXELS);
-    int size;
     unsigned char *png =
-        stbi_write_png_to_mem(image->rgb, 3 * image->width, image->width, image->height, 3, &size);
+        stbi_write_png_to_mem(image->rgb, 3 * image->width, image->width, image->height, 3, size);
     if (!png) die("out of memory: the picture %s", path);
+    return png;
+}
+
+void image_save_png(const char *path, const Image *image, const char *parameters) {
+    int size;
+    unsigned char *png = png_of(path, image, &size);
     Output *o = output_open(path);
-    // stb writes signature, IHDR (13 bytes in 25), IDAT, IEND. The text goes before the pixels: found early.
-    const int head = 8 + 25;
-    output_write(o, png, (size_t)head);
-    if (parameters) {
+    output_write(o, png, PNG_HEAD);
+    if (parameters) { // before the pixels: found early
         static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
         static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
         size_t length = strlen(parameters), n;
@@ -393,9 +399,44 @@ void image_save_png(const char *path, const Image *image, const char *parameters
         write_chunk(o, latin1 ? "tEXt" : "iTXt", text, front + n);
         free(text);
     }
-    output_write(o, png + head, (size_t)(size - head));
+    output_write(o, png + PNG_HEAD, (size_t)(size - PNG_HEAD));
     output_commit(o);
     free(png);
+}
+
+static unsigned char *put_big_endian(unsigned char *at, uint32_t v, int bytes) {
+    for (int i = 0; i < bytes; i++) at[i] = (unsigned char)(v >> 8 * (bytes - 1 - i));
+    return at + bytes;
+}
+
+// An animated PNG (PNG, third edition, 2025): acTL says how many frames, fcTL precedes each, and the pixels of
+// all but the first are in fdAT, which is IDAT with a number before it.
+void image_save_film(const char *path, Image *const *frames, int count, int frame_ms, int last_ms) {
+    Output *o = output_open(path);
+    uint32_t number = 0;
+    for (int i = 0; i < count; i++) {
+        int size;
+        unsigned char *png = png_of(path, frames[i], &size), control[26] = {0};
+        if (i == 0) {
+            output_write(o, png, PNG_HEAD);
+            put_big_endian(put_big_endian(control, (uint32_t)count, 4), 0, 4); // 0: for ever
+            write_chunk(o, "acTL", control, 8);
+        }
+        unsigned char *at = put_big_endian(control, number++, 4);
+        at = put_big_endian(at, (uint32_t)frames[i]->width, 4);
+        at = put_big_endian(at, (uint32_t)frames[i]->height, 4);
+        at = put_big_endian(at, 0, 4), at = put_big_endian(at, 0, 4); // the whole picture
+        at = put_big_endian(at, (uint32_t)(i + 1 < count ? frame_ms : last_ms), 2);
+        put_big_endian(at, 1000, 2);
+        write_chunk(o, "fcTL", control, sizeof control);
+        unsigned char *data = png + PNG_HEAD + 8;
+        size_t length = (size_t)(size - PNG_HEAD - PNG_END - 12);
+        if (i) put_big_endian(data - 4, number++, 4); // in place of the chunk's type
+        write_chunk(o, i ? "fdAT" : "IDAT", i ? data - 4 : data, i ? length + 4 : length);
+        if (i + 1 == count) output_write(o, png + size - PNG_END, PNG_END);
+        free(png);
+    }
+    output_commit(o);
 }
 
 // The text of a tEXt, zTXt or iTXt chunk behind its keyword and NUL; NULL where it is damaged.

@@ -184,6 +184,8 @@ void image_free(Image *image);
 // PNG; `parameters` (UTF-8, may be NULL) goes into a text chunk of that name: tEXt if Latin-1, else iTXt.
 void image_save_png(const char *path, const Image *image, const char *parameters);
 char *image_png_parameters(const char *path); // that text, or NULL
+// An animated PNG, which viewers that know none show as its first frame. frame_ms: how long each stays.
+void image_save_film(const char *path, Image *const *frames, int count, int frame_ms, int last_ms);
 
 // Pillow's resize with antialiasing (8 bits in, 8 bits out, two passes, the same fixed-point arithmetic).
 typedef enum { RESIZE_BILINEAR, RESIZE_BICUBIC, RESIZE_LANCZOS } Resize;

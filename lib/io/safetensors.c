@@ -37,14 +37,15 @@ static size_t bytes_of(const Stored *t) { return t->count * type_info[t->type].b
 // The limit holds for the product of the sizes that are not 0, so that no order of them overflows. An element
 // takes at least a byte, so no tensor that fits a file comes near it.
 bool shape_count(const int64_t *shape, int ndim, size_t *count) {
-    size_t product = 1;
+    const uint64_t most = sizeof(size_t) < 8 ? SIZE_MAX / 8 : (uint64_t)1 << 53;
+    uint64_t product = 1;
     bool empty = false;
     for (int i = 0; i < ndim; i++) {
-        size_t factor = shape[i] ? (size_t)shape[i] : 1;
-        if (product > ((size_t)1 << 53) / factor) return false;
+        uint64_t factor = shape[i] ? (uint64_t)shape[i] : 1;
+        if (product > most / factor) return false;
         product *= factor, empty |= shape[i] == 0;
     }
-    *count = empty ? 0 : product;
+    *count = empty ? 0 : (size_t)product;
     return true;
 }
 

@@ -61,6 +61,19 @@ static int largest(const float *logit, int classes) {
     return best;
 }
 
+int *judge_answers(const Judge *j, const float *features, int n) {
+    Scope scope = scope_begin();
+    float *logits = tensor_read(linear(tensor_from(SHAPE(n, inception_dim(j->net)), features), j->fc));
+    scope_end(scope, NULL);
+    size_t heads = j->heads->length;
+    int *answers = xmalloc((size_t)n * heads * sizeof *answers);
+    const float *logit = logits;
+    for (size_t i = 0; i < (size_t)n * heads; logit += j->heads->items[i++ % heads].length)
+        answers[i] = largest(logit, (int)j->heads->items[i % heads].length);
+    free(logits);
+    return answers;
+}
+
 // ---- drawn pictures ---------------------------------------------------------------------------------------
 
 // prompts.jsonl: the attributes that picture 00000.png, 00001.png, ... was asked for, a line a picture.
@@ -101,22 +114,18 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
     Prompts prompts = read_prompts(dir);
     o.keep_features = true, o.statistics = false;
     FidSet s = fid_scan_files(j->net, dir, prompts.pictures, prompts.count, o);
-    Scope scope = scope_begin();
-    float *logits = tensor_read(linear(tensor_from(SHAPE((int)s.count, s.dim), s.features), j->fc));
-    scope_end(scope, NULL);
     size_t heads = j->heads->length;
+    int *best = judge_answers(j, s.features, (int)s.count); // (count, heads)
     long *asked = xcalloc(heads, sizeof(long)), *right = xcalloc(heads, sizeof(long));
     int *answer = xcalloc((size_t)s.count * heads, sizeof(int)); // 0: not asked; 1: wrong; 2: right
-    const float *logit = logits;
     for (long i = 0, line = 0; i < s.count; i++, line++) {
         while (strcmp(prompts.pictures[line], s.names[i])) line++; // unreadable pictures were left out
         for (size_t h = 0; h < heads; h++) {
             const Json *head = &j->heads->items[h];
             const char *want = json_get_string(prompts.wanted[line], head->key, NULL);
-            const char *shown = head->items[largest(logit, (int)head->length)].string;
+            const char *shown = head->items[best[(size_t)i * heads + h]].string;
             if (want) asked[h]++, right[h] += !strcmp(shown, want); // some captions do not say
             answer[(size_t)i * heads + h] = want ? 1 + !strcmp(shown, want) : 0;
-            logit += head->length;
         }
     }
     double sum = 0;
@@ -138,7 +147,7 @@ double judge_pictures(const Judge *j, const char *dir, FidOptions o, double *fra
     }
     interval[0] = fmax(middle - 1.96 * sqrt(squares) / (n + 4), 0);
     interval[1] = fmin(middle + 1.96 * sqrt(squares) / (n + 4), 1);
-    free(logits), free(asked), free(right), free(answer);
+    free(best), free(asked), free(right), free(answer);
     prompts_free(&prompts);
     fid_set_free(&s);
     return mean;

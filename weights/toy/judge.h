@@ -20,6 +20,8 @@ typedef struct {
 Judge *judge_new(const char *config); // declares; nothing loaded
 Judge *judge_load(const char *path);
 void judge_free(Judge *j);
+// The most likely class of each head, (n, heads), of pictures' features (n, dim). A new array.
+int *judge_answers(const Judge *j, const float *features, int n);
 
 // The fraction of attributes that the pictures 00000.png, 00001.png, ... of `dir` show as its prompts.jsonl
 // asks, a line a picture: of each head, and returned their mean, with its 95 % interval. count: of the
