@@ -143,7 +143,7 @@ EMSCRIPTEN_KEEPALIVE char *web_scene(int index) {
     return xstrdup(captions[0]);
 }
 
-static void take(int set, const Image *image, const Scene *scene) {
+static void measure(int set, const Image *image, const Scene *scene) {
     FidSet *s = &scores.sets[set];
     const Judge *j = scores.judge;
     int size = inception_size(j->net);
@@ -165,9 +165,9 @@ EMSCRIPTEN_KEEPALIVE void web_score(int index, unsigned char *rgb) {
     Scene scene;
     Image drawn = {SCENE_SIZE, SCENE_SIZE, rgb}, *real = image_new(SCENE_SIZE, SCENE_SIZE);
     scene_draw(WORLD_FLICKR, SPLIT_TEST, 2, index, real->rgb, &scene, NULL);
-    take(1, real, NULL);
+    measure(1, real, NULL);
     scene_draw(WORLD_FLICKR, SPLIT_TEST, 1, index, real->rgb, &scene, NULL);
-    take(0, &drawn, &scene);
+    measure(0, &drawn, &scene);
     give(real);
 }
 

@@ -27,7 +27,7 @@ function startWorker() {
     worker.onmessage = ({data}) => {
         const call = calls.get(data.id)
         if (!call) return
-        if (data.done !== undefined) calls.delete(data.id), call.resolve(data.done)
+        if ("done" in data) calls.delete(data.id), call.resolve(data.done)
         else if (data.error) restart(new Error(data.error))
         else call.seen(data)
     }

@@ -206,7 +206,7 @@ static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *c
         at += 1 + length;
     }
     claims->memory = progressive ? 3 * components + 3 : components + 3; // coefficients, channels, colours
-    if (scans * claims->width * claims->height > MAX_SCANNED) return because("it has %zu scans", scans);
+    if ((uint64_t)scans * claims->width * claims->height > MAX_SCANNED) return because("it has %zu scans", scans);
     if (!scans) return because("it is damaged: it ends before the picture begins");
     // stb takes four channels without this marker for colours of another kind.
     if (components == 4 && !adobe) return because("a CMYK JPEG without Adobe's marker is not supported");
