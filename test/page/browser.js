@@ -32,6 +32,7 @@ exports.open = async ({width = 1400, height = 1000, dark = false, still = false,
     const {targetId} = targetInfos.find(t => t.type == "page")
     session = (await send("Target.attachToTarget", {targetId, flatten: true})).sessionId
     for (const domain of ["Page", "Runtime", "Log", "Network"]) await send(`${domain}.enable`)
+    await send("Emulation.setFocusEmulationEnabled", {enabled: true})
     await send("Emulation.setDeviceMetricsOverride", {width, height, deviceScaleFactor: 1, mobile: width < 600})
     await send("Emulation.setEmulatedMedia", {features: [{name: "prefers-color-scheme", value: dark ? "dark" : "light"},
         {name: "prefers-reduced-motion", value: still ? "reduce" : "no-preference"}]})
