@@ -33,9 +33,7 @@ function startWorker() {
     }
     worker.onerror = event => restart(new Error(event.message || "the worker could not be started"))
     const binary = document.querySelector(`script[data-name="${simd ? "simd" : "portable"}"]`).textContent
-    const files = [...document.querySelectorAll('script[type="text/file"]')]
-        .map(e => ({name: e.dataset.name, text: e.textContent, link: e.dataset.link}))
-    started = post({call: "start", binary, files})
+    started = post({call: "start", binary})
     started.finally(() => URL.revokeObjectURL(url)).catch(() => {})
 }
 
@@ -60,16 +58,24 @@ async function call(name, args, returns, seen) {
     return post({call: name, args, returns}, seen)
 }
 
-const model = path => loads[path] ||= call("web_model", [path]).then(async m => {
+// The page's files whose names begin so, when they are first needed.
+async function files(start) {
+    await started
+    const list = [...document.querySelectorAll(`script[data-name^="${start}"]`)]
+    await post({call: "unpack", files: list.map(e => ({name: e.dataset.name, text: e.textContent, link: e.dataset.link}))})
+}
+
+const model = path => loads[path] ||= files(`${path}/`).then(() => call("web_model", [path])).then(async m => {
     const it = {m}
     it.about = JSON.parse(await call("web_about", [m], "string", ({data}) => it.alphas = data))
     return it
 })
 const teacher = () => model("weights/tiny")
 async function systemCalled(name) {
-    const it = await (name == "lcm" ? model("weights/tiny-lcm") : teacher())
+    const base = await teacher(), it = name == "lcm" ? await model("weights/tiny-lcm") : base // which has links to it
     if (name != "lora") return {...it, lora: 0, ...it.about}
-    loads.lora ||= call("web_lora", [it.m, "weights/tiny-lcm-lora-8k.safetensors"])
+    const file = "weights/tiny-lcm-lora-8k.safetensors"
+    loads.lora ||= files(file).then(() => call("web_lora", [it.m, file]))
     return {...it, lora: await loads.lora, steps: 4, cfg: 1, sampler: LCM}
 }
 
@@ -365,9 +371,9 @@ onClick("race", () => {
 
 const showEnds = cells("ends", ["the picture so far", "the teacher expects", "the consistency function names"])
 const showPlace = latest(async () => {
-    const i = +$("place").value, at = film.frames[i], {m, about} = await model("weights/tiny-lcm")
+    const i = +$("place").value, at = film.frames[i], {m, cfg} = await systemCalled("lcm")
     if (!at.consistent)
-        await call("web_consistency", [m, film.caption, at.z, Math.round(at.t), about.cfg], null, ({data}) => at.consistent = data)
+        await call("web_consistency", [m, film.caption, at.z, Math.round(at.t), cfg], null, ({data}) => at.consistent = data)
     showEnds[0](await decode(at.z), `step ${i + 1}, timestep ${Math.round(at.t)}`)
     showEnds[1](await decode(at.x0), "the teacher expects")
     showEnds[2](await decode(at.consistent), "the consistency function names")
@@ -384,8 +390,8 @@ function svg(parent, kind, attributes, text) {
 }
 
 // Lines in a frame: {points: [[x, y], ...], label, colour, dash}; both axes fit what is there.
-function chart(parent, label, lines, {x = "", y = "", dots = true} = {}) {
-    const W = 340, H = 220, all = lines.flatMap(l => l.points), ends = k => {
+function chart(parent, label, lines, {x = "", y = "", dots = true, W = 340} = {}) {
+    const H = 220, all = lines.flatMap(l => l.points), ends = k => {
         const values = all.map(p => p[k]), least = Math.min(...values), most = Math.max(...values)
         return [least, most > least ? most : least + 1]
     }
@@ -398,7 +404,7 @@ function chart(parent, label, lines, {x = "", y = "", dots = true} = {}) {
     for (const v of [x0, x1]) svg(root, "text", {x: at([v, y0])[0], y: H - 8, "text-anchor": v == x0 ? "start" : "end"}, +v.toFixed(1))
     svg(root, "text", {x: W / 2, y: H - 8, "text-anchor": "middle"}, x), svg(root, "text", {x: 38, y: 12}, y)
     lines.forEach(({points, label: name, dash = ""}, i) => {
-        const colour = `var(--c${i % 5})`, lx = 34 + 160 * (i % 2), ly = H + 10 + 18 * (i >> 1)
+        const colour = `var(--c${i % 5})`, lx = 34 + W / 2 * (i % 2), ly = H + 10 + 18 * (i >> 1)
         svg(root, "path", {class: "path", d: `M${points.map(p => at(p).map(v => v.toFixed(1))).join("L")}`, stroke: colour, "stroke-dasharray": dash})
         for (const p of dots ? points : []) svg(root, "circle", {cx: at(p)[0], cy: at(p)[1], r: 2.5, fill: colour})
         svg(root, "path", {class: "path", d: `M${lx} ${ly - 4}h22`, stroke: colour, "stroke-dasharray": dash})
@@ -407,18 +413,19 @@ function chart(parent, label, lines, {x = "", y = "", dots = true} = {}) {
     return {root, at, back: px => x0 + (px - 34) / (W - 44) * (x1 - x0)}
 }
 
+const WIDE = 640
 let schedule
 function showSchedule(alphas) {
     const every = [...alphas.keys()].filter(t => t % 20 == 0 || t == alphas.length - 1)
     schedule = chart($("schedule"), "How much picture and how much noise is in the latents at each timestep", [
         {label: "picture, √ᾱ", points: every.map(t => [t, Math.sqrt(alphas[t])])},
-        {label: "noise, √(1 − ᾱ)", points: every.map(t => [t, Math.sqrt(1 - alphas[t])]), dash: "6 3"}], {x: "timestep", dots: false})
+        {label: "noise, √(1 − ᾱ)", points: every.map(t => [t, Math.sqrt(1 - alphas[t])]), dash: "6 3"}], {x: "timestep", dots: false, W: WIDE})
     schedule.handle = svg(schedule.root, "path", {class: "handle"})
     schedule.root.style.cursor = "ew-resize", schedule.root.style.touchAction = "none"
     const pull = event => {
         if (!event.buttons || $("timestep").disabled) return
         const box = schedule.root.getBoundingClientRect()
-        $("timestep").value = schedule.back((event.clientX - box.left) / box.width * 340)
+        $("timestep").value = schedule.back((event.clientX - box.left) / box.width * WIDE)
         showNoised()
     }
     for (const event of ["pointerdown", "pointermove"]) schedule.root.addEventListener(event, pull)
@@ -500,7 +507,8 @@ const showGallery = cells("gallery", Array(6).fill("")), gallery = []
 
 onClick("judge", () => task("Drawing and measuring; Stop ends it.", async () => {
     const system = await systemCalled($("system").value), fids = []
-    loads.judge ||= call("web_judge", ["weights/tiny-inception.safetensors", "weights/reference.npz"])
+    const judge = ["weights/tiny-inception.safetensors", "weights/reference.npz"]
+    loads.judge ||= Promise.all(judge.map(files)).then(() => call("web_judge", judge))
     await loads.judge
     await call("web_judge_clear", [])
     for (let i = 0; ; i++) {
@@ -513,7 +521,7 @@ onClick("judge", () => task("Drawing and measuring; Stop ends it.", async () => 
         if (due) {
             fids.push([s.count, ...s.fid])
             chart($("fid"), "FID by number of pictures", ["drawn", "true scenes"].map((label, k) =>
-                ({label, dash: k ? "6 3" : "", points: fids.map(f => [f[0], f[k + 1]])})), {x: "pictures", y: "FID"})
+                ({label, dash: k ? "6 3" : "", points: fids.map(f => [f[0], f[k + 1]])})), {x: "pictures", y: "FID", W: WIDE})
         }
         const fid = fids[fids.length - 1], left = FIRST - s.count
         $("scores").textContent = `${s.count} picture${s.count > 1 ? "s" : ""}; fidelity ${s.fidelity.toFixed(3)} ` +

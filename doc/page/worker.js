@@ -6,14 +6,13 @@ let program, id, lines = []
 
 const answer = (message, ...data) => postMessage({id, ...message}, data.map(d => d.buffer))
 
-// {binary, simd, files: [{name, text, link}]}: text is the base64 of a file's gzip.
 const bytesOf = text => {
     const raw = atob(text), bytes = new Uint8Array(raw.length)
     for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i)
     return bytes
 }
 
-async function start({binary, files}) {
+async function start(binary) {
     const line = text => {
         lines.push(text)
         answer({note: text.replace(/^sd: /, "")})
@@ -24,6 +23,10 @@ async function start({binary, files}) {
         handPicture: (picture, width, height) => answer({picture, width, height}, picture),
     })
     program.ccall("web_start")
+}
+
+// files: [{name, text, link}], text the base64 of a file's gzip.
+function unpack(files) {
     for (const {name, text, link} of files) {
         const bytes = text ? bytesOf(text) : [], at = program._malloc(bytes.length || 1)
         program.HEAPU8.set(bytes, at)
@@ -37,7 +40,8 @@ const kind = x => typeof x == "string" ? "string" : typeof x == "object" ? "arra
 onmessage = async ({data}) => {
     id = data.id, lines = []
     try {
-        if (data.call == "start") return await start(data), answer({done: true})
+        if (data.call == "start") return await start(data.binary), answer({done: true})
+        if (data.call == "unpack") return unpack(data.files), answer({done: true})
         const args = data.args.map(a => a instanceof Float32Array ? new Uint8Array(a.buffer, a.byteOffset, a.byteLength) : a)
         answer({done: program.ccall(data.call, data.returns || "number", args.map(kind), args)})
     } catch (error) { // the program has ended: its last line says why
