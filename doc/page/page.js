@@ -140,7 +140,7 @@ function cell(row, text, sharp = false) {
     const caption = row.localName == "td" ? document.createElement("span") : document.createElement("figcaption")
     figure.append(canvas, caption)
     canvas.setAttribute("role", "img"), canvas.className = sharp ? "sharp" : ""
-    const show = (image, words, over) => {
+    const show = (image, words, over, label = words) => {
         canvas.width = image ? image.width : 1, canvas.height = image ? image.height : 1
         const context = canvas.getContext("2d")
         if (image) context.putImageData(image, 0, 0)
@@ -152,9 +152,9 @@ function cell(row, text, sharp = false) {
             context.drawImage(small, 0, 0, canvas.width, canvas.height)
         }
         caption.textContent = words
-        canvas.setAttribute("aria-label", words)
+        canvas.setAttribute("aria-label", label)
     }
-    show(null, text)
+    show(null, row.localName == "td" ? "" : text, null, text)
     return show
 }
 const cells = (id, texts, sharp = 0) => texts.map((text, i) => cell($(id), text, i < sharp))
@@ -362,7 +362,7 @@ onClick("race", () => {
             const system = await systemCalled(name)
             for (const [i, steps] of FEW.entries()) {
                 const {picture, ms} = await draw(system, caption, seed, {steps})
-                race[name][i](picture, seconds(ms))
+                race[name][i](picture, seconds(ms), null, `${SYSTEMS[name]}, ${steps} steps: ${seconds(ms)}`)
             }
         }
         return "Drawn: twelve pictures from one noise."

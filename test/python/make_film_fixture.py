@@ -23,7 +23,9 @@ def level_of(name, levels):
 
 
 def main(model, output):
-    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False).to(torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        model, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.unet.set_attn_processor(AttnProcessor())  # the one that forms the matrix of weights
     levels, maps, seen = len(pipe.unet.config.block_out_channels), {}, {}
