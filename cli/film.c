@@ -17,9 +17,9 @@ int level_of(const char *module, const UNetConfig *u) {
 
 // ---- filming ----------------------------------------------------------------------------------------------
 
-// softmax(q k^T / sqrt(d)) for each head: how much each pixel reads of each token. The kernels never store it,
-// so it is computed once more. What is kept is the mean over the heads and, in finish(), over the transformers
-// of the level, with the caption. q (n, h, w, channels), k (n, tokens, channels).
+// softmax(q k^T / sqrt(d)) for each head: how much each pixel reads of each token. The kernels never store
+// it, so it is computed once more. What is kept is the mean over the heads and, in finish(), over the
+// transformers of the level, with the caption. q (n, h, w, channels), k (n, tokens, channels).
 static void see_attention(Frame *f, const char *layer, const float *query, const Tensor *k) {
     const UNetConfig *u = &film->model->unet_config;
     int level = level_of(layer, u), tokens = k->shape[1], channels = k->shape[2], heads = u->heads[level],
@@ -99,7 +99,8 @@ static void sink(const char *name, const Tensor *t) {
 
 Film *film_begin(const Model *m, const SampleOptions *o, void (*seen)(const Film *, int)) {
     film = xcalloc(1, sizeof *film);
-    *film = (Film){.model = m, .h = o->height / 8, .w = o->width / 8, .c = m->unet_config.in_channels, .seen = seen};
+    *film = (Film){
+        .model = m, .h = o->height / 8, .w = o->width / 8, .c = m->unet_config.in_channels, .seen = seen};
     scheduler_init(&film->schedule, sample_scheduler(m, o));
     scheduler_set_timesteps(&film->schedule, o->steps);
     int run = (int)(o->steps * o->strength); // as first_latents() skips
@@ -123,7 +124,8 @@ void film_free(Film *f) {
 
 Image *film_decode(const Film *f, const float *latents) {
     Scope scope = scope_begin();
-    Tensor *z = scale(tensor_from(SHAPE(1, f->h, f->w, f->c), latents), 1 / f->model->vae_config.scaling_factor);
+    Tensor *z =
+        scale(tensor_from(SHAPE(1, f->h, f->w, f->c), latents), 1 / f->model->vae_config.scaling_factor);
     Image *image = tensor_to_image(vae_decode(f->model->vae, z), 0);
     scope_end(scope, NULL);
     return image;

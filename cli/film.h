@@ -1,5 +1,6 @@
 // film.h: what happens inside while a picture is drawn, a frame for each evaluation of the UNet. All of it is
-// seen through trace_sink (lib/nn/nn.h), as `sd sample --dump` and `sd verify` see it; sample() does not notice.
+// seen through trace_sink (lib/nn/nn.h), as `sd sample --dump` and `sd verify` see it; sample() does not
+// notice.
 #ifndef FILM_H
 #define FILM_H
 
@@ -21,7 +22,7 @@ struct Film {
     int h, w, c, rows, tokens; // rows: 2 with guidance, without the caption and with it
     int steps, count;          // evaluations to come, and seen
     Frame *frames;
-    float *end, *query;           // the last latents; of the attention that is being computed
+    float *end, *query;              // the last latents; of the attention that is being computed
     void (*seen)(const Film *, int); // called after each frame; may be NULL
 };
 // From film_begin() to film_end() one call of sample(m, o, ...) is filmed.

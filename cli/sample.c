@@ -180,8 +180,8 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
                  times.text_s, times.unet_step_s, times.vae_s, (double)backend.peak() / 1e6);
 }
 
-// A row of pictures for each system: the model as it is (and with --lora), and with each adapter of --compare.
-// What the request leaves open each system decides for itself.
+// A row of pictures for each system: the model as it is (and with --lora), and with each adapter of
+// --compare. What the request leaves open each system decides for itself.
 static void compare(const Request *asked) {
     int rows = asked->compare.count + 1, columns = asked->count;
     Image **tiles = xcalloc((size_t)(rows * columns), sizeof *tiles);
@@ -200,8 +200,9 @@ static void compare(const Request *asked) {
             if (image->width != tiles[0]->width || image->height != tiles[0]->height)
                 die("--compare: the systems draw pictures of different sizes");
         }
-        note("row %d: %s, %s, %d steps, guidance %g: %.3f s a picture", i + 1, i ? r.compare.at[i - 1] : r.model,
-             samplers[r.how.scheduler].title, r.how.steps, r.cfg, (seconds() - begun) / columns);
+        note("row %d: %s, %s, %d steps, guidance %g: %.3f s a picture", i + 1,
+             i ? r.compare.at[i - 1] : r.model, samplers[r.how.scheduler].title, r.how.steps, r.cfg,
+             (seconds() - begun) / columns);
         model_free(m);
     }
     image_save_png(asked->output, picture_grid(tiles, rows, columns), NULL);

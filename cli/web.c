@@ -11,13 +11,11 @@
 #include <unistd.h>
 
 // Module.handOver(name, step, a copy of the numbers)
-EM_JS(void, hand_over, (const char *name, int step, const float *x, int count), {
-    Module.handOver(UTF8ToString(name), step, HEAPF32.slice(x >> 2, (x >> 2) + count));
-})
+EM_JS(void, hand_over, (const char *name, int step, const float *x, int count),
+      { Module.handOver(UTF8ToString(name), step, HEAPF32.slice(x >> 2, (x >> 2) + count)); })
 // Module.handPicture(bytes, width, height), 3 bytes a pixel
-EM_JS(void, hand_picture, (const unsigned char *rgb, int width, int height), {
-    Module.handPicture(HEAPU8.slice(rgb, rgb + 3 * width * height), width, height);
-})
+EM_JS(void, hand_picture, (const unsigned char *rgb, int width, int height),
+      { Module.handPicture(HEAPU8.slice(rgb, rgb + 3 * width * height), width, height); })
 
 static void give(Image *image) {
     hand_picture(image->rgb, image->width, image->height);
@@ -27,7 +25,8 @@ static void give(Image *image) {
 EMSCRIPTEN_KEEPALIVE void web_start(void) { backend_init(1); }
 
 // A file of the page becomes one of the program's, in memory: its gzip, or where it links to.
-EMSCRIPTEN_KEEPALIVE void web_file(const char *path, const unsigned char *gzip, int bytes, const char *target) {
+EMSCRIPTEN_KEEPALIVE void web_file(const char *path, const unsigned char *gzip, int bytes,
+                                   const char *target) {
     char *folder = format("%.*s", (int)(strrchr(path, '/') - path), path);
     make_directories(folder);
     if (!bytes && symlink(target, path)) die("cannot make the link %s", path);
@@ -51,8 +50,9 @@ EMSCRIPTEN_KEEPALIVE char *web_about(const Model *m) {
     Scheduler s;
     scheduler_init(&s, sample_scheduler(m, &o));
     hand_over("alphas", 0, s.alphas_cumprod, s.config.num_train_timesteps);
-    char *text = format("{\"steps\": %d, \"cfg\": %g, \"size\": %d, \"sampler\": %d, \"tokens\": %d}", o.steps,
-                        (double)o.cfg, o.width, s.config.kind, m->text_config.max_position_embeddings);
+    char *text =
+        format("{\"steps\": %d, \"cfg\": %g, \"size\": %d, \"sampler\": %d, \"tokens\": %d}", o.steps,
+               (double)o.cfg, o.width, s.config.kind, m->text_config.max_position_embeddings);
     scheduler_free(&s);
     return text;
 }
@@ -102,7 +102,8 @@ EMSCRIPTEN_KEEPALIVE void web_decode(const Model *m, const float *latents) {
 }
 
 // Where the consistency function of an LCM puts the end of the path that leads through z at timestep t.
-EMSCRIPTEN_KEEPALIVE void web_consistency(const Model *m, const char *caption, const float *z, int t, float cfg) {
+EMSCRIPTEN_KEEPALIVE void web_consistency(const Model *m, const char *caption, const float *z, int t,
+                                          float cfg) {
     Lcm l;
     Scope scope = scope_begin();
     int side = m->unet_config.sample_size, c = m->unet_config.in_channels;
@@ -171,13 +172,18 @@ EMSCRIPTEN_KEEPALIVE void web_score(int index, unsigned char *rgb) {
     give(real);
 }
 
-// {"count": 50, "fidelity": 0.87, "ceiling": 0.99, "fid": [drawn, true scenes]}, the last one if asked for.
+// {"count": 50, "fidelity": 0.87, "ceiling": 0.99} and, if asked for, {"precision": 0.7, "recall": 0.5,
+// "fid": [drawn, true scenes]}: the neighbours are as many true scenes.
 EMSCRIPTEN_KEEPALIVE char *web_scores(int fid) {
     char *text = format("{\"count\": %ld, \"fidelity\": %.4f, \"ceiling\": %.4f", scores.sets[0].count,
                         (double)scores.right / (scores.asked ? scores.asked : 1), scores.judge->ceiling);
+    Neighbours near = {0};
+    if (fid) near = fid_neighbours(&scores.sets[1], &scores.sets[0]);
+    if (fid) format_more(&text, ", \"precision\": %.3f, \"recall\": %.3f", near.precision, near.recall);
     for (int i = 0; fid && i < 2; i++) {
         FidSet s = {.dim = scores.sets[i].dim};
-        moments_begin(&s), moments_add(&s, scores.sets[i].features, (int)scores.sets[i].count), moments_end(&s);
+        moments_begin(&s), moments_add(&s, scores.sets[i].features, (int)scores.sets[i].count),
+            moments_end(&s);
         format_more(&text, "%s%.2f", i ? ", " : ", \"fid\": [", fid_distance(&s, &scores.reference));
         fid_set_free(&s);
     }

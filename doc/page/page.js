@@ -519,14 +519,14 @@ onClick("judge", () => task("Drawing and measuring; Stop ends it.", async () => 
         const due = i + 1 >= FIRST && (i + 1 - FIRST) % EVERY == 0
         const s = JSON.parse(await call("web_scores", [+due], "string"))
         if (due) {
-            fids.push([s.count, ...s.fid])
+            fids.push([s.count, ...s.fid, s.precision, s.recall])
             chart($("fid"), "FID by number of pictures", ["drawn", "true scenes"].map((label, k) =>
                 ({label, dash: k ? "6 3" : "", points: fids.map(f => [f[0], f[k + 1]])})), {x: "pictures", y: "FID", W: WIDE})
         }
         const fid = fids[fids.length - 1], left = FIRST - s.count
         $("scores").textContent = `${s.count} picture${s.count > 1 ? "s" : ""}; fidelity ${s.fidelity.toFixed(3)} ` +
             `(the judge finds ${s.ceiling.toFixed(3)} in true scenes); ` + (fid ? `FID of ${fid[0]} pictures ${fid[1].toFixed(1)}, ` +
-            `of as many true scenes ${fid[2].toFixed(1)}` : `FID in ${left} more`)
+            `of as many true scenes ${fid[2].toFixed(1)}, precision ${fid[3].toFixed(2)}, recall ${fid[4].toFixed(2)}` : `FID in ${left} more`)
     }
 }))
 

@@ -206,7 +206,8 @@ static const char *check_jpeg(const unsigned char *bytes, size_t size, Claims *c
         at += 1 + length;
     }
     claims->memory = progressive ? 3 * components + 3 : components + 3; // coefficients, channels, colours
-    if ((uint64_t)scans * claims->width * claims->height > MAX_SCANNED) return because("it has %zu scans", scans);
+    if ((uint64_t)scans * claims->width * claims->height > MAX_SCANNED)
+        return because("it has %zu scans", scans);
     if (!scans) return because("it is damaged: it ends before the picture begins");
     // stb takes four channels without this marker for colours of another kind.
     if (components == 4 && !adobe) return because("a CMYK JPEG without Adobe's marker is not supported");
@@ -386,7 +387,7 @@ void image_save_png(const char *path, const Image *image, const char *parameters
     unsigned char *png = png_of(path, image, &size);
     Output *o = output_open(path);
     output_write(o, png, PNG_HEAD);
-    if (parameters) { // before the pixels: found early
+    if (parameters) {                                         // before the pixels: found early
         static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
         static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
         size_t length = strlen(parameters), n;
@@ -409,8 +410,8 @@ static unsigned char *put_big_endian(unsigned char *at, uint32_t v, int bytes) {
     return at + bytes;
 }
 
-// An animated PNG (PNG, third edition, 2025): acTL says how many frames, fcTL precedes each, and the pixels of
-// all but the first are in fdAT, which is IDAT with a number before it.
+// An animated PNG (PNG, third edition, 2025): acTL says how many frames, fcTL precedes each, and the pixels
+// of all but the first are in fdAT, which is IDAT with a number before it.
 void image_save_film(const char *path, Image *const *frames, int count, int frame_ms, int last_ms) {
     Output *o = output_open(path);
     uint32_t number = 0;

@@ -1,5 +1,5 @@
-// film.c: what `sd sample --film` and the page see inside, beside hooks in diffusers: make_film_fixture.py wrote
-// test/fixtures/film.safetensors, with the made weights of `sd synth --arch tiny`.
+// film.c: what `sd sample --film` and the page see inside, beside hooks in diffusers: make_film_fixture.py
+// wrote test/fixtures/film.safetensors, with the made weights of `sd synth --arch tiny`.
 //     build/test/cli/film                     that
 //     build/test/cli/film MODEL FIXTURE       another model, by the same script
 #define _DEFAULT_SOURCE // mkdtemp
@@ -30,7 +30,8 @@ static void film_against_diffusers(const char *model, const char *fixture) {
     Store *s = store_open(fixture);
     Model *m = model_load(model, NULL, NEED_ALL);
     SampleOptions o = sample_defaults(m);
-    o.prompt = "a child in a pink dress", o.steps = 2, o.cfg = 4, o.seed = 5, o.scheduler = DDIM, o.progress = false;
+    o.prompt = "a child in a pink dress", o.steps = 2, o.cfg = 4, o.seed = 5, o.scheduler = DDIM,
+    o.progress = false;
     Film *f = film_begin(m, &o, NULL);
     Image *image = sample(m, o, NULL);
     film_end();
@@ -45,7 +46,8 @@ static void film_against_diffusers(const char *model, const char *fixture) {
         for (int l = 0; l < MAX_LEVELS; l++) {
             if (!frame->attention[l]) continue;
             char *name = format("attention.%d", l);
-            compare(s, i, name, frame->attention[l], (size_t)(f->tokens * frame->height[l] * frame->width[l]));
+            compare(s, i, name, frame->attention[l],
+                    (size_t)(f->tokens * frame->height[l] * frame->width[l]));
             free(name), levels++;
         }
         check(levels == m->unet_config.levels, "maps of each level");
