@@ -19,8 +19,8 @@ STB_DIRS := /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /u
 STB      = $(firstword $(patsubst %/stb_image.h,%,$(wildcard $(STB_DIRS:%=%/stb_image.h))))
 
 # Everything above lib/nn/kernels.h: the same objects for every backend.
-ABOVE   := $(filter-out lib/nn/ranks_%.c cli/web.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c lib/*.c lib/*/*.c \
-             weights/toy/*.c cli/*.c))
+ABOVE   := $(filter-out lib/nn/ranks_%.c cli/web.c,$(wildcard sd.c samplers.c lcm.c lora.c fid.c \
+             lib/*.c lib/*/*.c weights/toy/*.c cli/*.c))
 MPI     ?= $(NCCL)
 RANKED  := $(if $(MPI),mpi $(if $(NCCL),,host),none)
 ABOVE_O := $(ABOVE:%.c=$(BUILD)/%.o) $(RANKED:%=$(BUILD)/lib/nn/ranks_%.o)
@@ -201,10 +201,10 @@ exercise: $(ABOVE_O) $(CPU_O) $(BUILD)/doc/exercises/check.o
 # kernels come twice, with SIMD and without. EMCC=... chooses another compiler.
 EMCC  ?= emcc
 web: sd
-	@command -v $(EMCC) >/dev/null || { echo "make web needs emscripten: sudo apt-get install emscripten"; exit 1; }
+	@command -v $(EMCC) >/dev/null || { echo "needs emscripten: sudo apt-get install emscripten"; exit 1; }
 	@$(MAKE) BUILD=build/web CC=$(EMCC) CFLAGS=-O3 OPENMP= MPI= ISAS=portable build/sd.html
 WEB_O := $(filter-out $(BUILD)/cli/%,$(ABOVE_O)) $(patsubst %,$(BUILD)/cpu/%.o,plain memory cpu) \
-           $(BUILD)/cli/film.o $(BUILD)/cli/web.o
+           $(patsubst %,$(BUILD)/cli/%.o,captions film web)
 $(BUILD)/cpu/fast.simd.o: cpu/fast.c
 	@mkdir -p $(@D)
 	$(call say,cc,$< (simd))$(CC) $(BASE) $(CFLAGS) -msimd128 -DISA=portable -c $< -o $@

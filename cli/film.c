@@ -1,5 +1,6 @@
 // film.c: what happens inside while a picture is drawn. See film.h.
 #include "film.h"
+#include "captions.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -103,8 +104,8 @@ Film *film_begin(const Model *m, const SampleOptions *o, void (*seen)(const Film
         .model = m, .h = o->height / 8, .w = o->width / 8, .c = m->unet_config.in_channels, .seen = seen};
     scheduler_init(&film->schedule, sample_scheduler(m, o));
     scheduler_set_timesteps(&film->schedule, o->steps);
-    int run = (int)(o->steps * o->strength); // as first_latents() skips
-    if (o->init && run < o->steps) scheduler_skip(&film->schedule, o->steps - run);
+    int run = o->init ? (int)(o->steps * o->strength) : o->steps; // as first_latents() skips
+    if (run < o->steps) scheduler_skip(&film->schedule, o->steps - run);
     film->steps = film->schedule.count - film->schedule.at;
     trace_sink = sink;
     return film;
@@ -131,26 +132,6 @@ Image *film_decode(const Film *f, const float *latents) {
     return image;
 }
 
-// ---- words ------------------------------------------------------------------------------------------------
-
-// CLIP's tokenizer joins no letters across a blank, so each word has as many tokens as it has alone.
-Word *caption_words(const Model *m, const char *caption, int *count) {
-    int room = m->text_config.max_position_embeddings, *ids = xmalloc((size_t)room * sizeof *ids), at = 1;
-    Word *words = NULL;
-    size_t length;
-    *count = 0;
-    for (; *(caption += strspn(caption, " \t\r\n")); caption += length) {
-        length = strcspn(caption, " \t\r\n");
-        Word w = {format("%.*s", (int)length, caption), at, 0};
-        w.count = tokenizer_encode(m->tokenizer, w.text, ids, room, NULL) - 2;
-        if (at + w.count > room - 1) w.count = room - 1 - at > 0 ? room - 1 - at : 0; // cut off
-        words = xrealloc(words, (size_t)(*count + 1) * sizeof *words);
-        words[(*count)++] = w, at += w.count;
-    }
-    free(ids);
-    return words;
-}
-
 // ---- pictures ---------------------------------------------------------------------------------------------
 
 Image *picture_grid(Image *const *tiles, int rows, int columns) {
@@ -164,6 +145,20 @@ Image *picture_grid(Image *const *tiles, int rows, int columns) {
             memcpy(grid->rgb + 3 * (row * grid->width + column), tiles[i]->rgb + 3 * y * w, 3 * (size_t)w);
         }
     return grid;
+}
+
+// Two pixels a character, one above the other: an upper half block in the one's colour on the other's.
+void picture_preview(const Image *image) {
+    int columns = 64, rows = columns * image->height / image->width / 2 * 2;
+    Image *small = image_resize(image, columns, rows, RESIZE_BICUBIC);
+    for (int y = 0; y + 1 < small->height; y += 2) {
+        for (int x = 0; x < columns; x++) {
+            const unsigned char *a = small->rgb + 3 * (y * columns + x), *b = a + 3 * columns;
+            fprintf(stderr, "\033[38;2;%d;%d;%dm\033[48;2;%d;%d;%dm▀", a[0], a[1], a[2], b[0], b[1], b[2]);
+        }
+        fputs("\033[0m\n", stderr);
+    }
+    image_free(small);
 }
 
 void film_save(const Film *f, const char *path) {

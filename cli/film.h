@@ -31,12 +31,6 @@ void film_end(void);
 void film_free(Film *f);
 Image *film_decode(const Film *f, const float *latents); // as a picture
 
-// A caption's words, with where their tokens stand.
-typedef struct {
-    char *text;
-    int from, count;
-} Word;
-Word *caption_words(const Model *m, const char *caption, int *count);
 int level_of(const char *module, const UNetConfig *u); // of a block of the UNet; others count as level 0
 
 // FILE.png: the pictures expected at each step, one after another. FILE-strip.png: 8 of them in a row.
@@ -44,5 +38,6 @@ void film_save(const Film *f, const char *path);
 // A grid: what each word (a row) does at each level (a column), over the picture.
 void film_save_attention(const Film *f, const char *caption, const Image *picture, const char *path);
 Image *picture_grid(Image *const *tiles, int rows, int columns); // all of one size, with a white line between
+void picture_preview(const Image *image);                        // in the terminal
 
 #endif

@@ -1,4 +1,5 @@
 // sample.c: `sd sample`, options -> Phase 1 -> PNG. See ../sd.c for what happens in between.
+#include "captions.h"
 #include "commands.h"
 #include "film.h"
 #include "lib/nn/ranks.h"
@@ -6,7 +7,6 @@
 #include "recipe.h"
 #include "verify.h"
 
-#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,69 +20,6 @@ typedef struct {
     int count;
     bool keep, preview, json;
 } Request;
-
-// Two pixels a character, one above the other: an upper half block in the one's colour on the other's.
-static void preview(const Image *image) {
-    int columns = 64, rows = columns * image->height / image->width / 2 * 2;
-    Image *small = image_resize(image, columns, rows, RESIZE_BICUBIC);
-    for (int y = 0; y + 1 < small->height; y += 2) {
-        for (int x = 0; x < columns; x++) {
-            const unsigned char *a = small->rgb + 3 * (y * columns + x), *b = a + 3 * columns;
-            fprintf(stderr, "\033[38;2;%d;%d;%dm\033[48;2;%d;%d;%dm▀", a[0], a[1], a[2], b[0], b[1], b[2]);
-        }
-        fputs("\033[0m\n", stderr);
-    }
-    image_free(small);
-}
-
-enum { MOST_PICTURES = 1000000 };
-
-static char **read_lines(const char *path, int *count) {
-    size_t bytes;
-    char *text = read_file(path, &bytes), **lines = NULL;
-    *count = 0;
-    const char *line;
-    size_t length;
-    for (const char *at = text; next_line(&at, text + bytes, &line, &length);) {
-        if (*count == MOST_PICTURES) die("%s has more than %d captions", path, MOST_PICTURES);
-        if (memchr(line, 0, length)) die("%s: line %d holds a NUL", path, *count + 1);
-        lines = xrealloc(lines, (size_t)(*count + 1) * sizeof *lines);
-        lines[(*count)++] = format("%.*s", (int)length, line);
-    }
-    if (!*count) die("%s holds no caption", path);
-    return lines;
-}
-
-static void check_text(const char *where, const char *text) {
-    size_t at;
-    if (text && !utf8_valid(text, strlen(text), &at))
-        die("%s: the text is not UTF-8: byte %zu, 0x%02x", where, at, (unsigned char)text[at]);
-}
-
-// A model that was trained on few words lists them, a line each, beside its tokenizer. Of other words it
-// knows the letters at most, so they are named. `folder` is the tokenizer's; texts (count) may hold NULLs.
-static void note_new_words(const char *folder, const char *const *texts, int count) {
-    static const char between[] = " \t\n\r.,;:!?\"'()[]-/0123456789";
-    char *list = format("%s/words.txt", folder), *fresh = xstrdup("");
-    size_t bytes, length;
-    if (!file_exists(list)) return;
-    Names known = {0}; // and those that were named
-    const char *words = read_file(list, &bytes), *line;
-    for (const char *at = words; next_line(&at, words + bytes, &line, &length);)
-        names_set(&known, line, length, 0);
-    for (int i = 0; i < count; i++) {
-        char *text = xstrdup(texts[i] ? texts[i] : "");
-        for (char *c = text; *c; c++) *c = (char)tolower((unsigned char)*c);
-        for (const char *at = text; *(at += strspn(at, between)); at += length) {
-            length = strcspn(at, between);
-            if (names_get(&known, at, length) >= 0) continue;
-            names_set(&known, at, length, 0);
-            format_more(&fresh, "%s%.*s", *fresh ? ", " : "", (int)length, at);
-        }
-    }
-    if (*fresh)
-        note("the model was trained without these words (%s lists those that it knows): %s", list, fresh);
-}
 
 // What --json prints. paths, picture_s (count): where each picture is, and how long until it was written.
 static void print_figures(char *const *paths, const double *picture_s, int count, double whole_s,
@@ -168,7 +105,7 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         if (r->dump) trace_save(r->dump, o, m);
         image_save_png(paths[i], image, text);
         free(text);
-        if (r->preview) preview(image);
+        if (r->preview) picture_preview(image);
         if (original && i == 0) recipe_compare(image, original, r->again);
         image_free(image);
         picture_s[i] = seconds() - begun;

@@ -1,6 +1,7 @@
 // web.c: the front door of the page (doc/page/): what a browser's script calls, compiled by `make web` to
 // WebAssembly. What is computed and seen goes to the script through hand_over(); what happens inside is seen
 // as `sd sample --film` sees it. A mistake ends the program as everywhere; the page then starts it again.
+#include "captions.h"
 #include "film.h"
 #include "weights/toy/judge.h"
 #include "weights/toy/scenes.h"

@@ -5,7 +5,8 @@
 build=$1 here=doc/page
 
 packed() { # TYPE NAME FILE: of a link only where it leads to
-    if [ -L "$3" ]; then printf '<script type="%s" data-name="%s" data-link="%s"></script>\n' "$1" "$2" "$(readlink "$3")"
+    if [ -L "$3" ]; then
+        printf '<script type="%s" data-name="%s" data-link="%s"></script>\n' "$1" "$2" "$(readlink "$3")"
     else
         printf '<script type="%s" data-name="%s">' "$1" "$2"
         gzip -9 -n -c "$3" | base64 | tr -d '\n'
@@ -16,10 +17,11 @@ packed() { # TYPE NAME FILE: of a link only where it leads to
 stop() { # from the tag to the end of what it stands in
     file=$(grep -l "// \[$1\]" ./*.c lib/*/*.c cpu/*.c cli/*.c | head -n 1)
     file=${file#./}
-    printf '<details class="code"><summary>In the code: <code>%s</code>, stop %s of the reading path</summary>\n' \
-        "$file" "$1"
-    printf '<p><a href="../%s">Open %s</a></p><pre tabindex="0" aria-label="The code at stop %s">' "$file" "$file" "$1"
-    awk -v tag="// [$1]" 'index($0, tag) { on = 1 } on { print } on && /^}|[^ ].*}$/ && !/^ / { exit }' "$file" |
+    printf '<details class="code"><summary>In the code: <code>%s</code>, stop %s of the ' "$file" "$1"
+    printf 'reading path</summary>\n<p><a href="../%s">Open %s</a></p>' "$file" "$file"
+    printf '<pre tabindex="0" role="region" aria-label="The code at stop %s">' "$1"
+    awk -v tag="// [$1]" '
+        index($0, tag) { on = 1 } on { print } on && /^}|[^ ].*}$/ && !/^ / { exit }' "$file" |
         sed 's/&/\&amp;/g; s/</\&lt;/g'
     printf '</pre></details>\n'
 }

@@ -3,6 +3,7 @@
 //     build/test/cli/film                     that
 //     build/test/cli/film MODEL FIXTURE       another model, by the same script
 #define _DEFAULT_SOURCE // mkdtemp
+#include "cli/captions.h"
 #include "cli/film.h"
 #include "test/test.h"
 
