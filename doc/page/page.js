@@ -152,7 +152,7 @@ function cell(row, text, sharp = false) {
             context.drawImage(small, 0, 0, canvas.width, canvas.height)
         }
         caption.textContent = words
-        canvas.setAttribute("aria-label", label)
+        canvas.setAttribute("aria-label", label || "nothing yet")
     }
     show(null, row.localName == "td" ? "" : text, null, text)
     return show

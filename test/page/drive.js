@@ -231,6 +231,11 @@ async function with_(settings, work) {
         await idle(page)
         check(/^Drawn/.test(await text(page, "state")), "which draws, too")
     })
+    await with_({flags: ["--js-flags=--wasm-max-mem-pages=2000"]}, async page => {
+        await page.visit(url)
+        await page.until(`/cannot start here: .* about 500 MB/.test(${state}.textContent)`, SLOW, "little memory")
+        passed++
+    })
     console.log(`${passed} passed, ${failed} failed, 0 skipped`)
     process.exit(failed ? 1 : 0)
 })()

@@ -1,9 +1,10 @@
-# make_film_fixture.py: what diffusers sees inside while it draws: latents, predicted noise, the picture expected
-# (x0) and the maps of cross-attention, as cli/film.c has them. It writes test/fixtures/film.safetensors, which
-# test/cli/film.c reads. Any other model is compared live:
+# make_film_fixture.py: what diffusers sees inside while it draws: latents, predicted noise, the picture
+# expected (x0) and the maps of cross-attention, as cli/film.c has them. It writes
+# test/fixtures/film.safetensors, which test/cli/film.c reads. Any other model is compared live:
 #
 #     ./sd synth run/made --arch tiny && python make_film_fixture.py run/made test/fixtures/film.safetensors
-#     python make_film_fixture.py weights/tiny /tmp/film.safetensors && build/test/cli/film weights/tiny /tmp/film.safetensors
+#     python make_film_fixture.py weights/tiny /tmp/film.safetensors
+#     build/test/cli/film weights/tiny /tmp/film.safetensors
 import re
 import sys
 
@@ -58,7 +59,8 @@ def main(model, output):
 
     pipe.scheduler.step = stepped
     pipe.set_progress_bar_config(disable=True)
-    pipe(CAPTION, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(SEED))
+    generator = torch.Generator().manual_seed(SEED)
+    pipe(CAPTION, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
     save_file({k: v.contiguous() for k, v in seen.items()}, output)
 
 
