@@ -17,8 +17,8 @@ function say(text, wrong = false) {
 }
 
 // True if the browser runs 4 lanes at once: it takes a module with one such instruction.
-const simd = location.hash != "#scalar" && WebAssembly.validate(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96,
-    0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]))
+const simd = location.hash != "#scalar" && WebAssembly.validate(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5,
+    1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]))
 
 function startWorker() {
     const text = kind => document.querySelector(`script[type="text/${kind}"]`).textContent
@@ -61,18 +61,22 @@ async function call(name, args, returns, seen) {
 // The page's files whose names begin so, when they are first needed.
 async function files(start) {
     await started
-    const list = [...document.querySelectorAll(`script[data-name^="${start}"]`)]
-    await post({call: "unpack", files: list.map(e => ({name: e.dataset.name, text: e.textContent, link: e.dataset.link}))})
+    const fileOf = ({dataset: {name, link}, textContent: text}) => ({name, link, text})
+    const list = [...document.querySelectorAll(`script[data-name^="${start}"]`)].map(fileOf)
+    await post({call: "unpack", files: list})
 }
 
-const model = path => loads[path] ||= files(`${path}/`).then(() => call("web_model", [path])).then(async m => {
-    const it = {m}
-    it.about = JSON.parse(await call("web_about", [m], "string", ({data}) => it.alphas = data))
+async function load(path) {
+    await files(`${path}/`)
+    const it = {m: await call("web_model", [path])}
+    it.about = JSON.parse(await call("web_about", [it.m], "string", ({data}) => it.alphas = data))
     return it
-})
+}
+const model = path => loads[path] ||= load(path)
 const teacher = () => model("weights/tiny")
 async function systemCalled(name) {
-    const base = await teacher(), it = name == "lcm" ? await model("weights/tiny-lcm") : base // which has links to it
+    const base = await teacher() // to which the LCM's folder has links
+    const it = name == "lcm" ? await model("weights/tiny-lcm") : base
     if (name != "lora") return {...it, lora: 0, ...it.about}
     const file = "weights/tiny-lcm-lora-8k.safetensors"
     loads.lora ||= files(file).then(() => call("web_lora", [it.m, file]))
@@ -88,7 +92,7 @@ function imageOf(rgb, width, height) {
     return Object.assign(image, {rgb})
 }
 
-// Draws a picture: {picture, frames, end, ms}. A frame is what cli/film.h calls one; onFrame is called after each.
+// Draws a picture: {picture, frames, end, ms}. A frame is what cli/film.h calls one; onFrame comes after each.
 async function draw(system, caption, seed, {onFrame, filmed = !!onFrame, ...how} = {}) {
     const o = {...system, ...how}, film = {frames: [], caption, o}, begun = performance.now()
     let frame = {attention: []}
@@ -116,8 +120,8 @@ async function decode(latents) {
 function tiles(latents) {
     const side = Math.sqrt(latents.length / 4), image = new ImageData(2 * side, 2 * side)
     latents.forEach((x, i) => {
-        const c = i % 4, p = i >> 2, column = p % side + side * (c % 2), row = (p / side | 0) + side * (c >> 1)
-        const gray = 255 * (x + 3) / 6
+        const c = i % 4, p = i >> 2, gray = 255 * (x + 3) / 6
+        const column = p % side + side * (c % 2), row = (p / side | 0) + side * (c >> 1)
         image.data.set([gray, gray, gray, 255], 4 * (row * 2 * side + column))
     })
     return image
@@ -136,9 +140,8 @@ function heat(map) {
 
 // A canvas with a caption in a row: show(image, text) fills both.
 function cell(row, text, sharp = false) {
-    const figure = row.appendChild(document.createElement("figure")), canvas = document.createElement("canvas")
-    const caption = row.localName == "td" ? document.createElement("span") : document.createElement("figcaption")
-    figure.append(canvas, caption)
+    const [figure, canvas, caption] = ["figure", "canvas", "figcaption"].map(e => document.createElement(e))
+    row.append(figure), figure.append(canvas, caption)
     canvas.setAttribute("role", "img"), canvas.className = sharp ? "sharp" : ""
     const show = (image, words, over, label = words) => {
         canvas.width = image ? image.width : 1, canvas.height = image ? image.height : 1
@@ -164,6 +167,11 @@ const cells = (id, texts, sharp = 0) => texts.map((text, i) => cell($(id), text,
 const BUTTONS = "#draw button:not(.stop), #guide, #race, #paths, #judge"
 let running = false
 
+function sayWhy(error) {
+    if (error instanceof Stopped) say("Stopped.")
+    else say(`The program ended: ${error.message}.`, true)
+}
+
 // One long thing at a time. Stop ends the program; it is ready again a moment later.
 async function task(what, work) {
     if (running) return
@@ -177,8 +185,7 @@ async function task(what, work) {
     try {
         say(await work() || "Done.")
     } catch (error) {
-        if (error instanceof Stopped) say("Stopped.")
-        else say(`The program ended: ${error.message}.`, true)
+        sayWhy(error)
     }
     busy(false)
 }
@@ -191,7 +198,7 @@ function latest(work) {
         if (going) return
         for (going = true; wanted;) {
             wanted = false
-            await work().catch(error => error instanceof Stopped || say(`The program ended: ${error.message}.`, true))
+            await work().catch(sayWhy)
         }
         going = false
     }
@@ -206,7 +213,8 @@ function numberIn(id) {
     say(`${name}: a ${e.step == "1" ? "whole " : ""}number from ${e.min} to ${e.max} is expected`, true)
     throw new RangeError(name)
 }
-const captionNow = () => new TextDecoder().decode(new TextEncoder().encode($("caption").value)) // no half characters
+const whole = text => new TextDecoder().decode(new TextEncoder().encode(text)) // without half characters
+const captionNow = () => whole($("caption").value)
 const onClick = (id, work) => $(id).addEventListener("click", () => {
     try { work() } catch (error) { if (!(error instanceof RangeError)) throw error }
 })
@@ -229,18 +237,18 @@ function markUnknown() {
     if (unknown.length > 12) $("unknown").append(`and ${unknown.length - 12} more`)
 }
 
-const [showLatents, showNoise, showExpected, showSoFar] =
-    cells("film", ["the latents, four channels", "the noise predicted", "the picture expected", "the picture so far"], 2)
+const FOUR = ["the latents, four channels", "the noise predicted", "the picture expected", "the picture so far"]
+const [showLatents, showNoise, showExpected, showSoFar] = cells("film", FOUR, 2)
 
 const showStep = latest(async () => {
     const i = +$("step").value, at = film.frames[i], last = film.frames.length
-    $("step-text").textContent = at ? `step ${i + 1} of ${last}, timestep ${Math.round(at.t)}` : `the end, after ${last} steps`
-    showLatents(tiles(at ? at.z : film.end), "the latents, four channels")
-    showNoise(at ? tiles(at.noise) : null, at ? "the noise predicted" : "no noise is left")
-    if (!at) showExpected(film.picture, "the picture"), showSoFar(film.picture, "the picture")
-    if (!at) return
-    showExpected(await decode(at.x0), "the picture expected")
-    showSoFar(await decode(at.z), "the picture so far")
+    $("step-text").textContent =
+        at ? `step ${i + 1} of ${last}, timestep ${Math.round(at.t)}` : `the end, after ${last} steps`
+    showLatents(tiles(at ? at.z : film.end), FOUR[0])
+    showNoise(at ? tiles(at.noise) : null, at ? FOUR[1] : "no noise is left")
+    if (!at) return showExpected(film.picture, "the picture"), showSoFar(film.picture, "the picture")
+    showExpected(await decode(at.x0), FOUR[2])
+    showSoFar(await decode(at.z), FOUR[3])
 })
 
 $("draw").noValidate = true
@@ -254,12 +262,13 @@ $("draw").addEventListener("submit", event => {
 const drawFilm = (caption, seed, how) => task("Drawing …", async () => {
     const onFrame = ({frames}) => {
         const at = frames[frames.length - 1]
-        showLatents(tiles(at.z), "the latents, four channels"), showNoise(tiles(at.noise), "the noise predicted")
+        showLatents(tiles(at.z), FOUR[0]), showNoise(tiles(at.noise), FOUR[1])
         $("step-text").textContent = `step ${frames.length} of ${how.steps}`
     }
     const system = await systemCalled("teacher")
     film = await draw(system, caption, seed, {onFrame, ...how})
-    const last = film.frames.length, words = JSON.parse(await call("web_words", [system.m, caption], "string"))
+    const last = film.frames.length
+    const words = JSON.parse(await call("web_words", [system.m, caption], "string"))
     for (const id of ["attention-step", "guide-step", "place"]) range(id, last - 1, last >> 1)
     range("step", last, last), range("timestep", film.o.alphas.length - 1, $("timestep").value)
     listWords(words.filter(w => w[2]))
@@ -308,7 +317,8 @@ function showAttention() {
 
 const SCALES = [1, 2, 4, 8, 12]
 const showScales = cells("scales", SCALES.map(w => `scale ${w}`))
-const showParts = cells("difference", ["expected without the caption", "expected with it", "where they differ"])
+const PARTS = ["expected without the caption", "expected with it", "where they differ"]
+const showParts = cells("difference", PARTS)
 
 onClick("guide", () => {
     const seed = numberIn("seed"), caption = captionNow()
@@ -331,11 +341,11 @@ const showDifference = latest(async () => {
     film.parts ||= new Map // by step
     const i = +$("guide-step").value
     if (!film.parts.has(i)) film.parts.set(i, [parts.slice(0, n), parts.slice(n)])
-    const [without, with_] = await Promise.all(film.parts.get(i).map(decode)), difference = new Float32Array(without.width ** 2)
+    const [without, with_] = await Promise.all(film.parts.get(i).map(decode))
+    const difference = new Float32Array(without.width * without.height)
     without.rgb.forEach((x, k) => difference[k / 3 | 0] += Math.abs(x - with_.rgb[k]))
-    showParts[0](without, "expected without the caption")
-    showParts[1](with_, "expected with it")
-    showParts[2](heat(difference), `where they differ, at step ${i + 1}`)
+    showParts[0](without, PARTS[0]), showParts[1](with_, PARTS[1])
+    showParts[2](heat(difference), `${PARTS[2]}, at step ${i + 1}`)
 })
 
 // ---- 4. Fifty steps become four ---------------------------------------------------------------------------
@@ -344,7 +354,8 @@ const SYSTEMS = {teacher: "teacher, DDIM", lcm: "LCM", lora: "LCM-LoRA"}, FEW = 
 const race = {}
 {
     const table = $("systems").appendChild(document.createElement("table"))
-    const heading = (row, text, scope) => row.appendChild(Object.assign(document.createElement("th"), {textContent: text, scope}))
+    const heading = (row, textContent, scope) =>
+        row.append(Object.assign(document.createElement("th"), {textContent, scope}))
     const top = table.createTHead().insertRow(), body = table.createTBody()
     heading(top, "system", "col")
     for (const n of FEW) heading(top, `${n} step${n > 1 ? "s" : ""}`, "col")
@@ -369,14 +380,16 @@ onClick("race", () => {
     })
 })
 
-const showEnds = cells("ends", ["the picture so far", "the teacher expects", "the consistency function names"])
+const ENDS = ["the picture so far", "the teacher expects", "the consistency function names"]
+const showEnds = cells("ends", ENDS)
 const showPlace = latest(async () => {
     const i = +$("place").value, at = film.frames[i], {m, cfg} = await systemCalled("lcm")
     if (!at.consistent)
-        await call("web_consistency", [m, film.caption, at.z, Math.round(at.t), cfg], null, ({data}) => at.consistent = data)
+        await call("web_consistency", [m, film.caption, at.z, Math.round(at.t), cfg], null,
+            ({data}) => at.consistent = data)
     showEnds[0](await decode(at.z), `step ${i + 1}, timestep ${Math.round(at.t)}`)
-    showEnds[1](await decode(at.x0), "the teacher expects")
-    showEnds[2](await decode(at.consistent), "the consistency function names")
+    showEnds[1](await decode(at.x0), ENDS[1])
+    showEnds[2](await decode(at.consistent), ENDS[2])
 })
 
 // ---- 5. Noise and samplers --------------------------------------------------------------------------------
@@ -398,17 +411,19 @@ function chart(parent, label, lines, {x = "", y = "", dots = true, W = 340} = {}
     const [x0, x1] = ends(0), [y0, y1] = ends(1)
     const at = p => [34 + (W - 44) * (p[0] - x0) / (x1 - x0), H - 24 - (H - 40) * (p[1] - y0) / (y1 - y0)]
     parent.replaceChildren()
-    const root = svg(parent, "svg", {viewBox: `0 0 ${W} ${H + 18 * Math.ceil(lines.length / 2)}`, role: "img", "aria-label": label})
+    const viewBox = `0 0 ${W} ${H + 18 * Math.ceil(lines.length / 2)}`
+    const root = svg(parent, "svg", {viewBox, role: "img", "aria-label": label})
     svg(root, "path", {class: "axis", d: `M34 10V${H - 24}H${W - 10}`})
-    for (const v of [y0, y1]) svg(root, "text", {x: 30, y: at([x0, v])[1] + 4, "text-anchor": "end"}, +v.toFixed(1))
-    for (const v of [x0, x1]) svg(root, "text", {x: at([v, y0])[0], y: H - 8, "text-anchor": v == x0 ? "start" : "end"}, +v.toFixed(1))
-    svg(root, "text", {x: W / 2, y: H - 8, "text-anchor": "middle"}, x), svg(root, "text", {x: 38, y: 12}, y)
+    const write = (x, y, anchor, text) => svg(root, "text", {x, y, "text-anchor": anchor}, text)
+    for (const v of [y0, y1]) write(30, at([x0, v])[1] + 4, "end", +v.toFixed(1))
+    write(34, H - 8, "start", +x0.toFixed(1)), write(W - 10, H - 8, "end", +x1.toFixed(1))
+    write(W / 2, H - 8, "middle", x), write(38, 12, "start", y)
     lines.forEach(({points, label: name, dash = ""}, i) => {
         const colour = `var(--c${i % 5})`, lx = 34 + W / 2 * (i % 2), ly = H + 10 + 18 * (i >> 1)
-        svg(root, "path", {class: "path", d: `M${points.map(p => at(p).map(v => v.toFixed(1))).join("L")}`, stroke: colour, "stroke-dasharray": dash})
-        for (const p of dots ? points : []) svg(root, "circle", {cx: at(p)[0], cy: at(p)[1], r: 2.5, fill: colour})
-        svg(root, "path", {class: "path", d: `M${lx} ${ly - 4}h22`, stroke: colour, "stroke-dasharray": dash})
-        svg(root, "text", {x: lx + 28, y: ly}, name)
+        const stroke = d => svg(root, "path", {class: "path", d, stroke: colour, "stroke-dasharray": dash})
+        stroke(`M${points.map(p => at(p).map(v => v.toFixed(1))).join("L")}`)
+        for (const [cx, cy] of dots ? points.map(at) : []) svg(root, "circle", {cx, cy, r: 2.5, fill: colour})
+        stroke(`M${lx} ${ly - 4}h22`), write(lx + 28, ly, "start", name)
     })
     return {root, at, back: px => x0 + (px - 34) / (W - 44) * (x1 - x0)}
 }
@@ -419,7 +434,8 @@ function showSchedule(alphas) {
     const every = [...alphas.keys()].filter(t => t % 20 == 0 || t == alphas.length - 1)
     schedule = chart($("schedule"), "How much picture and how much noise is in the latents at each timestep", [
         {label: "picture, √ᾱ", points: every.map(t => [t, Math.sqrt(alphas[t])])},
-        {label: "noise, √(1 − ᾱ)", points: every.map(t => [t, Math.sqrt(1 - alphas[t])]), dash: "6 3"}], {x: "timestep", dots: false, W: WIDE})
+        {label: "noise, √(1 − ᾱ)", points: every.map(t => [t, Math.sqrt(1 - alphas[t])]), dash: "6 3"}
+    ], {x: "timestep", dots: false, W: WIDE})
     schedule.handle = svg(schedule.root, "path", {class: "handle"})
     schedule.root.style.cursor = "ew-resize", schedule.root.style.touchAction = "none"
     const pull = event => {
@@ -439,9 +455,10 @@ function moveHandle() {
 const showNoisy = cells("noised", ["the latents", "the same, decoded"], 1)
 const showNoised = latest(async () => {
     moveHandle()
-    const t = +$("timestep").value, a = film.o.alphas[t], noise = film.frames[0].z
-    const z = film.end.map((x, i) => Math.sqrt(a) * x + Math.sqrt(1 - a) * noise[i])
-    showNoisy[0](tiles(z), `timestep ${t}: ${Math.sqrt(a).toFixed(2)} of the picture, ${Math.sqrt(1 - a).toFixed(2)} of the noise`)
+    const t = +$("timestep").value, noise = film.frames[0].z
+    const alpha = Math.sqrt(film.o.alphas[t]), sigma = Math.sqrt(1 - film.o.alphas[t])
+    const z = film.end.map((x, i) => alpha * x + sigma * noise[i])
+    showNoisy[0](tiles(z), `timestep ${t}: ${alpha.toFixed(2)} of the picture, ${sigma.toFixed(2)} of the noise`)
     showNoisy[1](await decode(z), "the same, decoded")
 })
 
@@ -476,13 +493,15 @@ const [oneNumber, twoComponents] = [0, 1].map(() => $("charts").appendChild(docu
 let paths = []
 function showPaths() {
     if (!paths.length) return
-    const k = +$("number").value, line = (points, {sampler}) => ({label: SAMPLERS[sampler], dash: PATHS[sampler], points})
-    chart(oneNumber, `Latent number ${k} on each sampler's way`, paths.map(p => line(p.z.map((z, i) => [p.t[i], z[k] ?? 0]), p)),
-        {x: "timestep", y: `latent number ${k}`})
+    const k = +$("number").value
+    const line = (points, {sampler}) => ({label: SAMPLERS[sampler], dash: PATHS[sampler], points})
+    const values = paths.map(p => line(p.z.map((z, i) => [p.t[i], z[k]]), p))
+    chart(oneNumber, `Latent number ${k} on each sampler's way`, values, {x: "timestep", y: `latent number ${k}`})
     const flat = components(paths.flatMap(p => p.z))
     let at = 0
     chart(twoComponents, "The latents on each sampler's way in two principal components",
-        paths.map(p => line(flat.slice(at, at += p.z.length), p)), {x: "first component", y: "second component"})
+        paths.map(p => line(flat.slice(at, at += p.z.length), p)),
+        {x: "first component", y: "second component"})
 }
 
 onClick("paths", () => {
@@ -520,13 +539,15 @@ onClick("judge", () => task("Drawing and measuring; Stop ends it.", async () => 
         const s = JSON.parse(await call("web_scores", [+due], "string"))
         if (due) {
             fids.push([s.count, ...s.fid, s.precision, s.recall])
-            chart($("fid"), "FID by number of pictures", ["drawn", "true scenes"].map((label, k) =>
-                ({label, dash: k ? "6 3" : "", points: fids.map(f => [f[0], f[k + 1]])})), {x: "pictures", y: "FID", W: WIDE})
+            const line = (label, k) => ({label, dash: k ? "6 3" : "", points: fids.map(f => [f[0], f[k + 1]])})
+            chart($("fid"), "FID by number of pictures", ["drawn", "true scenes"].map(line),
+                {x: "pictures", y: "FID", W: WIDE})
         }
-        const fid = fids[fids.length - 1], left = FIRST - s.count
+        const [n, fid, true_, precision, recall] = fids[fids.length - 1] || []
         $("scores").textContent = `${s.count} picture${s.count > 1 ? "s" : ""}; fidelity ${s.fidelity.toFixed(3)} ` +
-            `(the judge finds ${s.ceiling.toFixed(3)} in true scenes); ` + (fid ? `FID of ${fid[0]} pictures ${fid[1].toFixed(1)}, ` +
-            `of as many true scenes ${fid[2].toFixed(1)}, precision ${fid[3].toFixed(2)}, recall ${fid[4].toFixed(2)}` : `FID in ${left} more`)
+            `(the judge finds ${s.ceiling.toFixed(3)} in true scenes); ` + (!n ? `FID in ${FIRST - s.count} more`
+            : `FID of ${n} pictures ${fid.toFixed(1)}, of as many true scenes ${true_.toFixed(1)}; ` +
+              `precision ${precision.toFixed(2)}, recall ${recall.toFixed(2)}`)
     }
 }))
 
@@ -549,7 +570,8 @@ async function loaded() {
         $("state").dataset.ready = Math.round(performance.now())
         say(simd ? "Ready." : "Ready. This browser has no SIMD, so drawing takes several times as long.")
     } catch (error) {
-        return say(`The page cannot start here: ${error.message}. It needs WebAssembly and about 500 MB of memory.`, true)
+        return say(`The page cannot start here: ${error.message}. ` +
+            "It needs WebAssembly and about 500 MB of memory.", true)
     }
-    if (!running) drawFilm(captionNow(), +$("seed").value, {steps: +$("steps").value, cfg: +$("cfg").value, sampler: +$("sampler").value})
+    if (!running) $("draw").requestSubmit()
 }
