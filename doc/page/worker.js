@@ -30,7 +30,8 @@ function unpack(files) {
     for (const {name, text, link} of files) {
         const bytes = text ? bytesOf(text) : [], at = program._malloc(bytes.length || 1)
         program.HEAPU8.set(bytes, at)
-        program.ccall("web_file", null, ["string", "number", "number", "string"], [name, at, bytes.length, link || ""])
+        program.ccall("web_file", null, ["string", "number", "number", "string"],
+            [name, at, bytes.length, link || ""])
         program._free(at)
     }
 }
@@ -42,7 +43,7 @@ onmessage = async ({data}) => {
     try {
         if (data.call == "start") return await start(data.binary), answer({done: true})
         if (data.call == "unpack") return unpack(data.files), answer({done: true})
-        const args = data.args.map(a => a instanceof Float32Array ? new Uint8Array(a.buffer, a.byteOffset, a.byteLength) : a)
+        const args = data.args.map(a => a.buffer ? new Uint8Array(a.buffer, a.byteOffset, a.byteLength) : a)
         answer({done: program.ccall(data.call, data.returns || "number", args.map(kind), args)})
     } catch (error) { // the program has ended: its last line says why
         answer({error: lines.length ? lines[lines.length - 1].replace(/^sd: /, "") : String(error)})

@@ -72,6 +72,8 @@ int main(int argc, char **argv) {
     char model[] = "/tmp/film-XXXXXX";
     if (argc == 3)
         film_against_diffusers(argv[1], argv[2]);
+    else if (!file_exists("./sd"))
+        skip("films beside diffusers", "there is no ./sd, which makes the model");
     else if (mkdtemp(model)) {
         char *synth = format("./sd synth %s/model --arch tiny -q", model), *made = format("%s/model", model);
         check(!system(synth), "a model with made weights");

@@ -7,9 +7,9 @@ const {spawn} = require("child_process"), fs = require("fs"), os = require("os")
 exports.open = async ({width = 1400, height = 1000, dark = false, still = false, flags = []} = {}) => {
     const home = fs.mkdtempSync(path.join(os.tmpdir(), "page-"))
     const program = process.env.CHROMIUM || "chromium"
-    const child = spawn(program, ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", `--user-data-dir=${home}`, "--remote-debugging-pipe", ...flags, "about:blank"],
-        {stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"]})
+    const options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", `--user-data-dir=${home}`,
+        "--disable-background-networking", "--remote-debugging-pipe", ...flags, "about:blank"]
+    const child = spawn(program, options, {stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"]})
     const waiting = new Map, page = {errors: [], requests: [], listeners: []}
     let numbers = 0, rest = ""
     child.stdio[4].setEncoding("utf8").on("data", text => {
@@ -34,33 +34,40 @@ exports.open = async ({width = 1400, height = 1000, dark = false, still = false,
     for (const domain of ["Page", "Runtime", "Log", "Network"]) await send(`${domain}.enable`)
     await send("Emulation.setFocusEmulationEnabled", {enabled: true})
     await send("Emulation.setDeviceMetricsOverride", {width, height, deviceScaleFactor: 1, mobile: width < 600})
-    await send("Emulation.setEmulatedMedia", {features: [{name: "prefers-color-scheme", value: dark ? "dark" : "light"},
+    await send("Emulation.setEmulatedMedia", {features: [
+        {name: "prefers-color-scheme", value: dark ? "dark" : "light"},
         {name: "prefers-reduced-motion", value: still ? "reduce" : "no-preference"}]})
+    const thrown = details => details.exception?.description || details.text
     page.listeners.push((method, p) => {
-        if (method == "Runtime.exceptionThrown") page.errors.push(p.exceptionDetails.exception?.description || p.exceptionDetails.text)
+        if (method == "Runtime.exceptionThrown") page.errors.push(thrown(p.exceptionDetails))
         if (method == "Runtime.consoleAPICalled" && ["error", "warning"].includes(p.type))
             page.errors.push(p.args.map(a => a.value).join(" "))
         if (method == "Log.entryAdded" && p.entry.level == "error") page.errors.push(p.entry.text)
-        if (method == "Network.requestWillBeSent" && !/^(file|blob|data):/.test(p.request.url)) page.requests.push(p.request.url)
+        if (method == "Network.requestWillBeSent" && !/^(file|blob|data):/.test(p.request.url))
+            page.requests.push(p.request.url)
     })
     page.run = async expression => {
-        const r = await send("Runtime.evaluate", {expression: `(async () => { ${expression} })()`, awaitPromise: true, returnByValue: true})
-        if (r.exceptionDetails) throw new Error(r.exceptionDetails.exception?.description || r.exceptionDetails.text)
+        const r = await send("Runtime.evaluate",
+            {expression: `(async () => { ${expression} })()`, awaitPromise: true, returnByValue: true})
+        if (r.exceptionDetails) throw new Error(thrown(r.exceptionDetails))
         return r.result.value
     }
     page.visit = url => send("Page.navigate", {url})
     page.until = async (condition, seconds, what = condition) => {
         for (const end = Date.now() + 1000 * seconds; Date.now() < end; await new Promise(f => setTimeout(f, 30)))
             if (await page.run(`return !!(${condition})`).catch(() => false)) return true
-        throw new Error(`${what}: not within ${seconds} s; the page says: ${await page.run("return document.getElementById('state')?.textContent")}`)
+        const said = await page.run("return document.getElementById('state')?.textContent")
+        throw new Error(`${what}: not within ${seconds} s; the page says: ${said}`)
     }
-    page.key = async (key, code = key, text) => {
-        const vk = {Tab: 9, Enter: 13, ArrowLeft: 37, ArrowRight: 39, ArrowDown: 40, End: 35, Home: 36, " ": 32}[key] || key.charCodeAt(0)
-        await send("Input.dispatchKeyEvent", {type: "keyDown", key, code, windowsVirtualKeyCode: vk, text: text ?? (key == "Enter" ? "\r" : key == " " ? " " : undefined)})
-        await send("Input.dispatchKeyEvent", {type: "keyUp", key, code, windowsVirtualKeyCode: vk})
+    page.key = async key => {
+        const it = {key, code: key, windowsVirtualKeyCode: {Tab: 9, Enter: 13, ArrowLeft: 37}[key]}
+        await send("Input.dispatchKeyEvent", {type: "keyDown", text: key == "Enter" ? "\r" : undefined, ...it})
+        await send("Input.dispatchKeyEvent", {type: "keyUp", ...it})
     }
-    page.picture = async (file, whole = true) => fs.writeFileSync(file,
-        Buffer.from((await send("Page.captureScreenshot", {format: "png", captureBeyondViewport: whole})).data, "base64"))
+    page.picture = async file => { // of the whole page
+        const {data} = await send("Page.captureScreenshot", {format: "png", captureBeyondViewport: true})
+        fs.writeFileSync(file, Buffer.from(data, "base64"))
+    }
     page.close = async () => {
         child.kill()
         await new Promise(f => child.exitCode !== null || child.signalCode ? f() : child.on("exit", f))

@@ -1,7 +1,8 @@
 // drive.js: build/sd.html in a real browser, as a reader uses it. Prints what fails, and the figures.
 //     node test/page/drive.js build/sd.html ./sd [--pictures DIR] [--axe axe.min.js]
 // --pictures: screenshots, to look at. --axe: the checker of axe-core, which looks for what hinders readers.
-const {open} = require("./browser.js"), {execFileSync} = require("child_process"), fs = require("fs"), path = require("path")
+const {open} = require("./browser.js"), {execFileSync} = require("child_process")
+const fs = require("fs"), os = require("os"), path = require("path")
 
 const [html, sd, ...rest] = process.argv.slice(2), url = `file://${path.resolve(html)}`
 const option = name => rest.includes(name) ? rest[rest.indexOf(name) + 1] : null
@@ -11,7 +12,7 @@ const check = (good, what) => good ? passed++ : (failed++, console.log(`FAILED  
 const SLOW = 60 // seconds, on a busy machine
 
 const state = "document.getElementById('state')"
-const idle = page => page.until(`!running && !${state}.classList.contains('working')`, 4 * SLOW, "the end of what was begun")
+const idle = page => page.until("!running", 4 * SLOW, "the end of what was begun")
 const text = (page, id) => page.run(`return document.getElementById('${id}').textContent`)
 const ready = async (page, where = url) => {
     await page.visit(where)
@@ -20,6 +21,7 @@ const ready = async (page, where = url) => {
 const click = (page, selector) => page.run(`document.querySelector(${JSON.stringify(selector)}).click()`)
 const set = (page, id, value) => page.run(`const e = document.getElementById('${id}'); e.value = ${JSON.stringify(value)}
     e.dispatchEvent(new Event("input", {bubbles: true}))`)
+const choices = (page, id) => page.run(`return [...document.getElementById('${id}').options].map(o => o.value)`)
 // Is there a picture on each canvas of a row: more than one colour?
 const drawn = (page, row) => page.run(`return [...document.querySelectorAll('#${row} canvas')].every(c => c.width > 1 &&
     new Set(c.getContext("2d").getImageData(0, 0, c.width, c.height).data).size > 2)`)
@@ -27,14 +29,16 @@ const drawn = (page, row) => page.run(`return [...document.querySelectorAll('#${
 // ---- the same pictures as the program's -------------------------------------------------------------------
 
 async function compare(page) {
-    const caption = "a brown dog runs in the park at night", systems = [
-        ...["ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras"].map(s => ["teacher", {steps: 6, cfg: 4}, s, ["--cfg", 4]]),
+    const caption = "a brown dog runs in the park at night"
+    const samplers = ["ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras"], systems = [
+        ...samplers.map(s => ["teacher", {steps: 6, cfg: 4}, s, ["--cfg", 4]]),
         ["lcm", {steps: 4}, "lcm", ["-m", "weights/tiny-lcm"]],
         ["lora", {steps: 4}, "lcm", ["--lora", "weights/tiny-lcm-lora-8k.safetensors"]]]
     let worst = 0
     for (const [system, how, sampler, options] of systems) {
-        const file = path.join(require("os").tmpdir(), `page-${process.pid}.png`)
-        execFileSync(sd, ["sample", "-q", "-p", caption, "--seed", 7, "--steps", how.steps, "--scheduler", sampler, "-o", file, ...options])
+        const file = path.join(os.tmpdir(), `page-${process.pid}.png`)
+        execFileSync(sd, ["sample", "-q", "-p", caption, "--seed", 7, "--steps", how.steps, "--scheduler", sampler,
+            "-o", file, ...options])
         const png = fs.readFileSync(file).toString("base64")
         fs.unlinkSync(file)
         const difference = await page.run(`
@@ -44,7 +48,8 @@ async function compare(page) {
             const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext("2d")
             context.drawImage(image, 0, 0)
             const theirs = context.getImageData(0, 0, image.width, image.height).data
-            return picture.data.length == theirs.length ? theirs.reduce((most, x, i) => Math.max(most, Math.abs(x - picture.data[i])), 0) : 255`)
+            return picture.data.length == theirs.length ?
+                theirs.reduce((most, x, i) => Math.max(most, Math.abs(x - picture.data[i])), 0) : 255`)
         check(difference <= 1, `${system}, ${sampler}: a picture differs from the program's by ${difference} of 255`)
         worst = Math.max(worst, difference)
     }
@@ -65,7 +70,7 @@ async function use(page) {
     check(/cat.*🙂/.test(await text(page, "unknown")), "unknown words are marked as they are typed")
     await set(page, "caption", "a man in a blue coat sits on a bench in the snow")
     await set(page, "steps", "6")
-    for (const sampler of await page.run("return [...document.getElementById('sampler').options].map(o => o.value)")) {
+    for (const sampler of await choices(page, "sampler")) {
         await set(page, "sampler", sampler)
         await click(page, "#draw button")
         await idle(page)
@@ -80,9 +85,11 @@ async function use(page) {
     // Figure 2
     const before = await page.run("return document.querySelector('#attention canvas').toDataURL()")
     await page.run("document.querySelectorAll('#words button')[4].focus()")
-    check(await page.run("return document.querySelectorAll('#words button')[4].getAttribute('aria-pressed')") == "true", "a word is chosen by the focus")
-    check(before != await page.run("return document.querySelector('#attention canvas').toDataURL()"), "another word, another map")
-    for (const level of await page.run("return [...document.getElementById('level').options].map(o => o.value)")) await set(page, "level", level)
+    check(await page.run("return document.querySelectorAll('#words button')[4].ariaPressed") == "true",
+        "a word is chosen by the focus")
+    check(before != await page.run("return document.querySelector('#attention canvas').toDataURL()"),
+        "another word, another map")
+    for (const level of await choices(page, "level")) await set(page, "level", level)
     await set(page, "attention-step", "0")
     check(/at step 1/.test(await text(page, "attention")), "the step of the maps can be chosen")
     // Figures 3 to 5
@@ -105,7 +112,8 @@ async function use(page) {
     // Figure 6
     await set(page, "system", "lcm")
     await click(page, "#judge")
-    await page.until("/^7 pictures; fidelity 0\\.\\d/.test(document.getElementById('scores').textContent)", 4 * SLOW)
+    const scored = "/^7 pictures; fidelity 0\\.\\d/.test(document.getElementById('scores').textContent)"
+    await page.until(scored, 4 * SLOW)
     check(await drawn(page, "gallery"), "a gallery of what was drawn")
     await page.run("document.querySelectorAll('.stop')[4].click()")
     await idle(page)
@@ -122,7 +130,8 @@ async function misuse(page) {
         check(expected.test(await text(page, "state")), `${what}: the page says "${await text(page, "state")}"`)
     }
     await set(page, "sampler", "1")
-    for (const steps of ["0", "", "-3", "2.5", "1e9"]) await say("steps", steps, /^Steps: a whole number from 1 to 100/, `steps "${steps}"`)
+    for (const steps of ["0", "", "-3", "2.5", "1e9"])
+        await say("steps", steps, /^Steps: a whole number from 1 to 100/, `steps "${steps}"`)
     await say("steps", "2", /^Drawn/, "two steps")
     await say("seed", "-1", /^Seed: /, "a negative seed")
     await set(page, "seed", "3")
@@ -137,7 +146,8 @@ async function misuse(page) {
     await idle(page)
     check(await text(page, "state") == "Stopped.", "a picture can be stopped")
     await say("steps", "2", /^Drawn/, "after Stop")
-    const why = await page.run(`return await draw(await systemCalled("teacher"), "a dog", 1, {steps: 5000}).catch(e => e.message)`)
+    const why = await page.run(`const s = await systemCalled("teacher")
+        return await draw(s, "a dog", 1, {steps: 5000}).catch(e => e.message)`)
     check(/must be from 1 to 1000/.test(why), `a mistake of the page's: it says "${why}"`)
     await say("steps", "2", /^Drawn/, "after the program has ended")
 }
@@ -151,8 +161,8 @@ async function keyboard(page) {
     for (let i = 0; i < expected + 5; i++) {
         await page.key("Tab")
         const e = await page.run(`const e = document.activeElement; if (e == document.body) return null
-            return {at: [...document.querySelectorAll("*")].indexOf(e), name: e.labels?.[0]?.textContent || e.textContent || e.ariaLabel,
-                outline: getComputedStyle(e).outlineStyle, tag: e.localName + "#" + e.id}`)
+            return {at: [...document.querySelectorAll("*")].indexOf(e), outline: getComputedStyle(e).outlineStyle,
+                name: e.labels?.[0]?.textContent || e.textContent || e.ariaLabel, tag: e.localName + "#" + e.id}`)
         if (!e) continue
         seen.add(e.at)
         check(e.name.trim() && e.outline != "none", `the focus on ${e.tag} is seen, and it has a name`)
@@ -164,7 +174,8 @@ async function keyboard(page) {
     await idle(page)
     await page.run("document.getElementById('step').focus()")
     await page.key("ArrowLeft")
-    await page.until("/^step 2 of 2/.test(document.getElementById('step-text').textContent)", SLOW, "an arrow moves the slider")
+    await page.until("/^step 2 of 2/.test(document.getElementById('step-text').textContent)", SLOW,
+        "an arrow moves the slider")
     passed += 2
 }
 
@@ -174,7 +185,8 @@ async function looks(page, name) {
     const wide = await page.run(`const e = document.scrollingElement; return [e.scrollWidth, e.clientWidth]`)
     check(wide[0] <= wide[1], `${name}: the page is ${wide[0]} wide, the window ${wide[1]}`)
     const cut = await page.run(`return [...document.querySelectorAll("main *")].filter(e => !e.closest("pre, svg") &&
-        (b => b.width && (b.left < -0.5 || b.right > innerWidth + 0.5))(e.getBoundingClientRect())).map(e => e.localName + "#" + e.id)`)
+        (b => b.width && (b.left < -0.5 || b.right > innerWidth + 0.5))(e.getBoundingClientRect()))
+        .map(e => e.localName + "#" + e.id)`)
     check(!cut.length, `${name}: beyond the window: ${cut}`)
     if (axe) {
         await page.run(fs.readFileSync(axe, "utf8"))
@@ -216,18 +228,20 @@ async function with_(settings, work) {
         await keyboard(page)
     })
     for (const [name, settings] of [["narrow", {width: 390, height: 800}], ["dark", {dark: true, still: true}],
-                                    ["narrow-dark", {width: 390, height: 800, dark: true}], ["zoomed", {width: 700, height: 500}]])
+                                    ["narrow-dark", {width: 390, height: 800, dark: true}],
+                                    ["zoomed", {width: 700, height: 500}]]) // 1,400 at 200 %
         await with_(settings, async page => {
             await ready(page)
             await idle(page)
             if (name == "dark")
-                check(await page.run(`return getComputedStyle(${state}, "::after").animationName`) == "none", "nothing turns where motion is unwanted")
+                check(await page.run(`return getComputedStyle(${state}, "::after").animationName`) == "none",
+                    "nothing turns where motion is unwanted")
             await page.until("[...document.querySelectorAll('#ends canvas')].every(c => c.width > 1)", SLOW)
             await looks(page, name)
         })
     await with_({}, async page => {
         await ready(page, `${url}#scalar`)
-        check(/no SIMD/.test(await page.run("return simd ? '' : 'no SIMD'")), "a browser without SIMD gets the other program")
+        check(await page.run("return !simd"), "a browser without SIMD gets the other program")
         await idle(page)
         check(/^Drawn/.test(await text(page, "state")), "which draws, too")
     })
