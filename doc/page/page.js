@@ -269,7 +269,7 @@ const drawFilm = (caption, seed, how) => task("Drawing …", async () => {
     film = await draw(system, caption, seed, {onFrame, ...how})
     const last = film.frames.length
     const words = JSON.parse(await call("web_words", [system.m, caption], "string"))
-    for (const id of ["attention-step", "guide-step", "place"]) range(id, last - 1, last >> 1)
+    for (const id of ["attention-step", "guide-step", "place"]) range(id, last - 1, last >> 2)
     range("step", last, last), range("timestep", film.o.alphas.length - 1, $("timestep").value)
     listWords(words.filter(w => w[2]))
     showStep(), showDifference(), showPlace(), showNoised()
