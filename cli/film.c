@@ -106,7 +106,6 @@ Film *film_begin(const Model *m, const SampleOptions *o, void (*seen)(const Film
     scheduler_set_timesteps(&film->schedule, o->steps);
     int run = o->init ? (int)(o->steps * o->strength) : o->steps; // as first_latents() skips
     if (run < o->steps) scheduler_skip(&film->schedule, o->steps - run);
-    film->steps = film->schedule.count - film->schedule.at;
     trace_sink = sink;
     return film;
 }

@@ -20,7 +20,7 @@ struct Film {
     const Model *model;
     Scheduler schedule;
     int h, w, c, rows, tokens; // rows: 2 with guidance, without the caption and with it
-    int steps, count;          // evaluations to come, and seen
+    int count;                 // of frames so far
     Frame *frames;
     float *end, *query;              // the last latents; of the attention that is being computed
     void (*seen)(const Film *, int); // called after each frame; may be NULL
