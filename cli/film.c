@@ -76,7 +76,7 @@ static void finish(Frame *f, Tensor *guided) {
 }
 
 static void sink(const char *name, const Tensor *t) {
-    Frame *f = film->frames + film->count - 1;
+    Frame *f = film->count ? film->frames + film->count - 1 : NULL;
     if (!strcmp(name, "unet.input")) {
         film->frames = xrealloc(film->frames, (size_t)(film->count + 1) * sizeof *film->frames);
         film->frames[film->count++] = (Frame){.z = tensor_read(t)};
