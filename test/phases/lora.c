@@ -826,7 +826,7 @@ static void test_loops(void) {
     UNet *student = unet_view(m.unet_config, &m.params, &view_params);
     Lora *l = made_lora(&view_params, "attention"), *own = made_lora(&m.params, "attention");
     trainable(l), lora_attach(l, 1), trainable(own);
-    MadePairs *d = xmalloc(sizeof *d);
+    MadePairs *d = xcalloc(1, sizeof *d);
     make_pairs(d);
     int nothing[N * TOKENS], ids[N * TOKENS], index[N], t[N];
     for (int i = 0; i < N; i++) {
