@@ -774,7 +774,8 @@ static void make_pairs(MadePairs *d) {
         char *name = format("%d.png", i);
         d->list[i] = (Pair){name, d->moments[i], d->ids[i], CAPTIONS};
     }
-    d->pairs = (Pairs){.list = d->list, PICTURES, SIDE, 4, TOKENS, .scale = 0.2f};
+    d->pairs = (Pairs){
+        .list = d->list, .count = PICTURES, .side = SIDE, .channels = 4, .tokens = TOKENS, .scale = 0.2f};
 }
 
 static Tensor *drawn(const MadePairs *d, Random *r, int ids[N * TOKENS]) {
@@ -826,7 +827,7 @@ static void test_loops(void) {
     UNet *student = unet_view(m.unet_config, &m.params, &view_params);
     Lora *l = made_lora(&view_params, "attention"), *own = made_lora(&m.params, "attention");
     trainable(l), lora_attach(l, 1), trainable(own);
-    MadePairs *d = xcalloc(1, sizeof *d);
+    MadePairs *d = xmalloc(sizeof *d);
     make_pairs(d);
     int nothing[N * TOKENS], ids[N * TOKENS], index[N], t[N];
     for (int i = 0; i < N; i++) {
