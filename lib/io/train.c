@@ -328,12 +328,18 @@ static void die_not_finite(const Run *r, Tensor *loss, float norm, const char *b
         parameter ? " with " : "", parameter ? parameter : "", batch_name ? batch_name : "?", r->dir);
 }
 
-// A shard's random numbers begin at a place of their own, whichever rank makes it.
+// Whether the round of the loop that comes is one of validation: after each fiftieth of the steps, and at
+// both ends of the run.
+static bool validation_is_due(const Run *r) {
+    long every = r->total > 50 ? r->total / 50 : 1;
+    return r->turns && r->shard == 0 && r->validated < r->step &&
+           (r->step % every == 0 || r->step == r->total);
+}
+
 bool run_continues(Run *r) {
-    if (r->turn) r->random = r->before;
-    bool every = r->step % (r->total > 50 ? r->total / 50 : 1) == 0 || r->step == r->total,
-         due = r->turns && r->shard == 0 && every && r->validated < r->step,
-         ends = (r->step >= r->total && !due) || (r->shard == 0 && ranks_first_bad(interrupted()) >= 0);
+    if (r->turn) r->random = r->before; // the last round was one
+    bool due = validation_is_due(r), stops = r->shard == 0 && ranks_first_bad(interrupted()) >= 0,
+         ends = stops || (r->step >= r->total && !due);
     r->turn = due && !ends ? r->turn + 1 : 0;
     if (r->pairs) r->pairs->turn = r->turn;
     tape_mute(r->turn);
@@ -343,6 +349,7 @@ bool run_continues(Run *r) {
         random_seed(&r->random, (uint64_t)r->turn);
         return true;
     }
+    // A shard's random numbers begin at a place of their own, whichever rank makes it.
     r->portion = (r->step * ranks_count() + ranks_mine()) * (r->shards / ranks_count()) + r->shard;
     if (r->shards > 1) random_seed(&r->random, hash_more(0, &r->seed, sizeof r->seed) + (uint64_t)r->portion);
     return true;
