@@ -280,12 +280,12 @@ char *numbered_name(const char *output, int i, int count) {
     return count > 1 ? format("%.*s-%d%s", stem, output, i, output + stem) : xstrdup(output);
 }
 
-void check_png(const char *output) {
+void check_png(const char *option, const char *output) {
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
     const char *ending = strrchr(output, '.');
     for (size_t i = 0; ending && i < sizeof others / sizeof *others; i++)
         if (!strcasecmp(ending, others[i]))
-            die_usage("--output is \"%s\"; pictures are PNG, so end the name in .png", output);
+            die_usage("%s is \"%s\"; pictures are PNG, so end the name in .png", option, output);
 }
 
 float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {

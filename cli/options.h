@@ -92,7 +92,7 @@ char *did_you_mean(const char *word, const char *names, const char *before);
 void start_backend(void);                                  // with the threads that --threads asks for
 char *parse_lora(const char *spec, float *scale);          // FILE[:SCALE] -> FILE, and SCALE or 1
 char *numbered_name(const char *output, int i, int count); // a.png; of more than one a-0.png, a-1.png, ...
-void check_png(const char *output);                        // dies where the name says JPEG or the like
+void check_png(const char *option, const char *output);    // dies where the name says JPEG or the like
 // A file's tensor as floats. shape (dims): what is expected, -1 for any size; then what was found. A leading
 // 1 may be absent. Dies where the tensor is, or has another shape, a NaN or an infinity.
 float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);

@@ -217,7 +217,7 @@ int command_sample(int argc, char **argv) {
     if (r.init && r.latents) die_usage("--init and --latents: a picture begins with one of them");
     if (o->width % 8) die_usage("--width is %d; it must be a multiple of 8", o->width);
     if (o->height % 8) die_usage("--height is %d; it must be a multiple of 8", o->height);
-    check_png(r.output);
+    check_png("--output", r.output);
     int count = r.count;
     check_text("--prompt", o->prompt), check_text("--negative", o->negative);
     char **captions = r.prompts ? read_lines(r.prompts, &count) : NULL;
@@ -228,8 +228,8 @@ int command_sample(int argc, char **argv) {
     if (r.dump && inside) die_usage("--dump does not go with %s", inside);
     if (r.compare.count && (r.prompts || r.dump || inside || r.again || r.json || r.preview))
         die_usage("--compare draws captions of --prompt only, and nothing beside its one picture");
-    if (r.film) check_png(r.film);
-    if (r.attention) check_png(r.attention);
+    if (r.film) check_png("--film", r.film);
+    if (r.attention) check_png("--attention", r.attention);
     const Image *start = o->init = r.init ? image_load(r.init) : NULL;
     if (start && !o->width && !o->height) { // as diffusers: the picture's own size
         o->width = start->width / 8 * 8, o->height = start->height / 8 * 8;

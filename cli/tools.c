@@ -66,7 +66,7 @@ int command_decode(int argc, char **argv) {
                       "Latents (n, 4, h, w), as sd encode and diffusers write them, -> n pictures.",
                       "sd decode dog.safetensors -o dog.png");
     const char *input = one_word(words, "sd decode takes one file of latents");
-    check_png(output);
+    check_png("--output", output);
     start_backend();
     Model *m = model_load(model, NULL, NEED_VAE);
     int64_t n[4] = {-1, m->vae_config.latent_channels, -1, -1};
