@@ -1152,8 +1152,9 @@ static void both_forms(char doing[64], char does[64], const char *phrase) {
 static const char *article(const char *word) { return strchr("aeiou", *word) ? "an" : "a"; }
 
 // The ways of saying it: a letter behind '%' stands for a part of the caption, which caption() lists. The
-// broad world has tag lists and titles, in small letters, and every second way of the annotators.
-enum { FLICKR_WAYS = 7, TAG_WAYS = 5, BROAD_WAYS = TAG_WAYS + (FLICKR_WAYS + 1) / 2 };
+// broad world has tag lists and titles, in small letters, and the second to fifth way of the annotators: with
+// them it has every word and both forms of a verb, as a model cannot draw a word that it has never met.
+enum { FLICKR_WAYS = 7, TAG_WAYS = 5, BROAD_WAYS = TAG_WAYS + 4 };
 static const char *const tag_ways[TAG_WAYS][2] = { // of people, of dogs
     {"%s, %f, %d, %p%t", "%s, %f, %d, %p%t"},
     {"%p%t, %s in %f, %d", "%p%t, %s in %f, %d"},
@@ -1182,7 +1183,7 @@ static void caption(char *out, World world, int way, bool first, const Scene *s,
         who = below(r, 2) ? "child" : "little child";
     if (s->action == CLIMB && below(r, 2)) place = "in an entryway";
     if (tags) place = pick(r, place_tags[s->place]), time = pick(r, time_tags[s->time]);
-    if (world == WORLD_BROAD && !tags) way = (way - TAG_WAYS) * 2;
+    if (world == WORLD_BROAD && !tags) way -= TAG_WAYS - 1;
     char doing[64], does[64], wear[32], worn[36], noun[48], one[52], behind[32], before[32];
     both_forms(doing, does, action);
     snprintf(wear, sizeof wear, "%s %s", colour, is_dog ? "fur" : garment);
