@@ -47,7 +47,10 @@ commands = {
         True,
     ),
     'vae': (f'sd pretrain vae -o out {TRAIN} 4', ['out'], True),
+    'decoder': (f'sd pretrain decoder -o made {TRAIN} 4', ['made'], True),
+    'text': (f'sd pretrain text -o made --data broad {TRAIN} 8', ['made'], True),
     'unet': (f'sd pretrain unet -o made --data broad {TRAIN} 4', ['made'], True),
+    'inception': (f'sd pretrain inception -o out {TRAIN} 4', ['out-inception.safetensors'], True),
     'paper': ('sh weights/paper.sh', ['run/paper/base', 'run/paper/lcm', 'run/paper/reference'], False),
 }
 often = [name for name in commands if name != 'paper'] * 4 + ['paper']
@@ -91,7 +94,7 @@ def begin(folder, name):
         ('broad', f'{work}/broad'),
     ):
         os.symlink(os.path.realpath(place), f'{folder}/{link}')
-    if name == 'unet':
+    if 'made' in commands[name][1]:
         shutil.copytree(f'{work}/made', f'{folder}/made')
 
 
