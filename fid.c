@@ -772,6 +772,22 @@ Neighbours fid_neighbours(const FidSet *a, const FidSet *b) {
                         (double)covered / na};
 }
 
+// A model may draw what it has learnt by heart. Beside its nearest picture of the training set one sees
+// whether it did.
+void fid_nearest(const FidSet *a, const FidSet *b, int rows, long *nearest, double *distance) {
+    must_fit(a, b, false);
+    double *d = xmalloc((size_t)rows * (size_t)a->count * sizeof *d);
+    squared_distances(d, b->features, a->features, rows, (int)a->count, a->dim);
+    for (size_t i = 0; i < (size_t)rows; i++) {
+        const double *row = d + i * (size_t)a->count;
+        nearest[i] = 0;
+        for (long j = 1; j < a->count; j++)
+            if (row[j] < row[nearest[i]]) nearest[i] = j;
+        distance[i] = sqrt(fmax(row[nearest[i]], 0));
+    }
+    free(d);
+}
+
 // ---- interval ---------------------------------------------------------------------------------------------
 
 // Mean and covariance of some pictures of a set, as a set.

@@ -366,6 +366,9 @@ typedef struct {
     double precision, recall, density, coverage;
 } Neighbours;
 Neighbours fid_neighbours(const FidSet *a, const FidSet *b);
+// Of each of the first `rows` pictures of b the number of the picture of a whose features are nearest, and
+// how far these are: (rows) each.
+void fid_nearest(const FidSet *a, const FidSet *b, int rows, long *nearest, double *distance);
 // 95 % interval about the FID's expectation at these numbers of pictures, by halving the sets `rounds` times
 // (2 at least); NaN of less than 4 pictures.
 void fid_interval(const FidSet *a, const FidSet *b, bool paired, int rounds, uint64_t seed, double ends[2]);

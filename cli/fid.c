@@ -14,7 +14,8 @@
 typedef struct {
     const char *weights, *output;
     char **paths;
-    int rounds; // of the interval; 0: none
+    int rounds;  // of the interval; 0: none
+    int nearest; // of so many pictures of B the nearest of A
     uint64_t seed;
     bool paired, json;
     FidOptions o;
@@ -123,6 +124,25 @@ static bool is_statistics(const char *path) {
     return (ends_with(path, ".npz") || ends_with(path, ".npy")) && file_exists(path) && !is_directory(path);
 }
 
+// --nearest: a member of the JSON object, or a line a picture.
+static void print_nearest(const FidSet *a, const FidSet *b, const Command *c) {
+    int rows = c->nearest < b->count ? c->nearest : (int)b->count;
+    long *nearest = xmalloc((size_t)rows * sizeof *nearest);
+    double *distance = xmalloc((size_t)rows * sizeof *distance);
+    fid_nearest(a, b, rows, nearest, distance);
+    if (c->json) printf("\"nearest\": [");
+    for (int i = 0; i < rows; i++) {
+        const char *drawn = b->names[i], *real = a->names[nearest[i]];
+        if (c->json)
+            printf("%s{\"picture\": %s, \"nearest\": %s, \"distance\": %.6g}", i ? ", " : "",
+                   json_quote(drawn), json_quote(real), distance[i]);
+        else
+            printf("%s: the nearest is %s, distance %.4f\n", drawn, real, distance[i]);
+    }
+    if (c->json) printf("], ");
+    free(nearest), free(distance);
+}
+
 // `sd fid A B`. net: NULL where both are statistics.
 static void compare(Inception *net, const Command *c) {
     FidSet set[2];
@@ -162,6 +182,7 @@ static void compare(Inception *net, const Command *c) {
         printf("\"paired\": %s, ", c->paired ? "true" : "false");
         print_figure("precision", 6, near.precision), print_figure("recall", 6, near.recall);
         print_figure("density", 6, near.density), print_figure("coverage", 6, near.coverage);
+        if (c->nearest) print_nearest(&set[0], &set[1], c);
         // Statistics do not say of how many pictures they are, nor how those were resized.
         print_figure("n_a", 15, set[0].count ? (double)set[0].count : NAN);
         print_figure("n_b", 15, set[1].count ? (double)set[1].count : NAN);
@@ -179,6 +200,7 @@ static void compare(Inception *net, const Command *c) {
     if (!isnan(near.recall))
         printf("precision %.4f  recall %.4f  density %.4f  coverage %.4f  (A is real, B is drawn)\n",
                near.precision, near.recall, near.density, near.coverage);
+    if (c->nearest) print_nearest(&set[0], &set[1], c);
     if (net) printf("resize %s\n", resize_words[o.resize]);
     if (*warning) printf("%d features%s\n", set[0].dim, warning);
 }
@@ -196,6 +218,9 @@ int command_fid(int argc, char **argv) {
         {0, "paired", FLAG(&c.paired),
          "pictures of the same name show the same caption: KID leaves out these pairs, which bias it, and the "
          "intervals are those of pairs"},
+        {0, "nearest", WHOLE(&c.nearest, 1, 1000),
+         "for the first N pictures of B, name the picture of A that is nearest: A the training set, are they "
+         "learnt by heart?"},
         {0, "recursive", FLAG(&c.o.recursive), "also the pictures in folders within A and B"},
         {0, "batch", WHOLE(&c.o.batch, 1, 4096), "pictures a forward pass; the result does not depend on it"},
         {'o', "output", TEXT(&c.output, "FILE"), "what stats and features write"},
@@ -229,6 +254,8 @@ int command_fid(int argc, char **argv) {
     if (c.rounds && (!sets || both_given)) die_usage("--bootstrap needs the pictures of one set at least");
     if (c.paired && (!sets || ends_with(word[0], ".npz") || ends_with(word[1], ".npz")))
         die_usage("--paired needs two folders of pictures");
+    if (c.nearest && (!sets || is_statistics(word[0]) || is_statistics(word[1])))
+        die_usage("--nearest needs two folders of pictures");
     if (judge && c.o.recursive) die_usage("--recursive does not go with fidelity");
     for (int i = sets ? 0 : 1; i < 2; i++)
         if (!is_directory(word[i]) && !(sets && is_statistics(word[i])))

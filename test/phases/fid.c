@@ -234,6 +234,35 @@ static void test_neighbours(void) {
     }
 }
 
+// Beside the definition, pair by pair in double precision.
+static void test_nearest(void) {
+    FidSet a = fixture_set("full", "a", 60), b = fixture_set("full", "b", 60);
+    long nearest[50], wrong = 0;
+    double distance[50], farthest = 0;
+    fid_nearest(&a, &b, 50, nearest, distance);
+    for (int i = 0; i < 50; i++) {
+        long best = -1;
+        double least = INFINITY;
+        for (long j = 0; j < a.count; j++) {
+            double sum = 0;
+            for (int k = 0; k < a.dim; k++) {
+                double x = (double)b.features[i * b.dim + k] - (double)a.features[j * a.dim + k];
+                sum += x * x;
+            }
+            if (sum < least) least = sum, best = j;
+        }
+        wrong += nearest[i] != best;
+        double error = fabs(distance[i] - sqrt(least));
+        if (!(error <= farthest)) farthest = error;
+    }
+    check(wrong == 0, "the nearest picture");
+    check(farthest < 1e-9, "its distance");
+    fid_nearest(&a, &a, 50, nearest, distance);
+    for (int i = 0; i < 50; i++) wrong += nearest[i] != i || !(distance[i] < 1e-6);
+    check(wrong == 0, "a picture is nearest to itself");
+    fid_set_free(&a), fid_set_free(&b);
+}
+
 // ---- intervals --------------------------------------------------------------------------------------------
 
 // x: standard normal. y: s x' + shift in every coordinate, where x' is x's row turned towards new noise, so
@@ -664,6 +693,7 @@ int main(void) {
     test_second_way();
     test_kid();
     test_neighbours();
+    test_nearest();
     test_resize();
     test_inception();
     if (getenv("QUICK"))
