@@ -155,7 +155,7 @@ void lora_free(Lora *l) {
 
 // ---- Plain fine-tuning: the paper's baseline --------------------------------------------------------------
 
-// Noise prediction (Ho et al. 2020), where only the adapters learn:
+// [S2] Noise prediction (Ho et al. 2020), where only the adapters learn:
 //   z_t = alpha z + sigma eps,   L = mean of weight(t) |eps_theta(z_t, t, c) - eps|^2
 // The weighting is an option (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting"):
 //   weight(t) = min(SNR, gamma) / SNR,   SNR = alpha^2 / sigma^2 (signal-to-noise ratio),   gamma = min_snr

@@ -298,7 +298,7 @@ Tensor *scheduler_start(const Scheduler *s, Tensor *clean, Tensor *noise) {
     return noised(in_sigmas(s) ? times_of_sigma((double)sigma, n) : times_all_at(s, t, n), clean, noise);
 }
 
-// Euler's method (Karras et al., algorithm 1 without its churn). dz/dsigma = (z - x0) / sigma = eps, so
+// [S6] Euler's method (Karras et al., algorithm 1 without its churn). dz/dsigma = (z - x0) / sigma = eps, so
 //   z' = z + (sigma' - sigma) eps = x0 + sigma' eps
 // which is DDIM in this scale. Euler ancestral goes farther down, and up again by new noise:
 //   z' = x0 + sigma_down eps + sigma_up noise,   sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2,
@@ -313,9 +313,9 @@ Tensor *euler_step(const Scheduler *s, Tensor *z, Tensor *out, Tensor *noise) {
     return noise ? combine(1, down, (float)up, noise) : down;
 }
 
-// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), for z = alpha x0 + sigma eps. Over lambda = log(alpha /
-// sigma) the equation is solved exactly but for x0, which is extrapolated from this step's prediction and the
-// one before:
+// [S7] DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), for z = alpha x0 + sigma eps. The equation over
+// lambda, the logarithm of alpha / sigma, is solved exactly but for x0, which is extrapolated from this
+// step's prediction and the one before:
 //   z' = (sigma' / sigma) z - alpha' (e^-h - 1) D,   h = lambda' - lambda
 //   D = x0 + (x0 - x0_before) / (2 r),               r = (lambda - lambda_before) / h
 // The first step, and the last towards sigma 0, take D = x0. Our sigma is sigma / alpha, so e^-h is a ratio.

@@ -744,7 +744,7 @@ static float beta_at(const SchedulerConfig *c, int t) {
     return squared ? (float)((double)beta * (double)beta) : beta;
 }
 
-// alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t. It says how noisy a latent is at t:
+// [S1] alphas_cumprod[t] is the product of 1 - beta over the timesteps 0 to t: how noisy a latent is at t.
 //   z_t = sqrt(a) z_0 + sqrt(1 - a) eps,   a = alphas_cumprod[t]
 // PyTorch multiplies in double precision.
 static float *alphas_cumprod(const SchedulerConfig *c) {
@@ -774,7 +774,7 @@ void scheduler_free(Scheduler *s) {
     *s = (Scheduler){0};
 }
 
-// The timestep at place i of `steps`, from noisy to clean. Leading includes timestep 0 (+ steps_offset),
+// [S4] The timestep at place i of `steps`, from noisy to clean. Leading includes timestep 0 (+ steps_offset),
 // trailing the noisiest, linspace both (Lin et al. 2023, table 2). NumPy's arithmetic to the last bit decides
 // where halves are rounded to. Where its arange() makes one step more than asked for, as for 61 "trailing"
 // ones, diffusers goes on to timestep -1 and ruins the picture; here it is the steps asked for.
@@ -853,7 +853,7 @@ Times times_at(const Scheduler *s, const int *t, int n) {
 
 Tensor *noised(Times at, Tensor *z, Tensor *noise) { return combine_each(at.alpha, z, at.sigma, noise); }
 
-// A network's output `out` is eps, or v = alpha eps - sigma x0 (Salimans and Ho 2022), or x0 ("sample").
+// [S3] A network's output `out` is eps, v = alpha eps - sigma x0 (Salimans and Ho 2022) or x0 ("sample").
 // As z = alpha x0 + sigma eps, each of them gives both x0, the prediction of z_0, and eps, that of the noise:
 //
 //   out is   x0                                  eps
@@ -886,7 +886,7 @@ Times times_all_at(const Scheduler *s, int t, int n) {
     return times_at(s, same, n);
 }
 
-// DDIM (Song et al. 2020, equation 12, deterministic): the predicted x0 and eps, mixed for the next timestep.
+// [S5] DDIM (Song et al. 2020, equation 12, sigma 0): predicted x0 and eps, mixed for the next timestep.
 static Tensor *ddim_step(const Scheduler *s, Tensor *z, Tensor *out) {
     int t = (int)s->timesteps[s->at];
     float a_prev = cumprod_at(s, t - s->step_ratio); // at the next step; diffusers calls it previous

@@ -1,5 +1,6 @@
-// report.c: `sd report`: the results of `make paper` as one HTML file. The page is report.html; its script
-// draws from one JSON object, put together here: the last run's stages, times, pictures, training logs.
+// report.c: `sd report`: the results of `make paper` as one HTML file, or training runs of one's own. The
+// page is report.html; its script draws from one JSON object, put together here: the last run's stages,
+// times, pictures, training logs.
 #define _POSIX_C_SOURCE 200809L // open_memstream, scandir
 #include "commands.h"
 #include "lib/io/io.h"
@@ -29,7 +30,8 @@ static int record_count;
 
 static void read_records(void) {
     char *path = format("%s/stages.txt", dir);
-    if (!file_exists(path)) die("%s holds no results of `make paper`: there is no stages.txt", dir);
+    if (!file_exists(path))
+        die("%s holds no results of `make paper` (stages.txt) and no training run (log.jsonl)", dir);
     char *stages = read_file(path, NULL);
     for (char *name = strtok(stages, "\n"); name; name = strtok(NULL, "\n")) {
         if (record_count == 1000) die("%s/stages.txt lists more than 1000 stages", dir);
@@ -176,9 +178,74 @@ static void write_trainings(FILE *f) {
     }
 }
 
-static void write_results(FILE *f, const Json *paper, const char *scratch) {
+// ---- runs of one's own ------------------------------------------------------------------------------------
+
+// The log of a run as weights/thin.sh has it: the lines of the validation as they are, and a hundred points
+// at most, each the mean loss of its part of the run. Returns the last step.
+static Json *write_log(FILE *f, const char *path) {
+    char *log = read_file(path, NULL);
+    long left = 0, count = 0;
+    for (char *c = log; *c; c += strcspn(c, "\n") + 1, left++)
+        if (!strchr(c, '\n')) { // half a line, of a run that goes on
+            *c = 0;
+            break;
+        }
+    const long each = (left + 99) / 100;
+    Json *last = NULL;
+    double sum = 0;
+    for (char *line = strtok(log, "\n"); line; line = strtok(NULL, "\n"), left--) {
+        Json *j = json_parse(line, strlen(line), path);
+        if (json_get(j, "validation")) {
+            fprintf(f, ",\n%s", line);
+        } else {
+            sum += json_get_number(j, "loss", NAN), count++;
+            last = j;
+        }
+        if (!count || (count < each && left > 1)) continue;
+        fprintf(f, ",\n{\"step\": %g, \"loss\": %.5g}", json_get_number(last, "step", 0),
+                sum / (double)count);
+        sum = 0, count = 0;
+    }
+    if (!json_get(last, "step")) die("%s: there is no step of a training in it", path);
+    free(log);
+    return last;
+}
+
+// The samples of a run are STEP-I.png: those of six of its steps, from the first to the last.
+static void write_samples(FILE *f, const char *folder, const char *scratch) {
+    struct dirent **files = NULL;
+    int all = is_directory(folder) ? scandir(folder, &files, NULL, alphasort) : 0, count = 0, columns = 0;
+    for (int i = 0; i < all; i++)
+        if (ends_with(files[i]->d_name, ".png")) files[count++] = files[i];
+    while (columns < count && !strncmp(files[columns]->d_name, files[0]->d_name, 7)) columns++;
+    int rows = count ? count / columns : 0, shown = rows < 6 ? rows : 6;
+    for (int i = 0; i < shown * columns; i++) {
+        int row = shown > 1 ? i / columns * (rows - 1) / (shown - 1) : 0;
+        const char *name = files[row * columns + i % columns]->d_name;
+        fprintf(f, "%s\n{\"step\": %ld, \"src\": ", i ? "," : "", atol(name));
+        write_picture(f, format("%s/%s", folder, name), scratch, 128);
+        fprintf(f, "}");
+    }
+}
+
+static void write_run(FILE *f, const char *run, const char *scratch) {
+    char *points, *config = format("%s/config.json", run);
+    FILE *p = open_memstream(&points, &(size_t){0});
+    if (!p) die("out of memory");
+    Json *last = write_log(p, format("%s/log.jsonl", run));
+    fclose(p);
+    fprintf(f, "{\"name\": %s, \"log\": [{\"steps\": %g, \"seconds\": %g, ", json_quote(run),
+            json_get_number(last, "step", 0), json_get_number(last, "seconds", 0));
+    fprintf(f, "\"peak_mb\": %g, \"command\": %s}%s],\n\"samples\": [", json_get_number(last, "peak_mb", 0),
+            json_quote(file_exists(config) ? json_text(json_load(config), '"') : ""), points);
+    write_samples(f, format("%s/samples", run), scratch);
+    fprintf(f, "]}");
+    free(points);
+}
+
+static void write_results(FILE *f, const Json *paper, char *const *runs, const char *scratch) {
     const char *before = "";
-    fprintf(f, "{\"paper\": %s,\n\"missing\": [", json_text(paper, '"'));
+    fprintf(f, "{\"paper\": %s,\n\"missing\": [", paper ? json_text(paper, '"') : "null");
     for (int i = 0; i < SYSTEMS; i++)
         if (isnan(fid_of(i))) fprintf(f, "%s\"%s\"", before, systems[i].title), before = ", ";
     fprintf(f, "],\n\"systems\": [");
@@ -196,7 +263,8 @@ static void write_results(FILE *f, const Json *paper, const char *scratch) {
         fprintf(f, "%s%s", i ? ",\n" : "\n", json_text(records[i], '"'));
     }
     fprintf(f, "],\n\"trainings\": [");
-    write_trainings(f);
+    if (!*runs) write_trainings(f);
+    for (int i = 0; runs[i]; i++) fprintf(f, i ? ",\n" : ""), write_run(f, runs[i], scratch);
     fprintf(f, "]}");
 }
 
@@ -236,32 +304,46 @@ static void print_table(void) {
     }
 }
 
+static Json *read_paper(void) {
+    read_records();
+    char *path = format("%s/paper.json", dir);
+    if (!file_exists(path)) die("%s holds no results of `make paper`: there is no paper.json", dir);
+    for (int i = 0; i < SYSTEMS; i++)
+        if (!isnan(fid_of(i))) return json_load(path);
+    die("%s holds no results yet: no system has been judged", dir);
+}
+
 int command_report(int argc, char **argv) {
-    const char *output = "report/index.html";
+    const char *output = NULL;
     bool quote = false;
-    Option options[] = {{'o', "output", TEXT(&output, "FILE.html"), "the page"},
+    Option options[] = {{'o', "output", TEXT(&output, "FILE.html"),
+                         "the page (default: report/index.html; of runs report/runs.html)"},
                         {0, "quote", FLAG(&quote), "only print DIR, any text, as a JSON string"},
                         {0}};
-    dir = one_word(options_parse(argc, argv, options, "sd report DIR [options]",
-                                 "Writes the paper's table, figures and claims from the results that `make "
-                                 "paper` left in DIR, as one HTML file.",
-                                 "sd report run/paper"),
-                   "sd report takes one folder of results");
-    if (quote) return puts(json_quote(dir)), 0;
-    if (!is_directory(dir)) die("%s is no folder; `make paper` makes it", dir);
-    read_records();
-    char *path = format("%s/paper.json", dir), *scratch = format("%s.png", output);
-    if (!file_exists(path)) die("%s holds no results of `make paper`: there is no paper.json", dir);
-    Json *paper = json_load(path);
-    bool found = false;
-    for (int i = 0; i < SYSTEMS; i++) found |= !isnan(fid_of(i));
-    if (!found) die("%s holds no results yet: no system has been judged", dir);
-    char *folder = xstrdup(output), *text;
+    char **words =
+        options_parse(argc, argv, options, "sd report DIR [options] | sd report RUN... [options]",
+                      "Writes the paper's table, figures and claims from the results that `make "
+                      "paper` left in DIR, as one HTML file. Or the loss and the sample pictures of "
+                      "training runs, whose folders hold log.jsonl and perhaps samples/.",
+                      "sd report run/paper\n  sd report run/lcm run/lcm-lora -o run/report.html");
+    if (!words[0]) die_usage("sd report takes one folder of results, or folders of training runs");
+    dir = words[0];
+    if (quote) return puts(json_quote(one_word(words, "--quote takes one text"))), 0;
+    char **runs = words;
+    Json *paper = NULL;
+    for (int i = 0; words[i]; i++) {
+        if (!is_directory(words[i])) die("%s is no folder; `make paper` or a training makes it", words[i]);
+        if (file_exists(format("%s/log.jsonl", words[i]))) continue;
+        if (words[1]) die("%s holds no training run: there is no log.jsonl", words[i]);
+        paper = read_paper(), runs++;
+    }
+    if (!output) output = paper ? "report/index.html" : "report/runs.html";
+    char *folder = xstrdup(output), *scratch = format("%s.png", output), *text;
     make_directories(dirname(folder));
-    print_table();
+    if (paper) print_table();
     FILE *f = open_memstream(&text, &(size_t){0});
     if (!f) die("out of memory");
-    write_results(f, paper, scratch);
+    write_results(f, paper, runs, scratch);
     fclose(f);
     Output *o = output_open(output);
     const char *place = strstr(page, "RESULTS");

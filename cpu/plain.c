@@ -750,7 +750,7 @@ static void adamw(float *w, float *m, float *v, float *g, const OptimiserState *
     }
 }
 
-// e = decay e + (1 - decay) w
+// [G9] e = decay e + (1 - decay) w, the moving average of the weights. In lcm.c it is theta-, the target.
 static void ema(float *e, const float *w, const OptimiserState *s, float decay, size_t count) {
     if (s && is_bad(s)) return;
     for (size_t i = 0; i < count; i++) e[i] = (float)((double)decay * e[i] + (1 - (double)decay) * w[i]);

@@ -62,6 +62,7 @@ static void gemm_backward(Record *r) {
         backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
 }
 
+// [T12] Every operation comes down to this: call a kernel, note on the tape what the backward needs.
 static Tensor *gemm(Tensor *y, Tensor *a, Tensor *b, Tensor *bias, Tensor *residual, Gemm f) {
     backend.gemm(mem(y), mem(a), mem(b), mem(bias), mem(residual), f);
     return record((Record){.backward = gemm_backward, .out = y, .in = {a, b, bias, residual}, .p.gemm = f});
@@ -116,8 +117,7 @@ static Tensor *spare(Tensor *residual) {
                                                                                                   : NULL;
 }
 
-// [T12] A linear layer, x (..., in) -> (..., out). Every operation of this file has this form: check the
-// shapes, call the kernel, note what the backward needs.
+// A linear layer, x (..., in) -> (..., out): check the shapes, then gemm(), once more for each adapter.
 Tensor *linear_add(Tensor *x, const Layer *l, Tensor *residual) {
     int out = l->weight->shape[0], in = layer_inputs(l);
     if (tensor_cols(x) != in) die("%s takes %d channels, not %d", l->name, in, tensor_cols(x));
