@@ -286,12 +286,171 @@ static void gradients(void) {
     }
 }
 
+// ---- 8: Euler's step --------------------------------------------------------------------------------------
+
+// Of any z and any prediction of the noise, z' = z + (sigma' - sigma) eps; with new noise of size sigma_up
+// the old one is left at sigma_down, and sigma_up^2 + sigma_down^2 = sigma'^2.
+static void euler(void) {
+    static const SchedulerKind kinds[] = {EULER, EULER_ANCESTRAL};
+    Json *j = noise_schedule();
+    for (int k = 0; k < 2; k++) {
+        Scheduler s;
+        scheduler_init(&s, scheduler_config(j, kinds[k]));
+        scheduler_set_timesteps(&s, 5);
+        heading(k ? "Euler ancestral, from any z: how far z' is from where it should be"
+                  : "Euler, from any z");
+        for (int i = 0; i < 5; i++) {
+            Tensor *z = drawn(10, SHAPE(1, 8, 8, 4)), *eps = drawn(11, SHAPE(1, 8, 8, 4)),
+                   *noise = scheduler_wants_noise(&s) ? drawn(12, SHAPE(1, 8, 8, 4)) : NULL;
+            float *z0 = tensor_read(z), *e = tensor_read(eps), *more = noise ? tensor_read(noise) : e;
+            double sigma = (double)s.sigmas[i], next = (double)s.sigmas[i + 1], far = 0, most = 1;
+            double up = noise ? next * sqrt(sigma * sigma - next * next) / sigma : 0,
+                   down = sqrt(next * next - up * up);
+            float *got = tensor_read(scheduler_step(&s, z, eps, noise));
+            for (int n = 0; n < 256; n++) {
+                double want = (double)z0[n] + (down - sigma) * (double)e[n] + up * (double)more[n];
+                keep_largest(&far, fabs(want - (double)got[n])), keep_largest(&most, fabs(want));
+            }
+            char *what = format("step %d, sigma %.3g to %.3g", i + 1, sigma, next);
+            expect(what, 0, far < 1e-5 * most ? 0 : far, 0);
+            free(what), free(z0), free(e), free(got);
+            if (noise) free(more);
+        }
+        scheduler_free(&s);
+    }
+    json_free(j);
+}
+
+// ---- 9: v-prediction --------------------------------------------------------------------------------------
+
+// A network that is always right says v = alpha eps - sigma x0 of z = alpha x0 + sigma eps; then x0 and eps
+// come back, also where alpha or sigma is next to nothing. What a network says that predicts eps stays right.
+static void v_prediction(void) {
+    static const char *const what[] = {"eps", "v"};
+    Json *j = noise_schedule();
+    Tensor *x0 = drawn(13, SHAPE(1, 8, 8, 4)), *eps = drawn(14, SHAPE(1, 8, 8, 4));
+    float *x = tensor_read(x0), *e = tensor_read(eps);
+    for (int v = 0; v < 2; v++) {
+        SchedulerConfig c = scheduler_config(j, DDIM);
+        c.prediction_type = v ? V_PREDICTION : EPSILON;
+        Scheduler s;
+        scheduler_init(&s, c);
+        heading(v ? "A network that predicts v: largest deviation"
+                  : "A network that predicts eps: largest deviation");
+        for (int t = 99; t < 1000; t += 450) {
+            Scope scope = scope_begin();
+            Times at = times_all_at(&s, t, 1);
+            float a = at.alpha[0], b = at.sigma[0];
+            Tensor *z = noised(at, x0, eps), *out = v ? combine(a, eps, -b, x0) : eps;
+            float *got[] = {tensor_read(predicted_x0(&s, at, z, out)),
+                            tensor_read(predicted_eps(&s, at, z, out))};
+            for (int k = 0; k < 2; k++) {
+                double far = 0;
+                for (int n = 0; n < 256; n++) keep_largest(&far, fabs((double)(got[k][n] - (k ? e : x)[n])));
+                char *name = format("%s from %s, timestep %d", k ? "eps" : "x0", what[v], t);
+                expect(name, 0, far < 1e-4 ? 0 : far, 0);
+                free(name), free(got[k]);
+            }
+            scope_end(scope, NULL);
+        }
+        scheduler_free(&s);
+    }
+    free(x), free(e), json_free(j);
+}
+
+// ---- 10: a merge ------------------------------------------------------------------------------------------
+
+// W' = W + s B A element by element, s = strength alpha / rank: of a linear layer and of a convolution.
+static void merge(void) {
+    Params p = {0};
+    UNet *net = made_unet("tiny", &p);
+    Random r;
+    random_seed(&r, 15);
+    const int rank = 4;
+    const float alpha = 8, strength = 0.5f;
+    Lora *l = lora_new(&p, "to_q,conv1", rank, alpha, &r);
+    const LoraPart *parts[2] = {NULL, NULL};
+    for (int i = 0; i < l->count; i++) {
+        Tensor *up = l->parts[i].adapter.up;
+        float *x = xmalloc(tensor_count(up) * sizeof *x);
+        random_normal(&r, x, tensor_count(up));
+        tensor_write(up, x);
+        free(x);
+        parts[l->parts[i].layer->weight->dims == 4] = &l->parts[i];
+    }
+    float *before[2];
+    for (int k = 0; k < 2; k++) before[k] = tensor_read(parts[k]->layer->weight);
+    lora_merge(l, strength);
+    heading("Weights with adapters of rank 4 and alpha 8 merged at strength 0.5");
+    for (int k = 0; k < 2; k++) {
+        Tensor *w = parts[k]->layer->weight;
+        size_t out = (size_t)w->shape[0], in = tensor_count(w) / out;
+        float *got = tensor_read(w), *a = tensor_read(parts[k]->adapter.down),
+              *b = tensor_read(parts[k]->adapter.up);
+        double far = 0;
+        for (size_t i = 0; i < out; i++)
+            for (size_t c = 0; c < in; c++) {
+                double want = (double)before[k][i * in + c];
+                for (size_t q = 0; q < (size_t)rank; q++)
+                    want += (double)(strength * alpha / rank) * (double)b[i * (size_t)rank + q] *
+                            (double)a[q * in + c];
+                keep_largest(&far, fabs(want - (double)got[i * in + c]));
+            }
+        expect(k ? "a convolution: largest deviation" : "a linear layer: largest deviation", 0,
+               far < 1e-5 ? 0 : far, 0);
+        free(got), free(a), free(b), free(before[k]);
+    }
+    lora_free(l), params_free(&p), free(net);
+}
+
+// ---- 11: the kernel inception distance --------------------------------------------------------------------
+
+// The estimate as its definition has it, over all pairs of pictures, with k(x, y) = (x . y / D + 1)^3.
+static void kid(void) {
+    enum { M = 12, D = 6 };
+    Random r;
+    random_seed(&r, 16);
+    float x[2][M * D];
+    for (int s = 0; s < 2; s++) random_normal(&r, x[s], M * D);
+    for (int i = 0; i < M * D; i++) x[1][i] = 0.7f * x[0][i] + 0.5f * x[1][i]; // pairs are alike
+    FidSet sets[2];
+    for (int s = 0; s < 2; s++) sets[s] = (FidSet){.path = "a set", .count = M, .dim = D, .features = x[s]};
+    heading("KID of two sets of 12 pictures with 6 features");
+    for (int paired = 0; paired < 2; paired++) {
+        double want = 0;
+        for (int a = 0; a < 2; a++)
+            for (int b = 0; b < 2; b++)
+                for (int i = 0; i < M; i++)
+                    for (int j = 0; j < M; j++) {
+                        bool all = a != b && !paired; // pairs (i, i) count
+                        if (i == j && !all) continue;
+                        double dot = 0;
+                        for (int d = 0; d < D; d++) dot += (double)x[a][i * D + d] * (double)x[b][j * D + d];
+                        want += (a == b ? 1 : -1) * pow(dot / D + 1, 3) / (all ? M * M : M * (M - 1));
+                    }
+        expect(paired ? "pairs of one caption left out" : "independent pictures", want,
+               kid_distance(&sets[0], &sets[1], paired, 0, NULL), 1e-6);
+    }
+    FidSet same = sets[0];
+    double want = 0; // of a set and itself, in which picture i meets itself: less than nothing
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < M; j++) {
+            double dot = 0;
+            for (int d = 0; d < D; d++) dot += (double)x[0][i * D + d] * (double)x[0][j * D + d];
+            want += pow(dot / D + 1, 3) * 2 * ((i != j) / (M * (M - 1.0)) - 1.0 / (M * M));
+        }
+    expect("a set and itself", want, kid_distance(&sets[0], &same, false, 0, NULL), 1e-6);
+}
+
 int main(int argc, char **argv) {
-    static void (*const exercises[])(void) = {sampler, consistency_step, divergence, frechet, gradients};
+    // 6, 7 and 12 are kernels: see cuda/build.mk.
+    static void (*const exercises[])(void) = {[1] = sampler, consistency_step, divergence, frechet, gradients,
+                                              [8] = euler,   v_prediction,     merge,      kid};
     int n = argc > 1 ? atoi(argv[1]) : 0;
-    if (n < 1 || n > 5) die_usage("which exercise, 1 to 5?");
+    if (n < 1 || n >= (int)(sizeof exercises / sizeof *exercises) || !exercises[n])
+        die_usage("which exercise, 1 to 5 or 8 to 11?");
     backend_init(1);
-    exercises[n - 1]();
+    exercises[n]();
     printf(right ? "Exercise %d: right.\n" : "Exercise %d: not yet.\n", n);
     return right ? 0 : 1;
 }

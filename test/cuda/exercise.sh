@@ -13,7 +13,7 @@ marked() { # how many loads of fragments take passes in excess
     awk '/^<h2>/ { on = /tensor_product/ } on && /^<tr class=x>.*fragment/ { n++ } END { print n + 0 }' \
         "$WORK/7/page.html"
 }
-for n in 6 7; do
+for n in 6 7 12; do
     "$1" -s exercise N=$n >"$WORK/out" 2>&1
     check "$(grep -c "^Exercise $n: not yet" "$WORK/out")" 1 "exercise $n fails as it is given"
     [ $n = 6 ] && check "$(grep -q 'RACE.*gemm.cu' "$WORK/out" && echo named)" named "the race is named"
