@@ -135,21 +135,40 @@ static void write_picture(FILE *f, const char *path, const char *scratch, int mo
     free(data), image_free(image), image_free(shown);
 }
 
+// The picture of that path, null where it is gone. Its last `parts` are looked for in the folder of the
+// results, which may have moved since.
+static void write_found(FILE *f, const Json *path, int parts, const char *scratch, int most) {
+    const char *name = path && path->kind == JSON_STRING ? path->string : "", *tail = name + strlen(name);
+    for (; tail > name && (tail[-1] != '/' || --parts); tail--) {}
+    char *here = format("%s/%s", dir, tail);
+    if (*tail && file_exists(here))
+        write_picture(f, here, scratch, most);
+    else
+        fprintf(f, "null");
+    free(here);
+}
+
 // Figure 3's of a system, null where one is gone. A pixel takes at most 4 letters, all pictures 2.5 million.
 static void write_pictures(FILE *f, const char *system, const char *scratch) {
     const Json *images = json_get(result_of("figure3-", system), "images");
     size_t count = length_of(images) < 4 ? length_of(images) : 4;
     int most = (int)fmin(256, sqrt(2500000.0 / 4 / (double)(SYSTEMS * count)));
     for (size_t i = 0; i < count; i++) {
-        const char *path = images->items[i].kind == JSON_STRING ? images->items[i].string : "",
-                   *slash = strrchr(path, '/');
-        char *here = format("%s/%s", dir, slash ? slash + 1 : path); // the folder may have moved since
         fprintf(f, i ? ",\n" : "\n");
-        if (*path && file_exists(here))
-            write_picture(f, here, scratch, most);
-        else
-            fprintf(f, "null");
-        free(here);
+        write_found(f, &images->items[i], 1, scratch, most);
+    }
+}
+
+// Drawn pictures, each beside the picture of the training set that is nearest to it.
+static void write_nearest(FILE *f, const char *system, const char *scratch) {
+    const Json *pairs = json_get(result_of("nearest-", system), "nearest");
+    for (size_t i = 0; i < length_of(pairs); i++) {
+        fprintf(f, "%s\n{\"distance\": %g, \"drawn\": ", i ? "," : "",
+                json_get_number(&pairs->items[i], "distance", 0));
+        write_found(f, json_get(&pairs->items[i], "picture"), 2, scratch, 128);
+        fprintf(f, ", \"real\": ");
+        write_found(f, json_get(&pairs->items[i], "nearest"), 3, scratch, 128);
+        fprintf(f, "}");
     }
 }
 
@@ -255,6 +274,8 @@ static void write_results(FILE *f, const Json *paper, char *const *runs, const c
         write_timings(f, systems[i].name);
         fprintf(f, "], \"pictures\": [");
         write_pictures(f, systems[i].name, scratch);
+        fprintf(f, "], \"nearest\": [");
+        write_nearest(f, systems[i].name, scratch);
         fprintf(f, "]}");
     }
     fprintf(f, "],\n\"stages\": [");

@@ -393,6 +393,11 @@ rows() {
         "$@" lcm-lora-30k 4 -m "$base" --lora "$adapters-30k.safetensors"
 }
 rows system
+if [ $world != real ] && [ -e "$lora" ]; then # what learnt longest from so few: does it know them by heart?
+    scenes flickr8k "${SMALL:-8000}" --world flickr
+    stage nearest-lora "$(identity "$lora"), captions $prompts_id, judge $judge_id" -- \
+        ./sd fid "$OUT/flickr8k/Images" "$OUT/lora" --weights "$judge" --nearest 6 --json
+fi
 
 # Seconds a picture. The systems take turns, so that a busy moment of the machine affects them all alike. The
 # first picture of each call is a warm-up and does not count.

@@ -1,9 +1,9 @@
 """A second opinion on the tiny models' pictures.
 
-The judge that ships with the tiny model (weights/tiny-inception.safetensors) is one network, and a generator
-might please that network alone. This script trains another: plain residual blocks instead of Inception's
-branches, PyTorch instead of our own training, its own scenes, with noise, shifts and blur as augmentation. What
-both say of the same pictures should agree.
+The judge that ships with the tiny model (weights/tiny-inception.safetensors) is one network, and a
+generator might please that network alone. This script trains another: plain residual blocks instead of
+Inception's branches, PyTorch instead of our own training, its own scenes, with noise, shifts and blur as
+augmentation. What both say of the same pictures should agree.
 
     python test/python/second_judge.py ./sd FOLDER...
 
@@ -87,13 +87,14 @@ def right(net, x, labels):
     """Share of each attribute that is read right."""
     net.eval()
     with torch.no_grad():
-        rows = [torch.stack([out.argmax(1) for out in net(part.float() / 127.5 - 1)], 1) for part in x.split(100)]
+        read = [net(part.float() / 127.5 - 1) for part in x.split(100)]
+    rows = [torch.stack([out.argmax(1) for out in outputs], 1) for outputs in read]
     return (torch.cat(rows) == labels).double().mean(0)
 
 
 def train(sd, steps):
     torch.manual_seed(0)
-    parts = [scenes(sd, world, 12000, "train", 77) for world in ("broad", "flickr")]
+    parts = [scenes(sd, world, 8000, "train", 77) for world in ("broad", "flickr")]
     x, labels = (torch.cat(both) for both in zip(*parts))
     net = SecondJudge()
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
@@ -101,7 +102,8 @@ def train(sd, steps):
     for step in range(steps):
         net.train()
         rows = torch.randint(len(x), (64,))
-        loss = sum(F.cross_entropy(out, label) for out, label in zip(net(augmented(x[rows])), labels[rows].T))
+        outputs = net(augmented(x[rows]))
+        loss = sum(F.cross_entropy(out, label) for out, label in zip(outputs, labels[rows].T))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
