@@ -87,8 +87,8 @@ def right(net, x, labels):
     """Share of each attribute that is read right."""
     net.eval()
     with torch.no_grad():
-        read = [net(part.float() / 127.5 - 1) for part in x.split(100)]
-    rows = [torch.stack([out.argmax(1) for out in outputs], 1) for outputs in read]
+        outputs = [net(part.float() / 127.5 - 1) for part in x.split(100)]
+    rows = [torch.stack([out.argmax(1) for out in of_part], 1) for of_part in outputs]
     return (torch.cat(rows) == labels).double().mean(0)
 
 
@@ -114,7 +114,8 @@ def train(sd, steps):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     options.add_argument("sd")
     options.add_argument("folder", nargs="+")
     options.add_argument("--steps", type=int, default=0, help="train anew, for so many steps")
