@@ -1,8 +1,8 @@
 #!/bin/sh
 # `make exercise N=1`: the first time, writes a copy of one source file that has a mistake or a gap; every
-# time, builds the copy against the other objects and checks it. FRESH=1 begins again. N.sed plants the mistake,
-# N.solution.sed mends it. The first line of N.sed says where to look; a line "# try: ..." is what shows the
-# difference, as arguments of the whole program with the copy in it, which is built then.
+# time, builds the copy against the other objects and checks it. FRESH=1 begins again. N.sed plants the
+# mistake, N.solution.sed mends it. The first line of N.sed says where to look; a line "# try: ..." is what
+# shows the difference, as arguments of the whole program with the copy in it, which is built then.
 # CC, FLAGS, OBJECTS and CHECK come from the Makefile; WORK is where copies stand.
 # A kernel's copy runs under the emulator; see cuda/build.mk.
 set -eu
