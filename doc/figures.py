@@ -151,7 +151,7 @@ def unet(sd, out):
     f.save(out / "unet.svg")
 
 
-# ---- the timeline of a sampler ------------------------------------------------------------------------------
+# ---- the timeline of a sampler -----------------------------------------------------------------------------
 
 def sampler(sd, out):
     c = json.loads(Path(MODEL, "scheduler/scheduler_config.json").read_text())
@@ -198,7 +198,7 @@ def sampler(sd, out):
     f.save(out / "sampler.svg")
 
 
-# ---- an LCM step --------------------------------------------------------------------------------------------
+# ---- an LCM step -------------------------------------------------------------------------------------------
 
 def lcm_step(out):
     width, height = 1000, 474
@@ -237,7 +237,7 @@ def lcm_step(out):
     f.save(out / "lcm-step.svg")
 
 
-# ---- a LoRA layer -------------------------------------------------------------------------------------------
+# ---- a LoRA layer ------------------------------------------------------------------------------------------
 
 def lora(out):
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -1,6 +1,6 @@
-// The documents: every stop of doc/READING.md is a tag in the code, once, in the file that it names, and every
-// tag in the code is a stop. No link leads nowhere. Every question and exercise of doc/COURSE.md has its answer
-// in doc/TEACHING.md, and every stop that doc/THEORY.md names is one.
+// The documents: every stop of doc/READING.md is a tag in the code, once, in the file that it names, and
+// every tag in the code is a stop. No link leads nowhere. Every question and exercise of doc/COURSE.md has
+// its answer in doc/TEACHING.md, and every stop that doc/THEORY.md names is one.
 #define _POSIX_C_SOURCE 200809L // popen
 #include "lib/base.h"
 #include "test/test.h"
@@ -78,8 +78,10 @@ static void check_links(const char *document) {
     char *slash = strrchr(folder, '/');
     slash ? (void)(slash[1] = 0) : (void)(folder[0] = 0);
     for (const char *at = text; (at = strstr(at, "]("));) {
+        bool quoted = false; // between backticks
+        for (const char *c = at; c > text && *c != '\n'; c--) quoted ^= *c == '`';
         char *target = link_target(at, &at), *anchor = strchr(target, '#');
-        if (!starts_with(target, "http")) {
+        if (!quoted && !starts_with(target, "http")) {
             if (anchor) *anchor++ = 0;
             char *path = *target ? format("%s%s", folder, target) : xstrdup(document),
                  *what = format("%s: the link to %s%s%s leads somewhere", document, target, anchor ? "#" : "",
