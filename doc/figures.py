@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-# figures.py: draws the figures of THEORY.md as SVG. Shapes and timesteps are taken from what ./sd does with the
-# tiny model, so a figure cannot say anything else than the program. Needs no packages; after a change run
+# figures.py: draws the figures of THEORY.md as SVG. Shapes and timesteps are taken from what ./sd does with
+# the tiny model, so a figure cannot say anything else than the program. Needs no packages; after a change run
 #
 #     python3 doc/figures.py ./sd doc/figures
 #
@@ -25,16 +25,17 @@ class Figure:
 
     def __init__(self, width, height, title):
         self.lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-            f'role="img" aria-label="{title}" font-family="system-ui, sans-serif" font-size="14">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" role="img" aria-label="{title}" font-family="system-ui, sans-serif" '
+            'font-size="14">',
             f"<title>{title}</title>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#fdfdfd" stroke="{LINE}"/>']
 
     def text(self, x, y, content, anchor="start", colour=INK, size=14, weight="normal", mono=False):
         content = content.replace("&", "&amp;").replace("<", "&lt;")
         family = ' font-family="ui-monospace, monospace"' if mono else ""
-        self.lines.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" '
-                          f'font-weight="{weight}"{family}>{content}</text>')
+        self.lines.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{colour}" '
+                          f'font-size="{size}" font-weight="{weight}"{family}>{content}</text>')
 
     def box(self, x, y, w, h, colour=INK, fill="#ffffff", dashed=False):
         dash = ' stroke-dasharray="5 4"' if dashed else ""
@@ -52,8 +53,8 @@ class Figure:
         self.lines.append(f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>')
 
     def dot(self, x, y, colour=INK, r=4.5, fill=None):
-        self.lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{fill or colour}" stroke="{colour}" '
-                          f'stroke-width="1.5"/>')
+        self.lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{fill or colour}" '
+                          f'stroke="{colour}" stroke-width="1.5"/>')
 
     def save(self, path):
         path.write_text("\n".join(self.lines + ["</svg>"]) + "\n", encoding="utf-8")
@@ -94,7 +95,8 @@ def unet(sd, out):
         if name not in middle:
             (up if name.startswith(("up", "conv_out")) else down)[sides.index(shapes[name][2])].append(name)
     # Stable Diffusion v1.5's channels at each level: those of its convolutions that keep them.
-    kernels = subprocess.run([sd, "info", "--kernels", "sd15"], check=True, capture_output=True, text=True).stdout
+    kernels = subprocess.run([sd, "info", "--kernels", "sd15"], check=True, capture_output=True,
+                             text=True).stdout
     theirs = {int(h): int(c) for h, c, oc in
               re.findall(r"conv2d_normed +n=2 h=(\d+) w=\d+ c=(\d+) .* oc=(\d+) ", kernels) if c == oc}
     rows, width, high = [0] * len(sides), 1000, 22
@@ -103,9 +105,10 @@ def unet(sd, out):
     top, gap, wide = 84, 34, 290
     height = top + sum(rows) * high + len(sides) * gap + (len(middle) + 1) * high + 46
     f = Figure(width, height, "The UNet of weights/tiny: the shape of every block's output")
-    f.text(24, 32, "The UNet of weights/tiny: what each block makes, height × width × channels", weight="600", size=16)
-    f.text(24, 54, "Arrows across: skip connections. A ResNet on the right reads them beside what comes from below. "
-           "In brackets: Stable Diffusion v1.5's.", colour=QUIET, size=13)
+    f.text(24, 32, "The UNet of weights/tiny: what each block makes, height × width × channels",
+           weight="600", size=16)
+    f.text(24, 54, "Arrows across: skip connections. A ResNet on the right reads them beside what comes from "
+           "below. In brackets: Stable Diffusion v1.5's.", colour=QUIET, size=13)
 
     def item(x, y, name):
         n, c, h, w = shapes[name]
@@ -121,13 +124,14 @@ def unet(sd, out):
             for k, name in enumerate(names):
                 item(x, y + k * high, name)
                 places[name] = y + k * high + 12
-        f.text(width / 2, y - 6, f"side {side} ({list(theirs)[i]}×{list(theirs)[i]}×{list(theirs.values())[i]})",
-               "middle", QUIET, 12)
+        there, channels = list(theirs.items())[i]
+        f.text(width / 2, y - 6, f"side {side} ({there}×{there}×{channels})", "middle", QUIET, 12)
         ends.append((left, right, y, y + len(down[i]) * high + 6, y + len(up[i]) * high + 6))
         y += tall + gap
     # Skips as unet_blocks() keeps them: every output on the way down that the next block does not overwrite.
     kept = [name for i in range(len(sides)) for name in down[i]]
-    kept = [name for name in kept if "resnets" not in name or name.replace("resnets", "attentions") not in shapes]
+    kept = [name for name in kept
+            if "resnets" not in name or name.replace("resnets", "attentions") not in shapes]
     readers = [name for name in blocks if name.startswith("up_blocks") and "resnets" in name]
     assert len(kept) == len(readers)
     for reader in readers:
@@ -142,12 +146,14 @@ def unet(sd, out):
         item(x, y + k * high, name)
     for i in range(len(sides) - 1):
         f.path([(ends[i][0] + 60, ends[i][3]), (ends[i][0] + 60, ends[i + 1][2])], arrow=True)
-        f.path([(ends[i + 1][1] + wide - 60, ends[i + 1][2]), (ends[i + 1][1] + wide - 60, ends[i][4])], arrow=True)
+        back = ends[i + 1][1] + wide - 60
+        f.path([(back, ends[i + 1][2]), (back, ends[i][4])], arrow=True)
     f.path([(ends[-1][0] + 60, ends[-1][3]), (ends[-1][0] + 60, y + 30), (x, y + 30)], arrow=True)
-    f.path([(x + wide, y + 30), (ends[-1][1] + wide - 60, y + 30), (ends[-1][1] + wide - 60, ends[-1][4])], arrow=True)
+    back = ends[-1][1] + wide - 60
+    f.path([(x + wide, y + 30), (back, y + 30), (back, ends[-1][4])], arrow=True)
     temb = shapes["time_embedding"][1]
-    f.text(24, height - 16, f"Every ResNet also reads the timestep ({temb} numbers), every attention the caption's text states.",
-           colour=QUIET, size=13)
+    f.text(24, height - 16, f"Every ResNet also reads the timestep ({temb} numbers), every attention the "
+           "caption's text states.", colour=QUIET, size=13)
     f.save(out / "unet.svg")
 
 
@@ -187,14 +193,14 @@ def sampler(sd, out):
         f.path([(left, level), (right, level)], LINE, 1)
         for k, t in enumerate(times):
             if scheduler == "lcm":  # to the end at once, and back up by new noise
-                f.path([(x(t), level), (x(t), level - 15 + 4 * k), (right, level - 15 + 4 * k), (right, level)], colour,
-                       1.2)
+                above = level - 15 + 4 * k
+                f.path([(x(t), level), (x(t), above), (right, above), (right, level)], colour, 1.2)
             f.dot(x(t), level, colour)
             if steps <= 4:
                 f.text(x(t), level + 19, f"{t}", "middle", colour, 12)
         level += row
-    f.text(24, height - 18, "A dot is an evaluation of the network. DDIM goes from dot to dot; LCM from each dot to the end, "
-           "and new noise takes it back up to the next.", colour=QUIET, size=13)
+    f.text(24, height - 18, "A dot is an evaluation of the network. DDIM goes from dot to dot; LCM from each "
+           "dot to the end, and new noise takes it back up to the next.", colour=QUIET, size=13)
     f.save(out / "sampler.svg")
 
 
@@ -215,7 +221,8 @@ def lcm_step(out):
     f.text(90, 400, "z_far = alpha z_0 + sigma noise [L6]: a picture of the data set, made noisy", size=13)
     f.path([(300, 384), (far[0], far[1] + 12)], arrow=True)
     f.path([far, (near[0] - 6, near[1] + 3)], ORANGE, 2.5, arrow=True)
-    f.text(380, 352, "frozen teacher under guidance w [L7]: one step of DDIM, 20 timesteps [L8]", colour=ORANGE, size=13)
+    f.text(380, 352, "frozen teacher under guidance w [L7]: one step of DDIM, 20 timesteps [L8]",
+           colour=ORANGE, size=13)
     f.path([(395, 338), ((far[0] + near[0]) / 2 + 6, (far[1] + near[1]) / 2 + 8)], ORANGE, 1)
     f.path([far, (student[0] - 8, student[1])], BLUE, 2.5, arrow=True)
     f.text(470, 172, "student f_theta(z_far, c, w, t_far)   [L10]", "end", BLUE, 13)
@@ -230,10 +237,10 @@ def lcm_step(out):
     f.path([(student[0], student[1] + 7), (target[0], target[1] - 7)], PURPLE, 2.5)
     f.text(838, 96, "loss: the two ends shall be one", "end", PURPLE, 13)
     f.path([(770, 102), (846, 140)], PURPLE, 1)
-    f.text(24, 432, "The gradient goes through the student alone. After the step theta- moves a little towards theta [G9].",
-           colour=QUIET, size=13)
-    f.text(24, 452, "At t = 0 f is z itself [L11]: from there what is right spreads along the path, 20 timesteps at a time.",
-           colour=QUIET, size=13)
+    f.text(24, 432, "The gradient goes through the student alone. After the step theta- moves a little "
+           "towards theta [G9].", colour=QUIET, size=13)
+    f.text(24, 452, "At t = 0 f is z itself [L11]: from there what is right spreads along the path, 20 "
+           "timesteps at a time.", colour=QUIET, size=13)
     f.save(out / "lcm-step.svg")
 
 
@@ -274,8 +281,9 @@ def lora(out):
     f.path([(750, 235), (800, 235), (800, 190)], ORANGE, arrow=True)
     f.path([(530, 115), (800, 115), (800, 150)], arrow=True)
     f.path([(815, 170), (856, 170)], arrow=True)
-    f.text(24, 298, f"{rank * (inputs + outputs):,} numbers learn in place of {outputs * inputs:,}. s = strength alpha / {rank}. "
-           "Merged, W + s B A takes the place of W, and the layer is as fast as before.", colour=QUIET, size=13)
+    f.text(24, 298, f"{rank * (inputs + outputs):,} numbers learn in place of {outputs * inputs:,}. "
+           f"s = strength alpha / {rank}. Merged, W + s B A takes the place of W, and the layer is as fast "
+           "as before.", colour=QUIET, size=13)
     f.save(out / "lora.svg")
 
 
