@@ -19,7 +19,7 @@ static const struct {
     {"scenes", command_scenes, "draw the toy world: captioned scenes in Flickr8k's layout"},
     {"data", command_data, "a captioned data set, or a part of it, in Flickr8k's layout"},
     {"fid", command_fid, "Frechet and kernel inception distance of two sets of pictures"},
-    {"report", command_report, "the paper's table and figures from the results of `make paper`"},
+    {"report", command_report, "the results of `make paper` as tables and figures, or curves of trainings"},
     {"pretrain", command_pretrain, "train the tiny model from nothing"},
     {"verify", command_verify, "compare another implementation's trace with this one, block by block"},
     {"lcm", command_lcm, "Phase 2: distil a model into one of 4 steps"},
