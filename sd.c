@@ -86,7 +86,8 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
     Tensor *pixels = vae_decode(m->vae, trace(scale(z, 1 / m->vae_config.scaling_factor), "vae.scaling"));
     if (!tensor_finite(z) || !tensor_finite(pixels)) die_of_nan(m, o);
     Image *image = tensor_to_image(pixels, 0);
-    if (times) *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started, steps};
+    if (times)
+        *times = (SampleTimes){text_s, median(step_s, steps), seconds() - started, steps, backend.peak()};
     free(step_s);
     scheduler_free(&s);
     scope_end(everything, NULL);

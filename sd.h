@@ -176,6 +176,7 @@ typedef struct {
 typedef struct {
     double text_s, unet_step_s, vae_s; // unet_step_s: median over the evaluations of the UNet
     int evaluations;                   // of the UNet; PNDM has one more than steps
+    size_t peak;                       // bytes that were in use at once so far
 } SampleTimes;
 SampleOptions sample_defaults(const Model *m); // what the model says, else 50 steps, cfg 7.5
 SchedulerConfig sample_scheduler(const Model *m, const SampleOptions *o); // scheduler, spacing and eta

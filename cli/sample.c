@@ -32,7 +32,7 @@ static void print_figures(char *const *paths, const double *picture_s, int count
     printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, "
            "\"unet_evaluations\": %d, \"steps\": %d, \"vae_s\": %.4f, \"peak_mb\": %.1f, \"seed\": %llu}\n",
            whole_s, load_s, t->text_s, t->unet_step_s, t->evaluations, r->how.steps, t->vae_s,
-           (double)backend.peak() / 1e6, (unsigned long long)seed);
+           (double)t->peak / 1e6, (unsigned long long)seed);
 }
 
 // What the request leaves open, the model decides, and before it an adapter that is made for a few steps.
@@ -66,8 +66,8 @@ static void complete(Request *r, const Model *m, FewSteps few) {
 // One call of sample() a picture. `options` are those behind the request; `original` may be NULL.
 static void draw(Request *r, const Option *options, char **captions, int count, const Image *original) {
     char **paths = xcalloc((size_t)count, sizeof *paths);
-    double *picture_s = xcalloc((size_t)count, sizeof *picture_s), started = seconds();
-    SampleTimes times = {0};
+    double *picture_s = ranks_shared((size_t)count * sizeof *picture_s), started = seconds();
+    SampleTimes *times = ranks_shared(sizeof *times); // of the last picture
     SampleOptions *o = &r->how;
     uint64_t first = o->seed;
     Model *m = model_load(r->model, r->tokenizer, NEED_ALL);
@@ -90,14 +90,16 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     if (r->film) check_output(r->film);
     if (r->attention) check_output(r->attention);
     started = seconds();
-    for (int i = 0; i < count; i++) {
-        if (i % ranks_count() != ranks_mine()) continue; // another rank's
+    // A small model's operations are not worth threads: as many pictures are drawn at once instead.
+    bool small = captions && m->unet_config.block_out_channels[0] < 320 && !r->preview;
+    bool draws = ranks_split(small ? count : 1, "pictures", count);
+    for (int i = ranks_mine(); draws && i < count; i += ranks_count(), ranks_piece_done()) {
         if (r->keep && image_is_whole(paths[i])) continue;
         double begun = seconds();
         if (captions) o->prompt = captions[i];
         o->seed = first + (uint64_t)i;
         Film *film = r->film || r->attention ? film_begin(m, o, NULL) : NULL;
-        Image *image = sample(m, *o, &times);
+        Image *image = sample(m, *o, times);
         film_end();
         if (r->film) film_save(film, r->film);
         if (r->attention) film_save_attention(film, o->prompt, image, r->attention);
@@ -111,10 +113,10 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         picture_s[i] = seconds() - begun;
         if (!r->json) note("%s", paths[i]);
     }
-    ranks_barrier();
-    if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, &times, r, first);
+    ranks_join();
+    if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, times, r, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
-                 times.text_s, times.unet_step_s, times.vae_s, (double)backend.peak() / 1e6);
+                 times->text_s, times->unet_step_s, times->vae_s, (double)times->peak / 1e6);
 }
 
 // A row of pictures for each system: the model as it is (and with --lora), and with each adapter of

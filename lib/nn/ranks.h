@@ -30,6 +30,16 @@ void ranks_give(void *data, size_t bytes, int from); // all ranks get rank `from
 void ranks_must_agree(const char *what, const void *data, size_t bytes);
 void ranks_barrier(void);
 
+// ---- a process a thread: many small pieces of work on a processor -----------------------------------------
+// Begins as many processes as there are threads, but at most `most`, in each of which it returns true: they
+// are ranks of one thread, with a copy of all memory. What called it waits until all have reached
+// ranks_join(), draws a bar, and goes on with false; where one fails, it ends with that one's message and
+// status. Where there is one thread, MPI or a GPU, it begins none and returns true.
+bool ranks_split(int most, const char *what, int total); // what, total: of the bar
+void ranks_piece_done(void);                             // one of `total`
+void ranks_join(void);                                   // ends what was begun; all other ranks wait for all
+void *ranks_shared(size_t bytes);                        // zeros; what one process writes there, all see
+
 // ---- below ranks_sum() ------------------------------------------------------------------------------------
 enum { RANKS_PIECE = 1 << 22 }; // floats, at most, of one exchange
 // `out` goes to another rank, or to this one, and `in` comes from there: n and m floats in backend memory.
