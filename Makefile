@@ -130,6 +130,11 @@ $(BUILD)/test/attack/sd: $(CPU_O) $(ABOVE_O)
 format: ; @sh test/house/format.sh --apply
 check-format: ; @sh test/house/format.sh
 
+# This machine's peak, each network on it, and each kernel: five minutes on two quiet cores; QUICK=1 the tiny
+# model alone, some seconds.
+bench: $(BUILD)/test/bench/bench
+	@$<
+
 # ---- beside the reference implementations (Python) ---------------------------------------------------------
 # One environment outside the tree, versions pinned; REFERENCE=DIR uses another, as it is.
 REFERENCE ?= $(HOME)/.cache/sd.c-reference
@@ -236,6 +241,7 @@ help:
 	@echo "make test-full  the same at full size and full length: about an hour, up to 14 GB of memory"
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours;"
 	@echo "                PHOTOS=DIR, a folder of 600 JPEGs: sd fid beside pytorch-fid, too)"
+	@echo "make bench      this machine's peak, and the share of it that each kernel reaches (QUICK=1: briefly)"
 	@echo "make bench-peers  time the same work in sd and in PyTorch"
 	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md); make cuda NCCL=1"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
@@ -254,6 +260,7 @@ help:
 
 .PHONY: attack
 .PHONY: mpi web
+.PHONY: bench
 .PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
 .PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)
