@@ -106,6 +106,11 @@ asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
 asan-tests: $(TESTS)
 	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 sh test/run.sh $(TESTS) # an error's way out, die(), frees nothing
 
+# Another processor, emulated: 64-bit ARM, where a cross compiler and qemu-user are installed.
+AARCH64_CC ?= aarch64-linux-gnu-gcc
+aarch64: sd $(BUILD)/test/aarch64/differs
+	+@BUILD=$(BUILD) sh test/aarch64/run.sh "$(AARCH64_CC)"
+
 # What `make test` has no time for: signals, power failures, turned bits, hostile configurations, inputs and
 # places, and the worst that each reader accepts; see the heads of test/attack/*. Needs Python, strace and,
 # for full disks, root. ATTACKS=N: so many signals, and as much of the rest in proportion.
@@ -246,6 +251,7 @@ help:
 	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md); make cuda NCCL=1"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"
+	@echo "make aarch64    some tests on an emulated 64-bit ARM processor (cross compiler, qemu-user)"
 	@echo "make attack     signals, power failures, hostile files and places: an hour or two"
 	@echo "make fuzz       libFuzzer on every reader of files, FUZZ_SECONDS=300 each (needs clang)"
 	@echo "make cuda       ./sd for an NVIDIA GPU (ARCH=sm_90, PRECISION=f32|bf16|f16)"
@@ -260,7 +266,7 @@ help:
 
 .PHONY: attack
 .PHONY: mpi web
-.PHONY: bench
+.PHONY: bench aarch64
 .PHONY: demo paper paper-from-scratch exercise reference bench-peers plain stb test test-full asan asan-tests
 .PHONY: format check-format fuzz clean help
 -include $(wildcard cuda/build.mk)

@@ -392,8 +392,8 @@ double distance(const float *x, const float *y, size_t n) {
 }
 
 double largest_of(const float *x, size_t n) {
-    double largest = 0;
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs((double)x[i]));
+    float largest = 0;
+    for (size_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
     return largest;
 }
 

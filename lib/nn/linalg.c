@@ -153,8 +153,8 @@ int pivoted_cholesky(double *lt, int *order, double *c, int n) {
     size_t N = (size_t)n;
     double *left = xmalloc(N * sizeof(double)), largest = 0;
     double *rows = xmalloc(N * PANEL * sizeof(double)), *columns = xmalloc(N * PANEL * sizeof(double));
-    for (int i = 0; i < n; i++)
-        order[i] = i, left[i] = c[(size_t)i * (N + 1)], largest = fmax(largest, left[i]);
+    for (int i = 0; i < n; i++) order[i] = i, left[i] = c[(size_t)i * (N + 1)];
+    for (int i = 0; i < n; i++) largest = fmax(largest, left[i]);
     int rank = 0;
     for (int from = 0; rank < n; from = rank) {
         for (; rank < n && rank < from + PANEL; rank++) {
