@@ -105,54 +105,83 @@ INLINE void soften(const int vectors, float *s, int keys, vec largest[TV], vec s
     UNROLL for (int j = 0; j < vectors; j++) largest[j] = top[j], sum[j] = total[j];
 }
 
-static void attend(float *o, float *lse, const float *q, Head head, Attention p, int index, int q0) {
-    int nq = min_int(TN, p.tq - q0), width = round_up(nq, W), vectors = width / W;
-    float *tile = scratch(S_TILE, (size_t)(2 * p.d + KEYS) * TN), *out = tile + p.d * width,
-          *s = out + p.d * width;
-    pack_queries(tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
-    vec largest[TV], sum[TV], rescale[TV];
-    for (int j = 0; j < TV; j++) largest[j] = all(-1e30f), sum[j] = all(0);
-    int seen = keys_seen(p, q0 + nq);
-    for (int k0 = 0; k0 < seen; k0 += KEYS) {
-        int keys = min_int(KEYS, seen - k0);
-        gemm_block(keys, width, p.d, head.k + (size_t)k0 * (size_t)p.d, p.d, false, tile,
-                   (Out){s, width, NULL, NULL, 1});
-        bool masked = p.causal && k0 + keys - 1 > q0;
-        if (masked)
-            for (int k = 0; k < keys; k++)
-                for (int j = 0; j < vectors; j++) {
-                    float *at = s + k * width + j * W;
-                    store(at, choose(before_key(k0 + k, q0, j * W), all(-1e30f), load(at)));
-                }
-        if (vectors == TV)
-            soften(TV, s, keys, largest, sum, rescale);
-        else if (vectors == 2)
-            soften(2, s, keys, largest, sum, rescale);
-        else
-            soften(1, s, keys, largest, sum, rescale);
-        if (k0)
-            for (int e = 0; e < p.d; e++)
-                for (int j = 0; j < vectors; j++) {
-                    float *at = out + e * width + j * W;
-                    store(at, load(at) * rescale[j]);
-                }
-        gemm_block(p.d, width, keys, head.v + (size_t)k0 * (size_t)p.d, p.d, true, s,
-                   (Out){out, width, k0 ? out : NULL, NULL, 1});
-    }
-    for (int j = 0; j < vectors; j++) rescale[j] = 1.0f / sum[j];
-    unpack_queries(o + row_at(p, index, q0, p.tq), out, rescale, p, nq, width, false);
-    if (lse)
-        for (int i = 0; i < nq; i++)
-            lse[(size_t)index * (size_t)p.tq + (size_t)(q0 + i)] =
-                (largest[i / W][i % W] + log2f(sum[i / W][i % W])) * LN_2;
+// A block of queries, and what the keys so far have made of it.
+typedef struct {
+    int q0, nq, width;
+    float *tile, *out; // (d, width): the queries; the sum of values
+    vec largest[TV], sum[TV];
+} Queries;
+
+// `memory`: 2 d TN floats.
+static void begin_queries(Queries *b, float *memory, const float *q, Attention p, int index, int q0) {
+    int nq = min_int(TN, p.tq - q0), width = round_up(nq, W);
+    *b = (Queries){.q0 = q0, .nq = nq, .width = width, .tile = memory, .out = memory + p.d * width};
+    for (int j = 0; j < TV; j++) b->largest[j] = all(-1e30f), b->sum[j] = all(0);
+    pack_queries(b->tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
+}
+
+// The block of keys and values from k0 on; s has room for its scores, KEYS TN floats.
+static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
+    int width = b->width, vectors = width / W, keys = min_int(KEYS, keys_seen(p, b->q0 + b->nq) - k0);
+    if (keys <= 0) return;
+    vec rescale[TV];
+    gemm_block(keys, width, p.d, head.k + (size_t)k0 * (size_t)p.d, p.d, false, b->tile,
+               (Out){s, width, NULL, NULL, 1});
+    bool masked = p.causal && k0 + keys - 1 > b->q0;
+    if (masked)
+        for (int k = 0; k < keys; k++)
+            for (int j = 0; j < vectors; j++) {
+                float *at = s + k * width + j * W;
+                store(at, choose(before_key(k0 + k, b->q0, j * W), all(-1e30f), load(at)));
+            }
+    if (vectors == TV)
+        soften(TV, s, keys, b->largest, b->sum, rescale);
+    else if (vectors == 2)
+        soften(2, s, keys, b->largest, b->sum, rescale);
+    else
+        soften(1, s, keys, b->largest, b->sum, rescale);
+    if (k0)
+        for (int e = 0; e < p.d; e++)
+            for (int j = 0; j < vectors; j++) {
+                float *at = b->out + e * width + j * W;
+                store(at, load(at) * rescale[j]);
+            }
+    gemm_block(p.d, width, keys, head.v + (size_t)k0 * (size_t)p.d, p.d, true, s,
+               (Out){b->out, width, k0 ? b->out : NULL, NULL, 1});
+}
+
+static void end_queries(const Queries *b, float *o, float *lse, Attention p, int index) {
+    vec factor[TV];
+    for (int j = 0; j < TV; j++) factor[j] = 1.0f / b->sum[j];
+    unpack_queries(o + row_at(p, index, b->q0, p.tq), b->out, factor, p, b->nq, b->width, false);
+    for (int i = 0; lse && i < b->nq; i++)
+        lse[(size_t)index * (size_t)p.tq + (size_t)(b->q0 + i)] =
+            (b->largest[i / W][i % W] + log2f(b->sum[i / W][i % W])) * LN_2;
+}
+
+// Where a head's keys and values are too many for the cache, as in the VAE, several blocks of queries see
+// each block of keys while it is there.
+enum { TOGETHER = 8, CACHED = 1 << 19 }; // blocks; floats of keys and values
+
+static void attend(float *o, float *lse, const float *q, Head head, Attention p, int index, int q0,
+                   int queries) {
+    size_t each = 2 * (size_t)p.d * TN;
+    float *memory = scratch(S_TILE, TOGETHER * each + KEYS * TN);
+    Queries blocks[TOGETHER];
+    int count = 0, end = min_int(p.tq, q0 + queries);
+    for (int at = q0; at < end; at += TN, count++)
+        begin_queries(&blocks[count], memory + (size_t)count * each, q, p, index, at);
+    for (int k0 = 0; k0 < keys_seen(p, end); k0 += KEYS)
+        for (int i = 0; i < count; i++) see_keys(&blocks[i], memory + TOGETHER * each, head, p, k0);
+    for (int i = 0; i < count; i++) end_queries(&blocks[i], o, lse, p, index);
 }
 
 static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
     float *packed = pack_heads(k.at, v.at, p);
-    int blocks = blocks_of(p.tq, TN);
+    int queries = 2.0 * p.tk * p.d > CACHED ? TOGETHER * TN : TN, blocks = blocks_of(p.tq, queries);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 5 * WORTH_A_THREAD)
     for (int t = 0; t < p.n * p.heads * blocks; t++)
-        attend(o.at, lse, q.at, head_of(packed, p, t / blocks), p, t / blocks, t % blocks * TN);
+        attend(o.at, lse, q.at, head_of(packed, p, t / blocks), p, t / blocks, t % blocks * queries, queries);
 }
 
 // ---- gradients --------------------------------------------------------------------------------------------

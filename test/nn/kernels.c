@@ -320,14 +320,17 @@ static void test_sum_rows(void) {
 }
 
 static void test_attention(void) {
-    const int shapes[][5] = {{1, 1, 1, 1, 1},     {2, 3, 7, 5, 8},     {2, 1, 5, 7, 3},
-                             {1, 2, 33, 33, 40},  {2, 2, 65, 77, 24},  {1, 8, 64, 77, 40},
-                             {1, 1, 20, 20, 160}, {1, 2, 50, 130, 64}, {1, 1, 17, 17, 512},
-                             {1, 2, 77, 77, 64},  {1, 1, 200, 3, 16}}; // n heads tq tk d
+    const int shapes[][5] = {
+        {1, 1, 1, 1, 1},     {2, 3, 7, 5, 8},     {2, 1, 5, 7, 3},
+        {1, 2, 33, 33, 40},  {2, 2, 65, 77, 24},  {1, 8, 64, 77, 40},
+        {1, 1, 20, 20, 160}, {1, 2, 50, 130, 64}, {1, 1, 17, 17, 512},
+        {1, 2, 77, 77, 64},  {1, 1, 200, 3, 16},  {1, 1, 210, 520, 512}}; // n heads tq tk d
     for (int backward = 0; backward < 2; backward++) {
         for (int s = 0; s < COUNT(shapes); s++)
             for (int kind = 0; kind < (backward ? 16 : 8); kind++) {
                 const int *z = shapes[s];
+                // Keys beyond the processor's cache: see attend() in cpu/attention.c.
+                if (z[3] > 500 && (backward || kind > 1 || strncmp(backend.name(), "cpu", 3))) continue;
                 bool causal = kind & 1, sharp = kind & 2;
                 Attention p = {z[0], z[1], z[2], z[3], z[4], 1 / sqrtf((float)z[4]), causal};
                 // Sharp: scores reach +-30 and more, as in trained networks. fp32 holds a score of 30 to
