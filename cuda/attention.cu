@@ -474,8 +474,9 @@ static __global__ void __launch_bounds__(Flash<T, D>::THREADS)
 // and the tile of scores is small. What is large are the fragments: X, Y, dX and dY of 160 channels would
 // take 240 registers, so there dX and dY are gathered by two launches.
 
+// Two blocks a multiprocessor for heads of 64: the compiler would have three for sm_100, and spill.
 template <class T, int D, bool KEYS, bool DX, bool DY>
-static __global__ void __launch_bounds__(Flash<T, D>::THREADS)
+static __global__ void __launch_bounds__(Flash<T, D>::THREADS, D == 64 && KEYS ? 2 : 0)
     attention_tensor_backward(T *dx, T *dy, const float2 *of, const T *q, const T *k, const T *v,
                               const T *dout, Attention p) {
     typedef Flash<T, D> F;
