@@ -16,8 +16,7 @@ static void *(*dry_temp)(size_t bytes);
 static void *counted(size_t bytes) { return stored += bytes, dry_temp(bytes); }
 static void three(const Mem *y, Mem x, const Mem *w, int m, int n, int k) {}
 static void gated(Mem y, Mem x, Mem w, Mem bias, int m, int n, int k) {}
-static void with_vector(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias, Mem v,
-                        Conv p) {}
+static void with_vector(Mem y, Mem x, Mem weight, Mem bias, Mem v, Conv p) {}
 
 static void pass(const Model *m, Tensor *context) {
     int side = m->unet_config.sample_size;
@@ -34,8 +33,7 @@ static double compulsory(const Model *m, Tensor *context) {
             weights += (double)tensor_count(m->params.list[i].tensor) * (backend.storage == F32 ? 4 : 2);
     bool fuses = backend.gemm_three != NULL;
     dry_begin(false);
-    if (fuses)
-        backend.gemm_three = three, backend.gemm_geglu = gated, backend.conv2d_normed_vector = with_vector;
+    if (fuses) backend.gemm_three = three, backend.gemm_geglu = gated, backend.conv2d_vector = with_vector;
     dry_temp = backend.temp, backend.temp = counted;
     pass(m, context);
     dry_end();
