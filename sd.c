@@ -488,25 +488,28 @@ void unet_view_free(UNet *u, Params *params) {
 // the third decimal of a sine. Every step rounds as diffusers' get_guidance_scale_embedding does.
 Tensor *guidance_embedding(const float *guidance, int n, int dim) {
     int half = dim / 2;
-    float *x = xcalloc((size_t)n * (size_t)dim, sizeof(float)),
-          ratio = 9.2103404f / (float)(half - 1); // ln 10000
-    for (int r = 0; r < n; r++)
-        for (int i = 0; i < half; i++) {
-            float exponent = (float)i * -ratio, frequency = (float)exp((double)exponent),
-                  w = guidance ? guidance[r] : 0;
-            float scaled = w * 1000, angle = scaled * frequency;
-            x[r * dim + i] = (float)sin((double)angle);
-            x[r * dim + half + i] = (float)cos((double)angle);
-        }
-    Tensor *e = tensor_from(SHAPE(n, dim), x);
-    free(x);
-    return e;
+    float *f = scope_floats(half), *scaled = scope_floats(n), ratio = 9.2103404f / (float)(half - 1);
+    for (int i = 0; i < half; i++) f[i] = (float)exp((double)((float)i * -ratio));
+    for (int r = 0; guidance && r < n; r++) scaled[r] = guidance[r] * 1000;
+    return sinusoid(scaled, f, n, dim, false);
+}
+
+// The same of the timesteps t, and as diffusers' get_timestep_embedding rounds it, by which the networks were
+// trained: t / 10000^(i / (half - shift)).
+static Tensor *timestep_embedding(const UNet *u, const float *t, int n) {
+    int dim = u->c.block_out_channels[0], half = dim / 2;
+    float *f = scope_floats(half);
+    for (int i = 0; i < half; i++) {
+        float exponent = -9.210340371976184f * (float)i / ((float)half - u->c.freq_shift); // ln 10000
+        f[i] = (float)exp((double)exponent);
+    }
+    return sinusoid(t, f, n, dim, u->c.flip_sin_to_cos);
 }
 
 // timesteps (n) -> (n, 4 * block_out_channels[0]): sinusoids, cosines before sines (flip_sin_to_cos), and two
 // linear layers. A full LCM adds the embedding of its guidance scale before the first of them.
 static Tensor *time_embedding(const UNet *u, const float *timesteps, const float *guidance, int n) {
-    Tensor *e = sinusoid(timesteps, n, u->c.block_out_channels[0], u->c.flip_sin_to_cos, u->c.freq_shift);
+    Tensor *e = timestep_embedding(u, timesteps, n);
     if (u->time_cond_proj)
         e = linear_add(guidance_embedding(guidance, n, u->c.time_cond_proj_dim), u->time_cond_proj, e);
     return linear(activation(linear(e, u->time_linear1), SILU), u->time_linear2);

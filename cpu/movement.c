@@ -139,15 +139,13 @@ static void embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, 
                 cols);
 }
 
-// A few hundred values a step, so in plain C. Every step is rounded to fp32 as in diffusers; see plain.c.
-static void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
+// A few hundred values a step, so in plain C.
+static void sinusoid(Mem y, const float *t, const float *f, int rows, int dim, bool cos_first) {
     int half = dim / 2;
     for (int r = 0; r < rows; r++) {
         float *to = (float *)y.at + (size_t)r * (size_t)dim;
         for (int i = 0; i < half; i++) {
-            float exponent = -9.210340371976184f * (float)i; // ln(10000)
-            exponent /= (float)half - shift;
-            float angle = t[r] * (float)exp((double)exponent);
+            float angle = t[r] * f[i];
             to[cos_first ? i : half + i] = (float)cos((double)angle);
             to[cos_first ? half + i : i] = (float)sin((double)angle);
         }

@@ -580,18 +580,13 @@ static void embed_backward(float *dtable, Mem dy, const int32_t *ids, int rows, 
             dtable[(size_t)ids[r] * cols + c] += (float)get(dy, (size_t)r * cols + c);
 }
 
-// angle = t[r] exp(-i ln(10000) / (half - shift)), i = 0 .. half - 1: a cosine and a sine of each.
-// diffusers rounds every step of this to fp32. With t up to 999 the rounding shows in the angle's fifth
-// digit, and the networks were trained with it, so the same steps are rounded here.
-static void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
+// angle = t[r] f[i], i = 0 .. half - 1, rounded to fp32: a cosine and a sine of each.
+static void sinusoid(Mem y, const float *t, const float *f, int rows, int dim, bool cos_first) {
     int half = dim / 2;
     for (int r = 0; r < rows; r++) {
         size_t row = (size_t)r * dim;
         for (int i = 0; i < half; i++) {
-            float exponent = -9.210340371976184f * (float)i; // ln(10000)
-            exponent /= (float)half - shift;
-            float frequency = (float)exp((double)exponent);
-            float angle = t[r] * frequency;
+            float angle = t[r] * f[i];
             put(y, row + (cos_first ? i : half + i), cos((double)angle));
             put(y, row + (cos_first ? half + i : i), sin((double)angle));
         }

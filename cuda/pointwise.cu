@@ -327,28 +327,34 @@ static void launch_embed_backward(float *dtable, Mem dy, const int32_t *ids, int
     check_launch("embed_backward", blocks_for(cols), THREADS);
 }
 
-// angle = t[r] exp(-i ln(10000) / (half - shift)), each step rounded to fp32 as diffusers does, whose
-// networks were trained with that. The exponential is double: an fp32 one is off by a last place, which t =
-// 999 shows.
-static __global__ void sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
-    int half = dim / 2;
-    EACH(at, (size_t)rows * dim) {
-        int r = (int)(at / dim), i = (int)(at % dim);
-        if (i >= 2 * half) { // an odd last one
-            store(y, at, 0);
-            continue;
-        }
-        bool cosine = cos_first ? i < half : i >= half;
-        float exponent = __fmul_rn(-9.210340371976184f, (float)(i % half)) / ((float)half - shift);
-        float angle = t[r] * (float)exp((double)exponent);
-        store(y, at, cosine ? cosf(angle) : sinf(angle));
+// angle = t[r] f[i]: a cosine and a sine of each. t and f come with the launch, some at a time, so nothing is
+// uploaded.
+struct Angles { // of rows row0 to row0 + rows and of frequencies first to first + count
+    float t[64], f[512];
+    int row0, rows, first, count;
+};
+static __global__ void sinusoid(Mem y, Angles a, int dim, bool cos_first) {
+    EACH(at, (size_t)a.rows * a.count) {
+        int r = (int)(at / a.count), i = (int)(at % a.count), half = dim / 2;
+        float angle = a.t[r] * a.f[i];
+        size_t to = (size_t)(a.row0 + r) * dim + a.first + i;
+        store(y, to + (cos_first ? 0 : half), cosf(angle)),
+            store(y, to + (cos_first ? half : 0), sinf(angle));
+        if (dim % 2 && a.first + i == half - 1) store(y, to + half + 1, 0);
     }
 }
-static void launch_sinusoid(Mem y, const float *t, int rows, int dim, bool cos_first, float shift) {
-    size_t count = (size_t)rows * dim;
-    if (!count) return;
-    sinusoid<<<blocks_for(count), THREADS, 0, stream>>>(y, t, rows, dim, cos_first, shift);
-    check_launch("sinusoid", blocks_for(count), THREADS);
+static void launch_sinusoid(Mem y, const float *t, const float *f, int rows, int dim, bool cos_first) {
+    int half = dim / 2;
+    if (dim == 1) backend.fill(y, 0, rows); // there are no pairs
+    for (int r = 0; r < rows; r += 64)
+        for (int i = 0; i < half; i += 512) {
+            Angles a = {{}, {}, r, rows - r < 64 ? rows - r : 64, i, half - i < 512 ? half - i : 512};
+            memcpy(a.t, t + r, (size_t)a.rows * sizeof(float));
+            memcpy(a.f, f + i, (size_t)a.count * sizeof(float));
+            unsigned blocks = blocks_for((size_t)a.rows * a.count);
+            sinusoid<<<blocks, THREADS, 0, stream>>>(y, a, dim, cos_first);
+            check_launch("sinusoid", blocks, THREADS);
+        }
 }
 
 void pointwise_kernels(Backend &b) {

@@ -124,7 +124,7 @@ DRY(conv2d_normed,
 DRY(conv2d_upsampled, (Mem y, Mem x, Mem weight, Mem bias, Conv p), CONV(type_name(weight)))
 DRY(embed, (Mem y, Mem table, const int32_t *ids, int rows, int cols), MATRIX)
 DRY(embed_backward, (float *dtable, Mem dy, const int32_t *ids, int rows, int cols), MATRIX)
-DRY(sinusoid, (Mem y, const float *t, int rows, int dim, bool cos_first, float shift), "rows=%d cols=%d",
+DRY(sinusoid, (Mem y, const float *t, const float *f, int rows, int dim, bool cos_first), "rows=%d cols=%d",
     rows, dim)
 DRY(loss, (float *at, Mem x, Mem target, const float *weight, int rows, int cols, Loss f, float c), MATRIX)
 DRY(loss_backward,

@@ -192,9 +192,9 @@ typedef struct {
     // y[r, :] = table[ids[r], :], ids in backend memory. dtable[ids[r], :] += dy[r, :], r ascending.
     void (*embed)(Mem y, Mem table, const int32_t *ids, int rows, int cols);
     void (*embed_backward)(float *dtable, Mem dy, const int32_t *ids, int rows, int cols);
-    // y[r, i] = cos(t[r] f_i), y[r, i + half] = sin(t[r] f_i), f_i = exp(-i ln(10000) / (half - shift)), half
-    // = dim / 2; sine first unless cos_first. diffusers' get_timestep_embedding, in fp32 as there.
-    void (*sinusoid)(Mem y, const float *t, int rows, int dim, bool cos_first, float shift);
+    // y[r, i] = cos(t[r] f[i]), y[r, half + i] = sin(t[r] f[i]), angles in fp32, i < half = dim / 2; sine
+    // first unless cos_first. t and f are the host's own memory: a GPU gets them with the launch.
+    void (*sinusoid)(Mem y, const float *t, const float *f, int rows, int dim, bool cos_first);
 
     // -- two steps in one: the tensor between them need not exist. Where one would gain nothing, it is NULL.
     // conv2d() of the group norm of x; residual may be y.

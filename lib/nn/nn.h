@@ -221,8 +221,8 @@ Tensor *upsample(Tensor *x);                            // F.interpolate(x, scal
 Tensor *reshape(Tensor *x, int dims, const int *shape); // x.view(shape): the same memory
 // F.embedding: row ids[i] of table (rows, c) for each of `shape` host ids -> (shape..., c)
 Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape);
-// diffusers' get_timestep_embedding: t (count) on the host -> (count, dim)
-Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift);
+// The sines and cosines of t[r] f[i], t (count) and frequencies f (dim / 2) on the host -> (count, dim)
+Tensor *sinusoid(const float *t, const float *f, int count, int dim, bool cos_first);
 
 // -- losses: one element in fp32
 Tensor *log_softmax(Tensor *x); // F.log_softmax(x, -1), for loss_pick()

@@ -648,9 +648,9 @@ Tensor *embed(Tensor *table, const int *ids, int dims, const int *shape) {
     return record((Record){.backward = embed_backward, .out = y, .in = {table}, .ids = at});
 }
 
-Tensor *sinusoid(const float *t, int count, int dim, bool cos_first, float shift) {
+Tensor *sinusoid(const float *t, const float *f, int count, int dim, bool cos_first) {
     Tensor *y = tensor_new(SHAPE(count, dim));
-    backend.sinusoid(mem(y), upload(t, count), count, dim, cos_first, shift);
+    backend.sinusoid(mem(y), t, f, count, dim, cos_first);
     return y;
 }
 

@@ -107,6 +107,14 @@ static void report(const char *kernel) {
     worst_label[0] = 0;
 }
 
+// Of diffusers' get_timestep_embedding: 10000^(-i / (half - shift)).
+static float *frequencies(int half, float shift) {
+    float *f = xmalloc((size_t)half * sizeof *f);
+    for (int i = 0; i < half; i++)
+        f[i] = (float)exp((double)(-9.2103404f * (float)i / ((float)half - shift)));
+    return f;
+}
+
 // The linked kernel with 1 thread and with 2, then plain's, each from the same operands; then compares all.
 #define BOTH(tolerance, f, ...)                                                                              \
     do {                                                                                                     \
@@ -698,17 +706,17 @@ static void test_embed(void) {
             clear();
         }
     report("embed, backward");
-    const int dims[] = {1, 2, 7, 32, 320};
+    const int dims[] = {1, 2, 7, 320, 1100};
     for (int d = 0; d < COUNT(dims); d++)
         for (int kind = 0; kind < 4; kind++) {
-            int dim = dims[d], rows = 5;
+            int dim = dims[d], rows = 66;
             float shift = kind & 2 && dim > 3 ? 1 : 0;
             describe("dim %d, %s, shift %g", dim, kind & 1 ? "cos first" : "sin first", (double)shift);
-            Operand *y = output("y", storage, (size_t)rows * dim),
-                    *t = input_near("t", F32, (size_t)rows, 500, 499);
-            // A frequency that is one step of fp32 off (expf may be) turns an angle of 999 by 1.2e-4.
-            BOTH(fmax(rounding, 1.2e-4), sinusoid, M(y), F(t), rows, dim, kind & 1, shift);
-            clear();
+            float *f = frequencies(dim / 2, shift), *t = xmalloc((size_t)rows * sizeof *t);
+            for (int r = 0; r < rows; r++) t[r] = 999 * (float)(r + 1) / (float)rows;
+            output("y", storage, (size_t)rows * dim);
+            BOTH(rounding, sinusoid, M(&operands[0]), t, f, rows, dim, kind & 1);
+            clear(), free(f), free(t);
         }
     report("sinusoid");
 }
@@ -1063,11 +1071,13 @@ static void compare_pointwise(void) {
         snprintf(of, sizeof of, "sinusoid%d", i);
         int z[4]; // rows dim cos_first shift
         params(of, z, 4);
-        Operand *t = given_as(F32, of, "t"), *y = zeros("y", storage, (size_t)z[0] * z[1]);
+        float *t = xmalloc((size_t)z[0] * sizeof *t), *f = frequencies(z[1] / 2, (float)z[3]);
+        store_read_f32(stored(of, "t"), t);
+        Operand *y = zeros("y", storage, (size_t)z[0] * z[1]);
         upload_all();
-        RUN(sinusoid, M(y), F(t), z[0], z[1], z[2], (float)z[3]);
+        RUN(sinusoid, M(y), t, f, z[0], z[1], z[2]);
         expect(y, of, "y", fmax(rounding, 1.2e-4)); // a step of fp32 in a frequency, times 999
-        clear();
+        clear(), free(t), free(f);
     }
 }
 
