@@ -79,9 +79,9 @@ template <bool A_ALONG_K> static void run_blocked(Matrix a, Matrix b, Epilogue o
         launch_tiles(ma, Elements<false>{b.x, b.row}, out, g.m, g.n, g.k);
 }
 
-int split_count(size_t m, size_t n, size_t k, int tile_m, int tile_n, int least) {
-    size_t tiles = (size_t)ceil_div(m, tile_m) * ceil_div(n, tile_n), splits = k / least;
-    if (splits > 256 / tiles) splits = 256 / tiles;
+int split_count(size_t tiles, size_t k, int blocks, int least) {
+    size_t splits = k / least;
+    if (splits > blocks / tiles) splits = blocks / tiles;
     return splits > 2 ? (int)splits : 1; // two would gain less than adding them costs
 }
 static __global__ void add_split(const float *part, int splits, size_t count, Epilogue out) {

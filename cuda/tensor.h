@@ -232,12 +232,18 @@ static __global__ void __launch_bounds__(256)
 
 template <class T, class A, class B> void launch_tensor(A a, B b, Epilogue out, int m, int n, int k) {
     typedef TensorTile<T> S;
-    int splits = out.gate ? 1 : split_count(m, n, k, S::M, S::N, 512);
+    dim3 grid(ceil_div(m, S::M), ceil_div(n, S::N));
+    size_t tiles = (size_t)grid.x * grid.y;
+    // Every part is written and read again, in fp32. So a multiprocessor gets one block; two, where those
+    // were fewer than three parts and k is long.
+    int splits = split_count(tiles, k, 128, 512);
+    if (splits == 1) splits = split_count(tiles, k, 256, 1024);
+    if (out.gate) splits = 1;
     int k_part = (int)ceil_div(ceil_div(k, splits), S::K) * S::K;
     if (k) splits = (int)ceil_div(k, k_part);
     int sizes = S::template SIZE<A::ALONG_K> + S::template SIZE<B::ALONG_K>;
     int bytes = S::STAGES * sizes * (int)sizeof(T) + a.table_bytes() + b.table_bytes();
-    dim3 grid(ceil_div(m, S::M), ceil_div(n, S::N), splits);
+    grid.z = splits;
     auto kernel = tensor_product<T, A, B>;
     static int allowed; // bytes
     if (bytes > allowed) {

@@ -67,9 +67,9 @@ struct Epilogue {
 
 // A product with few tiles and a long k would leave most of a GPU idle. Then k is split: each part's sums go
 // to scratch memory, and finish_split() adds the parts in ascending order. How it is split depends on the
-// shape alone, so the bits do too. Tiles are of tile_m x tile_n; there are enough parts for every
-// multiprocessor, each at least `least` along k.
-int split_count(size_t m, size_t n, size_t k, int tile_m, int tile_n, int least);
+// shape alone, so the bits do too. There are as many parts as make up to `blocks` blocks of so many tiles,
+// each part at least `least` along k.
+int split_count(size_t tiles, size_t k, int blocks, int least);
 void finish_split(Epilogue out, int splits);
 
 // Four sums beside one another, of which some may lie outside of C (m, n).
@@ -182,8 +182,9 @@ static __global__ void __launch_bounds__(TILE_THREADS, 2)
 }
 
 template <class A, class B> void launch_tiles(A a, B b, Epilogue out, int m, int n, int k) {
-    int splits = split_count(m, n, k, TILE, TILE, 1024), k_part = (int)ceil_div(k, splits);
-    dim3 grid(ceil_div(m, TILE), ceil_div(n, TILE), splits);
+    dim3 grid(ceil_div(m, TILE), ceil_div(n, TILE));
+    int splits = split_count((size_t)grid.x * grid.y, k, 256, 1024), k_part = (int)ceil_div(k, splits);
+    grid.z = splits;
     Scratch scratch;
     if (splits > 1) out.part = scratch.floats((size_t)splits * m * n), out.m = m;
     tile_product<A, B><<<grid, TILE_THREADS, 0, stream>>>(a, b, out, m, n, k, k_part);
