@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -340,11 +341,14 @@ void progress_end(Progress *p) {
 static volatile sig_atomic_t signals_seen, catching;
 static bool begun; // as a program: what it reads is not written over
 
+static atomic_int opening; // threads that make a file which is in no list yet
+
 static void on_signal(int signal_number) {
     if (signal_number == SIGPIPE)
         signal(SIGPIPE, SIG_IGN); // whoever read our messages has left: once is enough
     if (signals_seen++ || !catching) {
-        remove_unfinished(); // unlink() may be called in a handler
+        while (opening) continue; // never this thread's own: it holds signals meanwhile
+        remove_unfinished();      // unlink() may be called in a handler
         _exit(1);
     }
 }
@@ -362,6 +366,19 @@ void program_begin(void) {
         signal(SIGHUP, SIG_IGN); // under nohup the end of the terminal is no end
     action.sa_handler = SIG_IGN;
     sigaction(SIGXFSZ, &action, NULL);
+}
+
+// From before a file is made until it is in the list of what a signal removes.
+static void hold_signals(sigset_t *before) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, before);
+    opening++;
+}
+
+static void release_signals(const sigset_t *before) {
+    opening--;
+    pthread_sigmask(SIG_SETMASK, before, NULL);
 }
 
 void interrupt_catch(void) { catching = 1; }
@@ -465,6 +482,7 @@ Output *output_open(const char *path) {
     if (exists && S_ISDIR(there.st_mode)) die("cannot write %s: it is a folder", path);
     direct |= exists && !S_ISREG(there.st_mode);
     int fd;
+    sigset_t before;
     if (direct) {
         temporary = xstrdup(path);
         fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -475,7 +493,9 @@ Output *output_open(const char *path) {
         // A name has 255 bytes at most; a longer one is cut for the time of writing.
         const char *slash = strrchr(target, '/'), *name = slash ? slash + 1 : target;
         temporary = format("%.*s%.*s.part", (int)(name - target), target, 250, name);
+        hold_signals(&before);
         fd = open_locked(temporary);
+        if (fd < 0) release_signals(&before); // none was made
         if (fd < 0 && errno == EWOULDBLOCK) die("cannot write %s: another process is writing it", path);
         if (fd >= 0 && (ftruncate(fd, 0) || (exists && fchmod(fd, there.st_mode & 07777)))) {
             unlink(temporary);
@@ -491,6 +511,7 @@ Output *output_open(const char *path) {
         o->next = unfinished;
         unfinished = o;
     }
+    if (!direct) release_signals(&before);
     return o;
 }
 
@@ -600,7 +621,10 @@ char *path_inside(const char *dir, const char *name) {
 
 void lock_folder(const char *dir) {
     char *path = format("%s/lock", dir), owner[300] = "", host[256] = "";
+    sigset_t before;
+    hold_signals(&before);
     int fd = open_locked(path);
+    if (fd < 0) release_signals(&before);
     if (fd < 0 && errno != EWOULDBLOCK) die_of_writing(path);
     if (fd < 0) {
         FILE *f = fopen(path, "r");
@@ -611,6 +635,7 @@ void lock_folder(const char *dir) {
     int n = snprintf(owner, sizeof owner, "process %ld on %s\n", (long)getpid(), host);
     if (ftruncate(fd, 0) || write(fd, owner, (size_t)n) != n) die_of_writing(path);
     folder_lock = fd, lock_path = path;
+    release_signals(&before);
 }
 
 void unlock_folder(void) {

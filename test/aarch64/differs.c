@@ -11,7 +11,7 @@ int main(int argc, char **argv) {
     int most = 0;
     for (size_t i = 0; i < 3 * (size_t)a->width * (size_t)a->height; i++) {
         int d = abs(a->rgb[i] - b->rgb[i]);
-        if (d > most) most = d;
+        if (!(d <= most)) most = d;
     }
     printf("%d\n", most);
     return 0;

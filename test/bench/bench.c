@@ -28,6 +28,8 @@ static struct {
 } * machine;                // shared by the processes
 static bool quick;
 
+static double larger(double a, double b) { return a > b ? a : b; }
+
 static double now(void) {
     if (!strstr(backend.name(), " 1 thread")) return seconds();
     struct timespec t;
@@ -62,7 +64,7 @@ static double chains_speed(double (*chains)(long, float *), bool all) {
         float keep = 0;
 #pragma omp parallel if (all) reduction(+ : done, keep)
         done += chains(4000000, &keep);
-        best = fmax(best, done / (now() - started) * (isfinite(keep) ? 1 : 0));
+        best = larger(best, done / (now() - started) * (isfinite(keep) ? 1 : 0));
     }
     return best;
 }
@@ -83,7 +85,7 @@ static double triad_speed(void) {
         double started = now();
 #pragma omp parallel for schedule(static)
         for (size_t i = 0; i < n; i++) a[i] = k ? b[i] + 0.5f * c[i] : (b[i] = c[i] = 1);
-        if (k) best = fmax(best, 12.0 * (double)n / (now() - started));
+        if (k) best = larger(best, 12.0 * (double)n / (now() - started));
     }
     free(a), free(b), free(c);
     return best;
@@ -99,7 +101,7 @@ static double clearing_speed(int advice) {
         madvise(at, bytes, advice);
         double started = now();
         for (size_t i = 0; i < bytes; i += 4096) ((volatile char *)at)[i] = 1;
-        best = fmax(best, (double)bytes / (now() - started));
+        best = larger(best, (double)bytes / (now() - started));
         munmap(at, bytes);
     }
     return best;

@@ -249,7 +249,7 @@ static void test_nearest(void) {
                 double x = (double)b.features[i * b.dim + k] - (double)a.features[j * a.dim + k];
                 sum += x * x;
             }
-            if (sum < least) least = sum, best = j;
+            if (!(sum >= least)) least = sum, best = j;
         }
         wrong += nearest[i] != best;
         double error = fabs(distance[i] - sqrt(least));
