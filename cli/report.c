@@ -109,65 +109,63 @@ static void write_timings(FILE *f, const char *system) {
     }
 }
 
-static void write_base64(FILE *f, const char *data, size_t bytes) {
+static void write_base64(FILE *f, const unsigned char *data, size_t bytes) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < bytes; i += 3) {
         unsigned v = 0; // three bytes, or zeros behind the last one
-        for (size_t k = i; k < i + 3; k++) v = v << 8 | (k < bytes ? (unsigned char)data[k] : 0);
+        for (size_t k = i; k < i + 3; k++) v = v << 8 | (k < bytes ? data[k] : 0u);
         char four[4] = {digits[v >> 18], digits[v >> 12 & 63], digits[v >> 6 & 63], digits[v & 63]};
         for (size_t k = bytes - i; k < 3; k++) four[k + 1] = '=';
         fwrite(four, 1, 4, f);
     }
 }
 
-// A picture as a data URI, made smaller by way of `scratch` where it is wider than `most`.
-static void write_picture(FILE *f, const char *path, const char *scratch, int most) {
+// A picture as a data URI, made smaller where it is wider than `most`.
+static void write_picture(FILE *f, const char *path, int most) {
     Image *image = image_load(path);
     int width = image->width < most ? image->width : most, height = width * image->height / image->width;
     Image *shown = image_resize(image, width, height ? height : 1, RESIZE_BICUBIC);
-    image_save_png(scratch, shown, NULL);
-    size_t bytes;
-    char *data = read_file(scratch, &bytes);
+    int bytes;
+    unsigned char *data = image_png(path, shown, &bytes);
     fprintf(f, "\"data:image/png;base64,");
-    write_base64(f, data, bytes);
+    write_base64(f, data, (size_t)bytes);
     putc('"', f);
-    unlink(scratch);
     free(data), image_free(image), image_free(shown);
 }
 
 // The picture of that path, null where it is gone. Its last `parts` are looked for in the folder of the
 // results, which may have moved since.
-static void write_found(FILE *f, const Json *path, int parts, const char *scratch, int most) {
+static void write_found(FILE *f, const Json *path, int parts, int most) {
     const char *name = path && path->kind == JSON_STRING ? path->string : "", *tail = name + strlen(name);
     for (; tail > name && (tail[-1] != '/' || --parts); tail--) {}
     char *here = format("%s/%s", dir, tail);
     if (*tail && file_exists(here))
-        write_picture(f, here, scratch, most);
+        write_picture(f, here, most);
     else
         fprintf(f, "null");
     free(here);
 }
 
 // Figure 3's of a system, null where one is gone. A pixel takes at most 4 letters, all pictures 2.5 million.
-static void write_pictures(FILE *f, const char *system, const char *scratch) {
+static void write_pictures(FILE *f, const char *system) {
     const Json *images = json_get(result_of("figure3-", system), "images");
     size_t count = length_of(images) < 4 ? length_of(images) : 4;
     int most = (int)fmin(256, sqrt(2500000.0 / 4 / (double)(SYSTEMS * count)));
     for (size_t i = 0; i < count; i++) {
         fprintf(f, i ? ",\n" : "\n");
-        write_found(f, &images->items[i], 1, scratch, most);
+        write_found(f, &images->items[i], 1, most);
     }
 }
 
 // Drawn pictures, each beside the picture of the training set that is nearest to it.
-static void write_nearest(FILE *f, const char *system, const char *scratch) {
+static void write_nearest(FILE *f, const char *system) {
     const Json *pairs = json_get(result_of("nearest-", system), "nearest");
     for (size_t i = 0; i < length_of(pairs); i++) {
         fprintf(f, "%s\n{\"distance\": %g, \"drawn\": ", i ? "," : "",
                 json_get_number(&pairs->items[i], "distance", 0));
-        write_found(f, json_get(&pairs->items[i], "picture"), 2, scratch, 128);
+        write_found(f, json_get(&pairs->items[i], "picture"), 2, 128);
         fprintf(f, ", \"real\": ");
-        write_found(f, json_get(&pairs->items[i], "nearest"), 3, scratch, 128);
+        write_found(f, json_get(&pairs->items[i], "nearest"), 3, 128);
         fprintf(f, "}");
     }
 }
@@ -217,7 +215,9 @@ static Json *write_log(FILE *f, const char *path) {
         if (json_get(j, "validation")) {
             fprintf(f, ",\n%s", line);
         } else {
-            sum += json_get_number(j, "loss", NAN), count++;
+            double loss = json_get_number(j, "loss", NAN);
+            if (!isfinite(loss)) die("%s: step %g has no loss", path, json_get_number(j, "step", 0));
+            sum += loss, count++;
             last = j;
         }
         if (!count || (count < each && left > 1)) continue;
@@ -231,23 +231,31 @@ static Json *write_log(FILE *f, const char *path) {
 }
 
 // The samples of a run are STEP-I.png: those of six of its steps, from the first to the last.
-static void write_samples(FILE *f, const char *folder, const char *scratch) {
+static void write_samples(FILE *f, const char *folder) {
     struct dirent **files = NULL;
-    int all = is_directory(folder) ? scandir(folder, &files, NULL, alphasort) : 0, count = 0, columns = 0;
-    for (int i = 0; i < all; i++)
-        if (ends_with(files[i]->d_name, ".png")) files[count++] = files[i];
-    while (columns < count && !strncmp(files[columns]->d_name, files[0]->d_name, 7)) columns++;
-    int rows = count ? count / columns : 0, shown = rows < 6 ? rows : 6;
-    for (int i = 0; i < shown * columns; i++) {
-        int row = shown > 1 ? i / columns * (rows - 1) / (shown - 1) : 0;
-        const char *name = files[row * columns + i % columns]->d_name;
-        fprintf(f, "%s\n{\"step\": %ld, \"src\": ", i ? "," : "", atol(name));
-        write_picture(f, format("%s/%s", folder, name), scratch, 128);
-        fprintf(f, "}");
+    int all = is_directory(folder) ? scandir(folder, &files, NULL, alphasort) : 0, count = 0, steps = 0;
+    int *first = xmalloc(((size_t)all + 1) * sizeof *first); // of each step, the first of its files
+    for (int i = 0; i < all; i++) {
+        if (!ends_with(files[i]->d_name, ".png")) continue;
+        files[count] = files[i];
+        if (!count || atol(files[count]->d_name) != atol(files[count - 1]->d_name)) first[steps++] = count;
+        count++;
     }
+    first[steps] = count;
+    int shown = steps < 6 ? steps : 6;
+    for (int row = 0; row < shown; row++) {
+        int step = shown > 1 ? row * (steps - 1) / (shown - 1) : 0;
+        for (int i = first[step]; i < first[step + 1]; i++) {
+            const char *name = files[i]->d_name;
+            fprintf(f, "%s\n{\"step\": %ld, \"src\": ", i ? "," : "", atol(name));
+            write_picture(f, format("%s/%s", folder, name), 128);
+            fprintf(f, "}");
+        }
+    }
+    free(first);
 }
 
-static void write_run(FILE *f, const char *run, const char *scratch) {
+static void write_run(FILE *f, const char *run) {
     char *points, *config = format("%s/config.json", run);
     FILE *p = open_memstream(&points, &(size_t){0});
     if (!p) die("out of memory");
@@ -257,12 +265,12 @@ static void write_run(FILE *f, const char *run, const char *scratch) {
             json_get_number(last, "step", 0), json_get_number(last, "seconds", 0));
     fprintf(f, "\"peak_mb\": %g, \"command\": %s}%s],\n\"samples\": [", json_get_number(last, "peak_mb", 0),
             json_quote(file_exists(config) ? json_text(json_load(config), '"') : ""), points);
-    write_samples(f, format("%s/samples", run), scratch);
+    write_samples(f, format("%s/samples", run));
     fprintf(f, "]}");
     free(points);
 }
 
-static void write_results(FILE *f, const Json *paper, char *const *runs, const char *scratch) {
+static void write_results(FILE *f, const Json *paper, char *const *runs) {
     const char *before = "";
     fprintf(f, "{\"paper\": %s,\n\"missing\": [", paper ? json_text(paper, '"') : "null");
     for (int i = 0; i < SYSTEMS; i++)
@@ -273,9 +281,9 @@ static void write_results(FILE *f, const Json *paper, char *const *runs, const c
                 systems[i].title);
         write_timings(f, systems[i].name);
         fprintf(f, "], \"pictures\": [");
-        write_pictures(f, systems[i].name, scratch);
+        write_pictures(f, systems[i].name);
         fprintf(f, "], \"nearest\": [");
-        write_nearest(f, systems[i].name, scratch);
+        write_nearest(f, systems[i].name);
         fprintf(f, "]}");
     }
     fprintf(f, "],\n\"stages\": [");
@@ -285,7 +293,7 @@ static void write_results(FILE *f, const Json *paper, char *const *runs, const c
     }
     fprintf(f, "],\n\"trainings\": [");
     if (!*runs) write_trainings(f);
-    for (int i = 0; runs[i]; i++) fprintf(f, i ? ",\n" : ""), write_run(f, runs[i], scratch);
+    for (int i = 0; runs[i]; i++) fprintf(f, i ? ",\n" : ""), write_run(f, runs[i]);
     fprintf(f, "]}");
 }
 
@@ -359,12 +367,12 @@ int command_report(int argc, char **argv) {
         paper = read_paper(), runs++;
     }
     if (!output) output = paper ? "report/index.html" : "report/runs.html";
-    char *folder = xstrdup(output), *scratch = format("%s.png", output), *text;
+    char *folder = xstrdup(output), *text;
     make_directories(dirname(folder));
     if (paper) print_table();
     FILE *f = open_memstream(&text, &(size_t){0});
     if (!f) die("out of memory");
-    write_results(f, paper, runs, scratch);
+    write_results(f, paper, runs);
     fclose(f);
     Output *o = output_open(output);
     const char *place = strstr(page, "RESULTS");

@@ -63,6 +63,13 @@ static void complete(Request *r, const Model *m, FewSteps few) {
     o->latents = read_tensor(store_open(r->latents), r->latents, "latents", 4, shape);
 }
 
+// Which words of the captions the model was trained without.
+static void note_words(const Request *r, const char *const *captions, int count) {
+    const char *folder = r->tokenizer ? r->tokenizer : format("%s/tokenizer", r->model);
+    note_new_words(folder, captions, count);
+    note_new_words(folder, &r->how.negative, 1);
+}
+
 // One call of sample() a picture. `options` are those behind the request; `original` may be NULL.
 static void draw(Request *r, const Option *options, char **captions, int count, const Image *original) {
     char **paths = xcalloc((size_t)count, sizeof *paths);
@@ -74,10 +81,7 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     FewSteps few = add_loras(m, r->loras, false, (bool[ADAPTED]){0});
     double load_s = seconds() - started;
     complete(r, m, few);
-
-    const char *folder = r->tokenizer ? r->tokenizer : format("%s/tokenizer", r->model);
-    note_new_words(folder, captions ? (const char *const *)captions : &o->prompt, captions ? count : 1);
-    note_new_words(folder, &o->negative, 1);
+    note_words(r, captions ? (const char *const *)captions : &o->prompt, captions ? count : 1);
     if (r->prompts) make_directories(r->out);
     if (r->keep) may_replace(r->out); // what is no whole picture is read first
     for (int i = 0; i < count; i++)
@@ -125,6 +129,7 @@ static void compare(const Request *asked) {
     int rows = asked->compare.count + 1, columns = asked->count;
     Image **tiles = xcalloc((size_t)(rows * columns), sizeof *tiles);
     check_output(asked->output);
+    note_words(asked, &asked->how.prompt, 1);
     for (int i = 0; i < rows; i++) {
         Request r = *asked;
         Texts loras = {xcalloc((size_t)r.loras.count + 1, sizeof(char *)), r.loras.count + (i > 0)};

@@ -27,8 +27,9 @@ static Matrix matrix_b(Mem b, Gemm g) {
 
 // ---- 1. naive --------------------------------------------------------------------------------------------
 // The definition, a thread an element. For one multiplication it loads two elements, from global memory or,
-// with luck, from the cache. Neighbouring threads read neighbouring columns of B, so at least those loads
-// coalesce; the same element of A goes to all of them at once. [C1]
+// with luck, from the cache. Neighbouring threads read neighbouring columns of B, so where B lies as (k, n)
+// those loads coalesce; a layer's weights lie as (n, k), and each thread's element is in a sector of its own.
+// The same element of A goes to all of them at once. [C1]
 
 static __global__ void gemm_naive(Matrix a, Matrix b, Epilogue out, int m, int n, int k) {
     int j = blockIdx.y * blockDim.x + threadIdx.x, i = blockIdx.x * blockDim.y + threadIdx.y;

@@ -8,11 +8,17 @@
 set -eu
 export LC_ALL=C # a decimal point is a point
 n=$1 WORK=${WORK:-run/exercise} here=doc/exercises
-[ -f "$here/$n.sed" ] || { echo "make exercise N=1, N=2, ... N=12; there is no exercise \"$n\"" >&2; exit 2; }
+case $n in *[!0-9]*) n="" ;; esac
+[ -f "$here/$n.sed" ] || { echo "make exercise N=1, N=2, ... N=12; there is no exercise \"$1\"" >&2; exit 2; }
 about=$(sed -n '1s/^# //p' "$here/$n.sed")
 source=${about%%:*} topic=${about#*: } dir=$WORK/$n
 copy=$dir/$(basename "$source")
-[ -z "${FRESH:-}" ] || [ ! -f "$copy" ] || mv "$copy" "$copy.before"
+if [ "${FRESH:-0}" != 0 ] && [ -f "$copy" ]; then
+    kept=$copy.before number=1
+    while [ -e "$kept" ]; do number=$((number + 1)) kept=$copy.before-$number; done
+    mv "$copy" "$kept"
+    echo "What was there is kept as $kept."
+fi
 if [ ! -f "$copy" ]; then
     mkdir -p "$dir"
     sed -f "$here/$n.sed" "$source" >"$copy.part"

@@ -372,19 +372,19 @@ static void write_chunk(Output *o, const char *type, const unsigned char *data, 
 // stb writes signature, IHDR (13 bytes in 25), IDAT, IEND (12).
 enum { PNG_HEAD = 8 + 25, PNG_END = 12 };
 
-static unsigned char *png_of(const char *path, const Image *image, int *size) {
+unsigned char *image_png(const char *name, const Image *image, int *size) {
     if (!size_is_sane(image->width, image->height))
-        die("%s: a picture of %d x %d pixels: 1 to %d are allowed", path, image->width, image->height,
+        die("%s: a picture of %d x %d pixels: 1 to %d are allowed", name, image->width, image->height,
             MAX_PIXELS);
     unsigned char *png =
         stbi_write_png_to_mem(image->rgb, 3 * image->width, image->width, image->height, 3, size);
-    if (!png) die("out of memory: the picture %s", path);
+    if (!png) die("out of memory: the picture %s", name);
     return png;
 }
 
 void image_save_png(const char *path, const Image *image, const char *parameters) {
     int size;
-    unsigned char *png = png_of(path, image, &size);
+    unsigned char *png = image_png(path, image, &size);
     Output *o = output_open(path);
     output_write(o, png, PNG_HEAD);
     if (parameters) {                                         // before the pixels: found early
@@ -417,7 +417,7 @@ void image_save_film(const char *path, Image *const *frames, int count, int fram
     uint32_t number = 0;
     for (int i = 0; i < count; i++) {
         int size;
-        unsigned char *png = png_of(path, frames[i], &size), control[26] = {0};
+        unsigned char *png = image_png(path, frames[i], &size), control[26] = {0};
         if (i == 0) {
             output_write(o, png, PNG_HEAD);
             put_big_endian(put_big_endian(control, (uint32_t)count, 4), 0, 4); // 0: for ever

@@ -183,7 +183,8 @@ Image *image_new(int width, int height);
 void image_free(Image *image);
 // PNG; `parameters` (UTF-8, may be NULL) goes into a text chunk of that name: tEXt if Latin-1, else iTXt.
 void image_save_png(const char *path, const Image *image, const char *parameters);
-char *image_png_parameters(const char *path); // that text, or NULL
+unsigned char *image_png(const char *name, const Image *image, int *size); // its bytes; name: for a message
+char *image_png_parameters(const char *path);                              // that text, or NULL
 // An animated PNG, which viewers that know none show as its first frame. frame_ms: how long each stays.
 void image_save_film(const char *path, Image *const *frames, int count, int frame_ms, int last_ms);
 
