@@ -238,7 +238,7 @@ SMALL_attention  := attention n=1 heads=2 tq=128 tk=128 d=40
 LARGE_attention  := attention n=2 heads=8 tq=4096 tk=4096 d=40
 upper = $(shell echo $(1) | tr a-z A-Z)
 NO_STEP = make kernel K=gemm STEP=2: K: gemm, conv, attention; STEP$(if $(LADDER_$(K)), of: $(LADDER_$(K)))
-STEP_NAME = $(or $(and $(STEP),$(word $(STEP),$(LADDER_$(K)))),$(error $(NO_STEP)))
+STEP_NAME = $(or $(and $(filter 1 2 3 4,$(STEP)),$(word $(STEP),$(LADDER_$(K)))),$(error $(NO_STEP)))
 ON_GPU  = $(BUILD)/nvcc-$(GPU_ARCH)-bf16/bench
 kernel:
 	@echo "$(K), step $(STEP): $(STEP_NAME)"
