@@ -89,12 +89,14 @@ stb:
 ROOMS   := house nn io phases toy cli
 TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard $(ROOMS:%=test/%/*.c)))
 TESTED  := $(filter-out $(BUILD)/cli/main.o,$(ABOVE_O)) $(CPU_O)
+# JOBS: so many at a time. Most of the time a test is one thread.
+JOBS    ?= 2
 test: sd $(TESTS)
-	@sh test/run.sh $(TESTS) $(wildcard test/*/*.sh.test)
+	@JOBS=$(JOBS) sh test/run.sh $(TESTS) $(wildcard test/*/*.sh.test)
 # The same programs; what is long or large asks full_size() of test/test.h, which sees FULL.
 test-full:
 	@echo "Full size and full length: about an hour on 2 cores, up to 14 GB of memory"
-	@FULL=1 $(MAKE) --no-print-directory test
+	@FULL=1 $(MAKE) --no-print-directory JOBS=1 test
 $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
 	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ $(LIBS)
@@ -103,8 +105,8 @@ $(BUILD)/test/%: test/%.c $(TESTED)
 SANITIZE := -O1 -fexpensive-optimizations -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
             -fno-omit-frame-pointer
 asan: ; $(MAKE) BUILD=build/asan CFLAGS='$(SANITIZE)' asan-tests
-asan-tests: $(TESTS)
-	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 sh test/run.sh $(TESTS) # an error's way out, die(), frees nothing
+asan-tests: $(TESTS) # leaks are not asked for: die(), the way out of an error, frees nothing
+	@QUICK=1 ASAN_OPTIONS=detect_leaks=0 JOBS=$(JOBS) sh test/run.sh $(TESTS)
 
 # Another processor, emulated: 64-bit ARM, where a cross compiler and qemu-user are installed.
 AARCH64_CC ?= aarch64-linux-gnu-gcc

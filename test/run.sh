@@ -1,5 +1,6 @@
 #!/bin/sh
-# run.sh PROGRAM...             runs test programs and prints a line for each; the last line is their sum
+# run.sh PROGRAM...             runs test programs, JOBS of them at a time (default 1), and prints a line for
+#                               each; the last line is their sum
 # run.sh --one NAME COMMAND...  runs one and prints its line, "NAME: N passed, N failed, N skipped"
 # run.sh --sum FILE             adds up such lines
 # A test ends with "N passed, N failed, N skipped". A missing line is a failure. So is an exit status other
@@ -47,5 +48,7 @@ sum() { # FILE
 case $1 in
 --one) shift; one "$@" >"$work/line"; cat "$work/line"; sum "$work/line" >/dev/null ;;
 --sum) sum "$2" ;;
-*) for program; do one "$(basename "$program")" "$program"; done | tee "$work/lines"; sum "$work/lines" ;;
+*) for program; do printf '%s\n%s\n' "${program##*/}" "$program"; done |
+       xargs -r -n 2 -P "${JOBS:-1}" sh "$0" --one | tee "$work/lines"
+   sum "$work/lines" ;;
 esac
