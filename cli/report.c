@@ -170,7 +170,7 @@ static void write_nearest(FILE *f, const char *system) {
     }
 }
 
-// Of each training run the lines of its log: of the whole run, then of its points. See weights/thin.sh.
+// Of each training run of the paper its log, as write_log() wrote it.
 static void write_trainings(FILE *f) {
     const char *logs = format("%s/logs", dir), *before = "";
     struct dirent **files = NULL;
@@ -197,9 +197,9 @@ static void write_trainings(FILE *f) {
 
 // ---- runs of one's own ------------------------------------------------------------------------------------
 
-// The log of a run as weights/thin.sh has it: the lines of the validation as they are, and a hundred points
-// at most, each the mean loss of its part of the run. Returns the last step.
-static Json *write_log(FILE *f, const char *path) {
+// The points of a run's log, a line each: a hundred at most, with the mean loss of their part of the run, and
+// the lines of the validation as they are. Returns the last step.
+static Json *write_points(FILE *f, const char *before, const char *path) {
     char *log = read_file(path, NULL);
     long left = 0, count = 0;
     for (char *c = log; *c; c += strcspn(c, "\n") + 1, left++)
@@ -213,7 +213,7 @@ static Json *write_log(FILE *f, const char *path) {
     for (char *line = strtok(log, "\n"); line; line = strtok(NULL, "\n"), left--) {
         Json *j = json_parse(line, strlen(line), path);
         if (json_get(j, "validation")) {
-            fprintf(f, ",\n%s", line);
+            fprintf(f, "%s\n%s", before, line);
         } else {
             double loss = json_get_number(j, "loss", NAN);
             if (!isfinite(loss)) die("%s: step %g has no loss", path, json_get_number(j, "step", 0));
@@ -221,13 +221,29 @@ static Json *write_log(FILE *f, const char *path) {
             last = j;
         }
         if (!count || (count < each && left > 1)) continue;
-        fprintf(f, ",\n{\"step\": %g, \"loss\": %.5g}", json_get_number(last, "step", 0),
-                sum / (double)count);
+        fprintf(f, "%s\n{\"step\": %g, \"loss\": %.5g, \"seconds\": %g}", before,
+                json_get_number(last, "step", 0), sum / (double)count, json_get_number(last, "seconds", 0));
         sum = 0, count = 0;
     }
     if (!json_get(last, "step")) die("%s: there is no step of a training in it", path);
     free(log);
     return last;
+}
+
+// A run's log for a report: a line of the whole, then its points. pictures: of the data set, or NULL.
+static void write_log(FILE *f, const char *run, const char *pictures, const char *command,
+                      const char *between) {
+    const char *slash = strrchr(run, '/');
+    char *points;
+    FILE *p = open_memstream(&points, &(size_t){0});
+    if (!p) die("out of memory");
+    Json *last = write_points(p, between, format("%s/log.jsonl", run));
+    fclose(p);
+    fprintf(f, "{\"run\": %s, \"pictures\": %s, \"command\": %s, ", json_quote(slash ? slash + 1 : run),
+            pictures ? pictures : "null", json_quote(command));
+    fprintf(f, "\"steps\": %g, \"seconds\": %g, \"peak_mb\": %g}%s", json_get_number(last, "step", 0),
+            json_get_number(last, "seconds", 0), json_get_number(last, "peak_mb", 0), points);
+    free(points);
 }
 
 // The samples of a run are STEP-I.png: those of six of its steps, from the first to the last.
@@ -256,18 +272,12 @@ static void write_samples(FILE *f, const char *folder) {
 }
 
 static void write_run(FILE *f, const char *run) {
-    char *points, *config = format("%s/config.json", run);
-    FILE *p = open_memstream(&points, &(size_t){0});
-    if (!p) die("out of memory");
-    Json *last = write_log(p, format("%s/log.jsonl", run));
-    fclose(p);
-    fprintf(f, "{\"name\": %s, \"log\": [{\"steps\": %g, \"seconds\": %g, ", json_quote(run),
-            json_get_number(last, "step", 0), json_get_number(last, "seconds", 0));
-    fprintf(f, "\"peak_mb\": %g, \"command\": %s}%s],\n\"samples\": [", json_get_number(last, "peak_mb", 0),
-            json_quote(file_exists(config) ? json_text(json_load(config), '"') : ""), points);
+    const char *config = format("%s/config.json", run);
+    fprintf(f, "{\"name\": %s, \"log\": [", json_quote(run));
+    write_log(f, run, NULL, file_exists(config) ? json_text(json_load(config), '"') : "", ",");
+    fprintf(f, "],\n\"samples\": [");
     write_samples(f, format("%s/samples", run));
     fprintf(f, "]}");
-    free(points);
 }
 
 static void write_results(FILE *f, const Json *paper, char *const *runs) {
@@ -344,10 +354,13 @@ static Json *read_paper(void) {
 
 int command_report(int argc, char **argv) {
     const char *output = NULL;
-    bool quote = false;
+    bool quote = false, log = false;
     Option options[] = {{'o', "output", TEXT(&output, "FILE.html"),
                          "the page (default: report/index.html; of runs report/runs.html)"},
                         {0, "quote", FLAG(&quote), "only print DIR, any text, as a JSON string"},
+                        {0, "log", FLAG(&log),
+                         "only print the log of a run, thinned to a hundred points; its words are RUN, the "
+                         "size of its data set, and its command"},
                         {0}};
     char **words =
         options_parse(argc, argv, options, "sd report DIR [options] | sd report RUN... [options]",
@@ -358,6 +371,13 @@ int command_report(int argc, char **argv) {
     if (!words[0]) die_usage("sd report takes one folder of results, or folders of training runs");
     dir = words[0];
     if (quote) return puts(json_quote(one_word(words, "--quote takes one text"))), 0;
+    if (log) {
+        if (!words[1] || !words[2] || words[3]) die_usage("--log takes RUN, PICTURES and COMMAND");
+        const char *pictures = words[1] + strspn(words[1], " "); // as wc writes it
+        if (pictures[strspn(pictures, "0123456789")]) die_usage("\"%s\" is no number of pictures", pictures);
+        write_log(stdout, words[0], *pictures ? pictures : NULL, words[2], "");
+        return putchar('\n'), 0;
+    }
     char **runs = words;
     Json *paper = NULL;
     for (int i = 0; words[i]; i++) {

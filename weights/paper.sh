@@ -209,7 +209,7 @@ train() {
         return
     fi
     stage "train-$training" "$of" "$run" "$@"
-    sh weights/thin.sh "$run" "$pictures" "$typed" >"$OUT/logs/$training.jsonl"
+    ./sd report --log "$run" "$pictures" "$typed" >"$OUT/logs/$training.jsonl"
 }
 pretrain() { # pretrain STAGE STEPS AFTER PATH OPTIONS...
     part=$1 steps=$2 after=$3 made=$4 set_=""

@@ -197,11 +197,11 @@ for i, (shell, path) in enumerate(tools):
                 for k in range(1, 250)
             )
         status, output, messages = run(
-            ['sh', 'weights/thin.sh', 'run', '5', 'a "b\\n" c\x01'], folder, PATH=path, **locale
+            [sd, 'report', '--log', 'run', '5', 'a "b\\n" c\x01'], folder, PATH=path, **locale
         )
         check(
             status == 0 and not messages and all(json.loads(line) for line in output.splitlines()),
-            f'thin.sh in {place}: {messages}',
+            f'sd report --log in {place}: {messages}',
         )
         logs.add(output)
         status, output, messages = run(
@@ -245,7 +245,7 @@ for i, (shell, path) in enumerate(tools):
             f'tokenize in {place}',
         )
         shutil.rmtree(folder)
-check(len(logs) == 1, f'thin.sh: {len(logs)} different results')
+check(len(logs) == 1, f'sd report --log: {len(logs)} different results')
 check(len(papers) == 1 and all(papers), f'paper.sh: {len(papers)} different results')
 print(f'{len(tools)} shells, {len(locales) - 1} locales')
 print(f'{passed} passed, {failed} failed, {skipped} skipped')
