@@ -233,17 +233,16 @@ static Json *write_points(FILE *f, const char *before, const char *path) {
 // A run's log for a report: a line of the whole, then its points. pictures: of the data set, or NULL.
 static void write_log(FILE *f, const char *run, const char *pictures, const char *command,
                       const char *between) {
-    const char *slash = strrchr(run, '/');
-    char *points;
+    char *points, *path = xstrdup(run); // basename() may write into it
     FILE *p = open_memstream(&points, &(size_t){0});
     if (!p) die("out of memory");
     Json *last = write_points(p, between, format("%s/log.jsonl", run));
     fclose(p);
-    fprintf(f, "{\"run\": %s, \"pictures\": %s, \"command\": %s, ", json_quote(slash ? slash + 1 : run),
+    fprintf(f, "{\"run\": %s, \"pictures\": %s, \"command\": %s, ", json_quote(basename(path)),
             pictures ? pictures : "null", json_quote(command));
     fprintf(f, "\"steps\": %g, \"seconds\": %g, \"peak_mb\": %g}%s", json_get_number(last, "step", 0),
             json_get_number(last, "seconds", 0), json_get_number(last, "peak_mb", 0), points);
-    free(points);
+    free(points), free(path);
 }
 
 // The samples of a run are STEP-I.png: those of six of its steps, from the first to the last.
