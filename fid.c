@@ -135,13 +135,18 @@ FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_
     return s;
 }
 
-FidSet fid_scan(Inception *net, const char *dir, FidOptions o) {
-    size_t count;
-    char **paths = list_images(dir, o.recursive, &count);
-    if (!count)
+char **fid_list(const char *dir, FidOptions o, size_t *count) {
+    char **paths = list_images(dir, o.recursive, count);
+    if (!*count)
         die("the folder %s holds no picture (.png, .jpg, .jpeg)%s", dir,
             o.recursive ? "" : "; folders within it are searched under --recursive");
-    if (o.statistics && count < 2) die("the folder %s holds one picture; an FID needs two at least", dir);
+    if (o.statistics && *count < 2) die("the folder %s holds one picture; an FID needs two at least", dir);
+    return paths;
+}
+
+FidSet fid_scan(Inception *net, const char *dir, FidOptions o) {
+    size_t count;
+    char **paths = fid_list(dir, o, &count);
     FidSet s = fid_scan_files(net, dir, paths, count, o);
     for (size_t i = 0; i < count; i++) free(paths[i]);
     free(paths);

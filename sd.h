@@ -342,6 +342,8 @@ typedef struct {
     int batch;                                 // pictures a forward pass
     bool statistics, keep_features, recursive; // recursive: also pictures of folders within the folder
 } FidOptions;
+// The paths of the folder's pictures, sorted. Dies where there are none, or too few for statistics.
+char **fid_list(const char *dir, FidOptions o, size_t *count);
 FidSet fid_scan(Inception *net, const char *dir, FidOptions o); // all pictures of the folder
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o);
 FidSet fid_read_statistics(const char *npz);

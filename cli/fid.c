@@ -146,19 +146,24 @@ static void print_nearest(const FidSet *a, const FidSet *b, const Command *c) {
 // `sd fid A B`. net: NULL where both are statistics.
 static void compare(Inception *net, const Command *c) {
     FidSet set[2];
+    char **lists[2];
+    size_t count[2];
     bool pictures[2] = {!is_statistics(c->paths[0]), !is_statistics(c->paths[1])};
     bool both = pictures[0] && pictures[1];
     double kid = NAN, kid_stderr = NAN, interval[2] = {NAN, NAN};
     FidOptions o = c->o;
     o.statistics = true, o.keep_features = both || c->rounds;
-    for (int i = 0; i < 2; i++) // statistics first: they are refused before the pictures take their time
-        if (!pictures[i]) set[i] = fid_read_statistics(c->paths[i]);
+    for (int i = 0; i < 2; i++) // what is refused is refused before the pictures take their time
+        if (pictures[i])
+            lists[i] = fid_list(c->paths[i], o, &count[i]);
+        else
+            set[i] = fid_read_statistics(c->paths[i]);
     for (int i = 0; i < 2; i++) {
         if (!pictures[i]) continue;
         if (!pictures[1 - i] && set[1 - i].dim != inception_dim(net))
             die("%s has %d features; %s computes %d", c->paths[1 - i], set[1 - i].dim, c->weights,
                 inception_dim(net));
-        set[i] = fid_scan(net, c->paths[i], o);
+        set[i] = fid_scan_files(net, c->paths[i], lists[i], count[i], o);
         if (set[i].count <= set[i].dim)
             note("%s has %ld pictures for %d features: such an FID is much too large; compare it only with "
                  "others of as many pictures",

@@ -367,11 +367,12 @@ int command_report(int argc, char **argv) {
                       "paper` left in DIR, as one HTML file. Or the loss and the sample pictures of "
                       "training runs, whose folders hold log.jsonl and perhaps samples/.",
                       "sd report run/paper\n  sd report run/lcm run/lcm-lora -o run/report.html");
+    if (log && !(words[0] && words[1] && words[2] && !words[3]))
+        die_usage("--log takes RUN, PICTURES and COMMAND");
     if (!words[0]) die_usage("sd report takes one folder of results, or folders of training runs");
     dir = words[0];
     if (quote) return puts(json_quote(one_word(words, "--quote takes one text"))), 0;
     if (log) {
-        if (!words[1] || !words[2] || words[3]) die_usage("--log takes RUN, PICTURES and COMMAND");
         const char *pictures = words[1] + strspn(words[1], " "); // as wc writes it
         if (pictures[strspn(pictures, "0123456789")]) die_usage("\"%s\" is no number of pictures", pictures);
         write_log(stdout, words[0], *pictures ? pictures : NULL, words[2], "");

@@ -5,6 +5,7 @@
 #include "test/test.h"
 
 #include <setjmp.h>
+#include <unistd.h>
 
 static jmp_buf on_die;
 static char message[1024];
@@ -156,7 +157,7 @@ static void test_structure(void) {
 
 // Any bytes that are written as a string read back the same.
 static void test_writing(void) {
-    char all[256], *path = format("/tmp/sd-test-json-%d.json", rand());
+    char all[256], *path = format("/tmp/sd-test-json-%ld.json", (long)getpid());
     for (int i = 1; i < 128; i++) all[i - 1] = (char)i;
     memcpy(all + 127, "\xc3\xa9\xf0\x9f\x98\x80", 7);
     Output *o = output_open(path);
