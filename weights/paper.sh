@@ -21,7 +21,7 @@
 # Training, where there is any:
 #   VAE_STEPS TEXT_STEPS UNET_STEPS INCEPTION_STEPS LCM_STEPS FINETUNE_STEPS DISTILL_STEPS
 #   PRETRAIN_OPTIONS LCM_OPTIONS FINETUNE_OPTIONS DISTILL_OPTIONS   more options of those commands
-#   BROAD SMALL LARGE   scenes to learn from [20000, 8000, 31783]; real: SMALL and LARGE are limits
+#   BROAD SMALL LARGE   scenes to learn from [48000, 8000, 31783]; real: SMALL and LARGE are limits
 #   LCM=DIR      real: replaces Phase 2's result where that phase needs too much memory; the report says so
 #   PLAN=1       real: print the plan and stop
 set -euf # no path is a pattern
@@ -257,8 +257,8 @@ scratch)
     LCM_OPTIONS=${LCM_OPTIONS---lr 1.5e-4 --schedule cosine --weighting snr --w-min 2 --w-max 5}
     FINETUNE_OPTIONS=${FINETUNE_OPTIONS---lr 1e-3 --schedule cosine --targets lcm --ema 0.99 --min-snr 5}
     DISTILL_OPTIONS=${DISTILL_OPTIONS---lr 1e-3 --schedule cosine --w-min 3.5 --w-max 3.5}
-    FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
-    scenes broad "${BROAD:-20000}" --world broad
+    LCM_STEPS=${LCM_STEPS:-3000} FINETUNE_STEPS=${FINETUNE_STEPS:-2500}
+    scenes broad "${BROAD:-48000}" --world broad
     train tokenizer "captions of the toy world" none "" "$base/tokenizer" -- \
         ./sd pretrain tokenizer -o "$base"
     pretrain vae "${VAE_STEPS:-}" nothing "$base/vae"

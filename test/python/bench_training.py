@@ -158,7 +158,7 @@ def mimic(n):
 
 MODEL = "weights/tiny"
 STAGES = {  # PyTorch's step, the batch, sd's command; pretrain writes into a copy of the model
-    "unet": (unet, 32, "pretrain unet -o {model} --data {data}"),
+    "unet": (unet, 64, "pretrain unet -o {model} --data {data}"),
     "vae": (vae, 12, "pretrain vae -o {model}"),
     "text": (text, 128, "pretrain text -o {model} --data {data}"),
     "lcm": (lcm, 16, "lcm --data {data} -o {out} --sample-every 0"),

@@ -488,7 +488,7 @@ const PretrainStage pretrain_stages[] = {{"tokenizer", pretrain_tokenizer, false
                                          {"vae", pretrain_vae, false, 6000, 12, 1.5e-3, 0.998},
                                          {"decoder", pretrain_vae, false, 6000, 12, 5e-4, 0.998},
                                          {"text", pretrain_text, true, 800, 128, 1e-3, 0.99},
-                                         {"unet", pretrain_unet, true, 20000, 32, 6e-4, 0.9995},
+                                         {"unet", pretrain_unet, true, 5000, 64, 8e-4, 0.9995},
                                          {"inception", pretrain_inception, false, 3000, 32, 2e-3, 0.995},
                                          {"check", pretrain_check, false, 1, 1, 1, 0},
                                          {0}};
