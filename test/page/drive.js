@@ -112,7 +112,7 @@ async function use(page) {
     // Figure 6
     await set(page, "system", "lcm")
     await click(page, "#judge")
-    const scored = "/^7 pictures; fidelity 0\\.\\d/.test(document.getElementById('scores').textContent)"
+    const scored = "/^7 pictures; fidelity [01]\\.\\d/.test(document.getElementById('scores').textContent)"
     await page.until(scored, 4 * SLOW)
     check(await drawn(page, "gallery"), "a gallery of what was drawn")
     await page.run("document.querySelectorAll('.stop')[4].click()")
