@@ -81,13 +81,6 @@ static void judge(const char *what, double used, double allowed, int parts) {
 // Every block of the fixture against ours. Soft weights: differences relative to the block's largest value.
 // Hard weights: in multiples of the error of PyTorch's own fp32 against the same float64 run, at the same
 // entries. Where PyTorch's error is under 3e-7, 3e-7 counts: an error within 1e-6 is always allowed.
-// A sanitizer's checks keep the compiler from fusing multiplications with additions, which costs up to a
-// factor of two here: there six times PyTorch's error is allowed, elsewhere three times.
-#ifdef __SANITIZE_ADDRESS__
-enum { HARD = 6 };
-#else
-enum { HARD = 3 };
-#endif
 static void compare_blocks(const char *name, const Store *s, bool hard, double tolerance) {
     double worst = 0;
     int compared = 0;
@@ -113,7 +106,7 @@ static void compare_blocks(const char *name, const Store *s, bool hard, double t
     size_t expected = 0;
     for (size_t i = 0; i < store_count(s); i++) expected += strstr(store_at(s, i)->name, ".summary") != NULL;
     char *what = format("%s, worst at %s", name, where);
-    judge(what, worst, hard ? HARD : tolerance, compared);
+    judge(what, worst, hard ? 3 : tolerance, compared);
     check(compared == (int)expected && compared > 0, "every block of the fixture is one of ours");
     free(what);
 }
