@@ -65,6 +65,17 @@ INLINE vec min_vec(vec a, vec b) {
     return choose(a > b, b, a);
 #endif
 }
+// a b + c, rounded once where there is an instruction for it. The compiler also makes this of a product and a
+// sum, but of the sum of two products it may round either.
+INLINE vec fma_vec(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 INLINE vec abs_vec(vec a) { return (vec)((ivec)a & 0x7fffffff); }
 INLINE float sum_lanes(vec v) {
     float s = 0;

@@ -9,6 +9,8 @@
 // = 1, Q = 2; 5/8 and 3/2 lose a quarter as much precision (largest error of a layer 1 to 3e-6 of the largest
 // output; the direct way 4e-7). Points that differ in sign share an even and an odd part.
 //
+// In sums of two products fma_vec() says which one is rounded, so that any optimisation gives the same bits.
+//
 // Lanes are channels everywhere: channels must be multiples of 16. Loops from the outside: blocks of tiles
 // whose transformed input V stays in the cache; panels of TN output channels; of those, SLAB input channels
 // at a time: the transformed weights U are made on the spot, because they are four times as many as the
@@ -37,8 +39,8 @@ INLINE void output_axis(const vec m[6], vec y[4]) {
     vec even_p = m[1] + m[2], odd_p = P * (m[1] - m[2]), even_q = m[3] + m[4], odd_q = Q * (m[3] - m[4]);
     y[0] = m[0] + (even_p + even_q);
     y[1] = odd_p + odd_q;
-    y[2] = P2 * even_p + Q2 * even_q;
-    y[3] = m[5] + (P2 * odd_p + Q2 * odd_q);
+    y[2] = fma_vec(all(Q2), even_q, P2 * even_p);
+    y[3] = m[5] + fma_vec(all(Q2), odd_q, P2 * odd_p);
 }
 
 // A d: (4) to (6), its transpose, for the gradient of the output.
@@ -54,8 +56,8 @@ INLINE void gradient_axis(const vec d[4], vec o[6]) {
 // G g: (3) to (6), and its transpose. Row of point p: (1, p, p^2) / (the derivative of the polynomial at p).
 static const float G0 = 1 / (P2 * Q2), GP = 1 / (2 * P2 * (P2 - Q2)), GQ = 1 / (2 * Q2 * (Q2 - P2));
 INLINE void weight_axis(const vec g[3], vec o[6]) {
-    vec even_p = GP * g[0] + (GP * P2) * g[2], odd_p = (GP * P) * g[1];
-    vec even_q = GQ * g[0] + (GQ * Q2) * g[2], odd_q = (GQ * Q) * g[1];
+    vec even_p = fma_vec(all(GP), g[0], (GP * P2) * g[2]), odd_p = (GP * P) * g[1];
+    vec even_q = fma_vec(all(GQ), g[0], (GQ * Q2) * g[2]), odd_q = (GQ * Q) * g[1];
     o[0] = G0 * g[0];
     o[1] = even_p + odd_p, o[2] = even_p - odd_p;
     o[3] = even_q + odd_q, o[4] = even_q - odd_q;
@@ -63,9 +65,9 @@ INLINE void weight_axis(const vec g[3], vec o[6]) {
 }
 INLINE void weight_axis_back(const vec d[6], vec g[3]) {
     vec even_p = d[1] + d[2], odd_p = d[1] - d[2], even_q = d[3] + d[4], odd_q = d[3] - d[4];
-    g[0] = G0 * d[0] + (GP * even_p + GQ * even_q);
-    g[1] = (GP * P) * odd_p + (GQ * Q) * odd_q;
-    g[2] = d[5] + ((GP * P2) * even_p + (GQ * Q2) * even_q);
+    g[0] = G0 * d[0] + fma_vec(all(GP), even_p, GQ * even_q);
+    g[1] = fma_vec(all(GP * P), odd_p, (GQ * Q) * odd_q);
+    g[2] = d[5] + fma_vec(all(GP * P2), even_p, (GQ * Q2) * even_q);
 }
 
 // Both axes of an (in x in) block to (out x out): columns first. `d` and `o` are row-major.
