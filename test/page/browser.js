@@ -1,12 +1,19 @@
 // browser.js: a Chromium without a window, driven by its DevTools protocol over a pipe: node alone is needed.
-//     const page = await require("./browser.js").open({width, height, dark, still, flags})
-//     await page.visit(url); await page.run(javascript); await page.close()
+//     const page = await require("./browser.js").open("chromium", {width, height, dark, still, flags})
+//     await page.visit(url); await page.run(javascript); await page.tab(async () => ...); await page.close()
 // page.errors: what the console was told as an error; page.requests: what was asked for beyond the file itself.
 const {spawn} = require("child_process"), fs = require("fs"), os = require("os"), path = require("path")
 
-exports.open = async ({width = 1400, height = 1000, dark = false, still = false, flags = []} = {}) => {
+// Waits until a condition, an expression of the page's, is true.
+exports.until = page => async (condition, seconds, what = condition) => {
+    for (const end = Date.now() + 1000 * seconds; Date.now() < end; await new Promise(f => setTimeout(f, 30)))
+        if (await page.run(`return !!(${condition})`).catch(() => false)) return true
+    const said = await page.run("return document.getElementById('state')?.textContent")
+    throw new Error(`${what}: not within ${seconds} s; the page says: ${said}`)
+}
+
+exports.open = async (program, {width = 1400, height = 1000, dark = false, still = false, flags = []} = {}) => {
     const home = fs.mkdtempSync(path.join(os.tmpdir(), "page-"))
-    const program = process.env.CHROMIUM || "chromium"
     const options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", `--user-data-dir=${home}`,
         "--disable-background-networking", "--remote-debugging-pipe", ...flags, "about:blank"]
     const child = spawn(program, options, {stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"]})
@@ -28,15 +35,17 @@ exports.open = async ({width = 1400, height = 1000, dark = false, still = false,
         waiting.set(++numbers, {resolve, reject})
         child.stdio[3].write(JSON.stringify({id: numbers, method, params, sessionId: session}) + "\0")
     })
+    const attach = async targetId => {
+        session = (await send("Target.attachToTarget", {targetId, flatten: true})).sessionId
+        for (const domain of ["Page", "Runtime", "Log", "Network"]) await send(`${domain}.enable`)
+        await send("Emulation.setFocusEmulationEnabled", {enabled: true})
+        await send("Emulation.setDeviceMetricsOverride", {width, height, deviceScaleFactor: 1, mobile: width < 600})
+        await send("Emulation.setEmulatedMedia", {features: [
+            {name: "prefers-color-scheme", value: dark ? "dark" : "light"},
+            {name: "prefers-reduced-motion", value: still ? "reduce" : "no-preference"}]})
+    }
     const {targetInfos} = await send("Target.getTargets")
-    const {targetId} = targetInfos.find(t => t.type == "page")
-    session = (await send("Target.attachToTarget", {targetId, flatten: true})).sessionId
-    for (const domain of ["Page", "Runtime", "Log", "Network"]) await send(`${domain}.enable`)
-    await send("Emulation.setFocusEmulationEnabled", {enabled: true})
-    await send("Emulation.setDeviceMetricsOverride", {width, height, deviceScaleFactor: 1, mobile: width < 600})
-    await send("Emulation.setEmulatedMedia", {features: [
-        {name: "prefers-color-scheme", value: dark ? "dark" : "light"},
-        {name: "prefers-reduced-motion", value: still ? "reduce" : "no-preference"}]})
+    await attach(targetInfos.find(t => t.type == "page").targetId)
     const thrown = details => details.exception?.description || details.text
     page.listeners.push((method, p) => {
         if (method == "Runtime.exceptionThrown") page.errors.push(thrown(p.exceptionDetails))
@@ -53,12 +62,7 @@ exports.open = async ({width = 1400, height = 1000, dark = false, still = false,
         return r.result.value
     }
     page.visit = url => send("Page.navigate", {url})
-    page.until = async (condition, seconds, what = condition) => {
-        for (const end = Date.now() + 1000 * seconds; Date.now() < end; await new Promise(f => setTimeout(f, 30)))
-            if (await page.run(`return !!(${condition})`).catch(() => false)) return true
-        const said = await page.run("return document.getElementById('state')?.textContent")
-        throw new Error(`${what}: not within ${seconds} s; the page says: ${said}`)
-    }
+    page.until = exports.until(page)
     page.key = async key => {
         const it = {key, code: key, windowsVirtualKeyCode: {Tab: 9, Enter: 13, ArrowLeft: 37}[key]}
         await send("Input.dispatchKeyEvent", {type: "keyDown", text: key == "Enter" ? "\r" : undefined, ...it})
@@ -67,6 +71,15 @@ exports.open = async ({width = 1400, height = 1000, dark = false, still = false,
     page.picture = async file => { // of the whole page
         const {data} = await send("Page.captureScreenshot", {format: "png", captureBeyondViewport: true})
         fs.writeFileSync(file, Buffer.from(data, "base64"))
+    }
+    page.tab = async work => { // `page` is a second tab meanwhile
+        const first = session
+        session = undefined
+        const {targetId} = await send("Target.createTarget", {url: "about:blank"})
+        await attach(targetId)
+        await work()
+        await send("Page.close")
+        session = first
     }
     page.close = async () => {
         child.kill()

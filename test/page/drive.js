@@ -1,7 +1,7 @@
 // drive.js: build/sd.html in a real browser, as a reader uses it. Prints what fails, and the figures.
-//     node test/page/drive.js build/sd.html ./sd [--pictures DIR] [--axe axe.min.js]
-// --pictures: screenshots, to look at. --axe: the checker of axe-core, which looks for what hinders readers.
-const {open} = require("./browser.js"), {execFileSync} = require("child_process")
+//     node test/page/drive.js build/sd.html ./sd [--in "chromium firefox-esr"] [--pictures DIR] [--axe axe.min.js]
+// --in: browsers, one after the other. --pictures: screenshots, to look at. --axe: the checker of axe-core, which looks for what hinders readers.
+const {execFileSync} = require("child_process")
 const fs = require("fs"), os = require("os"), path = require("path")
 
 const [html, sd, ...rest] = process.argv.slice(2), url = `file://${path.resolve(html)}`
@@ -152,9 +152,23 @@ async function misuse(page) {
     await say("steps", "2", /^Drawn/, "after the program has ended")
 }
 
+// Two tabs draw at the same time.
+async function tabs(page) {
+    await set(page, "steps", "100")
+    await click(page, "#draw button")
+    await page.until("/^step [2-9]/.test(document.getElementById('step-text').textContent)", SLOW)
+    await page.tab(async () => {
+        await ready(page)
+        await idle(page)
+        check(/^Drawn/.test(await text(page, "state")), "a second tab draws")
+    })
+    await idle(page)
+    check(/^Drawn/.test(await text(page, "state")), "the first one, too")
+}
+
 // The keyboard alone: by Tab to each control, which shows that it has the focus and has a name.
 async function keyboard(page) {
-    await page.run("document.activeElement.blur(); scrollTo(0, 0)")
+    await page.run("document.activeElement.blur(); getSelection().collapse(document.body, 0)") // from the top
     const expected = await page.run(`return [...document.querySelectorAll("a[href], button, input, select, summary")]
         .filter(e => !e.disabled && e.checkVisibility() && !e.closest("details:not([open]) > :not(summary)")).length`)
     const seen = new Set
@@ -197,17 +211,16 @@ async function looks(page, name) {
     if (pictures) await page.picture(path.join(pictures, `${name}.png`))
 }
 
-async function with_(settings, work) {
-    const page = await open(settings)
+async function with_(browser, settings, work) {
+    const page = await require(browser.includes("firefox") ? "./firefox.js" : "./browser.js").open(browser, settings)
     try { await work(page) } catch (error) { check(false, error.message) }
+    await page.close()
     check(!page.errors.length, `the console: ${page.errors}`)
     check(!page.requests.length, `requests: ${page.requests}`)
-    await page.close()
 }
 
-(async () => {
-    if (pictures) fs.mkdirSync(pictures, {recursive: true})
-    await with_({}, async page => {
+async function everything(browser) {
+    await with_(browser, {}, async page => {
         const begun = Date.now()
         await ready(page)
         const figures = {"ready from disk": (Date.now() - begun) / 1000}
@@ -220,36 +233,42 @@ async function with_(settings, work) {
         }
         figures["4 LCM steps"] = await time("lcm", "{}")
         figures["25 guided steps"] = await time("teacher", "{steps: 25, cfg: 4}")
-        for (const what in figures) console.log(`${what}: ${figures[what].toFixed(2)} s`)
+        for (const what in figures) console.log(`${browser}, ${what}: ${figures[what].toFixed(2)} s`)
         console.log(`largest difference from the program's pictures: ${await compare(page)} of 255`)
         await use(page)
-        await looks(page, "wide")
+        await looks(page, `${browser}-wide`)
         await misuse(page)
         await keyboard(page)
+        await tabs(page)
     })
     for (const [name, settings] of [["narrow", {width: 390, height: 800}], ["dark", {dark: true, still: true}],
                                     ["narrow-dark", {width: 390, height: 800, dark: true}],
                                     ["zoomed", {width: 700, height: 500}]]) // 1,400 at 200 %
-        await with_(settings, async page => {
+        await with_(browser, settings, async page => {
             await ready(page)
             await idle(page)
             if (name == "dark")
                 check(await page.run(`return getComputedStyle(${state}, "::after").animationName`) == "none",
                     "nothing turns where motion is unwanted")
             await page.until("[...document.querySelectorAll('#ends canvas')].every(c => c.width > 1)", SLOW)
-            await looks(page, name)
+            await looks(page, `${browser}-${name}`)
         })
-    await with_({}, async page => {
+    await with_(browser, {}, async page => {
         await ready(page, `${url}#scalar`)
         check(await page.run("return !simd"), "a browser without SIMD gets the other program")
         await idle(page)
         check(/^Drawn/.test(await text(page, "state")), "which draws, too")
     })
-    await with_({flags: ["--js-flags=--wasm-max-mem-pages=2000"]}, async page => {
+    if (!browser.includes("firefox")) await with_(browser, {flags: ["--js-flags=--wasm-max-mem-pages=2000"]}, async page => {
         await page.visit(url)
         await page.until(`/cannot start here: .* about 500 MB/.test(${state}.textContent)`, SLOW, "little memory")
         passed++
     })
+}
+
+(async () => {
+    if (pictures) fs.mkdirSync(pictures, {recursive: true})
+    for (const browser of (option("--in") || "chromium").split(" ")) await everything(browser)
     console.log(`${passed} passed, ${failed} failed, 0 skipped`)
     process.exit(failed ? 1 : 0)
 })()
