@@ -2,12 +2,10 @@
 # x0 = alpha z - sigma v, eps = alpha v + sigma z. Nothing is divided by alpha or sigma, so it holds at both ends of the path.
 s/^\/\/   v        (to be written) .*/\/\/   v        alpha z - sigma out                   alpha out + sigma z/
 /^Tensor \*predicted_x0/,/^}/ {
-/^    float \*a = /i\
-    bool v = s->config.prediction_type == V_PREDICTION;
+s|^    // v: to be written|    bool v = s->config.prediction_type == V_PREDICTION;|
 s/a\[i\] = /a[i] = v ? at.alpha[i] : /
 s/b\[i\] = /b[i] = v ? -at.sigma[i] : /
 }
 /^Tensor \*predicted_eps/,/^}/ {
-/EPSILON) return out;/a\
-    if (s->config.prediction_type == V_PREDICTION) return combine_each(at.alpha, out, at.sigma, z);
+s|^    // v: to be written|    if (s->config.prediction_type == V_PREDICTION) return combine_each(at.alpha, out, at.sigma, z);|
 }
