@@ -65,8 +65,8 @@ INLINE vec min_vec(vec a, vec b) {
     return choose(a > b, b, a);
 #endif
 }
-// a b + c, rounded once where there is an instruction for it. The compiler also makes this of a product and a
-// sum, but of the sum of two products it may round either.
+// a b + c, with AVX rounded once. The compiler makes the same of a product and a sum; but where c is also a
+// product, it may round either of the two. This says that c is rounded.
 INLINE vec fma_vec(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -9,7 +9,7 @@
 // = 1, Q = 2; 5/8 and 3/2 lose a quarter as much precision (largest error of a layer 1 to 3e-6 of the largest
 // output; the direct way 4e-7). Points that differ in sign share an even and an odd part.
 //
-// In sums of two products fma_vec() says which one is rounded, so that any optimisation gives the same bits.
+// In sums of two products fma_vec() says which one is rounded: any optimisation gives the same bits.
 //
 // Lanes are channels everywhere: channels must be multiples of 16. Loops from the outside: blocks of tiles
 // whose transformed input V stays in the cache; panels of TN output channels; of those, SLAB input channels

@@ -1,4 +1,4 @@
-// firefox.js: what browser.js is for Chromium, for a Firefox, driven by its own Marionette protocol over a socket:
+// firefox.js: the functions of browser.js for a Firefox, driven by its own Marionette protocol over a socket:
 // each message is its length, a colon, and JSON [0, number, command, parameters]; the answer [1, number, error, result].
 const {spawn} = require("child_process"), fs = require("fs"), net = require("net"), os = require("os")
 const path = require("path"), {until} = require("./browser.js"), pause = ms => new Promise(f => setTimeout(f, ms))
@@ -26,6 +26,7 @@ exports.open = async (program, {width = 1400, height = 1000, dark = false, still
         Object.entries(settings).map(([name, value]) => `user_pref("${name}", ${value});\n`).join(""))
     const child = spawn(program, ["--headless", "--no-remote", "--profile", home, "--marionette",
         "-remote-allow-system-access"], {stdio: "ignore"})
+    process.on("exit", () => child.kill()) // whatever fails
     const port = async () => {
         for (let i = 0; i < 600; i++, await pause(100))
             try { return +fs.readFileSync(path.join(home, "MarionetteActivePort"), "utf8") } catch {}
@@ -98,6 +99,7 @@ exports.open = async (program, {width = 1400, height = 1000, dark = false, still
     page.close = async () => {
         const told = await page.run("return window.told") || [], [asked, thrown] = await inside(WATCHED)
         page.requests = asked, page.errors = [...told, ...thrown]
+        socket.destroy()
         child.kill()
         await new Promise(f => child.exitCode !== null || child.signalCode ? f() : child.on("exit", f))
         fs.rmSync(home, {recursive: true, force: true, maxRetries: 5})
