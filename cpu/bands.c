@@ -35,27 +35,39 @@ static int band_rows(Conv p) {
     return clamp_int(fit, 8, round_up(p.oh, 4));
 }
 
+// Band t of a picture, or, where a picture is one band, all `together`: whole ones share the weights'
+// packing.
+static void convolve_band(int t, int rows, int together, float *y, const Unmade *u, Mem weight,
+                          const float *bias, Mem residual, bool by_winograd) {
+    Conv p = u->p, q = p;
+    size_t in_row = (size_t)p.w * (size_t)p.c, out_row = (size_t)p.ow * (size_t)p.oc;
+    int bands = blocks_of(p.oh, rows), picture = t / bands;
+    int first = t % bands * rows, top = first * p.stride - p.pad_top;
+    q.n = together, q.oh = min_int(rows, p.oh - first);
+    int begin = clamp_int(top, 0, p.h), end = clamp_int(top + (q.oh - 1) * p.stride + p.kh, begin, p.h);
+    q.pad_top = begin - top, q.h = end - begin;
+    float *x = scratch(S_BAND, (size_t)together * (size_t)q.h * in_row);
+    PARALLEL_FOR(true)
+    for (int i = 0; i < together * q.h; i++)
+        u->make_row(x + (size_t)i * in_row, u, picture + i / q.h, begin + i % q.h);
+    size_t at = ((size_t)picture * (size_t)p.oh + (size_t)first) * out_row;
+    convolve(by_winograd, y + at, x, weight, bias, from(residual, at).at, q);
+}
+
 static void convolve_unmade(Mem y, const Unmade *u, Mem weight, Mem bias, Mem residual) {
     Conv p = u->p;
     bool by_winograd = winograd_suits(p, p.oh, p.ow);
-    size_t in_row = (size_t)p.w * (size_t)p.c, out_row = (size_t)p.ow * (size_t)p.oc;
     int rows = band_rows(p), bands = blocks_of(p.oh, rows);
-    int together = bands == 1 ? p.n : 1; // pictures in a band: whole ones share the weights' packing
+    int together = bands == 1 ? p.n : 1, count = p.n / together * bands;
     const float *b = as_floats(bias, p.oc, S_BIAS);
-    PARALLEL_FOR(p.n / together * bands >= 2 * cpu_threads())
-    for (int t = 0; t < p.n / together * bands; t++) {
-        int picture = t / bands, first = t % bands * rows, top = first * p.stride - p.pad_top;
-        Conv q = p;
-        q.n = together, q.oh = min_int(rows, p.oh - first);
-        int begin = clamp_int(top, 0, p.h), end = clamp_int(top + (q.oh - 1) * p.stride + p.kh, begin, p.h);
-        q.pad_top = begin - top, q.h = end - begin;
-        float *x = scratch(S_BAND, (size_t)together * (size_t)q.h * in_row);
-        PARALLEL_FOR(true)
-        for (int i = 0; i < together * q.h; i++)
-            u->make_row(x + (size_t)i * in_row, u, picture + i / q.h, begin + i % q.h);
-        size_t at = ((size_t)picture * (size_t)p.oh + (size_t)first) * out_row;
-        convolve(by_winograd, (float *)y.at + at, x, weight, b, from(residual, at).at, q);
+    if (count < 2 * cpu_threads()) { // all threads share in one band at a time
+        for (int t = 0; t < count; t++)
+            convolve_band(t, rows, together, y.at, u, weight, b, residual, by_winograd);
+        return;
     }
+    PARALLEL_FOR(true) // each thread has bands of its own
+    for (int t = 0; t < count; t++)
+        convolve_band(t, rows, together, y.at, u, weight, b, residual, by_winograd);
 }
 
 static void conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,

@@ -13,6 +13,9 @@
 #include "operands.h"
 
 #include <stdarg.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 // ---- running and comparing -------------------------------------------------------------------------------
 
@@ -129,6 +132,17 @@ static float *frequencies(int half, float shift) {
         plain.f(__VA_ARGS__);                                                                                \
         compare_all(#f, tolerance);                                                                          \
     } while (0)
+
+#ifdef _OPENMP
+// In place of OpenMP's own: cpu_threads() asks it. Where a loop got one thread, the loops within get no more;
+// who asks for threads there would have had work for them.
+static int loops_without_threads;
+int omp_get_level(void) {
+    int team = omp_get_team_size(1); // threads of the outermost loop; -1 outside of any
+    if (team == 1 && omp_get_max_threads() > 1) loops_without_threads++;
+    return team >= 0;
+}
+#endif
 
 static Operand *gradient(const char *name, Type type, size_t count) {
     Operand *o = input(name, type, count);
@@ -1272,6 +1286,12 @@ int main(int argc, char **argv) {
         if (!wanted) continue;
         random_state = 42; // the same values, whichever tests run
         tests[i].run();
+#ifdef _OPENMP
+        int lost = loops_without_threads;
+        loops_without_threads = 0;
+        check(!lost,
+              format("%s: %d loops found no threads, as one around them had one", tests[i].name, lost));
+#endif
     }
     return test_report();
 }
