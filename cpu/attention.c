@@ -201,8 +201,8 @@ static void attend_backward(float *dq, float *dk, float *dv, const float *dout, 
     pack_queries(tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
     pack_queries(tile_dout, dout, p, index, q0, nq, width, 1);
     Matrix qm = {{(void *)(q + first), F32}, stride}, dm = {{(void *)(dout + first), F32}, stride};
-    for (int e = 0; e < p.d; e += TN) {
-        int n = min_int(TN, p.d - e), w = round_up(n, W);
+    for (int panel = 0; panel < blocks_of(p.d, TN); panel++) {
+        int e = panel_at(p.d, panel), n = panel_at(p.d, panel + 1) - e, w = round_up(n, W);
         if (dk) pack_b_rows(rows_q + e * nq, &qm, 0, nq, e, n, w);
         if (dv) pack_b_rows(rows_dout + e * nq, &dm, 0, nq, e, n, w);
     }

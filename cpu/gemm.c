@@ -28,6 +28,15 @@ typedef struct {
 } Strided;
 INLINE float element(Strided x, int i, int j) { return x.at[(size_t)i * x.row + (size_t)j * x.col]; }
 
+// The same from row i and column j on.
+INLINE Out out_from(Out o, int i, int j) {
+    long at = i * o.stride + j;
+    o.c += at;
+    if (o.before) o.before += at;
+    if (o.bias) o.bias += j;
+    return o;
+}
+
 static void put_sum(Out o, int i, int j, float sum) {
     long at = i * o.stride + j;
     o.c[at] = o.alpha * sum + (o.before ? o.before[at] : 0) + (o.bias ? o.bias[j] : 0);
@@ -135,6 +144,13 @@ typedef struct {
     size_t stride;
 } Matrix;
 
+// Panel p of n columns begins here (that after the last: at n). All are TN wide but the last; where that one
+// would be a single vector, which keeps too few sums in flight, the one before it gives it a vector.
+INLINE int panel_at(int n, int p) {
+    int last = blocks_of(n, TN) - 1;
+    return p > last ? n : p * TN - (p && p == last && n - p * TN <= W ? W : 0);
+}
+
 // A block's depth for a sum over k: even parts, at most DEPTH.
 INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, blocks_of(k, DEPTH)), 16)); }
 
@@ -151,7 +167,7 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
             for (int j = 0; j < vectors * W; j += 16) __builtin_prefetch(out.c + i * out.stride + j, 1);
         UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = all(0);
     }
-    for (int k = 0; k < depth; k++) {
+    UNROLL_BY_4 for (int k = 0; k < depth; k++) {
         vec bv[TV];
         UNROLL for (int j = 0; j < vectors; j++) bv[j] = load(b + j * W);
         UNROLL for (int i = 0; i < rows; i++) {
@@ -187,11 +203,14 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
 
 // The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
-typedef void Tile(int depth, const float *a, long a_stride, const float *b, int m, int n, Out out);
+// Each takes all rows of a panel.
+typedef void Panel(int depth, const float *a, long a_stride, const float *b, int m, int n, Out out);
 #define TILE(name, rows, vectors, k_outside)                                                                 \
     static __attribute__((noinline)) void name(int depth, const float *a, long a_stride, const float *b,     \
                                                int m, int n, Out out) {                                      \
-        tile(rows, vectors, k_outside, depth, a, a_stride, b, m, n, out);                                    \
+        for (int i = 0; i < m; i += rows)                                                                    \
+            tile(rows, vectors, k_outside, depth, a + (k_outside ? i : i * a_stride), a_stride, b, m - i, n, \
+                 out_from(out, i, 0));                                                                       \
     }
 #define TILES(v) /* of v vectors */                                                                          \
     TILE(rows_some_##v, SOME, v, false)                                                                      \
@@ -211,24 +230,22 @@ TILES(2)
 #if defined(__AVX2__)
 TILES(3)
 #endif
-static Tile *const tiles[TV][2][3] = {TILES_OF(1), TILES_OF(2),
+static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
 #if defined(__AVX2__)
-                                      TILES_OF(3)
+                                        TILES_OF(3)
 #endif
 };
 
 static void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_outside, const float *b,
                        Out out) {
-    for (int j = 0; j < n; j += TN) { // a panel of B stays in the nearest caches while A's rows pass
-        int width = min_int(TN, n - j), vectors = blocks_of(width, W);
-        for (int i = 0; i < m; i += TM) {
-            int rows = min_int(TM, m - i), size = rows <= SOME ? 0 : rows <= MORE ? 1 : 2;
-            long at = i * out.stride + j;
-            Out o = {out.c + at, out.stride, out.before ? out.before + at : NULL,
-                     out.bias ? out.bias + j : NULL, out.alpha};
-            tiles[vectors - 1][k_outside][size](depth, a + (k_outside ? i : i * a_stride), a_stride,
-                                                b + (long)j * depth, rows, width, o);
-        }
+    int whole = m / TM * TM, rest = m - whole, size = rest <= SOME ? 0 : rest <= MORE ? 1 : 2;
+    for (int p = 0; p < blocks_of(n, TN); p++) { // a panel stays in the nearest caches while A's rows pass
+        int j = panel_at(n, p), width = panel_at(n, p + 1) - j;
+        Panel *const *of = panels[blocks_of(width, W) - 1][k_outside];
+        const float *bp = b + (long)j * depth;
+        if (whole) of[2](depth, a, a_stride, bp, whole, width, out_from(out, 0, j));
+        const float *a_rest = a + (k_outside ? whole : whole * a_stride);
+        if (rest) of[size](depth, a_rest, a_stride, bp, rest, width, out_from(out, whole, j));
     }
 }
 
@@ -286,65 +303,52 @@ static void pack_b_columns(float *to, const void *b, int k, int depth, int j, in
 
 // ---- the driver -------------------------------------------------------------------------------------------
 
-static void pack_panels(float *to, const Product *p, int k, int depth, int j, int n) {
-    for (int end = j + n; j < end; j += TN) {
-        int count = min_int(TN, end - j);
-        p->pack_b(to, p->b, k, depth, j, count, round_up(count, W));
-        to += TN * depth;
-    }
+static void pack_panel(float *to, const Product *p, int k, int depth, int panel) {
+    int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
+    p->pack_b(to, p->b, k, depth, j, n, round_up(n, W));
 }
 
 // [K6] Step 4 as a whole: rows and columns of C become tasks, and each packs and multiplies block by block.
+// B is packed once for all where at least three blocks of rows want it, else panel by panel on the way.
 static void gemm_product(const Product *p) {
     if (p->m <= 0 || p->n <= 0) return;
     int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
-    int most = block_depth(p->k), k_blocks = blocks_of(p->k, most);
+    int most = block_depth(p->k), k_blocks = blocks_of(p->k, most), n_panels = blocks_of(p->n, TN);
     int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 4 * threads;
 
-    // Packed once for all where at least three blocks of rows want it.
     float *shared = NULL;
     size_t padded = (size_t)round_up(p->n, W);
     if (row_blocks > 2) {
         shared = scratch(S_SHARED_B, (size_t)p->k * padded);
-        int panels = blocks_of(p->n, TN);
         PARALLEL_FOR(threads > 1)
-        for (int t = 0; t < k_blocks * panels; t++) {
-            int k = t / panels * most, depth = min_int(most, p->k - k), j = t % panels * TN;
-            pack_panels(shared + (size_t)k * padded + (size_t)j * (size_t)depth, p, k, depth, j,
-                        min_int(TN, p->n - j));
+        for (int t = 0; t < k_blocks * n_panels; t++) {
+            int k = t / n_panels * most, depth = min_int(most, p->k - k), panel = t % n_panels;
+            size_t at = (size_t)k * padded + (size_t)panel_at(p->n, panel) * (size_t)depth;
+            pack_panel(shared + at, p, k, depth, panel);
         }
+        if (row_blocks > threads)
+            row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
     }
-
-    if (row_blocks > threads) row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
     int rows = round_up(blocks_of(p->m, row_blocks), TM);
-    int column_blocks = max_int(blocks_of(tasks, row_blocks), shared ? 1 : blocks_of(p->n, 5 * TN));
-    int columns = round_up(blocks_of(p->n, column_blocks), TN);
-    row_blocks = blocks_of(p->m, rows), column_blocks = blocks_of(p->n, columns);
+    row_blocks = blocks_of(p->m, rows);
+    int width = blocks_of(n_panels, blocks_of(tasks, row_blocks)), column_blocks = blocks_of(n_panels, width);
     PARALLEL_FOR(threads > 1)
     for (int t = 0; t < row_blocks * column_blocks; t++) {
         int i = t / column_blocks * rows, m = min_int(rows, p->m - i);
-        int j = t % column_blocks * columns, n = min_int(columns, p->n - j);
+        int first = t % column_blocks * width, end = min_int(first + width, n_panels);
         float *a = scratch(S_A, p->k_outside ? DEPTH * A_K_STRIDE : (ROWS + TM) * A_STRIDE);
+        float *own = shared ? NULL : scratch(S_B, DEPTH * TN);
         for (int k = 0; k < p->k; k += most) {
             int depth = min_int(most, p->k - k);
             p->pack_a(a, p->a, i, m, k, depth);
-            const float *b;
-            if (shared)
-                b = shared + (size_t)k * padded + (size_t)j * (size_t)depth;
-            else {
-                float *own = scratch(S_B, DEPTH * 5 * TN);
-                pack_panels(own, p, k, depth, j, n);
-                b = own;
+            for (int panel = first; panel < end; panel++) {
+                int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
+                if (own) pack_panel(own, p, k, depth, panel);
+                const float *b = own ? own : shared + (size_t)k * padded + (size_t)j * (size_t)depth;
+                Out o = out_from(p->out, i, j);
+                if (k) o.before = o.c, o.bias = NULL; // what the blocks before this one left
+                gemm_block(m, n, depth, a, p->k_outside ? A_K_STRIDE : A_STRIDE, p->k_outside, b, o);
             }
-            Out o = p->out;
-            o.c += i * o.stride + j;
-            if (k)
-                o.before = o.c, o.bias = NULL; // what the blocks before this one left
-            else {
-                if (o.before) o.before += i * o.stride + j;
-                if (o.bias) o.bias += j;
-            }
-            gemm_block(m, n, depth, a, p->k_outside ? A_K_STRIDE : A_STRIDE, p->k_outside, b, o);
         }
     }
 }

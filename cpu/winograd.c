@@ -70,23 +70,27 @@ INLINE void weight_axis_back(const vec d[6], vec g[3]) {
     g[2] = d[5] + fma_vec(all(GP * P2), even_p, (GQ * Q2) * even_q);
 }
 
-// Both axes of an (in x in) block to (out x out): columns first. `d` and `o` are row-major.
-#define BOTH_AXES(name, axis, in, out)                                                                       \
-    INLINE void name(const vec d[in * in], vec o[out * out]) {                                               \
+// Both axes of an (in x in) block `d`, row-major: columns first. Of the (out x out) results each is put where
+// it belongs as soon as it is there, `put`: there are more of them than registers.
+#define BOTH_AXES(axis, in, out, d, put)                                                                     \
+    {                                                                                                        \
         vec half[out * in]; /* out rows, in columns */                                                       \
-        UNROLL for (int x = 0; x < in; x++) {                                                                \
-            vec column[in], t[out];                                                                          \
-            UNROLL for (int y = 0; y < in; y++) column[y] = d[y * in + x];                                   \
-            axis(column, t);                                                                                 \
-            UNROLL for (int y = 0; y < out; y++) half[y * in + x] = t[y];                                    \
+        UNROLL for (int x_ = 0; x_ < in; x_++) {                                                             \
+            vec column_[in], t_[out];                                                                        \
+            UNROLL for (int y_ = 0; y_ < in; y_++) column_[y_] = (d)[y_ * in + x_];                          \
+            axis(column_, t_);                                                                               \
+            UNROLL for (int y_ = 0; y_ < out; y_++) half[y_ * in + x_] = t_[y_];                             \
         }                                                                                                    \
-        UNROLL for (int y = 0; y < out; y++) axis(half + y * in, o + y * out);                               \
+        UNROLL for (int y_ = 0; y_ < out; y_++) {                                                            \
+            vec t_[out];                                                                                     \
+            axis(half + y_ * in, t_);                                                                        \
+            UNROLL for (int x_ = 0; x_ < out; x_++) {                                                        \
+                const int i = y_ * out + x_;                                                                 \
+                const vec value = t_[x_];                                                                    \
+                put;                                                                                         \
+            }                                                                                                \
+        }                                                                                                    \
     }
-BOTH_AXES(transform_input, input_axis, 6, 6)
-BOTH_AXES(transform_output, output_axis, 6, 4)
-BOTH_AXES(transform_gradient, gradient_axis, 4, 6)
-BOTH_AXES(transform_weight, weight_axis, 3, 6)
-BOTH_AXES(transform_weight_back, weight_axis_back, 6, 3)
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 
@@ -128,11 +132,10 @@ static void input_tile(float *v, int count, const float *x, const float *zeros, 
     const float *at[36];
     patch(at, 6, x, zeros, picture, y - g->pad_top, xx - g->pad_left, g->h, g->w, g->c);
     for (int c = 0; c < g->c; c += W) {
-        vec d[36], o[36];
+        vec d[36];
         UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
-        transform_input(d, o);
         float *channel = to + (size_t)(c / SLAB) * v_slab(g, count) + c % SLAB;
-        UNROLL for (int i = 0; i < 36; i++) store(channel + (size_t)i * stride, o[i]);
+        BOTH_AXES(input_axis, 6, 6, d, store(channel + (size_t)i * stride, value))
     }
 }
 
@@ -144,11 +147,8 @@ typedef struct {
     bool reverse; // for the gradient of the input: taps in reverse, oc and c change roles
 } Weights;
 
-INLINE void store_u(float *to, size_t stride, const vec g[9]) {
-    vec o[36];
-    transform_weight(g, o);
-    UNROLL for (int i = 0; i < 36; i++) store(to + (size_t)i * stride, o[i]);
-}
+INLINE void store_u(float *to, size_t stride,
+                    const vec g[9]){BOTH_AXES(weight_axis, 3, 6, g, store(to + (size_t)i * stride, value))}
 
 // U of output channels j..j+width and input channels k..k+depth: for each position a panel (depth, width).
 INLINE void slab_of_type(float *to, size_t stride, const Weights *w, const Type type, int j, int width, int k,
@@ -165,13 +165,17 @@ INLINE void slab_of_type(float *to, size_t stride, const Weights *w, const Type 
             }
         return;
     }
-    // weight[output channel, tap, input channel]: blocks W x W are transposed
+    // weight[output channel, tap, input channel]: blocks W x W are transposed. Their 9 W rows are too many
+    // for the processor to foresee: the next cache line of each is asked for.
     for (int x = 0; x < width; x += W)
         for (int i = 0; i < depth; i += W) {
             vec r[9][W];
             for (int q = 0; q < 9; q++) {
                 const char *s = base + (size_t)(j + x) * filter + (size_t)q * tap + (size_t)(k + i) * bytes;
-                UNROLL for (int l = 0; l < W; l++) r[q][l] = load_as(s + (size_t)l * filter, type);
+                UNROLL for (int l = 0; l < W; l++) {
+                    r[q][l] = load_as(s + (size_t)l * filter, type);
+                    __builtin_prefetch(s + (size_t)l * filter + 64);
+                }
                 transpose(r[q]);
             }
             for (int l = 0; l < W; l++) {
@@ -192,10 +196,10 @@ static void slab(float *to, size_t stride, const Weights *w, int j, int width, i
 
 // ---- forward, and the gradient of the input ---------------------------------------------------------------
 
-// Output channels j..j+TN of tiles t0..t0+count.
-static void output_panel(const Tiles *g, const Weights *w, const float *v, int t0, int count, int j,
+// A panel of output channels of tiles t0..t0+count.
+static void output_panel(const Tiles *g, const Weights *w, const float *v, int t0, int count, int panel,
                          Out out) {
-    int width = min_int(TN, g->oc - j);
+    int j = panel_at(g->oc, panel), width = panel_at(g->oc, panel + 1) - j;
     size_t m_position = (size_t)count * TN + 16, u_position = (size_t)SLAB * TN + 16,
            v_stride = v_position(g, count);
     float *m = scratch(S_M, POSITIONS * m_position), *u = scratch(S_U, POSITIONS * u_position);
@@ -213,17 +217,15 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
         size_t corner =
             (((size_t)picture * (size_t)g->oh + (size_t)y) * (size_t)g->ow + (size_t)x) * (size_t)g->oc;
         for (int c = 0; c < width; c += W) {
-            vec s[36], o[16], bias = out.bias ? load(out.bias + j + c) : all(0);
+            vec s[36], bias = out.bias ? load(out.bias + j + c) : all(0);
             UNROLL for (int i = 0; i < 36; i++) s[i] =
                 load(m + (size_t)i * m_position + (t - t0) * width + c);
-            transform_output(s, o);
-            UNROLL for (int i = 0; i < 16; i++) {
+            BOTH_AXES(output_axis, 6, 4, s, {
                 if (y + i / 4 >= g->oh || x + i % 4 >= g->ow) continue;
                 size_t at = corner + (size_t)(i / 4 * g->ow + i % 4) * (size_t)g->oc + (size_t)(j + c);
-                vec value = o[i] + bias;
-                if (out.before) value += load(out.before + at);
-                store(out.c + at, value);
-            }
+                vec sum = value + bias;
+                store(out.c + at, out.before ? sum + load(out.before + at) : sum);
+            })
         }
     }
 }
@@ -235,14 +237,14 @@ static void tiles_block(const Tiles *g, const Weights *w, const float *x, const 
     PARALLEL_FOR(true)
     for (int t = 0; t < count; t++) input_tile(v, count, x, zeros, g, t0, t);
     PARALLEL_FOR(true)
-    for (int j = 0; j < g->oc; j += TN) output_panel(g, w, v, t0, count, j, out);
+    for (int p = 0; p < blocks_of(g->oc, TN); p++) output_panel(g, w, v, t0, count, p, out);
 }
 
 static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
-    int all_tiles = g->n * g->rows * g->columns, panels = blocks_of(g->oc, TN), threads = cpu_threads();
+    int all_tiles = g->n * g->rows * g->columns, threads = cpu_threads();
     int count = clamp_int((int)(BUDGET / (POSITIONS * 4.0 * g->c)), 64, 256);
     int blocks = blocks_of(all_tiles, count);
-    if (threads > 1 && panels < 2 * threads)
+    if (threads > 1 && blocks_of(g->oc, TN) < 2 * threads)
         blocks = max_int(blocks, min_int(2 * threads, blocks_of(all_tiles, 4 * TM)));
     if (blocks > threads) blocks = round_up(blocks, threads); // no thread waits for a last block
     count = round_up(blocks_of(all_tiles, blocks), TM);
@@ -293,21 +295,20 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
             int picture = t / (g.rows * g.columns), y = t / g.columns % g.rows * 4, xx = t % g.columns * 4;
             const float *at[36];
             patch(at, 6, x, zeros, picture, y - g.pad_top, xx - g.pad_left, g.h, g.w, g.c);
-            for (int c = 0; c < g.c; c += W) {
-                int panel = c / TN * TN, width = min_int(TN, g.c - panel);
-                vec d[36], o[36];
+            for (int c = 0, panel = 0; c < g.c; c += W) {
+                if (c == panel_at(g.c, panel + 1)) panel++;
+                int begin = panel_at(g.c, panel), width = panel_at(g.c, panel + 1) - begin;
+                vec d[36];
                 UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
-                transform_input(d, o);
-                float *to = v + (size_t)panel * (size_t)n + (size_t)(t - t0) * (size_t)width + (c - panel);
-                UNROLL for (int i = 0; i < 36; i++) store(to + (size_t)i * v_stride, o[i]);
+                float *to = v + (size_t)begin * (size_t)n + (size_t)(t - t0) * (size_t)width + (c - begin);
+                BOTH_AXES(input_axis, 6, 6, d, store(to + (size_t)i * v_stride, value))
             }
             patch(at, 4, dy, zeros, picture, y, xx, g.oh, g.ow, g.oc);
             for (int c = 0; c < g.oc; c += W) {
-                vec d[16], o[36];
+                vec d[16];
                 UNROLL for (int i = 0; i < 16; i++) d[i] = load(at[i] + c);
-                transform_gradient(d, o);
                 float *to = ys + (size_t)(t - t0) * y_row + c;
-                UNROLL for (int i = 0; i < 36; i++) store(to + (size_t)i * y_position, o[i]);
+                BOTH_AXES(gradient_axis, 4, 6, d, store(to + (size_t)i * y_position, value))
             }
         }
         PARALLEL_FOR(true)
@@ -320,14 +321,14 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
     PARALLEL_FOR(true)
     for (int o = 0; o < g.oc; o++)
         for (int c = 0; c < g.c; c += W) {
-            vec d[36], dw[9];
+            vec d[36];
             UNROLL for (int i = 0; i < 36; i++) d[i] =
                 load(sums + (size_t)i * sums_stride + (size_t)o * (size_t)g.c + c);
-            transform_weight_back(d, dw);
-            UNROLL for (int q = 0; q < 9; q++) {
-                float *to = dweight + ((size_t)o * 9 + (size_t)q) * (size_t)g.c + c;
-                store(to, load(to) + dw[q]);
-            }
+            float *to = dweight + (size_t)o * 9 * (size_t)g.c + c;
+            BOTH_AXES(weight_axis_back, 6, 3, d, {
+                float *tap = to + (size_t)i * (size_t)g.c;
+                store(tap, load(tap) + value);
+            })
         }
 }
 
