@@ -11,6 +11,8 @@
 // SD_GEMM=naive|blocked|packed in the environment asks for another one, to compare.
 #include "vector.h"
 
+#include <limits.h>
+
 // ---- steps 1 to 3 -----------------------------------------------------------------------------------------
 
 // What becomes of the sums: c = alpha sums + before + bias. `before` has c's shape and stride and may be c.
@@ -331,7 +333,14 @@ static void gemm_product(const Product *p) {
     }
     int rows = round_up(blocks_of(p->m, row_blocks), TM);
     row_blocks = blocks_of(p->m, rows);
-    int width = blocks_of(n_panels, blocks_of(tasks, row_blocks)), column_blocks = blocks_of(n_panels, width);
+    // Panels of a task: about as many as make `tasks`; of these numbers one with which the threads end
+    // together.
+    int least = blocks_of(n_panels, blocks_of(tasks, row_blocks)), width = least, longest = INT_MAX;
+    for (int w = least; w <= 2 * least && w <= n_panels; w++) {
+        int share = w * blocks_of(row_blocks * blocks_of(n_panels, w), threads);
+        if (share < longest) longest = share, width = w;
+    }
+    int column_blocks = blocks_of(n_panels, width);
     PARALLEL_FOR(threads > 1)
     for (int t = 0; t < row_blocks * column_blocks; t++) {
         int i = t / column_blocks * rows, m = min_int(rows, p->m - i);

@@ -1,30 +1,105 @@
-# bench_peers.py: the same work in ./sd and in PyTorch, interleaved in one run, so that both see the same
-# drift of the machine's speed. Prints medians in seconds and the ratio PyTorch / sd: above 1, sd is faster.
-# Soft made weights, fp32, full size.
+# bench_peers.py: the same work in ./sd and in its peers, interleaved in one run, so that both see the same
+# drift of the machine's speed: PyTorch eager and, where they are installed or named, torch.compile, OpenVINO
+# in fp32 and stable-diffusion.cpp. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and
+# its spread. Soft made weights, fp32, full size, batch 1.
 #
-#     python test/python/bench_peers.py [--threads 2] [--rounds 3] [--model DIR]
+#     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--photos DIR]
+#         [--peers PyTorch,compiled,OpenVINO] [--sd-cpp PROGRAM] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
+# PART: text encoder, UNet step, VAE encode, VAE decode, Inception (of the photos), picture: 4 steps of the
+# LCM sampler as a process, start and load included.
 import argparse
 import gc
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
 import peers
 
+NETWORKS = ["text encoder", "UNet step", "VAE encode", "VAE decode"]
 
-def sd(model, threads):
-    """One picture of two unguided steps: the seconds of each part."""
-    command = ["./sd", "sample", "-m", model, "-p", "a dog", "--steps", "2", "--cfg", "1", "--scheduler",
-               "ddim", "-t", str(threads), "-q", "--json", "-o", f"{model}/bench.png"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {"text encoder": figures["text_s"], "UNet step": figures["unet_step_s"],
-            "VAE decode": figures["vae_s"]}
+
+def sd(words, options):
+    command = ["./sd", *map(str, words), "-t", str(options.threads), "-q", "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def picture_words(options, steps):
+    return ["sample", "-m", options.model, "-p", "a dog", "--steps", steps, "--cfg", 1, "--scheduler", "lcm",
+            "-o", options.folder / "sd.png"]
+
+
+def sd_seconds(part, options):
+    """What ./sd says that this part took, without start and load."""
+    if part == "VAE encode":
+        return sd(["encode", options.folder / "photo.png", "-m", options.model, "-o",
+                   options.folder / "z.safetensors"], options)["vae_s"]
+    names = {"text encoder": "text_s", "UNet step": "unet_step_s", "VAE decode": "vae_s"}
+    return sd(picture_words(options, 2), options)[names[part]]
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z):
+        return self.vae.decode(z, return_dict=False)[0]
+
+
+class Encoder(Decoder):
+    def forward(self, x):
+        return self.vae.encode(x, return_dict=False)[0].parameters
+
+
+class UNet(torch.nn.Module):
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x, t, context):
+        return self.unet(x, t, context, return_dict=False)[0]
+
+
+def network(part):
+    """A module and its operands, positional."""
+    if part == "text encoder":
+        return peers.model("text_encoder", "sd15"), (torch.full((1, 77), 49407),)
+    if part == "UNet step":
+        return UNet(peers.model("unet", "sd15")), (peers.made_input("unet.sample", (1, 4, 64, 64)),
+                                                   torch.tensor([500]),
+                                                   peers.made_input("unet.context", (1, 77, 768)))
+    if part == "VAE encode":
+        return Encoder(peers.model("vae", "sd15")), (peers.made_input("vae.image", (1, 3, 512, 512)),)
+    return Decoder(peers.model("vae", "sd15")), (peers.made_input("vae.latents", (1, 4, 64, 64)),)
+
+
+def openvino_compiled(path_or_model, threads):
+    import openvino
+    return openvino.compile_model(path_or_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
+                                                         "INFERENCE_NUM_THREADS": threads})
+
+
+def call(peer, part, options):
+    """A function without arguments that does this part in the peer."""
+    net, operands = network(part)
+    if peer == "OpenVINO":
+        import openvino
+        with torch.no_grad():
+            model = openvino.convert_model(net, example_input=operands)
+        compiled = openvino_compiled(model, options.threads)
+        arrays = [x.numpy() for x in operands]
+        return lambda: compiled(arrays)
+    if peer == "compiled":
+        net = torch.compile(net, options={"freezing": True})
+    return lambda: net(*operands)
 
 
 def timed(f):
@@ -34,46 +109,93 @@ def timed(f):
     return time.perf_counter() - started
 
 
-def torch_part(part):
-    """PyTorch eager, one network in memory at a time."""
-    net = peers.model({"text encoder": "text_encoder", "UNet step": "unet", "VAE decode": "vae"}[part],
-                      "sd15")
-    if part == "text encoder":
-        ids = torch.full((1, 77), 49407)
-        return lambda: net(ids)
-    if part == "UNet step":
-        x = peers.made_input("unet.sample", (1, 4, 64, 64))
-        context = peers.made_input("unet.context", (1, 77, 768))
-        return lambda: net(x, torch.tensor([500]), context)
-    z = peers.made_input("vae.latents", (1, 4, 64, 64))
-    return lambda: net.decode(z)
+def report(part, peer, ours, theirs):
+    ratios = sorted(b / a for a, b in zip(ours, theirs))
+    print(f"{part:14} {peer:12} {statistics.median(ours):8.3f} {statistics.median(theirs):8.3f} "
+          f"{statistics.median(ratios):7.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
+
+
+def interleave(part, peer, ours, theirs, rounds):
+    theirs(), ours()  # the first ones are slower
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    report(part, peer, *zip(*pairs))
+
+
+def save_openvino(folder):
+    """The networks of a picture in OpenVINO's own format, for a process that only draws."""
+    import openvino
+    for part, name in (("text encoder", "text"), ("UNet step", "unet"), ("VAE decode", "vae")):
+        net, operands = network(part)
+        with torch.no_grad():
+            openvino.save_model(openvino.convert_model(net, example_input=operands), folder / f"{name}.xml",
+                                compress_to_fp16=False)
+        del net
+        gc.collect()
+
+
+# Four steps of the LCM sampler in OpenVINO, as small a process as can be: no PyTorch, no tokenizer.
+DRAW = """
+import sys, numpy, openvino
+from PIL import Image
+folder, threads = sys.argv[1], int(sys.argv[2])
+settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": folder + "/cache"}
+load = lambda name: openvino.compile_model(f"{folder}/{name}.xml", "CPU", settings)
+context = load("text")([numpy.full((1, 77), 49407)])[0]
+unet, random = load("unet"), numpy.random.default_rng(0)
+alphas = numpy.cumprod(1 - numpy.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2)
+x = random.standard_normal((1, 4, 64, 64), numpy.float32)
+steps = [999, 759, 519, 259]
+for i, t in enumerate(steps):
+    a = alphas[t]
+    noise = unet([x, numpy.array([t]), context])[0]
+    clean = (x - (1 - a) ** 0.5 * noise) / a ** 0.5
+    skip, out = 0.25 / ((10 * t) ** 2 + 0.25), 10 * t / ((10 * t) ** 2 + 0.25) ** 0.5
+    x = out * clean + skip * x
+    if i < 3:
+        b = alphas[steps[i + 1]]
+        x = b ** 0.5 * x + (1 - b) ** 0.5 * random.standard_normal(x.shape)
+    x = x.astype(numpy.float32)
+image = load("vae")([x / numpy.float32(0.18215)])[0][0]
+image = numpy.nan_to_num((image.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1) * 255)
+Image.fromarray(image.round().astype(numpy.uint8)).save(folder + "/openvino.png")
+"""
+
+
+def pictures(options):
+    def process(command):
+        return lambda: timed(lambda: subprocess.run(list(map(str, command)), check=True, capture_output=True))
+
+    ours = process(["./sd", *picture_words(options, 4), "-t", options.threads, "-q"])
+    save_openvino(options.folder)
+    theirs = process([sys.executable, "-c", DRAW, options.folder, options.threads])
+    interleave("picture", "OpenVINO", ours, theirs, options.rounds)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--peers", default="PyTorch,OpenVINO", type=lambda s: s.split(","))
+    parser.add_argument("parts", nargs="*", metavar="PART")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model
-        if not model:
-            model = folder + "/sd15"
-            subprocess.run(["./sd", "synth", model, "--arch", "sd15", "-q"], check=True)
-        print(f"{'':14} {'sd':>8} {'PyTorch':>8}  PyTorch / sd")
-        for part in ("text encoder", "UNet step", "VAE decode"):
-            ours, theirs = [], []
-            run = torch_part(part)
-            timed(run)  # the first one is slower
-            for _ in range(options.rounds):
-                ours.append(sd(model, options.threads)[part])
-                theirs.append(timed(run))
-            del run
-            gc.collect()
-            ratios = [b / a for a, b in zip(ours, theirs)]
-            print(f"{part:14} {statistics.median(ours):8.3f} {statistics.median(theirs):8.3f}  "
-                  f"{statistics.median(ratios):.2f}", flush=True)
+        options.folder = Path(folder)
+        if not options.model:
+            options.model = options.folder / "sd15"
+            subprocess.run(["./sd", "synth", options.model, "--arch", "sd15", "-q"], check=True)
+        print(f"{'':14} {'':12} {'sd':>8} {'peer':>8} {'peer/sd':>7}")
+        for part in options.parts or [*NETWORKS, "picture"]:
+            if part == "picture":
+                if "OpenVINO" in options.peers:
+                    pictures(options)
+                continue
+            for peer in options.peers:
+                run = call(peer, part, options)
+                interleave(part, peer, lambda: sd_seconds(part, options), lambda: timed(run), options.rounds)
+                del run
+                gc.collect()
 
 
 main()
