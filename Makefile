@@ -249,7 +249,7 @@ help:
 	@echo "make reference  compare live with PyTorch, diffusers, ... (MODEL=DIR: on a model of yours;"
 	@echo "                PHOTOS=DIR, a folder of 600 JPEGs: sd fid beside pytorch-fid, too)"
 	@echo "make bench      this machine's peak, and the share of it that each kernel reaches (QUICK=1: briefly)"
-	@echo "make bench-peers  time the same work in sd and in PyTorch"
+	@echo "make bench-peers  time the same work in sd, PyTorch and OpenVINO"
 	@echo "make MPI=1      ./sd for many processes: mpirun -n N ./sd ... (doc/SCALE.md); make cuda NCCL=1"
 	@echo "make plain      ./sd-plain: every kernel as its definition, for a debugger"
 	@echo "make asan       the quick tests under AddressSanitizer and UBSan"

@@ -23,13 +23,6 @@ typedef struct {
     float alpha;
 } Out;
 
-// Here A (m, k) and B (k, n) are fp32, transposed or not: element (i, j) lies at at[i * row + j * col].
-typedef struct {
-    const float *at;
-    size_t row, col;
-} Strided;
-INLINE float element(Strided x, int i, int j) { return x.at[(size_t)i * x.row + (size_t)j * x.col]; }
-
 // The same from row i and column j on.
 INLINE Out out_from(Out o, int i, int j) {
     long at = i * o.stride + j;
@@ -38,6 +31,13 @@ INLINE Out out_from(Out o, int i, int j) {
     if (o.bias) o.bias += j;
     return o;
 }
+
+// Here A (m, k) and B (k, n) are fp32, transposed or not: element (i, j) lies at at[i * row + j * col].
+typedef struct {
+    const float *at;
+    size_t row, col;
+} Strided;
+INLINE float element(Strided x, int i, int j) { return x.at[(size_t)i * x.row + (size_t)j * x.col]; }
 
 static void put_sum(Out o, int i, int j, float sum) {
     long at = i * o.stride + j;
@@ -328,13 +328,14 @@ static void gemm_product(const Product *p) {
             size_t at = (size_t)k * padded + (size_t)panel_at(p->n, panel) * (size_t)depth;
             pack_panel(shared + at, p, k, depth, panel);
         }
-        if (row_blocks > threads)
-            row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
     }
+
+    if (row_blocks > threads) row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
+    if (row_blocks * n_panels < tasks / 2)                                // narrow
+        row_blocks = min_int(blocks_of(tasks / 2, n_panels), blocks_of(p->m, TM));
     int rows = round_up(blocks_of(p->m, row_blocks), TM);
     row_blocks = blocks_of(p->m, rows);
-    // Panels of a task: about as many as make `tasks`; of these numbers one with which the threads end
-    // together.
+    // Panels of a task: as many as make `tasks`, or up to twice as many where the threads then end together.
     int least = blocks_of(n_panels, blocks_of(tasks, row_blocks)), width = least, longest = INT_MAX;
     for (int w = least; w <= 2 * least && w <= n_panels; w++) {
         int share = w * blocks_of(row_blocks * blocks_of(n_panels, w), threads);

@@ -73,7 +73,7 @@ INLINE void weight_axis_back(const vec d[6], vec g[3]) {
 // Both axes of an (in x in) block `d`, row-major: columns first. Of the (out x out) results each is put where
 // it belongs as soon as it is there, `put`: there are more of them than registers.
 #define BOTH_AXES(axis, in, out, d, put)                                                                     \
-    {                                                                                                        \
+    do {                                                                                                     \
         vec half[out * in]; /* out rows, in columns */                                                       \
         UNROLL for (int x_ = 0; x_ < in; x_++) {                                                             \
             vec column_[in], t_[out];                                                                        \
@@ -90,7 +90,7 @@ INLINE void weight_axis_back(const vec d[6], vec g[3]) {
                 put;                                                                                         \
             }                                                                                                \
         }                                                                                                    \
-    }
+    } while (0)
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ static void input_tile(float *v, int count, const float *x, const float *zeros, 
         vec d[36];
         UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
         float *channel = to + (size_t)(c / SLAB) * v_slab(g, count) + c % SLAB;
-        BOTH_AXES(input_axis, 6, 6, d, store(channel + (size_t)i * stride, value))
+        BOTH_AXES(input_axis, 6, 6, d, store(channel + (size_t)i * stride, value));
     }
 }
 
@@ -147,8 +147,9 @@ typedef struct {
     bool reverse; // for the gradient of the input: taps in reverse, oc and c change roles
 } Weights;
 
-INLINE void store_u(float *to, size_t stride,
-                    const vec g[9]){BOTH_AXES(weight_axis, 3, 6, g, store(to + (size_t)i * stride, value))}
+INLINE void store_u(float *to, size_t stride, const vec g[9]) {
+    BOTH_AXES(weight_axis, 3, 6, g, store(to + (size_t)i * stride, value));
+}
 
 // U of output channels j..j+width and input channels k..k+depth: for each position a panel (depth, width).
 INLINE void slab_of_type(float *to, size_t stride, const Weights *w, const Type type, int j, int width, int k,
@@ -225,7 +226,7 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
                 size_t at = corner + (size_t)(i / 4 * g->ow + i % 4) * (size_t)g->oc + (size_t)(j + c);
                 vec sum = value + bias;
                 store(out.c + at, out.before ? sum + load(out.before + at) : sum);
-            })
+            });
         }
     }
 }
@@ -301,14 +302,14 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
                 vec d[36];
                 UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
                 float *to = v + (size_t)begin * (size_t)n + (size_t)(t - t0) * (size_t)width + (c - begin);
-                BOTH_AXES(input_axis, 6, 6, d, store(to + (size_t)i * v_stride, value))
+                BOTH_AXES(input_axis, 6, 6, d, store(to + (size_t)i * v_stride, value));
             }
             patch(at, 4, dy, zeros, picture, y, xx, g.oh, g.ow, g.oc);
             for (int c = 0; c < g.oc; c += W) {
                 vec d[16];
                 UNROLL for (int i = 0; i < 16; i++) d[i] = load(at[i] + c);
                 float *to = ys + (size_t)(t - t0) * y_row + c;
-                BOTH_AXES(gradient_axis, 4, 6, d, store(to + (size_t)i * y_position, value))
+                BOTH_AXES(gradient_axis, 4, 6, d, store(to + (size_t)i * y_position, value));
             }
         }
         PARALLEL_FOR(true)
@@ -328,7 +329,7 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
             BOTH_AXES(weight_axis_back, 6, 3, d, {
                 float *tap = to + (size_t)i * (size_t)g.c;
                 store(tap, load(tap) + value);
-            })
+            });
         }
 }
 

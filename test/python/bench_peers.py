@@ -1,14 +1,13 @@
 # bench_peers.py: the same work in ./sd and in its peers, interleaved in one run, so that both see the same
-# drift of the machine's speed: PyTorch eager and, where they are installed or named, torch.compile, OpenVINO
-# in fp32 and stable-diffusion.cpp. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and
-# its spread. Soft made weights, fp32, full size, batch 1.
+# drift of the machine's speed. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and its
+# spread. Soft made weights, fp32, full size, batch 1.
 #
-#     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--photos DIR]
-#         [--peers PyTorch,compiled,OpenVINO] [--sd-cpp PROGRAM] [PART ...]
+#     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
-# PART: text encoder, UNet step, VAE encode, VAE decode, Inception (of the photos), picture: 4 steps of the
-# LCM sampler as a process, start and load included.
+# PEER: PyTorch (eager), compiled (torch.compile with freezing; it takes minutes), OpenVINO (fp32).
+# PART: "text encoder", "UNet step", "VAE encode", "VAE decode", or "picture": 4 steps of the LCM sampler as a
+# process, start and load included, beside one of OpenVINO alone.
 import argparse
 import gc
 import json
@@ -17,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import peers
 
@@ -40,7 +41,7 @@ def sd_seconds(part, options):
     """What ./sd says that this part took, without start and load."""
     if part == "VAE encode":
         return sd(["encode", options.folder / "photo.png", "-m", options.model, "-o",
-                   options.folder / "z.safetensors"], options)["vae_s"]
+                   options.folder / "z.safetensors"], options)["seconds"]
     names = {"text encoder": "text_s", "UNet step": "unet_step_s", "VAE decode": "vae_s"}
     return sd(picture_words(options, 2), options)[names[part]]
 
@@ -175,13 +176,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model", type=Path)
     parser.add_argument("--peers", default="PyTorch,OpenVINO", type=lambda s: s.split(","))
+    parser.add_argument("--model", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
+        Image.effect_noise((512, 512), 60).convert("RGB").save(options.folder / "photo.png")
         if not options.model:
             options.model = options.folder / "sd15"
             subprocess.run(["./sd", "synth", options.model, "--arch", "sd15", "-q"], check=True)
