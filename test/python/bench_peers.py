@@ -139,7 +139,8 @@ DRAW = """
 import sys, numpy, openvino
 from PIL import Image
 folder, threads = sys.argv[1], int(sys.argv[2])
-settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": folder + "/cache"}
+settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
+            "CACHE_DIR": folder + "/cache"}
 load = lambda name: openvino.compile_model(f"{folder}/{name}.xml", "CPU", settings)
 context = load("text")([numpy.full((1, 77), 49407)])[0]
 unet, random = load("unet"), numpy.random.default_rng(0)
