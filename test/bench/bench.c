@@ -40,8 +40,8 @@ static double now(void) {
 
 // ---- the machine ------------------------------------------------------------------------------------------
 
-// Twelve independent chains of a = a x + y hide the latency of a multiply-add. None begins at 1, which stays 1:
-// the compiler would leave it out. Multiply-adds done.
+// Twelve independent chains of a = a x + y hide the latency of a multiply-add. None begins at 1, which stays
+// 1: the compiler would leave it out. Multiply-adds done.
 #define CHAINS(name, bytes, ...)                                                                             \
     __VA_ARGS__ static double name(long rounds, float *keep) {                                               \
         typedef float V __attribute__((vector_size(bytes)));                                                 \
