@@ -159,8 +159,9 @@ INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, bloc
 // ---- the tile ---------------------------------------------------------------------------------------------
 
 // [K4] `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers.
-// A's elements are read one by one and multiplied with whole vectors of B. m <= rows and n <= vectors * W are
-// what exists: A's missing rows are read (its buffer is long enough) and not stored.
+// A's elements are read one by one and multiplied with whole vectors of B. m rows, perhaps more than the
+// tile's, and n <= vectors * W columns are left: A's missing rows are read (its buffer is long enough) and
+// not stored.
 INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, const float *a,
                  long a_stride, const float *b, int m, int n, Out out) {
     vec sum[TM][TV];
@@ -203,9 +204,9 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
     }
 }
 
-// The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round.
+// The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round. Each takes
+// all rows of a panel, tile by tile.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
-// Each takes all rows of a panel.
 typedef void Panel(int depth, const float *a, long a_stride, const float *b, int m, int n, Out out);
 #define TILE(name, rows, vectors, k_outside)                                                                 \
     static __attribute__((noinline)) void name(int depth, const float *a, long a_stride, const float *b,     \

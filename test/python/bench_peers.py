@@ -5,7 +5,7 @@
 #     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
-# PEER: PyTorch (eager), compiled (torch.compile with freezing; it takes minutes), OpenVINO (fp32).
+# PEER: PyTorch (eager), OpenVINO (fp32; where it is installed); if asked for, compiled: torch.compile with freezing.
 # PART: "text encoder", "UNet step", "VAE encode", "VAE decode", or "picture": 4 steps of the LCM sampler as a
 # process, start and load included, beside one of OpenVINO alone.
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -46,27 +47,27 @@ def sd_seconds(part, options):
     return sd(picture_words(options, 2), options)[names[part]]
 
 
-class Decoder(torch.nn.Module):
-    def __init__(self, vae):
+class Part(torch.nn.Module):
+    """A network as a function of tensors alone, which is what OpenVINO converts."""
+
+    def __init__(self, net):
         super().__init__()
-        self.vae = vae
-
-    def forward(self, z):
-        return self.vae.decode(z, return_dict=False)[0]
+        self.net = net
 
 
-class Encoder(Decoder):
+class Encoder(Part):
     def forward(self, x):
-        return self.vae.encode(x, return_dict=False)[0].parameters
+        return self.net.encode(x, return_dict=False)[0].parameters
 
 
-class UNet(torch.nn.Module):
-    def __init__(self, unet):
-        super().__init__()
-        self.unet = unet
+class Decoder(Part):
+    def forward(self, z):
+        return self.net.decode(z, return_dict=False)[0]
 
+
+class UNet(Part):
     def forward(self, x, t, context):
-        return self.unet(x, t, context, return_dict=False)[0]
+        return self.net(x, t, context, return_dict=False)[0]
 
 
 def network(part):
@@ -82,12 +83,6 @@ def network(part):
     return Decoder(peers.model("vae", "sd15")), (peers.made_input("vae.latents", (1, 4, 64, 64)),)
 
 
-def openvino_compiled(path_or_model, threads):
-    import openvino
-    return openvino.compile_model(path_or_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
-                                                         "INFERENCE_NUM_THREADS": threads})
-
-
 def call(peer, part, options):
     """A function without arguments that does this part in the peer."""
     net, operands = network(part)
@@ -95,7 +90,8 @@ def call(peer, part, options):
         import openvino
         with torch.no_grad():
             model = openvino.convert_model(net, example_input=operands)
-        compiled = openvino_compiled(model, options.threads)
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
+                                                         "INFERENCE_NUM_THREADS": options.threads})
         arrays = [x.numpy() for x in operands]
         return lambda: compiled(arrays)
     if peer == "compiled":
@@ -177,8 +173,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default="PyTorch,OpenVINO", type=lambda s: s.split(","))
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--peers", type=lambda s: s.split(","),
+                        default=["PyTorch"] + ["OpenVINO"] * (find_spec("openvino") is not None))
     parser.add_argument("parts", nargs="*", metavar="PART")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
