@@ -5,7 +5,7 @@
 #     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
-# PEER: PyTorch (eager), OpenVINO (fp32; where it is installed); if asked for, compiled: torch.compile with freezing.
+# PEER: PyTorch (eager), OpenVINO (fp32, where it is installed), compiled (torch.compile, only if asked for).
 # PART: "text encoder", "UNet step", "VAE encode", "VAE decode", or "picture": 4 steps of the LCM sampler as a
 # process, start and load included, beside one of OpenVINO alone.
 import argparse
