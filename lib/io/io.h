@@ -19,10 +19,10 @@ typedef struct Json {
     const char *key; // its name, where it is the member of an object
     double number;   // JSON_NUMBER; JSON_BOOL: 0 or 1
     union {
-        const char *string; // JSON_STRING: UTF-8 with a NUL behind it
+        const char *string; // JSON_STRING: UTF-8 with a NUL behind it and none within
         const char *file;   // any other kind: what json_parse() called the text
     };
-    size_t length;      // of the string in bytes (a NUL within it is refused), or the number of items
+    size_t length;      // number of items; 0 for all kinds without any, so that no loop runs over them
     struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;
 

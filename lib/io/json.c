@@ -78,7 +78,7 @@ static uint32_t parse_escaped_point(Parser *p) {
 }
 
 // At the opening quote. Returns the decoded string, with a NUL behind it.
-static const char *parse_string(Parser *p, size_t *length) {
+static const char *parse_string(Parser *p) {
     static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     char *out = p->strings, *start = out;
     for (p->at++; !next_is(p, '"');) {
@@ -103,7 +103,6 @@ static const char *parse_string(Parser *p, size_t *length) {
         out += utf8_put(out, point);
     }
     p->at++;
-    *length = (size_t)(out - start);
     *out++ = 0;
     p->strings = out;
     return start;
@@ -158,10 +157,9 @@ static Json parse_family(Parser *p, JsonKind kind) {
         const char *key = NULL;
         if (first != p->waits) p->at++;
         if (kind == JSON_OBJECT) {
-            size_t length;
             skip_blanks(p);
             if (!next_is(p, '"')) fail_expected(p, "a member's name in quotes");
-            key = parse_string(p, &length);
+            key = parse_string(p);
             skip_blanks(p);
             if (!next_is(p, ':')) fail_expected(p, "':' behind a member's name");
             p->at++;
@@ -187,7 +185,7 @@ static Json parse_value(Parser *p) {
     switch (p->at < p->end ? *p->at : 0) {
     case '{': v = parse_family(p, JSON_OBJECT); break;
     case '[': v = parse_family(p, JSON_ARRAY); break;
-    case '"': v.kind = JSON_STRING, v.string = parse_string(p, &v.length); break;
+    case '"': v.kind = JSON_STRING, v.string = parse_string(p); break;
     case 't': v.kind = JSON_BOOL, v.number = 1, parse_word(p, "true"); break;
     case 'f': v.kind = JSON_BOOL, parse_word(p, "false"); break;
     case 'n': parse_word(p, "null"); break;

@@ -267,10 +267,10 @@ static void open_index(Store *s, const char *path) {
         const Json *entry = &map->items[i];
         if (entry->kind != JSON_STRING || !*entry->string || strchr(entry->string, '/'))
             die("%s: tensor %s: expected the name of a file in the same folder", path, entry->key);
-        if (names_get(&shards, entry->string, entry->length) >= 0) continue;
+        if (names_get(&shards, entry->string, strlen(entry->string)) >= 0) continue;
         char *shard = format("%.*s%s", folder, path, entry->string);
         if (!file_exists(shard)) die("%s: tensor %s: its shard %s is missing", path, entry->key, shard);
-        names_set(&shards, entry->string, entry->length, 0);
+        names_set(&shards, entry->string, strlen(entry->string), 0);
         map_part(s, shard);
         free(shard);
     }

@@ -513,12 +513,15 @@ static void read_configuration(Tokenizer *t, Names *vocabulary, const char *dir,
             die("%s: added_tokens_decoder: \"%s\" has the id %ld of another token", config_path, text, id);
         read_added_token(t, token, "added_tokens_decoder", (int)id, vocabulary, config_path);
     }
+    if (added && added->kind != JSON_OBJECT) die("%s: expected an object of tokens and ids", added_path);
     for (size_t k = 0; added && k < added->length; k++) {
-        const char *text = added->kind == JSON_OBJECT ? added->items[k].key : "";
+        const char *text = added->items[k].key;
         bool folded = true;
         for (int i = 0; i < 4; i++) folded &= !token_text(named[i]) || strcmp(token_text(named[i]), text);
         add_special(t, vocabulary, text, whole_id(&added->items[k], text, added_path), folded);
     }
+    if (all && all->kind != JSON_ARRAY && all->kind != JSON_NULL)
+        die("%s: \"added_tokens\": expected a list", path);
     for (size_t k = 0; all && k < all->length; k++)
         read_added_token(t, &all->items[k], "added_tokens",
                          whole_id(json_get(&all->items[k], "id"), "added_tokens", path), vocabulary, path);

@@ -314,6 +314,8 @@ static void test_saved(void) {
     check_open_dies("has the id 4, expected 5");
     write_file("added_tokens.json", "{\"<x>\": \"4\"}");
     check_open_dies("the id of \"<x>\" is not a whole number");
+    write_file("added_tokens.json", "\"<x>\"");
+    check_open_dies("added_tokens.json: expected an object of tokens and ids");
     write_saved("<Cat-Toy>", "<x>"); // it counts before vocab.json
     write_file("added_tokens.json", "{\"<x>\": 640}");
     check(has_ids("<x>", (int[]){640}, 1), "tokenizer.json before vocab.json");
@@ -327,6 +329,7 @@ static void test_saved(void) {
         {pair, "[\"t\",\"h\",\"s\"]", "is neither two tokens with a blank between them nor a pair"},
         {pair, "[\"t\",\"unn\"]", "the token \"unn\" is not in the vocabulary"},
         {"\"merges\"", "\"no merges\"", "its model has no list of merges"},
+        {"\"added_tokens\":", "\"added_tokens\":\"<x>\",\"\":", "\"added_tokens\": expected a list"},
         {"{", "<html>{", "is no JSON text but a web page"}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         write_saved(others[i][0], others[i][1]);
