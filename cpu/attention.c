@@ -125,7 +125,7 @@ static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
     int width = b->width, vectors = width / W, keys = min_int(KEYS, keys_seen(p, b->q0 + b->nq) - k0);
     if (keys <= 0) return;
     vec rescale[TV];
-    gemm_block(keys, width, p.d, head.k + (size_t)k0 * (size_t)p.d, p.d, false, b->tile,
+    gemm_block(keys, width, p.d, rows_at(head.k + (size_t)k0 * (size_t)p.d, p.d), b->tile,
                (Out){s, width, NULL, NULL, 1});
     bool masked = p.causal && k0 + keys - 1 > b->q0;
     if (masked)
@@ -146,7 +146,7 @@ static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
                 float *at = b->out + e * width + j * W;
                 store(at, load(at) * rescale[j]);
             }
-    gemm_block(p.d, width, keys, head.v + (size_t)k0 * (size_t)p.d, p.d, true, s,
+    gemm_block(p.d, width, keys, columns_at(head.v + (size_t)k0 * (size_t)p.d, p.d), s,
                (Out){b->out, width, k0 ? b->out : NULL, NULL, 1});
 }
 
@@ -220,8 +220,8 @@ static void attend_backward(float *dq, float *dk, float *dv, const float *dout, 
     for (int k0 = 0; k0 < seen; k0 += KEYS) {
         int keys = min_int(KEYS, seen - k0);
         const float *kb = head.k + (size_t)k0 * (size_t)p.d, *vb = head.v + (size_t)k0 * (size_t)p.d;
-        gemm_block(keys, width, p.d, kb, p.d, false, tile, (Out){s, width, NULL, NULL, 1});
-        gemm_block(keys, width, p.d, vb, p.d, false, tile_dout, (Out){ds, width, NULL, NULL, 1});
+        gemm_block(keys, width, p.d, rows_at(kb, p.d), tile, (Out){s, width, NULL, NULL, 1});
+        gemm_block(keys, width, p.d, rows_at(vb, p.d), tile_dout, (Out){ds, width, NULL, NULL, 1});
         bool masked = p.causal && k0 + keys - 1 > q0;
         for (int j = 0; j < vectors; j++)
             for (int k = 0; k < keys; k++) {
@@ -233,13 +233,13 @@ static void attend_backward(float *dq, float *dk, float *dv, const float *dout, 
             }
         size_t to = row_at(p, index, k0, p.tk);
         if (dv)
-            gemm_block(keys, p.d, nq, s, width, false, rows_dout,
+            gemm_block(keys, p.d, nq, rows_at(s, width), rows_dout,
                        (Out){dv + to, (long)stride, dv + to, NULL, 1});
         if (dk)
-            gemm_block(keys, p.d, nq, ds, width, false, rows_q,
+            gemm_block(keys, p.d, nq, rows_at(ds, width), rows_q,
                        (Out){dk + to, (long)stride, dk + to, NULL, 1});
         if (dq)
-            gemm_block(p.d, width, keys, kb, p.d, true, ds,
+            gemm_block(p.d, width, keys, columns_at(kb, p.d), ds,
                        (Out){tile_dq, width, k0 ? tile_dq : NULL, NULL, 1});
     }
     vec one[TV];

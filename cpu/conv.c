@@ -39,8 +39,10 @@ static void copy_patch(float *to, const Patches *g, int pixel, int begin, int co
     }
 }
 
-static void pack_a_patches(float *to, const void *a, int i, int m, int k, int depth) {
+static Rows pack_a_patches(float *to, const void *a, int i, int m, int k, int depth, int uses) {
+    (void)uses;
     for (int r = 0; r < m; r++) copy_patch(to + r * A_STRIDE, a, i + r, k, depth);
+    return rows_at(to, A_STRIDE);
 }
 
 static void pack_b_patches(float *to, const void *b, int k, int depth, int j, int n, int width) {
@@ -152,7 +154,6 @@ static void conv_direct_backward_weight(float *dweight, const float *dy, const f
         .k = p.n * p.oh * p.ow,
         .pack_a = pack_a_columns,
         .a = &dym,
-        .k_outside = true,
         .pack_b = pack_b_patches,
         .b = &g,
         .out = {dweight, n, dweight, NULL, 1},

@@ -125,16 +125,32 @@ enum {
     A_K_STRIDE = ROWS + 16, // the same where A is packed with k outside
 };
 
+// Rows of A, or of a part of it.
+typedef struct {
+    const float *at;
+    long stride;
+    bool k_outside; // element (i, k) is at[k stride + i] instead of at[i stride + k]
+    bool far;       // not in a cache yet
+} Rows;
+INLINE Rows rows_at(const float *at, long stride) { return (Rows){.at = at, .stride = stride}; }
+INLINE Rows columns_at(const float *at, long stride) {
+    return (Rows){.at = at, .stride = stride, .k_outside = true};
+}
+INLINE Rows rows_from(Rows a, int i) {
+    a.at += a.k_outside ? i : i * a.stride;
+    return a;
+}
+
 // A whole product, whose operands are fetched by functions.
-// PackA: rows i..i+m of A, columns k..k+depth, to rows of A_STRIDE, or (k outside) to rows of A_K_STRIDE.
+// PackA: rows i..i+m of A, columns k..k+depth, which `uses` panels of B want: copied to rows of A_STRIDE or
+// (k outside) of A_K_STRIDE, or where they are. Rows beyond m may be read, up to a multiple of TM.
 // PackB: columns j..j+n, rows k..k+depth of B, to `depth` rows of `width`, the columns beyond n zero.
-typedef void PackA(float *to, const void *a, int i, int m, int k, int depth);
+typedef Rows PackA(float *to, const void *a, int i, int m, int k, int depth, int uses);
 typedef void PackB(float *to, const void *b, int k, int depth, int j, int n, int width);
 typedef struct {
     int m, n, k;
     PackA *pack_a;
     const void *a;
-    bool k_outside;
     PackB *pack_b;
     const void *b;
     Out out;
@@ -161,9 +177,13 @@ INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, bloc
 // [K4] `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers.
 // A's elements are read one by one and multiplied with whole vectors of B. m rows, perhaps more than the
 // tile's, and n <= vectors * W columns are left: A's missing rows are read (its buffer is long enough) and
-// not stored.
-INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, const float *a,
-                 long a_stride, const float *b, int m, int n, Out out) {
+// not stored. Rows that are far are called for one tile ahead.
+INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, Rows r, const float *b,
+                 int m, int n, Out out) {
+    const float *a = r.at;
+    const long a_stride = r.stride;
+    for (int i = rows; r.far && i < min_int(2 * rows, m); i++)
+        for (int k = 0; k < depth; k += 16) __builtin_prefetch(a + i * a_stride + k);
     vec sum[TM][TV];
     UNROLL for (int i = 0; i < rows; i++) {
         if (i < m) // C on its way to the nearest cache while k runs
@@ -207,13 +227,11 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
 // The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round. Each takes
 // all rows of a panel, tile by tile.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
-typedef void Panel(int depth, const float *a, long a_stride, const float *b, int m, int n, Out out);
+typedef void Panel(int depth, Rows a, const float *b, int m, int n, Out out);
 #define TILE(name, rows, vectors, k_outside)                                                                 \
-    static __attribute__((noinline)) void name(int depth, const float *a, long a_stride, const float *b,     \
-                                               int m, int n, Out out) {                                      \
+    static __attribute__((noinline)) void name(int depth, Rows a, const float *b, int m, int n, Out out) {   \
         for (int i = 0; i < m; i += rows)                                                                    \
-            tile(rows, vectors, k_outside, depth, a + (k_outside ? i : i * a_stride), a_stride, b, m - i, n, \
-                 out_from(out, i, 0));                                                                       \
+            tile(rows, vectors, k_outside, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0));        \
     }
 #define TILES(v) /* of v vectors */                                                                          \
     TILE(rows_some_##v, SOME, v, false)                                                                      \
@@ -239,16 +257,14 @@ static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
 #endif
 };
 
-static void gemm_block(int m, int n, int depth, const float *a, long a_stride, bool k_outside, const float *b,
-                       Out out) {
+static void gemm_block(int m, int n, int depth, Rows a, const float *b, Out out) {
     int whole = m / TM * TM, rest = m - whole, size = rest <= SOME ? 0 : rest <= MORE ? 1 : 2;
     for (int p = 0; p < blocks_of(n, TN); p++) { // a panel stays in the nearest caches while A's rows pass
         int j = panel_at(n, p), width = panel_at(n, p + 1) - j;
-        Panel *const *of = panels[blocks_of(width, W) - 1][k_outside];
+        Panel *const *of = panels[blocks_of(width, W) - 1][a.k_outside];
         const float *bp = b + (long)j * depth;
-        if (whole) of[2](depth, a, a_stride, bp, whole, width, out_from(out, 0, j));
-        const float *a_rest = a + (k_outside ? whole : whole * a_stride);
-        if (rest) of[size](depth, a_rest, a_stride, bp, rest, width, out_from(out, whole, j));
+        if (whole) of[2](depth, a, bp, whole, width, out_from(out, 0, j));
+        if (rest) of[size](depth, rows_from(a, whole), bp, rest, width, out_from(out, whole, j));
     }
 }
 
@@ -258,14 +274,26 @@ static const void *at(const Matrix *m, int row, int column) {
     return from(m->at, (size_t)row * m->stride + (size_t)column).at;
 }
 
-static void pack_a_rows(float *to, const void *a, int i, int m, int k, int depth) {
+// Rows are read where they are if they lie near each other or few panels want them, and if tiles are whole.
+static bool in_place(const Matrix *x, int m, int uses) {
+    return x->at.type == F32 && m % TM == 0 && (x->stride <= A_STRIDE || uses <= 4);
+}
+static Rows pack_a_rows(float *to, const void *a, int i, int m, int k, int depth, int uses) {
     const Matrix *x = a;
+    if (in_place(x, m, uses)) {
+        Rows rows = rows_at(at(x, i, k), (long)x->stride);
+        rows.far = true;
+        return rows;
+    }
     for (int r = 0; r < m; r++) convert_floats(to + r * A_STRIDE, at(x, i + r, k), x->at.type, depth);
+    return rows_at(to, A_STRIDE);
 }
 
-static void pack_a_columns(float *to, const void *a, int i, int m, int k, int depth) {
+static Rows pack_a_columns(float *to, const void *a, int i, int m, int k, int depth, int uses) {
     const Matrix *x = a;
+    if (in_place(x, m, uses)) return columns_at(at(x, k, i), (long)x->stride);
     for (int r = 0; r < depth; r++) convert_floats(to + r * A_K_STRIDE, at(x, k + r, i), x->at.type, m);
+    return columns_at(to, A_K_STRIDE);
 }
 
 static void pack_b_rows(float *to, const void *b, int k, int depth, int j, int n, int width) {
@@ -347,18 +375,19 @@ static void gemm_product(const Product *p) {
     for (int t = 0; t < row_blocks * column_blocks; t++) {
         int i = t / column_blocks * rows, m = min_int(rows, p->m - i);
         int first = t % column_blocks * width, end = min_int(first + width, n_panels);
-        float *a = scratch(S_A, p->k_outside ? DEPTH * A_K_STRIDE : (ROWS + TM) * A_STRIDE);
+        float *packed = scratch(S_A, (ROWS + TM) * A_STRIDE); // no less than DEPTH * A_K_STRIDE
         float *own = shared ? NULL : scratch(S_B, DEPTH * TN);
         for (int k = 0; k < p->k; k += most) {
             int depth = min_int(most, p->k - k);
-            p->pack_a(a, p->a, i, m, k, depth);
+            Rows a = p->pack_a(packed, p->a, i, m, k, depth, end - first);
             for (int panel = first; panel < end; panel++) {
                 int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
                 if (own) pack_panel(own, p, k, depth, panel);
                 const float *b = own ? own : shared + (size_t)k * padded + (size_t)j * (size_t)depth;
                 Out o = out_from(p->out, i, j);
                 if (k) o.before = o.c, o.bias = NULL; // what the blocks before this one left
-                gemm_block(m, n, depth, a, p->k_outside ? A_K_STRIDE : A_STRIDE, p->k_outside, b, o);
+                gemm_block(m, n, depth, a, b, o);
+                a.far = false;
             }
         }
     }
@@ -389,7 +418,6 @@ static void gemm(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g) {
         .k = g.k,
         .pack_a = g.a_transposed ? pack_a_columns : pack_a_rows,
         .a = &am,
-        .k_outside = g.a_transposed,
         .pack_b = g.b_transposed ? pack_b_columns : pack_b_rows,
         .b = &bm,
         .out = out,

@@ -209,8 +209,9 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
         slab(u, u_position, w, j, width, k, depth);
         for (int i = 0; i < POSITIONS; i++) {
             float *mi = m + (size_t)i * m_position;
-            gemm_block(count, width, depth, v + (size_t)i * v_stride + (size_t)(k / SLAB) * v_slab(g, count),
-                       v_row(g), false, u + (size_t)i * u_position, (Out){mi, width, k ? mi : NULL, NULL, 1});
+            gemm_block(count, width, depth,
+                       rows_at(v + (size_t)i * v_stride + (size_t)(k / SLAB) * v_slab(g, count), v_row(g)),
+                       u + (size_t)i * u_position, (Out){mi, width, k ? mi : NULL, NULL, 1});
         }
     }
     for (int t = t0; t < t0 + count; t++) {
@@ -315,8 +316,8 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
         PARALLEL_FOR(true)
         for (int i = 0; i < POSITIONS; i++) {
             float *s = sums + (size_t)i * sums_stride;
-            gemm_block(g.oc, g.c, n, ys + (size_t)i * y_position, (long)y_row, true, v + (size_t)i * v_stride,
-                       (Out){s, g.c, t0 ? s : NULL, NULL, 1});
+            gemm_block(g.oc, g.c, n, columns_at(ys + (size_t)i * y_position, (long)y_row),
+                       v + (size_t)i * v_stride, (Out){s, g.c, t0 ? s : NULL, NULL, 1});
         }
     }
     PARALLEL_FOR(true)
