@@ -122,6 +122,7 @@ static char *differences(const char *before, const char *now) {
     Json *a = json_parse(before, strlen(before), "the checkpoint's configuration");
     Json *b = json_parse(now, strlen(now), "the run's configuration");
     char *all = xstrdup("");
+    if (a->kind != JSON_OBJECT) a->length = 0; // a list's items have no names
     for (size_t i = 0; i < b->length + a->length; i++) {
         const char *key = i < b->length ? b->items[i].key : a->items[i - b->length].key;
         const Json *old = json_get(a, key), *new = json_get(b, key);
