@@ -123,7 +123,9 @@ enum {
     ROWS = 360,             // a multiple of every TM
     A_STRIDE = DEPTH + 16,  // of packed A; not a power of two, or its rows would share one cache set
     A_K_STRIDE = ROWS + 16, // the same where A is packed with k outside
+    PACKED_A = (ROWS + TM) * A_STRIDE,
 };
+_Static_assert(PACKED_A >= DEPTH * A_K_STRIDE, "room for a block of A either way round");
 
 // Rows of A, or of a part of it.
 typedef struct {
@@ -280,11 +282,7 @@ static bool in_place(const Matrix *x, int m, int uses) {
 }
 static Rows pack_a_rows(float *to, const void *a, int i, int m, int k, int depth, int uses) {
     const Matrix *x = a;
-    if (in_place(x, m, uses)) {
-        Rows rows = rows_at(at(x, i, k), (long)x->stride);
-        rows.far = true;
-        return rows;
-    }
+    if (in_place(x, m, uses)) return (Rows){.at = at(x, i, k), .stride = (long)x->stride, .far = true};
     for (int r = 0; r < m; r++) convert_floats(to + r * A_STRIDE, at(x, i + r, k), x->at.type, depth);
     return rows_at(to, A_STRIDE);
 }
@@ -375,7 +373,7 @@ static void gemm_product(const Product *p) {
     for (int t = 0; t < row_blocks * column_blocks; t++) {
         int i = t / column_blocks * rows, m = min_int(rows, p->m - i);
         int first = t % column_blocks * width, end = min_int(first + width, n_panels);
-        float *packed = scratch(S_A, (ROWS + TM) * A_STRIDE); // no less than DEPTH * A_K_STRIDE
+        float *packed = scratch(S_A, PACKED_A);
         float *own = shared ? NULL : scratch(S_B, DEPTH * TN);
         for (int k = 0; k < p->k; k += most) {
             int depth = min_int(most, p->k - k);

@@ -14,7 +14,7 @@ static void leave(const char *message) {
 // Reads every value, so that an invalid pointer is found.
 static size_t walk(const Json *value) {
     size_t sum = (size_t)value->kind + (value->key ? strlen(value->key) : 0);
-    if (value->kind == JSON_STRING) return sum + (size_t)value->string[strlen(value->string)];
+    if (value->kind == JSON_STRING) return sum + strlen(value->string);
     if (value->kind != JSON_ARRAY && value->kind != JSON_OBJECT) return sum;
     for (size_t i = 0; i < value->length; i++) {
         sum += walk(&value->items[i]);
