@@ -18,38 +18,49 @@ static Patches patches_of(const float *x, Conv p) {
     return (Patches){x, p.h, p.w, p.c, p.oh, p.ow, p.kh, p.kw, p.stride, p.pad_top, p.pad_left};
 }
 
-// Elements [begin, begin + count) of the patch of one output pixel. A row of it is kw * c elements that lie
-// side by side in the picture too; what lies outside the picture is zero.
-static void copy_patch(float *to, const Patches *g, int pixel, int begin, int count) {
-    int picture = pixel / (g->oh * g->ow), y = pixel / g->ow % g->oh, x = pixel % g->ow;
-    int top = y * g->stride - g->pad_top, left = x * g->stride - g->pad_left, row = g->kw * g->c;
-    int inside = clamp_int(-left, 0, g->kw) * g->c, outside = clamp_int(g->w - left, 0, g->kw) * g->c;
-    for (int ky = begin / row, at = begin % row; count > 0; ky++, at = 0) {
-        int end = min_int(row, at + count), yy = top + ky;
-        bool exists = yy >= 0 && yy < g->h;
-        int a = exists ? clamp_int(inside, at, end) : end, z = exists ? clamp_int(outside, a, end) : end;
-        zero_floats(to, a - at);
-        if (z > a) {
-            ptrdiff_t corner = (((ptrdiff_t)picture * g->h + yy) * g->w + left) * g->c;
-            copy_floats(to + a - at, g->x + (corner + a), z - a);
+// What output pixels x..x+count see of one row of the picture, `line` (NULL: outside of it): of the kw * c
+// elements that lie side by side there, [begin, end). What is outside of the picture is zero.
+static void copy_from_line(float *to, int stride, const Patches *g, const float *line, int x, int count,
+                           int begin, int end) {
+    for (int i = x; i < x + count; i++, to += stride) {
+        int left = i * g->stride - g->pad_left;
+        if (line && left >= 0 && left + g->kw <= g->w) {
+            copy_floats(to, line + (left * g->c + begin), end - begin);
+            continue;
         }
-        zero_floats(to + z - at, end - z);
-        to += end - at;
-        count -= end - at;
+        int a = line ? clamp_int(-left * g->c, begin, end) : end;
+        int z = line ? clamp_int((g->w - left) * g->c, a, end) : end;
+        zero_floats(to, a - begin);
+        if (z > a) copy_floats(to + (a - begin), line + (left * g->c + a), z - a);
+        zero_floats(to + (z - begin), end - z);
     }
+}
+
+// Elements [begin, end) of the patches of output pixels first..first+pixels, to rows `stride` apart: all
+// pixels' first rows, then all second ones.
+static void copy_patches(float *to, int stride, const Patches *g, int first, int pixels, int begin, int end) {
+    int row = g->kw * g->c;
+    for (int ky = begin / row, at = begin; at < end; at = ++ky * row)
+        for (int i = 0, run; i < pixels; i += run) {
+            int x = (first + i) % g->ow, line = (first + i) / g->ow; // of the output
+            int y = line % g->oh * g->stride - g->pad_top + ky;      // of the picture
+            ptrdiff_t above = (ptrdiff_t)(line / g->oh) * g->h + y;
+            run = min_int(g->ow - x, pixels - i);
+            copy_from_line(to + (ptrdiff_t)i * stride + (at - begin), stride, g,
+                           y >= 0 && y < g->h ? g->x + above * g->w * g->c : NULL, x, run, at - ky * row,
+                           min_int(row, end - ky * row));
+        }
 }
 
 static Rows pack_a_patches(float *to, const void *a, int i, int m, int k, int depth, int uses) {
     (void)uses;
-    for (int r = 0; r < m; r++) copy_patch(to + r * A_STRIDE, a, i + r, k, depth);
+    copy_patches(to, A_STRIDE, a, i, m, k, k + depth);
     return rows_at(to, A_STRIDE);
 }
 
 static void pack_b_patches(float *to, const void *b, int k, int depth, int j, int n, int width) {
-    for (int r = 0; r < depth; r++, to += width) {
-        copy_patch(to, b, k + r, j, n);
-        if (n < width) zero_floats(to + n, width - n);
-    }
+    copy_patches(to, width, b, k, depth, j, j + n);
+    for (int r = 0; r < depth && n < width; r++) zero_floats(to + r * width + n, width - n);
 }
 
 // ---- forward ----------------------------------------------------------------------------------------------

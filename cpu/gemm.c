@@ -186,7 +186,7 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
     const long a_stride = r.stride;
     for (int i = rows; r.far && i < min_int(2 * rows, m); i++)
         for (int k = 0; k < depth; k += 16) __builtin_prefetch(a + i * a_stride + k);
-    vec sum[TM][TV];
+    vec sum[2 * TM][TV];
     UNROLL for (int i = 0; i < rows; i++) {
         if (i < m) // C on its way to the nearest cache while k runs
             for (int j = 0; j < vectors * W; j += 16) __builtin_prefetch(out.c + i * out.stride + j, 1);
@@ -227,12 +227,16 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
 }
 
 // The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round. Each takes
-// all rows of a panel, tile by tile.
+// all rows of a panel, tile by tile. One vector alone keeps too few sums in flight: it takes two tiles at
+// once.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
 typedef void Panel(int depth, Rows a, const float *b, int m, int n, Out out);
 #define TILE(name, rows, vectors, k_outside)                                                                 \
     static __attribute__((noinline)) void name(int depth, Rows a, const float *b, int m, int n, Out out) {   \
-        for (int i = 0; i < m; i += rows)                                                                    \
+        int i = 0;                                                                                           \
+        for (; vectors == 1 && i + 2 * rows <= m; i += 2 * rows)                                             \
+            tile(2 * rows, vectors, k_outside, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0));    \
+        for (; i < m; i += rows)                                                                             \
             tile(rows, vectors, k_outside, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0));        \
     }
 #define TILES(v) /* of v vectors */                                                                          \
