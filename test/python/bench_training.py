@@ -2,7 +2,10 @@
 # with their shipped configuration and batch, fp32. Prints samples a second (medians) and the ratio sd /
 # PyTorch: above 1, sd is faster.
 #
-#     python test/python/bench_training.py [--threads 2] [--rounds 3] [--steps 12] [STAGE ...]
+#     python test/python/bench_training.py [--threads 2] [--rounds 3] [--steps 12] [--model DIR] [STAGE ...]
+#
+# DIR: a model of `sd synth DIR --arch sd15`, which the stage "full size" needs: fine-tuning a LoRA of rank 64
+# at 512x512, one picture a step. Asked for by name; four steps take some minutes.
 #
 # PyTorch does forward, loss, backward, clipping and AdamW (fused, its fastest) in eager mode, on data in
 # memory. sd's figures are those of real runs: they also draw scenes or batches, keep a moving average, write
@@ -43,8 +46,9 @@ def stepper(loss, weights):
     return step
 
 
-def tokens(n):
-    return torch.randint(0, 768, (n, 32))
+def tokens(n, arch="tiny"):
+    settings = peers.config(arch, "text_encoder")
+    return torch.randint(0, settings["vocab_size"], (n, settings["max_position_embeddings"]))
 
 
 def unet(n):
@@ -115,8 +119,8 @@ def lcm(n):
     return with_average
 
 
-def adapted(rank, ends):
-    net = peers.model("unet", "tiny")
+def adapted(rank, ends, arch="tiny"):
+    net = peers.model("unet", arch)
     names = [n for n, m in net.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
              and any(n == e or n.endswith("." + e) for e in ends)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), net)
@@ -128,9 +132,10 @@ ALL = ATTENTION + ["ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut
                    "proj_out", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "linear_1", "linear_2"]
 
 
-def finetune(n):
-    net, encoder, ids = adapted(16, ATTENTION), peers.model("text_encoder", "tiny"), tokens(n)
-    z, noise, t = torch.randn(n, 4, 16, 16), torch.randn(n, 4, 16, 16), torch.randint(0, 1000, (n,))
+def finetune(n, rank=16, arch="tiny"):
+    net, encoder, ids = adapted(rank, ATTENTION, arch), peers.model("text_encoder", arch), tokens(n, arch)
+    side = net.config.sample_size
+    z, noise, t = torch.randn(n, 4, side, side), torch.randn(n, 4, side, side), torch.randint(0, 1000, (n,))
 
     def loss():
         with torch.no_grad():
@@ -138,6 +143,10 @@ def finetune(n):
         return F.mse_loss(net(z, t, states).sample, noise)
 
     return stepper(loss, parameters(net))
+
+
+def full_size(n):
+    return finetune(n, 64, "sd15")
 
 
 def mimic(n):
@@ -164,13 +173,17 @@ STAGES = {  # PyTorch's step, the batch, sd's command; pretrain writes into a co
     "lcm": (lcm, 16, "lcm --data {data} -o {out} --sample-every 0"),
     "lora finetune": (finetune, 16, "lora finetune --data {data} -o {out}.safetensors"),
     "lora mimic": (mimic, 16, "lora distill --teacher weights/tiny-lcm --data {data} -o {out}.safetensors"),
+    "full size": (full_size, 1, "lora finetune -m {full} --rank 64 --batch 1 --data {few} "
+                                "-o {out}.safetensors"),
 }
 
 
-def sd(command, folder, threads, steps, batch):
+def sd(command, folder, options, batch):
     """Samples a second of a run, without its first two steps."""
-    args = command.format(model=folder / "tiny", data=folder / "data", out=folder / "out").split()
-    where = ["--run", folder / "run", "--fresh", "--steps", steps, "-t", threads, "-q"]
+    args = command.format(model=folder / "tiny", data=folder / "data", out=folder / "out", full=options.model,
+                          few=folder / "few").split()
+    steps = options.steps
+    where = ["--run", folder / "run", "--fresh", "--steps", steps, "-t", options.threads, "-q"]
     subprocess.run(["./sd", *args, *map(str, where)], check=True, capture_output=True)
     log = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
     return batch * (steps - 2) / (log[-1]["seconds"] - log[1]["seconds"])
@@ -186,26 +199,31 @@ def torch_rate(step, batch, steps):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("stages", nargs="*", default=list(STAGES))
+    parser.add_argument("stages", nargs="*", default=[s for s in STAGES if s != "full size"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=22)
+    parser.add_argument("--model")
     options = parser.parse_args()
+    if "full size" in options.stages and not options.model:
+        parser.error("the stage \"full size\" needs --model DIR")
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run(["cp", "-rL", MODEL, folder / "tiny"], check=True)
-        subprocess.run(["./sd", "scenes", folder / "data", "-n", "256", "--world", "broad", "-q"], check=True)
+        for data, count in {"data": 256, "few": 8}.items():
+            words = ["scenes", folder / data, "-n", str(count), "--world", "broad", "-q"]
+            subprocess.run(["./sd", *words], check=True)
         print(f"{'samples a second':16} {'sd':>8} {'PyTorch':>8}  sd / PyTorch")
         for stage in options.stages:
             build, batch, command = STAGES[stage]
             step = build(batch)
             ours, theirs = [], []
             for _ in range(options.rounds):
-                ours.append(sd(command, folder, options.threads, options.steps, batch))
+                ours.append(sd(command, folder, options, batch))
                 theirs.append(torch_rate(step, batch, options.steps))
             ratios = [a / b for a, b in zip(ours, theirs)]
-            print(f"{stage:16} {statistics.median(ours):8.1f} {statistics.median(theirs):8.1f}  "
+            print(f"{stage:16} {statistics.median(ours):8.3g} {statistics.median(theirs):8.3g}  "
                   f"{statistics.median(ratios):.2f}", flush=True)
 
 
