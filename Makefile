@@ -160,9 +160,11 @@ bench-peers: sd $(PYTHON)
 	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
-# clang's libFuzzer. What die() leaves behind adds up: hence the 8 GB.
+# clang's libFuzzer. What die() leaves behind adds up: -fork begins a new process every so often.
 # stb's JPEG decoder shifts too far on nonsense, harmlessly: see test/fuzz/image.c.
 FUZZ_SECONDS ?= 300
+FUZZ_FLAGS   := -fork=1 -ignore_timeouts=0 -ignore_ooms=0 -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
+                -rss_limit_mb=4096 -detect_leaks=0 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/
 FUZZERS      := json tokenizer safetensors npz image png
 FUZZ_LIBS    := lib/base.c $(addprefix lib/io/,deflate.c file_kind.c image.c json.c) \
                 $(addprefix lib/io/,safetensors.c tokenizer.c unicode.c)
@@ -178,16 +180,13 @@ $(FUZZERS_WHOLE:%=fuzz-%): fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fuzz/$*/* $(BUILD)/fuzz/$*
 	$(MAKE) BUILD=build/fuzzed ISAS= OPENMP= CC=clang build/fuzzed/test/fuzz/$* CFLAGS='-O1 -g \
 	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-unknown-pragmas'
-	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) \
-	  -timeout=60 -rss_limit_mb=8192 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ \
-	  $(BUILD)/fuzz/$*
+	ASAN_OPTIONS=detect_leaks=0 build/fuzzed/test/fuzz/$* $(FUZZ_FLAGS) $(BUILD)/fuzz/$*
 fuzz-%: | stb
 	@mkdir -p $(BUILD)/fuzz/$* && cp test/fixtures/io/* $(BUILD)/fuzz/$*
 	clang -std=c17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined $(FUZZ_$*) -I. \
 	  $(if $(STB),-isystem $(STB)) test/fuzz/$*.c $(filter-out $(FUZZ_OWN_$*),$(FUZZ_LIBS)) \
 	  -o $(BUILD)/fuzz_$* -lm
-	ASAN_OPTIONS=detect_leaks=0 $(BUILD)/fuzz_$* -detect_leaks=0 -max_total_time=$(FUZZ_SECONDS) -timeout=60 \
-	  -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/$*
+	ASAN_OPTIONS=detect_leaks=0 $(BUILD)/fuzz_$* $(FUZZ_FLAGS) $(BUILD)/fuzz/$*
 
 FIGURE3 := A child in a pink dress is climbing up a set of stairs in an entryway
 # In the environment, as it is typed: a dollar sign, a quote or a backtick in a caption is one.
