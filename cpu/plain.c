@@ -418,14 +418,14 @@ static void geglu(Mem y, Mem x, int rows, int inner) {
         }
 }
 
-// y = value gelu(gate)     dvalue += dy gelu(gate)     dgate += dy value gelu'(gate)
-static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
+// y = value gelu(gate)     dvalue = dy gelu(gate)     dgate = dy value gelu'(gate) (+ what was there)
+static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner, bool add) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < inner; i++) {
             size_t value = (size_t)r * 2 * inner + i, gate = value + inner;
             double dyi = get(dy, (size_t)r * inner + i);
-            add(dx, value, dyi * activate(GELU, get(x, gate)));
-            add(dx, gate, dyi * get(x, value) * slope(GELU, get(x, gate)));
+            put(dx, value, (add ? get(dx, value) : 0) + dyi * activate(GELU, get(x, gate)));
+            put(dx, gate, (add ? get(dx, gate) : 0) + dyi * get(x, value) * slope(GELU, get(x, gate)));
         }
 }
 

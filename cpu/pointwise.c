@@ -99,7 +99,7 @@ static void geglu(Mem y, Mem x, int rows, int inner) {
     }
 }
 
-static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
+static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner, bool add) {
     if (!dx.at) return;
     PARALLEL_FOR((double)rows * inner > WORTH_A_THREAD / 16)
     for (int r = 0; r < rows; r++) {
@@ -107,8 +107,9 @@ static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
         for (size_t i = 0; i < (size_t)inner; i += W) {
             int lanes = min_int(W, inner - (int)i);
             vec v = get(x, value + i, lanes), g = get(x, gate + i, lanes), d = get(dy, value / 2 + i, lanes);
-            put(dx, value + i, get(dx, value + i, lanes) + d * gelu_vec(g), lanes);
-            put(dx, gate + i, get(dx, gate + i, lanes) + d * v * gelu_slope_vec(g), lanes);
+            vec dv = d * gelu_vec(g), dg = d * v * gelu_slope_vec(g);
+            put(dx, value + i, add ? get(dx, value + i, lanes) + dv : dv, lanes);
+            put(dx, gate + i, add ? get(dx, gate + i, lanes) + dg : dg, lanes);
         }
     }
 }

@@ -110,20 +110,22 @@ static void launch_geglu(Mem y, Mem x, int rows, int inner) {
 struct GegluBackward {
     Mem dx, dy;
     Geglu of;
+    bool add;
     template <int W> __device__ void run(size_t i) const {
         size_t value = of.value(i), gate = value + of.inner;
         Lanes<W> v = load_lanes<W>(of.x, value), g = load_lanes<W>(of.x, gate), d = load_lanes<W>(dy, i);
-        Lanes<W> dv = load_lanes<W>(dx, value), dg = load_lanes<W>(dx, gate);
+        Lanes<W> dv = {}, dg = {};
+        if (add) dv = load_lanes<W>(dx, value), dg = load_lanes<W>(dx, gate);
 #pragma unroll
         for (int e = 0; e < W; e++)
             dv.v[e] += d.v[e] * gelu(g.v[e]), dg.v[e] += d.v[e] * v.v[e] * gelu_slope(g.v[e]);
         store_lanes(dx, value, dv), store_lanes(dx, gate, dg);
     }
 };
-static void launch_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner) {
+static void launch_geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner, bool add) {
     if (!dx.at) return;
-    run_pointwise("geglu_backward", GegluBackward{dx, dy, {dy, x, inner}}, (size_t)rows * inner, inner, dx,
-                  dy, x);
+    run_pointwise("geglu_backward", GegluBackward{dx, dy, {dy, x, inner}, add}, (size_t)rows * inner, inner,
+                  dx, dy, x);
 }
 
 // y[r, i] = a[r] x[r, i] + b[r] z[r, i] (+ y[r, i])

@@ -106,7 +106,7 @@ DRY(layer_norm_backward,
 DRY(activation, (Mem y, Mem x, size_t count, Activation f), "count=%zu f=%d", count, (int)f)
 DRY(activation_backward, (Mem dx, Mem dy, Mem x, size_t count, Activation f), "count=%zu f=%d", count, (int)f)
 DRY(geglu, (Mem y, Mem x, int rows, int inner), "rows=%d inner=%d", rows, inner)
-DRY(geglu_backward, (Mem dx, Mem dy, Mem x, int rows, int inner), "rows=%d inner=%d", rows, inner)
+DRY(geglu_backward, (Mem dx, Mem dy, Mem x, int rows, int inner, bool add), "rows=%d inner=%d", rows, inner)
 DRY(combine, (Mem y, float a, Mem x, float b, Mem z, float c, size_t count), "count=%zu", count)
 DRY(combine_rows, (Mem y, const float *a, Mem x, const float *b, Mem z, int rows, int cols, bool add), MATRIX)
 DRY(clamp, (Mem y, Mem x, float low, float high, size_t count), "count=%zu", count)

@@ -170,7 +170,7 @@ typedef struct {
     void (*activation_backward)(Mem dx, Mem dy, Mem x, size_t count, Activation f);
     // GEGLU: x (rows, 2 inner) is [value | gate]; y (rows, inner) = value gelu(gate).
     void (*geglu)(Mem y, Mem x, int rows, int inner);
-    void (*geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner);
+    void (*geglu_backward)(Mem dx, Mem dy, Mem x, int rows, int inner, bool add); // dx = or +=
     // y = a x + b z + c y. x or z may be absent; y may be x or z. c = 0 does not read y.
     void (*combine)(Mem y, float a, Mem x, float b, Mem z, float c, size_t count);
     // The same with a coefficient a row: y[r, :] = a[r] x[r, :] + b[r] z[r, :] (+ y). b, z may be absent.

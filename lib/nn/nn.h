@@ -40,6 +40,8 @@ int tensor_rows(const Tensor *t), tensor_cols(const Tensor *t);
 static inline Mem mem(const Tensor *t) { return t ? (Mem){t->data, t->type} : (Mem){0}; }
 // Where an operation's backward adds this tensor's gradient, at first zero. Absent where nobody wants it.
 Mem grad(Tensor *t);
+// The same for a kernel that can also store: one that has not begun yet holds anything, and *begun is false.
+Mem grad_to_store(Tensor *t, bool *begun);
 
 // A scope gives memory back. scope_end() frees every tensor made since scope_begin(), except the result: it
 // moves to where the scope began, and the pointer returned replaces the old one. The result may be NULL.

@@ -40,6 +40,14 @@ static void *upload(const void *host, int count) {
     return at;
 }
 
+// dx += a dy, of as many elements
+static void add_gradient(Tensor *x, float a, Mem dy) {
+    if (!x || !x->wants_grad) return;
+    bool begun;
+    Mem dx = grad_to_store(x, &begun);
+    backend.combine(dx, a, dy, 0, (Mem){0}, begun ? 1 : 0, tensor_count(x));
+}
+
 // ---- products ---------------------------------------------------------------------------------------------
 
 // [G3] gemm, the general matrix product: Y = alpha A B (+ bias + residual), A (m, k), B (k, n) or B^T (n, k)
@@ -48,9 +56,12 @@ static void gemm_backward(Record *r) {
     Tensor *a = r->in[0], *b = r->in[1];
     Gemm f = r->p.gemm;
     Mem dy = grad(r->out);
-    if (a->wants_grad)
-        backend.gemm(grad(a), dy, mem(b), (Mem){0}, (Mem){0},
-                     (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = true, .alpha = f.alpha});
+    if (a->wants_grad) {
+        bool begun;
+        Mem da = grad_to_store(a, &begun);
+        backend.gemm(da, dy, mem(b), (Mem){0}, (Mem){0},
+                     (Gemm){f.m, f.k, f.n, .b_transposed = !f.b_transposed, .add = begun, .alpha = f.alpha});
+    }
     if (b->wants_grad && f.b_transposed) // dB^T (n, k) += dY^T A
         backend.gemm(grad(b), dy, mem(a), (Mem){0}, (Mem){0},
                      (Gemm){f.n, f.k, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
@@ -58,8 +69,7 @@ static void gemm_backward(Record *r) {
         backend.gemm(grad(b), mem(a), dy, (Mem){0}, (Mem){0},
                      (Gemm){f.k, f.n, f.m, .a_transposed = true, .add = true, .alpha = f.alpha});
     if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, f.m, f.n);
-    if (r->in[3] && r->in[3]->wants_grad)
-        backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+    add_gradient(r->in[3], 1, dy);
 }
 
 // [T12] Every operation comes down to this: call a kernel, note on the tape what the backward needs.
@@ -170,8 +180,7 @@ static void conv_backward(Record *r) {
     if (x->wants_grad) backend.conv2d_backward_input(grad(x), dy, mem(w), p);
     if (w->wants_grad) backend.conv2d_backward_weight(grad(w).at, dy, mem(x), p);
     if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
-    if (r->in[3] && r->in[3]->wants_grad)
-        backend.combine(grad(r->in[3]), 1, dy, 0, (Mem){0}, 1, tensor_count(r->out));
+    add_gradient(r->in[3], 1, dy);
 }
 
 static Tensor *conv(Tensor *y, Tensor *x, Tensor *weight, Tensor *bias, Tensor *residual, Conv p) {
@@ -365,8 +374,9 @@ Tensor *square(Tensor *x) { return activation(x, SQUARE); }
 
 // y = v gelu(g), x = [v | g];  dv += gelu(g) dy;  dg += v gelu'(g) dy
 static void geglu_backward(Record *r) {
-    backend.geglu_backward(grad(r->in[0]), grad(r->out), mem(r->in[0]), tensor_rows(r->out),
-                           tensor_cols(r->out));
+    bool begun;
+    Mem dx = grad_to_store(r->in[0], &begun);
+    backend.geglu_backward(dx, grad(r->out), mem(r->in[0]), tensor_rows(r->out), tensor_cols(r->out), begun);
 }
 
 Tensor *geglu(Tensor *x) {
@@ -377,10 +387,9 @@ Tensor *geglu(Tensor *x) {
 
 // y = a x + b z;  dx += a dy;  dz += b dy
 static void combine_backward(Record *r) {
-    size_t n = tensor_count(r->out);
     Mem dy = grad(r->out);
-    if (r->in[0]->wants_grad) backend.combine(grad(r->in[0]), r->a, dy, 0, (Mem){0}, 1, n);
-    if (r->in[1] && r->in[1]->wants_grad) backend.combine(grad(r->in[1]), r->b, dy, 0, (Mem){0}, 1, n);
+    add_gradient(r->in[0], r->a, dy);
+    add_gradient(r->in[1], r->b, dy);
 }
 
 static Tensor *combine_to(Type type, float a, Tensor *x, float b, Tensor *z) {
@@ -453,7 +462,7 @@ Tensor *multiply(Tensor *a, Tensor *b) {
 static void add_vector_backward(Record *r) {
     Tensor *x = r->in[0], *v = r->in[1];
     int groups = v->shape[0], cols = tensor_cols(v), rows = tensor_rows(x) / groups;
-    if (x->wants_grad) backend.combine(grad(x), 1, grad(r->out), 0, (Mem){0}, 1, tensor_count(x));
+    add_gradient(x, 1, grad(r->out));
     if (v->wants_grad) backend.sum_rows(grad(v), grad(r->out), groups, rows, cols);
 }
 
@@ -523,8 +532,11 @@ static Mem offset(Mem m, size_t elements) {
 // A part of y = a part of x; that part of dx += that part of dy
 static void part_backward(Record *r) {
     Part p = r->p.part;
-    backend.copy_columns(offset(grad(r->in[0]), p.x_from), p.x_stride, offset(grad(r->out), p.y_from),
-                         p.y_stride, p.rows, p.cols, true);
+    Tensor *x = r->in[0];
+    bool begun = true, whole = (size_t)p.rows * (size_t)p.cols == tensor_count(x);
+    Mem dx = whole ? grad_to_store(x, &begun) : grad(x);
+    backend.copy_columns(offset(dx, p.x_from), p.x_stride, offset(grad(r->out), p.y_from), p.y_stride, p.rows,
+                         p.cols, begun);
 }
 
 static Tensor *copy_part(const char *operation, Tensor *y, Tensor *x, Part p) {

@@ -107,14 +107,17 @@ float tensor_item(const Tensor *t) {
     return value;
 }
 
-Mem grad(Tensor *t) {
+Mem grad_to_store(Tensor *t, bool *begun) {
+    *begun = t && t->gradient; // of a parameter since it became trainable
     if (!t || !t->wants_grad) return (Mem){0};
-    if (!t->gradient) { // an activation; a parameter has had its own since it became trainable
-        size_t n = tensor_count(t);
-        t->gradient = backend.temp(n * type_size(t->type));
-        backend.fill((Mem){t->gradient, t->type}, 0, n);
-    }
+    if (!*begun) t->gradient = backend.temp(tensor_count(t) * type_size(t->type));
     return (Mem){t->gradient, t->type};
+}
+Mem grad(Tensor *t) {
+    bool begun;
+    Mem g = grad_to_store(t, &begun);
+    if (g.at && !begun) backend.fill(g, 0, tensor_count(t));
+    return g;
 }
 
 // ---- scopes -----------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ static void test_differences(void) {
     {
         Operand *x = input("x", F64, 24), *y = output("y", F64, 12), *dy = input("dy", F64, 12),
                 *dx = zeros("dx", F64, 24);
-        plain.geglu_backward(M(dx), M(dy), M(x), 3, 4);
+        plain.geglu_backward(M(dx), M(dy), M(x), 3, 4, true);
         DIFFERENCES("geglu", TIGHT, x, dx, y, dy, plain.geglu(M(y), M(x), 3, 4));
         clear();
     }

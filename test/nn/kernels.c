@@ -517,7 +517,7 @@ static void test_activation(void) {
                     BOTH(rounding, geglu, M(y), M(x), rows, inner);
                 } else {
                     Operand *dx = gradient("dx", storage, 2 * count), *dy = input("dy", storage, count);
-                    BOTH(rounding, geglu_backward, M(dx), M(dy), M(x), rows, inner);
+                    BOTH(rounding, geglu_backward, M(dx), M(dy), M(x), rows, inner, large);
                 }
                 clear();
             }
@@ -1038,7 +1038,7 @@ static void compare_pointwise(void) {
                 *dx = like("dx", storage, x);
         upload_all();
         RUN(geglu, M(y), M(x), z[0], z[1]);
-        RUN(geglu_backward, M(dx), M(dy), M(x), z[0], z[1]);
+        RUN(geglu_backward, M(dx), M(dy), M(x), z[0], z[1], false);
         expect(y, "geglu", "y", rounding), expect(dx, "geglu", "dx", rounding);
         clear();
     }
