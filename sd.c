@@ -103,7 +103,8 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
         long cut_at;
         int used = tokenizer_encode(m->tokenizer, prompts[i], ids + i * tokens, tokens, &cut_at);
         if (cut_at >= 0)
-            note("the caption is longer than %d tokens; cut before \"%.40s\"", tokens, prompts[i] + cut_at);
+            note("the caption is longer than %d tokens; cut before \"%.*s\"", tokens,
+                 utf8_fit(prompts[i] + cut_at, 40), prompts[i] + cut_at);
         while (used < tokens) ids[i * tokens + used++] = tokenizer_pad(m->tokenizer);
     }
     Tensor *states = text_encode(m->text_encoder, ids, n);

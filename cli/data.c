@@ -6,6 +6,7 @@
 #include "options.h"
 #include "weights/toy/scenes.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,9 @@ static void refuse_foreign(const char *dir, const char *own) {
 // The picture under OUT/Images, whose name begins with its number so that the order of names is the set's.
 static char *write_picture(const char *out, size_t i, const Sample *s, int size) {
     const char *ending = size ? ".png" : strrchr(s->path, '.');
-    if (!ending || strchr(ending, '/')) ending = "";
+    const char *end = ending ? ending + 1 : "";
+    while (isalnum((unsigned char)*end)) end++;
+    if (!ending || *end) ending = ""; // what is behind the last dot is none
     char *name = format("%05zu%s", i, ending), *path = format("%s/Images/%s", out, name);
     if (is_link(path)) unlink(path); // an earlier run's
     if (size) {

@@ -137,7 +137,8 @@ static void print_nearest(const FidSet *a, const FidSet *b, const Command *c) {
             printf("%s{\"picture\": %s, \"nearest\": %s, \"distance\": %.6g}", i ? ", " : "",
                    json_quote(drawn), json_quote(real), distance[i]);
         else
-            printf("%s: the nearest is %s, distance %.4f\n", drawn, real, distance[i]);
+            printf("%s: the nearest is %s, distance %.4f\n", plain_text(drawn), plain_text(real),
+                   distance[i]);
     }
     if (c->json) printf("], ");
     free(nearest), free(distance);

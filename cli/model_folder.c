@@ -54,7 +54,8 @@ static char *json_changed(const Json *base, const char *const set[][2]) {
         bool changed = false;
         for (int k = 0; set[k][0]; k++) changed |= !strcmp(key, set[k][0]);
         if (changed) continue;
-        format_more(&text, "%s\n  \"%s\": %s", *text ? "," : "{", key, json_text(&base->items[i], '"'));
+        format_more(&text, "%s\n  %s: %s", *text ? "," : "{", json_quote(key),
+                    json_text(&base->items[i], '"'));
     }
     for (int k = 0; set[k][0]; k++)
         if (set[k][1]) format_more(&text, "%s\n  \"%s\": %s", *text ? "," : "{", set[k][0], set[k][1]);

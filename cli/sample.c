@@ -89,10 +89,9 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     uint64_t all = hash_more(0, &first, sizeof first);
     for (int i = 0; captions && i < count; i++) all = hash_more(all, captions[i], strlen(captions[i]));
     if (captions) ranks_must_agree("seed or list of prompts", &all, sizeof all);
-    if (!ranks_mine()) check_output(paths[0]); // what cannot be written is said before the work, not after
-    if (r->dump) check_output(r->dump), trace_begin();
-    if (r->film) check_output(r->film);
-    if (r->attention) check_output(r->attention);
+    // What cannot be written is said before the work, not after.
+    check_outputs((const char *[]){ranks_mine() ? NULL : paths[0], r->dump, r->film, r->attention}, 4);
+    if (r->dump) trace_begin();
     started = seconds();
     // A small model's operations are not worth threads: as many pictures are drawn at once instead.
     bool small = captions && m->unet_config.block_out_channels[0] < 320 && !r->preview;

@@ -8,10 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-// To DIR/FILE, one parameter at a time: the whole model never stands in memory. strip: what names in the file
-// lack, "unet."; ldm: in the original code's spelling.
-static void write_made(const Params *p, const char *strip, const char *dir, const char *file,
-                       MadeRegime regime, Type type, bool ldm, bool force) {
+// Where weights are to be written; dies where they cannot be, or would replace others than made ones.
+static const char *place(const char *dir, const char *file, bool force) {
     const char *path = path_inside(dir, file);
     if (!force && file_exists(path)) {
         Store *s = store_open(path);
@@ -20,6 +18,14 @@ static void write_made(const Params *p, const char *strip, const char *dir, cons
         store_close(s);
         may_replace(path);
     }
+    check_output(path);
+    return path;
+}
+
+// To a file, one parameter at a time: the whole model never stands in memory. strip: what names in the file
+// lack, "unet."; ldm: in the original code's spelling.
+static void write_made(const Params *p, const char *strip, const char *path, MadeRegime regime, Type type,
+                       bool ldm) {
     StoreWriter *w = store_create(path);
     int64_t shape[4];
     char name[512];
@@ -98,21 +104,22 @@ int command_synth(int argc, char **argv) {
         Inception *net = inception_new(NULL, NULL);
         Params *p = inception_params(net);
         layer_linear(p, inception_dim(net), 1008, true, "fc"); // not for FID, but pytorch-fid loads it
-        write_made(p, "", dir, "inception.safetensors", regime, type, false, force);
+        write_made(p, "", place(dir, "inception.safetensors", force), regime, type, false);
         return 0;
     }
     if (ldm && !starts_with(arch, "sd15")) die_usage("--layout ldm goes with --arch sd15 and sd15-lcm only");
     const Architecture *a = architecture(arch);
     Model *m = model_declared(NULL, a);
     if (tokenizer) check_tokenizer(tokenizer, m->text_config.vocab_size);
+    const char *paths[3] = {0}; // all are looked at before the first is written
+    for (int i = 0; i < 3 && !ldm; i++) paths[i] = place(dir, networks[i].weights, force);
     if (ldm)
-        write_made(&m->params, "", dir, "model.safetensors", regime, type, true, force);
+        write_made(&m->params, "", place(dir, "model.safetensors", force), regime, type, true);
     else
         architecture_write(a, dir);
     for (int i = 0; i < 3 && !ldm; i++) {
-        const Network *n = &networks[i];
-        Params part = params_part(&m->params, n->prefix);
-        write_made(&part, n->prefix, dir, n->weights, regime, type, false, force);
+        Params part = params_part(&m->params, networks[i].prefix);
+        write_made(&part, networks[i].prefix, paths[i], regime, type, false);
     }
     write_tokenizer(dir, tokenizer, m->text_config.max_position_embeddings);
     return 0;

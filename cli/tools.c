@@ -93,7 +93,9 @@ int command_decode(int argc, char **argv) {
 static void tokenize_line(const Tokenizer *t, const char *text, int max, bool pad, int *ids) {
     long cut_at;
     int n = tokenizer_encode(t, text, ids, max, &cut_at);
-    if (cut_at >= 0) note("the caption is longer than %d tokens; cut before \"%.40s\"", max, text + cut_at);
+    if (cut_at >= 0)
+        note("the caption is longer than %d tokens; cut before \"%.*s\"", max, utf8_fit(text + cut_at, 40),
+             text + cut_at);
     while (pad && n < max) ids[n++] = tokenizer_pad(t);
     for (int i = 0; i < n; i++) printf("%s%d", i ? " " : "", ids[i]);
     putchar('\n');
@@ -136,7 +138,7 @@ static const char *const type_names[TYPES] = {"F32", "F16", "BF16", "F64", "I8",
                                               "I16", "U16", "I32",  "I64", "BOOL"};
 
 static void print_tensor(const char *name, Type type, int dims, const int64_t *shape) {
-    printf("  %s %s %s\n", name, type_names[type], shape_text((char[200]){0}, shape, dims));
+    printf("  %s %s %s\n", plain_text(name), type_names[type], shape_text((char[200]){0}, shape, dims));
 }
 
 static void info_file(const char *path) {

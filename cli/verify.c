@@ -414,7 +414,7 @@ static Type precision_of(const float *x, size_t n) {
 // Adds a name to a list in JSON, and prints it where that is not asked for.
 static void list(char **names, const char *name, const char *what, bool json) {
     format_more(names, "%s%s", **names ? ", " : "", json_quote(name));
-    if (!json) printf("%-6s %s\n", what, name);
+    if (!json) printf("%-6s %s\n", what, plain_text(name));
 }
 
 // What may be wrong in block i of ours, the first that differs from theirs, x; maybe "".

@@ -50,6 +50,22 @@ static void make_plain(char *text) {
     }
 }
 
+char *plain_text(const char *s) {
+    char *text = xstrdup(s);
+    make_plain(text);
+    return text;
+}
+
+int utf8_fit(const char *s, int most) {
+    size_t bytes = strlen(s), at = 0, length = 0;
+    for (; at < bytes && at + length <= (size_t)most; at += length) {
+        length = utf8_length(s + at, bytes - at);
+        if (!length) length = 1; // a byte that is none
+        if (at + length > (size_t)most) break;
+    }
+    return (int)at;
+}
+
 static _Noreturn void end_with(int status, const char *fmt, va_list args) {
     char message[1024];
     vsnprintf(message, sizeof message, fmt, args);
@@ -356,7 +372,7 @@ static void on_signal(int signal_number) {
 void program_begin(void) {
     begun = true;
     for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR); // takes the lowest number that is free
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDONLY); // the lowest number that is free; no output
     static const int ending[] = {SIGINT,  SIGTERM, SIGHUP,  SIGQUIT,   SIGPIPE, SIGALRM,
                                  SIGUSR1, SIGUSR2, SIGXCPU, SIGVTALRM, SIGPROF};
     struct sigaction action = {.sa_handler = on_signal}, hangup;
@@ -496,7 +512,8 @@ Output *output_open(const char *path) {
         hold_signals(&before);
         fd = open_locked(temporary);
         if (fd < 0) release_signals(&before); // none was made
-        if (fd < 0 && errno == EWOULDBLOCK) die("cannot write %s: another process is writing it", path);
+        if (fd < 0 && errno == EWOULDBLOCK)
+            die("cannot write %s: another process is writing it, or this one twice", path);
         if (fd >= 0 && (ftruncate(fd, 0) || (exists && fchmod(fd, there.st_mode & 07777)))) {
             unlink(temporary);
             die_of_writing(path);
@@ -568,12 +585,18 @@ void output_commit(Output *o) {
     output_forget(o);
 }
 
-void check_output(const char *path) {
-    struct stat there;
-    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))
-        return; // a pipe or a device
-    output_discard(output_open(path));
+void check_outputs(const char *const *paths, int count) {
+    Output *opened[8];
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        struct stat there;
+        bool exists = paths[i] && stat(paths[i], &there) == 0;
+        if (paths[i] && !(exists && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))) // no pipe, no device
+            opened[n++] = output_open(paths[i]);
+    }
+    while (n) output_discard(opened[--n]);
 }
+void check_output(const char *path) { check_outputs(&path, 1); }
 
 // The place of a file's digest, behind `mark`, and what the digest of the other bytes is; NULL: it has none.
 static const unsigned char *seal_place(const unsigned char *data, size_t bytes, const char *mark,

@@ -64,6 +64,10 @@ size_t utf8_length(const char *s, size_t bytes);
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
 uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
+// How many of at most `most` bytes are whole characters: for "%.*s".
+int utf8_fit(const char *s, int most);
+// A copy to be printed: new lines, terminals' codes and what is not UTF-8 become question marks.
+char *plain_text(const char *s);
 
 // A hash table from names to numbers (0 or more), with its own copies of the names. Begins as {0}.
 typedef struct {
@@ -121,6 +125,8 @@ void output_discard(Output *o);
 void output_lazily(bool on);
 // Could the file be written? Dies where not, before the work and not after it.
 void check_output(const char *path);
+void check_outputs(const char *const *paths,
+                   int count);     // all of them, and that no two are the same; NULL: none
 void input_note(const char *path); // this file is read: no output may replace it
 void may_replace(
     const char *path); // but this one, or what lies in this folder, may be: it is the program's own

@@ -1,2 +1,2 @@
 # lib/nn/ops.c: a gradient
-/^static void combine_backward/,/^}/ s/grad(r->in\[1\]), r->b, dy/grad(r->in[1]), r->a, dy/
+/^static void combine_backward/,/^}/ s/(r->in\[1\], r->b, dy)/(r->in[1], r->a, dy)/

@@ -261,7 +261,8 @@ static void find_pictures(Dataset *set, const char *dir, const char *file) {
             set->samples[set->count++] = *s;
             continue;
         }
-        if (absent++ < FEW) format_more(&absent_names, "%s%.100s", absent > 1 ? ", " : "", s->name);
+        if (absent++ < FEW)
+            format_more(&absent_names, "%s%.*s", absent > 1 ? ", " : "", utf8_fit(s->name, 100), s->name);
         free_sample(s);
     }
     size_t absent = listed - set->count;

@@ -390,15 +390,20 @@ void image_save_png(const char *path, const Image *image, const char *parameters
     if (parameters) {                                         // before the pixels: found early
         static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
         static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
+        // What is not UTF-8, such as a name of a file, becomes question marks: else no program shows the
+        // text.
+        char *valid = xstrdup(parameters);
+        for (size_t bad, at = 0; !utf8_valid(valid + at, strlen(valid + at), &bad); at += bad)
+            valid[at + bad] = '?';
         size_t length = strlen(parameters), n;
         if (length > INT_MAX / 2) die("%s: %zu bytes of parameters are too many", path, length);
         unsigned char *text = xmalloc(sizeof utf8_head + length);
-        bool latin1 = to_latin1(parameters, text + sizeof latin1_head, &n);
+        bool latin1 = to_latin1(valid, text + sizeof latin1_head, &n);
         size_t front = latin1 ? sizeof latin1_head : sizeof utf8_head;
         memcpy(text, latin1 ? latin1_head : utf8_head, front);
-        if (!latin1) memcpy(text + front, parameters, n = length);
+        if (!latin1) memcpy(text + front, valid, n = length);
         write_chunk(o, latin1 ? "tEXt" : "iTXt", text, front + n);
-        free(text);
+        free(valid), free(text);
     }
     output_write(o, png + PNG_HEAD, (size_t)(size - PNG_HEAD));
     output_commit(o);

@@ -347,7 +347,7 @@ void pairs_draw(PairsBatch *b, const Pairs *p, Random *r) {
         const int *caption = pair->ids + (size_t)random_below(r, pair->captions) * tokens;
         memcpy(b->ids + (size_t)i * tokens, caption, tokens * sizeof(int));
         pairs_latents(p, which, r, b->z + (size_t)i * each);
-        format_more(&b->names, "%s%.250s", i ? ", " : "", pair->name);
+        format_more(&b->names, "%s%.*s", i ? ", " : "", utf8_fit(pair->name, 250), pair->name);
     }
 }
 
