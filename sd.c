@@ -97,8 +97,7 @@ Image *sample(const Model *m, SampleOptions o, SampleTimes *times) {
 // [T3] Captions -> token ids -> text states (n, tokens, hidden_size). CLIP pads every caption to 77 tokens by
 // repeating its end token. The UNet attends to the padding too, because it was trained that way.
 Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
-    int tokens = m->text_config.max_position_embeddings;
-    int *ids = xmalloc((size_t)n * (size_t)tokens * sizeof(int));
+    int tokens = m->text_config.max_position_embeddings, *ids = scope_ints(n * tokens);
     for (int i = 0; i < n; i++) {
         long cut_at;
         int used = tokenizer_encode(m->tokenizer, prompts[i], ids + i * tokens, tokens, &cut_at);
@@ -107,9 +106,7 @@ Tensor *encode_prompts(const Model *m, const char *const *prompts, int n) {
                  utf8_fit(prompts[i] + cut_at, 40), prompts[i] + cut_at);
         while (used < tokens) ids[i * tokens + used++] = tokenizer_pad(m->tokenizer);
     }
-    Tensor *states = text_encode(m->text_encoder, ids, n);
-    free(ids);
-    return states;
+    return text_encode(m->text_encoder, ids, n);
 }
 
 // [T9] Classifier-free guidance (Ho and Salimans 2022) moves the prediction away from the unconditional one.
