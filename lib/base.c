@@ -57,13 +57,13 @@ char *plain_text(const char *s) {
 }
 
 int utf8_fit(const char *s, int most) {
-    size_t bytes = strlen(s), at = 0, length = 0;
-    for (; at < bytes && at + length <= (size_t)most; at += length) {
-        length = utf8_length(s + at, bytes - at);
-        if (!length) length = 1; // a byte that is none
-        if (at + length > (size_t)most) break;
+    size_t bytes = strlen(s), at = 0;
+    for (;;) {
+        size_t length = utf8_length(s + at, bytes - at);
+        if (!length) length = 1; // a byte that is no character
+        if (at == bytes || at + length > (size_t)most) return (int)at;
+        at += length;
     }
-    return (int)at;
 }
 
 static _Noreturn void end_with(int status, const char *fmt, va_list args) {
