@@ -125,11 +125,10 @@ void output_discard(Output *o);
 void output_lazily(bool on);
 // Could the file be written? Dies where not, before the work and not after it.
 void check_output(const char *path);
-void check_outputs(const char *const *paths,
-                   int count);     // all of them, and that no two are the same; NULL: none
-void input_note(const char *path); // this file is read: no output may replace it
-void may_replace(
-    const char *path); // but this one, or what lies in this folder, may be: it is the program's own
+// The same of up to eight files, of which no two may be the same. A NULL is passed over.
+void check_outputs(const char *const *paths, int count);
+void input_note(const char *path);  // this file is read: no output may replace it
+void may_replace(const char *path); // but this one may be, or what lies in this folder: they are our own
 bool sealed(const char *path, const char *mark); // does the digest of output_seal() agree?
 // DIR/NAME, whose folders are made; the caller frees it. Dies where a part of NAME is a link: what is written
 // there would change something outside of DIR.

@@ -390,8 +390,7 @@ void image_save_png(const char *path, const Image *image, const char *parameters
     if (parameters) {                                         // before the pixels: found early
         static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
         static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
-        // What is not UTF-8, such as a name of a file, becomes question marks: else no program shows the
-        // text.
+        // Bytes that are no UTF-8, as a path may have, become question marks: else no program shows the text.
         char *valid = xstrdup(parameters);
         for (size_t bad, at = 0; !utf8_valid(valid + at, strlen(valid + at), &bad); at += bad)
             valid[at + bad] = '?';

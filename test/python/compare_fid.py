@@ -239,10 +239,10 @@ if "speed" in parts:
     if find_spec("openvino"):
         import openvino
 
-        threads = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         with torch.no_grad():
             model = openvino.convert_model(net, example_input=torch.zeros(8, 3, 299, 299))
-        compiled = openvino.compile_model(model, "CPU", threads)
+        compiled = openvino.compile_model(model, "CPU", settings)
         peers["OpenVINO"] = lambda: features(lambda x: [torch.from_numpy(compiled(x.numpy())[0])], files,
                                              batch=8)
     peers["sd"] = lambda: sd("features", few, "-o", work / "s.safetensors", "--weights", weights)
