@@ -84,7 +84,7 @@ double plan_run(const Plan *p) {
     double plain = (double)activations(p, p->batch, false), least = (double)activations(p, p->batch, true),
            single = (double)activations(p, 1, true);
     // On a GPU the backend knows what there is, and says so when it is used up.
-    double room = strncmp(backend.name(), "cpu", 3) ? 0 : (double)available_memory() + p->models;
+    double room = strncmp(backend.name(), "cpu", 3) ? 0 : (double)available_memory() + p->models + p->encoder;
     checkpointing = p->checkpointed || (room > 0 && persistent + plain > room);
     double scratch = checkpointing ? least : plain;
     note(

@@ -16,7 +16,8 @@ typedef struct {
     const MimicConfig *mimic;  // how the latents are compared, in mode mimic; else NULL
     int batch;                 // pictures of a step, or of one of its shards
     int sums;                  // of shards' gradients that are kept beside the one that is being made
-    double models;             // bytes that are there already, and stay
+    double models;             // bytes that are there already, and stay,
+    double encoder;            //   and of those that go before the first step
     double learnt;             // parameters that learn
     bool average, checkpointed, keep_one; // with a moving average; gradient checkpointing was asked for
 } Plan;

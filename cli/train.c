@@ -349,6 +349,11 @@ static bool same_network(const Model *a, const Model *b, const char *prefix) {
     return true;
 }
 
+static void unload(const Model *m, const char *prefix) {
+    Params p = params_part(&m->params, prefix);
+    params_unload(&p);
+}
+
 // The latent consistency model that the adapters imitate: another UNet for the same latents and captions.
 static Model *load_teacher(const char *path, const Model *base) {
     Model *t = model_load(path, NULL, NEED_TEXT | NEED_UNET | NEED_VAE);
@@ -360,6 +365,7 @@ static Model *load_teacher(const char *path, const Model *base) {
             base->path);
     if (!same_network(base, t, "text_encoder."))
         die("the teacher %s has another text encoder than %s", path, base->path);
+    unload(t, "vae."), unload(t, "text_encoder.");
     return t;
 }
 
@@ -404,12 +410,15 @@ static bool train_lora(const Training *t) {
     Plan plan = {.model = m, .lora = lora, .learnt = (double)learnt, .adapted = student ? student : m->unet};
     plan.teacher = teacher ? teacher->unet : student ? m->unet : NULL;
     plan.mimic = t->what == MIMIC ? &t->mimic : NULL;
-    plan.models = plan_weights(&m->params) + (teacher ? plan_weights(&teacher->params) : 0);
+    Params vae = params_part(&m->params, "vae."), teacher_net = net;
+    if (teacher) teacher_net = params_part(&teacher->params, "unet.");
+    plan.encoder = plan_weights(&vae);
+    plan.models = plan_weights(&m->params) - plan.encoder + (teacher ? plan_weights(&teacher_net) : 0);
     double planned = run_plan(t, plan);
 
     Pairs *pairs = model_pairs(m, t->data, t->cache, t->validate);
+    unload(m, "vae."); // the pictures are latents now
     Optimiser *optimiser = new_optimiser(t, &lora->params);
-    Params teacher_net = teacher ? params_part(&teacher->params, "unet.") : net;
     Run run = begin(t, optimiser, pairs, lora_run_config(t, &net, &teacher_net, pairs));
     if (t->what == FINETUNE) {
         lora_finetune(&run, m, lora, pairs, t->finetune);

@@ -1,12 +1,11 @@
 // cpu.c: the processor as a backend. Which of the tables of kernels runs, so that a program built on one
 // machine runs on another; how many threads; their scratch memory. It computes nothing.
-#define _DEFAULT_SOURCE // madvise
+#define _DEFAULT_SOURCE // posix_memalign
 #include "cpu.h"
 #include "lib/base.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -111,9 +110,7 @@ float *scratch(Slot slot, size_t floats) {
         void *at;
         if (posix_memalign(&at, bytes < page ? 64 : page, bytes))
             die("out of memory: %zu bytes of scratch", bytes);
-#ifdef MADV_HUGEPAGE
-        if (bytes >= page) madvise(at, bytes, MADV_HUGEPAGE); // a wish
-#endif
+        if (bytes >= page) prefer_huge_pages(at, bytes);
         slots[slot].at = at;
         slots[slot].floats = bytes / 4;
     }

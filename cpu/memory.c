@@ -1,6 +1,6 @@
 // memory.c: memory for kernels that run on the processor, the definitions and the fast ones: persistent
 // blocks, the stack of scratch memory, and copies to and from the host, plain ones here.
-#define _DEFAULT_SOURCE // mmap's MAP_ANONYMOUS, madvise
+#define _DEFAULT_SOURCE // MAP_ANONYMOUS, madvise, posix_memalign
 #include "cpu.h"
 #include "lib/base.h"
 
@@ -72,7 +72,9 @@ static void *persistent_alloc(size_t bytes) {
 static void persistent_free(void *at) {
     if (!at) return;
     void *block = (char *)at - ALIGN;
-    persistent -= *(size_t *)block;
+    size_t bytes = *(size_t *)block;
+    persistent -= bytes;
+    if (bytes >= 1 << 20) pages_done_with(block, ALIGN + bytes); // free() may keep them between other blocks
     free(block);
 }
 

@@ -118,15 +118,21 @@ void note_verbose(const char *fmt, ...) {
 
 // ---- memory --------------------------------------------------------------------------------------------
 
+// Of the pages that lie wholly inside. A wish: no harm if refused.
+static void advise(const void *at, size_t bytes, int what) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (page - (size_t)at % page) % page;
+    if (bytes > skip) madvise((char *)at + skip, (bytes - skip) / page * page, what);
+}
+
 void prefer_huge_pages(void *at, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = (page - (size_t)at % page) % page; // whole pages only
-    if (bytes > skip)
-        madvise((char *)at + skip, (bytes - skip) / page * page, MADV_HUGEPAGE); // a wish: no harm if refused
+    advise(at, bytes, MADV_HUGEPAGE);
 #else
     (void)at, (void)bytes;
 #endif
 }
+
+void pages_done_with(const void *at, size_t bytes) { advise(at, bytes, MADV_DONTNEED); }
 
 // Smaller blocks than 16 MB are mostly reused, and their pages with them.
 static void *large_or_small(void *p, size_t bytes) {

@@ -40,6 +40,8 @@ void *xrealloc(void *old, size_t bytes);
 // Asks the system for pages of 2 MB: fewer page faults, and fewer entries of the processor's page table cache
 // (TLB). xmalloc() and xcalloc() do so for large blocks.
 void prefer_huge_pages(void *at, size_t bytes);
+// What lies there is not needed any more (in a mapped file: will be read again); the pages go to the system.
+void pages_done_with(const void *at, size_t bytes);
 
 // ---- strings -------------------------------------------------------------------------------------------
 

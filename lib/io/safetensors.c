@@ -9,14 +9,11 @@
 // A header only claims what the file holds. All of it is checked against the file's size before a pointer is
 // formed. So a truncated download or a hostile file ends in one line, never in a wrong picture. Pickles can
 // run code, so nothing reads them.
-#define _DEFAULT_SOURCE // madvise
 #include "io.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "values are used as the file has them: for little-endian machines only"
@@ -373,13 +370,7 @@ float *store_floats(const Stored *t, const char *path) {
     return x;
 }
 
-void store_done_with(const Stored *t) {
-    // Only pages that lie wholly inside: the ones at the ends are shared with the neighbours.
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
-    uintptr_t end = begin + bytes_of(t);
-    begin = (begin + page - 1) / page * page, end = end / page * page;
-    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED); // a hint: failure changes nothing
-}
+void store_done_with(const Stored *t) { pages_done_with(t->data, bytes_of(t)); }
 
 // ---- writing -------------------------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ void param_allocate(Tensor *t, Type type); // memory, not filled
 void param_trainable(Tensor *t);           // memory for its gradient, which makes it trainable
 // A hash of where the parameters from `first` on lie and of the adapters on their layers, for run_repeated().
 uint64_t params_state(const Params *p, int first, int count, uint64_t hash);
+void params_unload(const Params *p); // frees their data; they stay declared
 void params_free(Params *p);
 
 // ---- operations -------------------------------------------------------------------------------------------

@@ -631,15 +631,16 @@ Tensor *upsample_conv2d(Tensor *x, const Layer *l, int h, int w) {
     return y;
 }
 
-// The data and the gradient are x's own memory, so there is nothing to note.
+// dx += dy
+static void reshape_backward(Record *r) { add_gradient(r->in[0], 1, grad(r->out)); }
+
+// The data is x's own memory.
 Tensor *reshape(Tensor *x, int dims, const int *shape) {
     Tensor *y = tensor_struct(dims, shape, x->type);
     if (tensor_count(y) != tensor_count(x))
         die("reshape: %zu elements are not %zu", tensor_count(x), tensor_count(y));
     y->data = x->data, y->place = x->place;
-    y->wants_grad = is_recording() && x->wants_grad;
-    if (y->wants_grad) y->gradient = grad(x).at;
-    return y;
+    return record((Record){.backward = reshape_backward, .out = y, .in = {x}});
 }
 
 // y[r] = table[ids[r]];  dtable[ids[r]] += dy[r]

@@ -116,6 +116,13 @@ void param_trainable(Tensor *t) {
     t->wants_grad = true;
 }
 
+void params_unload(const Params *p) {
+    for (int i = 0; i < p->count; i++) {
+        backend.free(p->list[i].tensor->data);
+        p->list[i].tensor->data = NULL;
+    }
+}
+
 void params_free(Params *p) {
     for (int i = 0; i < p->count; i++) {
         Tensor *t = p->list[i].tensor;

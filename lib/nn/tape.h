@@ -17,6 +17,7 @@ struct Record {
     void (*backward)(Record *r); // adds to the gradients of `in`, given that of `out`
     const char *operation;       // "conv2d", for messages
     Tensor *out, *in[RECORD_INPUTS];
+    bool in_place;      // out is older: another record made it
     float *kept;        // statistics of the forward pass or coefficients, in backend memory
     const int32_t *ids; // in backend memory
     float a, b;

@@ -107,12 +107,47 @@ float tensor_item(const Tensor *t) {
     return value;
 }
 
+// ---- gradients --------------------------------------------------------------------------------------------
+
+// The gradients that the running backward() made. Once the operation that made a tensor is played, nobody
+// reads the tensor's gradient again, and the next of its size takes its memory.
+static struct {
+    struct {
+        void *at;
+        size_t bytes;
+        bool free;
+    } * list;
+    int count, room;
+} gradients;
+
+static void *gradient_memory(size_t bytes) {
+    for (int i = gradients.count; i-- > 0;)
+        if (gradients.list[i].free && gradients.list[i].bytes == bytes) {
+            gradients.list[i].free = false;
+            return gradients.list[i].at;
+        }
+    if (gradients.count == gradients.room) {
+        gradients.room = gradients.room ? 2 * gradients.room : 64;
+        gradients.list = xrealloc(gradients.list, (size_t)gradients.room * sizeof *gradients.list);
+    }
+    gradients.list[gradients.count].at = backend.temp(bytes);
+    gradients.list[gradients.count].bytes = bytes, gradients.list[gradients.count].free = false;
+    return gradients.list[gradients.count++].at;
+}
+
+static void gradient_release(Tensor *t) {
+    for (int i = 0; i < gradients.count; i++)
+        if (gradients.list[i].at == t->gradient) gradients.list[i].free = true;
+    t->gradient = NULL;
+}
+
 Mem grad_to_store(Tensor *t, bool *begun) {
     *begun = t && t->gradient; // of a parameter since it became trainable
     if (!t || !t->wants_grad) return (Mem){0};
-    if (!*begun) t->gradient = backend.temp(tensor_count(t) * type_size(t->type));
+    if (!*begun) t->gradient = gradient_memory(tensor_count(t) * type_size(t->type));
     return (Mem){t->gradient, t->type};
 }
+
 Mem grad(Tensor *t) {
     bool begun;
     Mem g = grad_to_store(t, &begun);
@@ -175,7 +210,7 @@ bool checkpointing;
 
 void tape_begin(void) {
     tape_scope = scope_begin();
-    tape.count = 0;
+    tape.count = gradients.count = 0;
     recording = !muted;
 }
 
@@ -201,6 +236,7 @@ Tensor *record_as(const char *operation, Record r) {
     bool wanted = false;
     for (int i = 0; i < RECORD_INPUTS; i++) wanted |= r.in[i] && r.in[i]->wants_grad;
     if (!recording || !wanted) return r.out;
+    r.in_place = r.out->wants_grad;
     r.out->wants_grad = true;
     if (tape.count == tape.room) {
         tape.room = tape.room ? 2 * tape.room : 1024;
@@ -241,6 +277,7 @@ static void play_back(int from) {
         if (!r.out->gradient) continue; // no gradient arrived: the loss does not depend on it
         r.backward(&r);
         if (looking_for_nan) check_gradients(&r);
+        if (!r.in_place) gradient_release(r.out);
     }
 }
 
@@ -261,7 +298,6 @@ FirstNan tape_first_nan(Tensor *loss) {
     for (int i = 0; i < tape.played_count; i++)
         if (!tensor_finite(tape.played[i].out)) found_nan(&tape.played[i], false);
     if (!first_nan.operation) { // it is in a gradient: play everything again and check after each operation
-        for (int i = 0; i < tape.played_count; i++) tape.played[i].out->gradient = NULL;
         memcpy(tape.list, tape.played, (size_t)tape.played_count * sizeof(Record));
         tape.count = tape.played_count;
         backend.fill(grad(loss), 1, 1);
@@ -279,12 +315,13 @@ FirstNan tape_first_nan(Tensor *loss) {
 static void block_backward(Record *r) {
     for (int i = 0; i < RECORD_INPUTS; i++) grad(r->in[i]); // made here, because they outlive the scope below
     Scope s = scope_begin();
-    int from = tape.count;
+    int from = tape.count, outer = gradients.count;
     recording = true;
     Tensor *again = r->block(r->layer, r->in);
     recording = false;
     again->gradient = r->out->gradient;
     play_back(from);
+    gradients.count = outer;
     scope_end(s, NULL);
 }
 
@@ -318,7 +355,6 @@ Tensor *run_block(Block *f, const void *layer, Tensor *const *in, int in_count) 
     if (!keep_only_result) return out;
     Record r = {.backward = block_backward, .out = out, .block = f, .layer = layer};
     memcpy(r.in, in, (size_t)in_count * sizeof *in);
-    out->wants_grad = true;
     bool any = false;
     for (int i = 0; i < in_count; i++) any |= in[i] && in[i]->wants_grad;
     if (any) return record(r);

@@ -194,6 +194,45 @@ static void moving_average(void) {
     optimiser_free(o), params_free(&p);
 }
 
+// x_0 is a parameter, x_{i+1} = 2 x_i + x_0, 20 times: two gradients are in use at once, and no more are
+// kept. dx_20/dx_0 = 2^21 - 1.
+static void gradients_memory(void) {
+    Params p = {0};
+    Tensor *start = param_tensor(&p, SHAPE(COUNT), "x"), *x = start;
+    param_allocate(start, F32), param_trainable(start);
+    backend.fill(mem(start), 1, COUNT);
+    tape_begin();
+    for (int i = 0; i < 20; i++) x = combine(2, x, 1, start);
+    Tensor *loss = mean(x);
+    size_t before = backend.mark();
+    backward(loss);
+    size_t took = backend.mark() - before;
+    check(took >= 2 * COUNT * sizeof(float) && took < 3 * COUNT * sizeof(float),
+          "a gradient takes the memory of one that is done with");
+    float got[COUNT], want[COUNT];
+    backend.download(got, start->gradient, sizeof got);
+    for (int i = 0; i < COUNT; i++) want[i] = (float)((1 << 21) - 1) / COUNT;
+    check_close("the gradient of a long chain", got, want, COUNT, 1e-6);
+    tape_end();
+    params_free(&p);
+}
+
+// log(1e-40) is finite, its derivative 1e40 is not. The way back leads through a reshape.
+static void first_nan(void) {
+    Params p = {0};
+    Tensor *x = param_tensor(&p, SHAPE(2, 3), "x");
+    param_allocate(x, F32), param_trainable(x);
+    backend.fill(mem(x), 1e-40f, 6);
+    tape_begin();
+    Tensor *loss = mean(square(reshape(logarithm(x), SHAPE(6))));
+    backward(loss);
+    FirstNan found = tape_first_nan(loss);
+    check(found.operation && !strcmp(found.operation, "activation") && found.backward,
+          "the operation whose gradient is infinite is found");
+    tape_end();
+    params_free(&p);
+}
+
 int main(void) {
     backend_init(2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) value_and_gradient(&cases[i]);
@@ -201,5 +240,7 @@ int main(void) {
     loops();
     noise();
     moving_average();
+    gradients_memory();
+    first_nan();
     return test_report();
 }
