@@ -249,7 +249,7 @@ INLINE vec keep(vec x, int lanes) {
 
 static void layer_norm(Mem ym, float *stats, Mem xm, Mem gammam, Mem betam, int rows, int cols, float eps) {
     const float *gamma = as_floats(gammam, cols, S_GAMMA), *beta = as_floats(betam, cols, S_BIAS);
-    PARALLEL_FOR((double)rows * cols > WORTH_A_THREAD)
+    PARALLEL_ROWS((double)rows * cols > WORTH_A_THREAD)
     for (int r = 0; r < rows; r++) {
         const float *x = (const float *)xm.at + (size_t)r * (size_t)cols;
         float *y = (float *)ym.at + (size_t)r * (size_t)cols;

@@ -88,7 +88,7 @@ static void activation_backward(Mem dx, Mem dy, Mem x, size_t count, Activation 
 }
 
 static void geglu(Mem y, Mem x, int rows, int inner) {
-    PARALLEL_FOR((double)rows * inner > WORTH_A_THREAD / 8)
+    PARALLEL_ROWS((double)rows * inner > WORTH_A_THREAD / 8)
     for (int r = 0; r < rows; r++) {
         size_t value = 2 * (size_t)r * (size_t)inner, gate = value + (size_t)inner;
         for (int i = 0; i < inner; i += W) {
@@ -101,7 +101,7 @@ static void geglu(Mem y, Mem x, int rows, int inner) {
 
 static void geglu_backward(Mem dx, Mem dy, Mem x, int rows, int inner, bool add) {
     if (!dx.at) return;
-    PARALLEL_FOR((double)rows * inner > WORTH_A_THREAD / 16)
+    PARALLEL_ROWS((double)rows * inner > WORTH_A_THREAD / 16)
     for (int r = 0; r < rows; r++) {
         size_t value = 2 * (size_t)r * (size_t)inner, gate = value + (size_t)inner;
         for (size_t i = 0; i < (size_t)inner; i += W) {
@@ -147,7 +147,7 @@ static void multiply(Mem y, Mem a, Mem b, size_t count, bool add) {
 }
 
 static void add_vector(Mem y, Mem x, Mem v, int groups, int rows, int cols) {
-    PARALLEL_FOR((double)groups * rows * cols > WORTH_A_THREAD)
+    PARALLEL_ROWS((double)groups * rows * cols > WORTH_A_THREAD)
     for (int r = 0; r < groups * rows; r++) {
         size_t row = (size_t)r * (size_t)cols, vector = (size_t)(r / rows) * (size_t)cols;
         for (size_t i = 0; i < (size_t)cols; i += W) {
