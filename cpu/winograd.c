@@ -168,8 +168,8 @@ INLINE void slab_of_type(float *to, size_t stride, const Weights *w, const Type 
     }
     // weight[output channel, tap, input channel]: blocks W x W are transposed. Their 9 W rows are too many
     // for the processor to foresee: the next cache line of each is asked for.
-    for (int x = 0; x < width; x += W)
-        for (int i = 0; i < depth; i += W) {
+    for (int i = 0; i < depth; i += W)
+        for (int x = 0; x < width; x += W) {
             vec r[9][W];
             for (int q = 0; q < 9; q++) {
                 const char *s = base + (size_t)(j + x) * filter + (size_t)q * tap + (size_t)(k + i) * bytes;
