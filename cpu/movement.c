@@ -72,24 +72,32 @@ static size_t pixel_at(Conv p, int n, int y, int x) {
 }
 static float pixels_of(Inside s) { return (float)((s.y1 - s.y0) * (s.x1 - s.x0)); }
 
+// W channels of rows x columns pixels, from x on; the lines of the picture are `line` floats apart.
+INLINE vec pool_channels(const Pool kind, const float *x, int rows, int columns, size_t line, int pixel,
+                         int lanes) {
+    vec v = kind == POOL_MAX ? load_part(x, lanes) : all(0);
+    for (int i = 0; i < rows; i++, x += line)
+        for (int j = 0; j < columns; j++) {
+            vec q = load_part(x + j * pixel, lanes);
+            v = kind != POOL_MAX ? v + q : choose((q > v) | (q != q), q, v); // NaN wins
+        }
+    return v;
+}
+
 static void pool(Mem y, Mem xm, Conv p, Pool kind) {
-    const float *x = xm.at;
+    size_t line = (size_t)p.w * (size_t)p.c;
     PARALLEL_FOR((double)p.n * p.oh * p.ow * p.c * p.kh * p.kw > WORTH_A_THREAD)
     for (int row = 0; row < p.n * p.oh; row++)
         for (int pixel = row * p.ow; pixel < (row + 1) * p.ow; pixel++) {
             Inside s = inside_of(p, pixel);
+            const float *x = (const float *)xm.at + pixel_at(p, s.n, s.y0, s.x0);
             float *to = (float *)y.at + (size_t)pixel * (size_t)p.c;
+            int rows = s.y1 - s.y0, columns = s.x1 - s.x0;
             for (int c = 0; c < p.c; c += W) {
                 int lanes = min_int(W, p.c - c);
-                vec v = kind == POOL_MAX ? load_part(x + pixel_at(p, s.n, s.y0, s.x0) + c, lanes) : all(0);
-                for (int i = s.y0; i < s.y1; i++)
-                    for (int j = s.x0; j < s.x1; j++) {
-                        vec q = load_part(x + pixel_at(p, s.n, i, j) + c, lanes);
-                        if (kind == POOL_MAX)
-                            v = choose((q > v) | (q != q), q, v); // NaN wins
-                        else
-                            v += q;
-                    }
+                vec v = kind == POOL_MAX
+                            ? pool_channels(POOL_MAX, x + c, rows, columns, line, p.c, lanes)
+                            : pool_channels(POOL_AVERAGE, x + c, rows, columns, line, p.c, lanes);
                 store_part(to + c, kind == POOL_MAX ? v : v / pixels_of(s), lanes);
             }
         }
