@@ -321,19 +321,23 @@ static void check_broad(const char *dir) {
     free(text), free(path);
 }
 
-// The folder's scenes (`sd scenes DIR --world broad`) as tokens and latents. Needs the stages before.
-static Pairs *open_pairs(const PretrainOptions *o) {
+// Before anything is written: are the scenes and the stages before there?
+static void check_pairs(const PretrainOptions *o) {
     if (!o->data)
         die_usage("this stage needs --data DIR: scenes of the broad world, as `sd scenes` writes them");
     check_broad(o->data);
     char *vae = format("%s/vae/diffusion_pytorch_model.safetensors", o->out);
     if (!file_exists(vae)) die("%s is missing: train the vae first", vae);
+    free(vae);
+}
+
+// The folder's scenes (`sd scenes DIR --world broad`) as tokens and latents.
+static Pairs *open_pairs(const PretrainOptions *o) {
     Model *m = model_load(o->out, NULL, NEED_VAE | NEED_TOKENIZER), all = tiny();
     params_to_f32(&m->params);
     m->text_config = all.text_config, m->unet_config = all.unet_config; // how captions and latents are sized
     Pairs *pairs = model_pairs(m, o->data, "run/cache", o->validate);
     model_free(m);
-    free(vae);
     return pairs;
 }
 
@@ -514,6 +518,7 @@ void pretrain(const PretrainStage *stage, PretrainOptions o) {
         run_check_shards(o.batch, o.shards);
     else if (ranks_mine())
         return; // nothing is trained
+    if (stage->pairs) check_pairs(&o);
     if (!ranks_mine()) architecture_write(architecture("tiny"), o.out);
     ranks_barrier();
     may_replace(o.out); // a stage goes on from the weights that it replaces
