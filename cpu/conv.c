@@ -109,7 +109,8 @@ static void pack_b_phase(float *to, const void *b, int k, int depth, int j, int 
     }
 }
 
-static void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
+static void conv_direct_backward_input(float *dx, const float *dy, Mem weight, Conv p, bool add) {
+    if (!add && p.stride > 1) fill((Mem){dx, F32}, 0, (size_t)p.n * (size_t)p.h * (size_t)p.w * (size_t)p.c);
     for (int phase = 0; phase < p.stride * p.stride; phase++) {
         int y0 = phase / p.stride, x0 = phase % p.stride; // pixels y0 + stride * i of dx
         int first_y = (y0 + p.pad_top) % p.stride, first_x = (x0 + p.pad_left) % p.stride;
@@ -138,7 +139,7 @@ static void conv_direct_backward_input(float *dx, const float *dy, Mem weight, C
             .a = &g,
             .pack_b = pack_b_phase,
             .b = &f,
-            .out = {to, p.c, p.stride == 1 ? dx : NULL, NULL, 1},
+            .out = {to, p.c, add && p.stride == 1 ? dx : NULL, NULL, 1},
         });
         if (p.stride == 1) continue;
         PARALLEL_FOR(m * p.c > WORTH_A_THREAD)
@@ -183,12 +184,12 @@ static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     convolve(winograd_suits(p, p.oh, p.ow), y.at, x.at, weight, b, residual.at, p);
 }
 
-static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
+static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p, bool add) {
     if (!dx.at) return;
     if (winograd_suits(p, p.h, p.w))
-        winograd_backward_input(dx.at, dy.at, weight, p);
+        winograd_backward_input(dx.at, dy.at, weight, p, add);
     else
-        conv_direct_backward_input(dx.at, dy.at, weight, p);
+        conv_direct_backward_input(dx.at, dy.at, weight, p, add);
 }
 
 static void conv2d_backward_weight(float *dweight, Mem dy, Mem x, Conv p) {

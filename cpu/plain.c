@@ -152,8 +152,8 @@ static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
 }
 
 // y[n, i, j, o] += x[n, row, col, c] weight[o, ki, kj, c]
-// dx[n, row, col, c] += sum_{ki, kj, o} dy[n, i, j, o] weight[o, ki, kj, c], for all (i, j) that saw it
-static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
+// dx[n, row, col, c] = or += sum_{ki, kj, o} dy[n, i, j, o] weight[o, ki, kj, c], for all (i, j) that saw it
+static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p, bool add) {
     for (int n = 0; n < p.n; n++)
         for (int row = 0; row < p.h; row++)
             for (int col = 0; col < p.w; col++)
@@ -168,7 +168,8 @@ static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
                             for (int o = 0; o < p.oc; o++)
                                 sum += get(dy, out + o) * get(weight, at4(o, ki, p.kh, kj, p.kw, c, p.c));
                         }
-                    add(dx, at4(n, row, p.h, col, p.w, c, p.c), sum);
+                    size_t at = at4(n, row, p.h, col, p.w, c, p.c);
+                    put(dx, at, (add ? get(dx, at) : 0) + sum);
                 }
 }
 

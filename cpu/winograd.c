@@ -268,10 +268,10 @@ static void winograd(float *y, const float *x, Mem weight, const float *bias, co
     run(&g, &(Weights){weight, p.oc, p.c, false}, x, (Out){y, 0, residual, bias, 1});
 }
 
-// dx += the convolution of dy with the weights' taps in reverse.
-static void winograd_backward_input(float *dx, const float *dy, Mem weight, Conv p) {
+// dx = or += the convolution of dy with the weights' taps in reverse.
+static void winograd_backward_input(float *dx, const float *dy, Mem weight, Conv p, bool add) {
     Tiles g = tiles_of(p.n, p.oh, p.ow, p.oc, p.h, p.w, p.c, 2 - p.pad_top, 2 - p.pad_left);
-    run(&g, &(Weights){weight, p.oc, p.c, true}, dy, (Out){dx, 0, dx, NULL, 1});
+    run(&g, &(Weights){weight, p.oc, p.c, true}, dy, (Out){dx, 0, add ? dx : NULL, NULL, 1});
 }
 
 // ---- the gradient of the weights --------------------------------------------------------------------------

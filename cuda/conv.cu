@@ -318,13 +318,14 @@ static void launch_conv2d_vector(Mem y, Mem x, Mem weight, Mem bias, Mem v, Conv
     run_conv2d(y, x, weight, bias, v, p, true);
 }
 
-static void launch_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p) {
+static void launch_conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p, bool add) {
     if (!dx.at || !pixels(p.n, p.h, p.w) || !p.c) return;
-    if (is_product(p)) { // dx += dy W
-        Gemm g = {p.n * p.h * p.w, p.c, p.oc, false, false, true, 1};
+    if (is_product(p)) { // dx = or += dy W
+        Gemm g = {p.n * p.h * p.w, p.c, p.oc, false, false, add, 1};
         backend.gemm(dx, dy, weight, absent, absent, g);
         return;
     }
+    if (!add) backend.fill(dx, 0, (size_t)p.n * p.h * p.w * p.c);
     Scratch scratch;
     ConvStep step = choose(dy, weight, (size_t)p.oc * p.kh * p.kw * p.c, p.oc, p.c, scratch);
     conv_backward_input(step, dx, dy, weight, p);

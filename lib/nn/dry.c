@@ -88,7 +88,7 @@ DRY(gemm, (Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g), "m=%d n=%d k=%d
     g.k, type_name(a), type_name(b), g.a_transposed ? " a_transposed" : "",
     g.b_transposed ? " b_transposed" : "", g.add ? " add" : "")
 DRY(conv2d, (Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p), CONV(type_name(weight)))
-DRY(conv2d_backward_input, (Mem dx, Mem dy, Mem weight, Conv p), CONV(type_name(weight)))
+DRY(conv2d_backward_input, (Mem dx, Mem dy, Mem weight, Conv p, bool add), CONV(type_name(weight)))
 DRY(conv2d_backward_weight, (float *dweight, Mem dy, Mem x, Conv p), CONV("f32"))
 DRY(attention, (Mem o, float *lse, Mem q, Mem k, Mem v, Attention p), ATTENTION)
 DRY(attention_backward,

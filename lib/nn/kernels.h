@@ -140,9 +140,9 @@ typedef struct {
     void (*copy)(Mem y, Mem x, size_t count); // converts
 
     // -- products
-    void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);        // residual may be c
-    void (*conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p); // residual may be y
-    void (*conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p);
+    void (*gemm)(Mem c, Mem a, Mem b, Mem bias, Mem residual, Gemm g);           // residual may be c
+    void (*conv2d)(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p);    // residual may be y
+    void (*conv2d_backward_input)(Mem dx, Mem dy, Mem weight, Conv p, bool add); // dx = or +=
     void (*conv2d_backward_weight)(float *dweight, Mem dy, Mem x, Conv p);
     // y (groups, cols) += the sum over the middle of x (groups, rows, cols): the gradient of a bias (groups
     // 1) and of a vector that was added to every pixel of a picture.

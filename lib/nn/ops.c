@@ -177,7 +177,11 @@ static void conv_backward(Record *r) {
     Tensor *x = r->in[0], *w = r->in[1];
     Mem dy = grad(r->out);
     Conv p = r->p.conv;
-    if (x->wants_grad) backend.conv2d_backward_input(grad(x), dy, mem(w), p);
+    if (x->wants_grad) {
+        bool begun;
+        Mem dx = grad_to_store(x, &begun);
+        backend.conv2d_backward_input(dx, dy, mem(w), p, begun);
+    }
     if (w->wants_grad) backend.conv2d_backward_weight(grad(w).at, dy, mem(x), p);
     if (r->in[2] && r->in[2]->wants_grad) backend.sum_rows(grad(r->in[2]), dy, 1, p.n * p.oh * p.ow, p.oc);
     add_gradient(r->in[3], 1, dy);

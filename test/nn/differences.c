@@ -47,7 +47,7 @@ static void test_differences(void) {
                 *y = output("y", F64, conv_y(p));
         Operand *dy = input("dy", F64, conv_y(p)), *dx = zeros("dx", F64, conv_x(p)),
                 *dw = zeros("dw", F32, conv_w(p));
-        plain.conv2d_backward_input(M(dx), M(dy), M(w), p);
+        plain.conv2d_backward_input(M(dx), M(dy), M(w), p, true);
         plain.conv2d_backward_weight(F(dw), M(dy), M(x), p);
         DIFFERENCES("conv2d by x", TIGHT, x, dx, y, dy, plain.conv2d(M(y), M(x), M(w), M(NULL), M(NULL), p));
         DIFFERENCES("conv2d by weight", TIGHT, w, dw, y, dy,

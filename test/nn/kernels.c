@@ -307,14 +307,16 @@ static void test_conv(void) {
             }
     report("conv2d");
     for (int s = 0; s < COUNT(convs); s++)
-        for (int t = 0; t < 3; t++) {
-            Conv p = convs[s];
-            describe_conv(p, t, 0);
-            Operand *dx = gradient("dx", storage, conv_x(p)), *dy = input("dy", storage, conv_y(p));
-            Operand *weight = input("weight", weight_types[t], conv_w(p));
-            BOTH(rounding, conv2d_backward_input, M(dx), M(dy), M(weight), p);
-            clear();
-        }
+        for (int t = 0; t < 3; t++)
+            for (int add = 0; add < 2; add++) {
+                Conv p = convs[s];
+                describe_conv(p, t, add);
+                Operand *dx = add ? gradient("dx", storage, conv_x(p)) : output("dx", storage, conv_x(p));
+                Operand *weight = input("weight", weight_types[t], conv_w(p)),
+                        *dy = input("dy", storage, conv_y(p));
+                BOTH(rounding, conv2d_backward_input, M(dx), M(dy), M(weight), p, add);
+                clear();
+            }
     report("conv2d_backward_input");
     for (int s = 0; s < COUNT(convs); s++) {
         Conv p = convs[s];
@@ -963,7 +965,7 @@ static void compare_products(void) {
         Operand *y = like("y", storage, dy), *dx = like("dx", storage, x), *dw = like("dw", F32, w);
         upload_all();
         RUN(conv2d, M(y), M(x), M(w), M(b), M(NULL), p);
-        RUN(conv2d_backward_input, M(dx), M(dy), M(w), p);
+        RUN(conv2d_backward_input, M(dx), M(dy), M(w), p, false);
         RUN(conv2d_backward_weight, F(dw), M(dy), M(x), p);
         expect(y, of, "y", rounding), expect(dx, of, "dx", rounding), expect(dw, of, "dweight", rounding);
         clear();
