@@ -17,11 +17,11 @@ typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_
 typedef struct Json {
     JsonKind kind;
     const char *key; // its name, where it is the member of an object
-    double number;   // JSON_NUMBER; JSON_BOOL: 0 or 1
     union {
+        double number;      // JSON_NUMBER; JSON_BOOL: 0 or 1
         const char *string; // JSON_STRING: UTF-8 with a NUL behind it and none within
-        const char *file;   // any other kind: what json_parse() called the text
     };
+    const char *file;   // what json_parse() called the text
     size_t length;      // number of items; 0 for all kinds without any, so that no loop runs over them
     struct Json *items; // JSON_ARRAY, JSON_OBJECT: children in the file's order
 } Json;

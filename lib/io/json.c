@@ -236,9 +236,7 @@ const Json *json_get(const Json *object, const char *key) {
     return NULL;
 }
 
-const char *json_file(const Json *value) {
-    return value && value->kind != JSON_STRING && value->file ? value->file : "the configuration";
-}
+const char *json_file(const Json *value) { return value && value->file ? value->file : "the configuration"; }
 
 static const Json *get_kind(const Json *object, const char *key, JsonKind kind) {
     static const char *const names[] = {"null",     "true or false", "a number",

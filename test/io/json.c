@@ -108,6 +108,7 @@ static void test_strings(void) {
     Json *root = parse(text, strlen(text));
     check(root && !memcmp(root->string, want, sizeof want), "escapes");
     check(root && !root->length && !root->items, "a string has no items, so that no loop runs over them");
+    check(!strcmp(json_file(root), "t.json"), "a message about a string can name its file");
     json_free(root);
     REFUSED("\"a", "closing quote of a string, found the end");
     REFUSED("\"a\nb\"", "control characters must be escaped), found byte 0x0a");
