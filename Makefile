@@ -157,7 +157,7 @@ reference: sd $(PYTHON)
 	$(if $(MODEL),,$(PYTHON) test/python/check_pipelines.py)
 	$(if $(PHOTOS),$(PYTHON) test/python/compare_fid.py $(PHOTOS))
 bench-peers: sd $(PYTHON)
-	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL))
+	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(SD_CPP),--sd-cpp $(SD_CPP))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
 # clang's libFuzzer. What die() leaves behind adds up: -fork begins a new process every so often.

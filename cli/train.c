@@ -349,6 +349,7 @@ static bool same_network(const Model *a, const Model *b, const char *prefix) {
     return true;
 }
 
+// Gives back the memory of a network that is not needed any more.
 static void unload(const Model *m, const char *prefix) {
     Params p = params_part(&m->params, prefix);
     params_unload(&p);

@@ -60,8 +60,10 @@ void tensor_discard(Tensor *kept); // may be NULL
 
 // ---- the tape ---------------------------------------------------------------------------------------------
 
-void tape_begin(void);        // record from here on; opens a scope
-void backward(Tensor *loss);  // every recorded tensor that wants a gradient gets it; loss has one element
+void tape_begin(void); // record from here on; opens a scope
+// Every recorded tensor that wants a gradient gets it; loss has one element. Behind it only leaves have
+// theirs, tensors that no operation made, such as parameters: others' memory is used again on the way.
+void backward(Tensor *loss);
 void tape_end(void);          // forget the records, close the scope
 void tape_mute(bool mute);    // until it ends, tape_begin() records nothing, and backward() does nothing
 bool tape_pause(void);        // stop recording for a while, as torch.no_grad() does; returns the state

@@ -2,12 +2,14 @@
 # drift of the machine's speed. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and its
 # spread. Soft made weights, fp32, full size, batch 1.
 #
-#     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...] [PART ...]
+#     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...]
+#                                       [--sd-cpp FILE] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
 # PEER: PyTorch (eager), OpenVINO (fp32, where it is installed), compiled (torch.compile, only if asked for).
 # PART: "text encoder", "UNet step", "VAE encode", "VAE decode", or "picture": 4 steps of the LCM sampler as a
-# process, start and load included, beside one of OpenVINO alone.
+# process, start and load included, beside one of OpenVINO alone and, with --sd-cpp, beside
+# stable-diffusion.cpp, whose program (sd-cli) FILE is.
 import argparse
 import gc
 import json
@@ -164,9 +166,15 @@ def pictures(options):
         return lambda: timed(lambda: subprocess.run(list(map(str, command)), check=True, capture_output=True))
 
     ours = process(["./sd", *picture_words(options, 4), "-t", options.threads, "-q"])
-    save_openvino(options.folder)
-    theirs = process([sys.executable, "-c", DRAW, options.folder, options.threads])
-    interleave("picture", "OpenVINO", ours, theirs, options.rounds)
+    if "OpenVINO" in options.peers:
+        save_openvino(options.folder)
+        theirs = process([sys.executable, "-c", DRAW, options.folder, options.threads])
+        interleave("picture", "OpenVINO", ours, theirs, options.rounds)
+    if options.sd_cpp:
+        theirs = process([options.sd_cpp, "-m", options.model, "-p", "a dog", "--steps", 4, "--cfg-scale", 1,
+                          "--sampling-method", "lcm", "-W", 512, "-H", 512, "-t", options.threads,
+                          "-o", options.folder / "sd-cpp.png"])
+        interleave("picture", "sd.cpp", ours, theirs, options.rounds)
 
 
 def main():
@@ -176,6 +184,7 @@ def main():
     parser.add_argument("--model", type=Path)
     parser.add_argument("--peers", type=lambda s: s.split(","),
                         default=["PyTorch"] + ["OpenVINO"] * (find_spec("openvino") is not None))
+    parser.add_argument("--sd-cpp", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -189,8 +198,7 @@ def main():
         print(f"{'':14} {'':12} {'sd':>8} {'peer':>8} {'peer/sd':>7}")
         for part in options.parts or [*NETWORKS, "picture"]:
             if part == "picture":
-                if "OpenVINO" in options.peers:
-                    pictures(options)
+                pictures(options)
                 continue
             for peer in options.peers:
                 run = call(peer, part, options)
