@@ -13,7 +13,8 @@
 #define PRAGMA(x) _Pragma(#x)
 #define PARALLEL_FOR(condition)                                                                              \
     PRAGMA(omp parallel for schedule(dynamic) if ((condition) && cpu_threads() > 1))
-// Of many short rows, such as one token's or one pixel's: a thread takes 16 at once, as taking costs 0.1 us.
+// Of many short rows, such as one token's or one pixel's: a thread takes 16 at once. Taking them one by one
+// was 40 % of a layer norm's time.
 #define PARALLEL_ROWS(condition)                                                                             \
     PRAGMA(omp parallel for schedule(dynamic, 16) if ((condition) && cpu_threads() > 1))
 #else

@@ -111,30 +111,32 @@ float tensor_item(const Tensor *t) {
 
 // The gradients that the running backward() made. Once the operation that made a tensor is played, nobody
 // reads the tensor's gradient again, and the next of its size takes its memory.
+typedef struct {
+    void *at;
+    size_t bytes;
+    bool free;
+} Gradient;
 static struct {
-    struct {
-        void *at;
-        size_t bytes;
-        bool free;
-    } * list;
+    Gradient *list;
     int count, room;
 } gradients;
 
 static void *gradient_memory(size_t bytes) {
-    for (int i = gradients.count; i-- > 0;)
-        if (gradients.list[i].free && gradients.list[i].bytes == bytes) {
-            gradients.list[i].free = false;
-            return gradients.list[i].at;
-        }
+    for (int i = gradients.count; i-- > 0;) { // the newest first: it may still be in the cache
+        Gradient *g = &gradients.list[i];
+        if (!g->free || g->bytes != bytes) continue;
+        g->free = false;
+        return g->at;
+    }
     if (gradients.count == gradients.room) {
         gradients.room = gradients.room ? 2 * gradients.room : 64;
-        gradients.list = xrealloc(gradients.list, (size_t)gradients.room * sizeof *gradients.list);
+        gradients.list = xrealloc(gradients.list, (size_t)gradients.room * sizeof(Gradient));
     }
-    gradients.list[gradients.count].at = backend.temp(bytes);
-    gradients.list[gradients.count].bytes = bytes, gradients.list[gradients.count].free = false;
+    gradients.list[gradients.count] = (Gradient){.at = backend.temp(bytes), .bytes = bytes};
     return gradients.list[gradients.count++].at;
 }
 
+// A parameter's gradient is not among them.
 static void gradient_release(Tensor *t) {
     for (int i = 0; i < gradients.count; i++)
         if (gradients.list[i].at == t->gradient) gradients.list[i].free = true;
@@ -277,7 +279,7 @@ static void play_back(int from) {
         if (!r.out->gradient) continue; // no gradient arrived: the loss does not depend on it
         r.backward(&r);
         if (looking_for_nan) check_gradients(&r);
-        if (!r.in_place) gradient_release(r.out);
+        if (!r.in_place) gradient_release(r.out); // else the record that made it is yet to come
     }
 }
 
@@ -321,7 +323,7 @@ static void block_backward(Record *r) {
     recording = false;
     again->gradient = r->out->gradient;
     play_back(from);
-    gradients.count = outer;
+    gradients.count = outer; // those made since go with the scope
     scope_end(s, NULL);
 }
 
