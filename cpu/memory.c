@@ -39,7 +39,10 @@ static size_t persistent, top, peak; // bytes in use: persistent blocks, the sta
 static size_t peak_bytes(void) { return peak; }
 static void synchronise(void) {} // a call has returned when it is done
 static void upload(void *to, const void *host, size_t bytes) {
-    if (bytes) memcpy(to, host, bytes);
+    const size_t part = 1 << 18; // bytes; pages that are touched for the first time cost more than the copy
+    PARALLEL_FOR(bytes > part)
+    for (size_t at = 0; at < bytes; at += part)
+        memcpy((char *)to + at, (const char *)host + at, bytes - at < part ? bytes - at : part);
 }
 static void download(void *host, const void *from, size_t bytes) {
     if (bytes) memcpy(host, from, bytes);

@@ -16,10 +16,10 @@ static bool shapes_agree(const Stored *s, const int64_t *want, int dims) {
 // Does it lie in memory in another order than in files?
 static bool reordered(const Tensor *t) { return t->dims == 4 && t->shape[1] * t->shape[2] > 1; }
 
-// Such weights, of `size` bytes (2, 4): files' order (out, in, kernel) to memory's (out, kernel, in) or back.
-static void reorder(void *to, const void *from, const Tensor *t, size_t size, bool back) {
-    size_t out = (size_t)t->shape[0], kernel = (size_t)t->shape[1] * (size_t)t->shape[2],
-           in = (size_t)t->shape[3];
+// `out` output channels of such weights, numbers of `size` bytes (2, 4): files' order (out, in, kernel) to
+// memory's (out, kernel, in) or back.
+static void reorder(void *to, const void *from, const Tensor *t, size_t out, size_t size, bool back) {
+    size_t kernel = (size_t)t->shape[1] * (size_t)t->shape[2], in = (size_t)t->shape[3];
 #pragma omp parallel for
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++)
@@ -34,21 +34,36 @@ static void reorder(void *to, const void *from, const Tensor *t, size_t size, bo
             }
 }
 
-// The index of the first infinity or NaN, or count. Both have all bits of the exponent set.
+// Element i is an infinity or a NaN: both have all bits of the exponent set.
+static inline bool is_bad(const void *data, Type type, size_t i) {
+    uint32_t whole, exponent = type == F32 ? 0x7f800000u : type == F16 ? 0x7c00 : 0x7f80;
+    uint16_t half;
+    if (type == F32) {
+        memcpy(&whole, (const char *)data + 4 * i, 4);
+        return (whole & exponent) == exponent;
+    }
+    memcpy(&half, (const char *)data + 2 * i, 2);
+    return (half & exponent) == exponent;
+}
+
+// The index of the first such element, or count. A block without one, which nearly all are, is seen through
+// without a branch, many elements at once.
 static size_t first_bad(const void *data, Type type, size_t count) {
-    size_t bad = count, size = type == F32 ? 4 : 2;
-    uint32_t exponent = type == F32 ? 0x7f800000u : type == F16 ? 0x7c00 : 0x7f80;
+    enum { BLOCK = 4096 };
+    size_t bad = count;
 #pragma omp parallel for reduction(min : bad)
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits = 0;
-        if (size == 4)
-            memcpy(&bits, (const char *)data + 4 * i, 4);
-        else
-            memcpy(&bits, (const char *)data + 2 * i, 2);
-        if ((bits & exponent) == exponent && i < bad) bad = i;
+    for (size_t from = 0; from < count; from += BLOCK) {
+        size_t end = from + BLOCK < count ? from + BLOCK : count, i = from;
+        bool any = false;
+        for (size_t j = from; j < end; j++) any |= is_bad(data, type, j);
+        if (!any) continue;
+        while (!is_bad(data, type, i)) i++;
+        if (i < bad) bad = i;
     }
     return bad;
 }
+
+enum { PIECE = 16 << 20 }; // bytes of a tensor that are read at a time
 
 static void load_one(Tensor *t, const char *name, const Stored *s) {
     int64_t want[4];
@@ -68,19 +83,21 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
         store_done_with(s), free(x);
         return;
     }
-    size_t bad = first_bad(s->data, s->type, s->count);
-    if (bad < s->count) die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, bad);
-    size_t size = s->type == F32 ? 4 : 2;
+    // Some rows at a time, so that what is checked, put in order and copied is in the cache each time.
+    size_t size = s->type == F32 ? 4 : 2, rows = (size_t)t->shape[0], row = s->count / rows;
+    size_t piece = PIECE / (row * size) + 1;
+    void *in_order = reordered(t) ? xmalloc(piece * row * size) : NULL;
     param_allocate(t, s->type);
-    if (reordered(t)) {
-        void *in_order = xmalloc(s->count * size);
-        reorder(in_order, s->data, t, size, false);
-        backend.upload(t->data, in_order, s->count * size);
-        backend.sync();
-        free(in_order);
-    } else {
-        backend.upload(t->data, s->data, s->count * size);
+    for (size_t r = 0; r < rows; r += piece) {
+        size_t n = r + piece < rows ? piece : rows - r, at = r * row;
+        const char *from = (const char *)s->data + at * size;
+        size_t bad = first_bad(from, s->type, n * row);
+        if (bad < n * row)
+            die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, at + bad);
+        if (in_order) reorder(in_order, from, t, n, size, false);
+        backend.upload((char *)t->data + at * size, in_order ? in_order : from, n * row * size);
     }
+    free(in_order);
     store_done_with(s);
 }
 
@@ -129,7 +146,7 @@ float *param_read(const Tensor *t) {
     float *x = tensor_read(t);
     if (!reordered(t)) return x;
     float *y = xmalloc(tensor_count(t) * sizeof(float));
-    reorder(y, x, t, sizeof(float), true);
+    reorder(y, x, t, (size_t)t->shape[0], sizeof(float), true);
     free(x);
     return y;
 }
@@ -140,7 +157,7 @@ void param_write(Tensor *t, const float *file_order) {
         return;
     }
     float *x = xmalloc(tensor_count(t) * sizeof(float));
-    reorder(x, file_order, t, sizeof(float), false);
+    reorder(x, file_order, t, (size_t)t->shape[0], sizeof(float), false);
     tensor_write(t, x);
     free(x);
 }

@@ -133,7 +133,7 @@ typedef struct {
     void (*begin)(uint64_t key);
     void (*end)(void);
 
-    void (*upload)(void *to, const void *host, size_t bytes);
+    void (*upload)(void *to, const void *host, size_t bytes);     // `host` is free when it returns
     void (*download)(void *host, const void *from, size_t bytes); // waits for the calls before it
     void (*sync)(void);                                           // waits for the calls before it
     void (*fill)(Mem y, float value, size_t count);

@@ -246,11 +246,14 @@ static void wrong_tensors(void) {
     edited("a tensor under another name", UNET "|conv_in.weight is missing", "\"conv_in.weight\"",
            "\"conx_in.weight\"");
     const float bad[] = {NAN, INFINITY, -INFINITY};
+    const int places[] = {7, 4096, 144 * 144 - 1};
     for (int i = 0; i < 3; i++) {
         unsigned char *file = unet_copy();
-        tensor_at(file, "mid_block.attentions.0.proj_in.weight")[7] = bad[i];
-        unet_case("a NaN or an infinity in the weights",
-                  UNET "|mid_block.attentions.0.proj_in.weight|element 7", file, unet_bytes);
+        tensor_at(file, "mid_block.attentions.0.proj_in.weight")[places[i]] = bad[i];
+        char message[200];
+        snprintf(message, sizeof message, UNET "|mid_block.attentions.0.proj_in.weight|element %d",
+                 places[i]);
+        unet_case("a NaN or an infinity in the weights", message, file, unet_bytes);
     }
 }
 

@@ -189,6 +189,38 @@ static void test_loras(const Params *all) {
     }
 }
 
+// Tensors that are read piece by piece: each number comes to its place, and a NaN is found in the last piece.
+// Memory that is read as a mapped file's is given back, so the source is empty afterwards.
+static const Stored *given(void *stored, const char *name) {
+    (void)name;
+    return stored;
+}
+static void test_pieces(void) {
+    Params p = {0};
+    layer_linear(&p, 2047, 3001, false, "linear");
+    layer_conv(&p, 701, 1203, 3, 3, false, "conv");
+    for (int i = 0; i < p.count; i++) {
+        Params one = {.list = &p.list[i], .count = 1};
+        Stored s = {.name = p.list[i].name, .type = F32, .file = "large"};
+        s.ndim = param_file_shape(p.list[i].tensor, s.shape);
+        s.count = tensor_count(p.list[i].tensor);
+        float *x = xmalloc(s.count * sizeof *x);
+        for (size_t j = 0; j < s.count; j++) x[j] = (float)j;
+        s.data = x;
+        params_load(&one, given, &s, "here");
+        float *y = param_read(p.list[i].tensor);
+        size_t right = 0;
+        for (size_t j = 0; j < s.count; j++) right += y[j] == (float)j;
+        check(right == s.count, "a large tensor");
+        x[s.count - 2] = x[s.count - 1] = NAN;
+        char message[99];
+        snprintf(message, sizeof message, "infinity at element %zu", s.count - 2);
+        CHECK_DIES("a NaN at its end", message, params_load(&one, given, &s, "here"));
+        free(x), free(y);
+    }
+    params_free(&p);
+}
+
 int main(void) {
     backend_init(1); // it reads and writes; nothing to compute
     verbosity = -1;
@@ -198,6 +230,7 @@ int main(void) {
     test_names();
     test_models(&p);
     test_loras(&p);
+    test_pieces();
     params_free(&p);
     output_lazily(false);
     folder_end();
