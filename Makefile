@@ -33,9 +33,10 @@ MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
 LIBS    := -lm $(MPI_LIBS)
 
 # cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
-# definitions instead.
-ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable
+# definitions instead, `sd sample --dtype bf16` the last of these.
+ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable $(if $(filter x86_64,$(ARCH)),avx512_bf16)
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
+FLAGS_avx512_bf16 := $(FLAGS_avx512) -mavx512bf16
 FLAGS_avx2     := -march=x86-64-v3
 FLAGS_portable :=
 CPU_O   := $(ISAS:%=$(BUILD)/cpu/fast.%.o) $(patsubst %,$(BUILD)/cpu/%.o,plain memory cpu)
@@ -57,10 +58,10 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
 
-$(ISAS:%=$(BUILD)/cpu/fast.%.o): $(BUILD)/cpu/fast.%.o: cpu/fast.c
+$(patsubst %,$(BUILD)/cpu/fast.%.o,$(ISAS) emulated): $(BUILD)/cpu/fast.%.o: cpu/fast.c
 	@mkdir -p $(@D)
 	$(call say,cc,$< ($*))$(CC) $(BASE) $(CFLAGS) $(FLAGS_$*) $(OPENMP) -DISA=$* -c $< -o $@
-$(BUILD)/cpu/cpu.o: private BASE += -D'TABLES=$(patsubst %,X(%),$(ISAS) plain)'
+$(BUILD)/cpu/cpu.o: private BASE += -D'TABLES=$(patsubst %,X(%),$(filter-out %_bf16,$(ISAS)) plain $(filter %_bf16,$(ISAS)))'
 
 # The page of `sd report` as C: a string a line.
 $(BUILD)/cli/report.html.h: cli/report.html
@@ -99,7 +100,10 @@ test-full:
 	@FULL=1 $(MAKE) --no-print-directory JOBS=1 test
 $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
-	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(TESTED) -o $@ $(LIBS)
+	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(filter %.o,$^) -o $@ $(LIBS)
+# Products of bf16 by functions in place of the instructions, for any processor.
+$(BUILD)/test/nn/bf16: $(BUILD)/cpu/fast.emulated.o
+FLAGS_emulated := -DPAIRS=true
 
 # -fexpensive-optimizations: with fused multiply-adds, as the program has them.
 SANITIZE := -O1 -fexpensive-optimizations -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
@@ -157,7 +161,8 @@ reference: sd $(PYTHON)
 	$(if $(MODEL),,$(PYTHON) test/python/check_pipelines.py)
 	$(if $(PHOTOS),$(PYTHON) test/python/compare_fid.py $(PHOTOS))
 bench-peers: sd $(PYTHON)
-	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(SD_CPP),--sd-cpp $(SD_CPP))
+	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(DTYPE),--dtype $(DTYPE)) \
+	  $(if $(SD_CPP),--sd-cpp $(SD_CPP))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
 # clang's libFuzzer. What die() leaves behind adds up: -fork begins a new process every so often.

@@ -20,6 +20,7 @@ static const struct {
     {"Seed", "seed", PLAIN},
     {"Size", "width", SIZE}, // and height: "512x512"
     {"RNG", "rng", PLAIN},
+    {"Precision", "dtype", PLAIN},
     {"Init", "init", HASHED},
     {"Denoising strength", "strength", PLAIN},
     {"Latents", "latents", HASHED},

@@ -17,7 +17,7 @@ typedef struct {
     double cfg;
     const char *model, *tokenizer, *prompts, *init, *latents, *output, *out, *dump, *again, *film, *attention;
     Texts loras, compare;
-    int count;
+    int count, dtype;
     bool keep, preview, json;
 } Request;
 
@@ -156,7 +156,7 @@ static void compare(const Request *asked) {
 int command_sample(int argc, char **argv) {
     Request r = {.model = DEFAULT_MODEL, .output = "out.png", .count = 1};
     SampleOptions *o = &r.how;
-    o->scheduler = o->spacing = -1, r.cfg = o->eta = NAN, o->strength = 0.8;
+    o->scheduler = o->spacing = r.dtype = -1, r.cfg = o->eta = NAN, o->strength = 0.8;
     Option options[] = {
         {.help = "What to draw"},
         {'p', "prompt", TEXT(&o->prompt, "TEXT"), "the caption"},
@@ -190,6 +190,8 @@ int command_sample(int argc, char **argv) {
         {SEED_OPTION(&o->seed, "of the noise")},
         {0, "rng", CHOICE(&o->philox, "torch|philox"),
          "PyTorch's generator of noise on the CPU, or on a GPU"},
+        {0, "dtype", CHOICE(&r.dtype, "f32|bf16"),
+         "of what is multiplied (default: f32); bf16 is faster where the processor has such products"},
         {'n', "count", WHOLE(&r.count, 1, MOST_PICTURES), "pictures; picture i uses seed + i"},
         {.help = "What comes out"},
         {'o', "output", TEXT(&r.output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},
@@ -231,6 +233,7 @@ int command_sample(int argc, char **argv) {
     const char *inside = r.film ? "--film" : r.attention ? "--attention" : NULL;
     if ((r.dump || inside) && (count > 1 || r.prompts))
         die_usage("%s takes one picture", r.dump ? "--dump" : inside);
+    if (r.dump && r.dtype > 0) die_usage("--dump is for sd verify, which compares fp32; not with --dtype");
     if (r.dump && inside) die_usage("--dump does not go with %s", inside);
     if (r.compare.count && (r.prompts || r.dump || inside || r.again || r.json || r.preview))
         die_usage("--compare draws captions of --prompt only, and nothing beside its one picture");
@@ -244,6 +247,7 @@ int command_sample(int argc, char **argv) {
     }
     if (!r.prompts && ranks_mine()) return 0; // the pictures of one prompt are not shared
     start_backend();
+    if (r.dtype > 0) backend_bf16(), note_verbose("running on %s", backend.name());
     if (r.compare.count) return compare(&r), 0;
     draw(&r, options, captions, count, original);
     return 0;

@@ -22,7 +22,8 @@ INLINE vec exp2_vec(vec x) {
     return (p * f + 1.0f) * (vec)(((ivec)shifted << 23) + 0x3f800000);
 }
 
-// Keys and values of one head, rows of d side by side; tiles may read some rows beyond the end.
+// Keys and values of one head, rows of d side by side; tiles may read some rows beyond the end. Or pairs:
+// neighbours in a row of keys, values of two rows.
 typedef struct {
     const float *k, *v;
 } Head;
@@ -40,7 +41,7 @@ static size_t row_at(Attention p, int index, int t, int length) {
            (size_t)(index % p.heads * p.d);
 }
 
-static float *pack_heads(const float *k, const float *v, Attention p) {
+static float *pack_heads(const float *k, const float *v, Attention p, bool pairs) {
     float *packed = scratch(S_KEYS, (size_t)(p.n * p.heads) * head_floats(p));
     PARALLEL_FOR((double)p.n * p.heads * p.tk * p.d > WORTH_A_THREAD)
     for (int index = 0; index < p.n * p.heads; index++) {
@@ -51,6 +52,7 @@ static float *pack_heads(const float *k, const float *v, Attention p) {
             copy_floats(to + (size_t)t * (size_t)p.d, k + row_at(p, index, t, p.tk), p.d);
             copy_floats(to_v + (size_t)t * (size_t)p.d, v + row_at(p, index, t, p.tk), p.d);
         }
+        if (pairs) join_neighbours_of(to, p.tk, p.d, p.d, lanes_of(p.d)), join_rows(to_v, p.tk, p.d, p.d);
     }
     return packed;
 }
@@ -118,6 +120,7 @@ static void begin_queries(Queries *b, float *memory, const float *q, Attention p
     *b = (Queries){.q0 = q0, .nq = nq, .width = width, .tile = memory, .out = memory + p.d * width};
     for (int j = 0; j < TV; j++) b->largest[j] = all(-1e30f), b->sum[j] = all(0);
     pack_queries(b->tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
+    if (PAIRS) join_rows(b->tile, p.d, width, width);
 }
 
 // The block of keys and values from k0 on; s has room for its scores, KEYS TN floats.
@@ -125,7 +128,8 @@ static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
     int width = b->width, vectors = width / W, keys = min_int(KEYS, keys_seen(p, b->q0 + b->nq) - k0);
     if (keys <= 0) return;
     vec rescale[TV];
-    gemm_block(keys, width, p.d, rows_at(head.k + (size_t)k0 * (size_t)p.d, p.d), b->tile,
+    int d = lanes_of(p.d);
+    gemm_block(keys, width, d, with_pairs(rows_at(head.k + (size_t)k0 * (size_t)d, d)), b->tile,
                (Out){s, width, NULL, NULL, 1});
     bool masked = p.causal && k0 + keys - 1 > b->q0;
     if (masked)
@@ -146,7 +150,9 @@ static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
                 float *at = b->out + e * width + j * W;
                 store(at, load(at) * rescale[j]);
             }
-    gemm_block(p.d, width, keys, columns_at(head.v + (size_t)k0 * (size_t)p.d, p.d), s,
+    if (PAIRS) join_rows(s, keys, width, width);
+    gemm_block(p.d, width, lanes_of(keys),
+               with_pairs(columns_at(head.v + (size_t)lanes_of(k0) * (size_t)p.d, p.d)), s,
                (Out){b->out, width, k0 ? b->out : NULL, NULL, 1});
 }
 
@@ -177,7 +183,7 @@ static void attend(float *o, float *lse, const float *q, Head head, Attention p,
 }
 
 static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
-    float *packed = pack_heads(k.at, v.at, p);
+    float *packed = pack_heads(k.at, v.at, p, PAIRS);
     int queries = 2.0 * p.tk * p.d > CACHED ? TOGETHER * TN : TN, blocks = blocks_of(p.tq, queries);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 5 * WORTH_A_THREAD)
     for (int t = 0; t < p.n * p.heads * blocks; t++)
@@ -249,7 +255,7 @@ static void attend_backward(float *dq, float *dk, float *dv, const float *dout, 
 
 static void attention_backward(Mem dq, Mem dk, Mem dv, Mem dout, Mem q, Mem k, Mem v, Mem o, const float *lse,
                                Attention p) {
-    float *packed = pack_heads(k.at, v.at, p);
+    float *packed = pack_heads(k.at, v.at, p, false);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 2 * WORTH_A_THREAD)
     for (int index = 0; index < p.n * p.heads; index++)
         for (int q0 = 0; q0 < p.tq; q0 += TN)

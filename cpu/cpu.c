@@ -18,6 +18,7 @@ static bool runs_here(const char *table) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2");
+    if (!strcmp(table, "avx512_bf16")) return runs_here("avx512") && __builtin_cpu_supports("avx512bf16");
     if (!strcmp(table, "avx2"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                __builtin_cpu_supports("bmi2");
@@ -26,7 +27,8 @@ static bool runs_here(const char *table) {
     return true;
 }
 
-// The Makefile says which there are, best first: -D'TABLES=X(avx512) X(avx2) X(portable) X(plain)'.
+// The Makefile says which there are, best first: -D'TABLES=X(avx512) X(avx2) X(portable) X(plain)'. What
+// comes behind plain is taken where it is asked for by name.
 #define X(table) extern const Backend table;
 TABLES
 #undef X
@@ -58,6 +60,20 @@ static int gemm_step_called(const char *wanted) {
 
 Backend backend;
 
+// The first table that runs here, or the one of this name. False where there is none.
+static bool take(const char *wanted) {
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        if (wanted && strcmp(wanted, tables[i].name)) continue;
+        if (!runs_here(tables[i].name)) continue;
+        chosen = tables[i].name;
+        backend = *tables[i].kernels;
+        if (!backend.name) backend.name = name;
+        cpu_memory(&backend);
+        return true;
+    }
+    return false;
+}
+
 void backend_init(int threads) {
     const char *winograd = getenv("SD_WINOGRAD"), *wanted = getenv("SD_ISA"); // for tests, and to compare
     const char *step = getenv("SD_GEMM");
@@ -68,17 +84,14 @@ void backend_init(int threads) {
 #else
     (void)threads;
 #endif
-    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
-        if (wanted && *wanted && strcmp(wanted, tables[i].name)) continue;
-        if (!runs_here(tables[i].name)) continue;
-        chosen = tables[i].name;
-        backend = *tables[i].kernels;
-        if (!backend.name) backend.name = name;
-        cpu_memory(&backend);
-        return;
-    }
-    die("SD_ISA is '%s'; this processor runs portable, plain and, where it has them, avx2 and avx512",
-        wanted);
+    if (!take(wanted && *wanted ? wanted : NULL))
+        die("SD_ISA is '%s'; this processor runs portable, plain and, where it has them, avx2, avx512 and "
+            "avx512_bf16",
+            wanted);
+}
+
+void backend_bf16(void) {
+    if (!take("avx512_bf16")) die("--dtype bf16: this processor has no products of bf16 (AVX512_BF16)");
 }
 
 bool cpu_winograd(void) { return winograd_allowed; }

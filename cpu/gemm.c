@@ -133,6 +133,7 @@ typedef struct {
     long stride;
     bool k_outside; // element (i, k) is at[k stride + i] instead of at[i stride + k]
     bool far;       // not in a cache yet
+    bool pairs;     // element k is the pair of elements 2 k and 2 k + 1, in bf16; so are those of B
 } Rows;
 INLINE Rows rows_at(const float *at, long stride) { return (Rows){.at = at, .stride = stride}; }
 INLINE Rows columns_at(const float *at, long stride) {
@@ -180,8 +181,8 @@ INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, bloc
 // A's elements are read one by one and multiplied with whole vectors of B. m rows, perhaps more than the
 // tile's, and n <= vectors * W columns are left: A's missing rows are read (its buffer is long enough) and
 // not stored. Rows that are far are called for one tile ahead.
-INLINE void tile(const int rows, const int vectors, const bool k_outside, int depth, Rows r, const float *b,
-                 int m, int n, Out out) {
+INLINE void tile(const int rows, const int vectors, const bool k_outside, const bool pairs, int depth, Rows r,
+                 const float *b, int m, int n, Out out) {
     const float *a = r.at;
     const long a_stride = r.stride;
     for (int i = rows; r.far && i < min_int(2 * rows, m); i++)
@@ -196,8 +197,9 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
         vec bv[TV];
         UNROLL for (int j = 0; j < vectors; j++) bv[j] = load(b + j * W);
         UNROLL for (int i = 0; i < rows; i++) {
-            float x = k_outside ? a[i] : a[i * a_stride];
-            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += x * bv[j];
+            const float *x = k_outside ? a + i : a + i * a_stride;
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] =
+                pairs ? add_products(x, bv[j], sum[i][j]) : sum[i][j] + *x * bv[j];
         }
         b += vectors * W;
         a += k_outside ? a_stride : 1;
@@ -231,21 +233,22 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, int de
 // once.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
 typedef void Panel(int depth, Rows a, const float *b, int m, int n, Out out);
-#define TILE(name, rows, vectors, k_outside)                                                                 \
+#define TILE(name, rows, vectors, k_outside, pairs)                                                          \
     static __attribute__((noinline)) void name(int depth, Rows a, const float *b, int m, int n, Out out) {   \
         int i = 0;                                                                                           \
         for (; vectors == 1 && i + 2 * rows <= m; i += 2 * rows)                                             \
-            tile(2 * rows, vectors, k_outside, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0));    \
+            tile(2 * rows, vectors, k_outside, pairs, depth, rows_from(a, i), b, m - i, n,                   \
+                 out_from(out, i, 0));                                                                       \
         for (; i < m; i += rows)                                                                             \
-            tile(rows, vectors, k_outside, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0));        \
+            tile(rows, vectors, k_outside, pairs, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0)); \
     }
 #define TILES(v) /* of v vectors */                                                                          \
-    TILE(rows_some_##v, SOME, v, false)                                                                      \
-    TILE(rows_more_##v, MORE, v, false)                                                                      \
-    TILE(rows_all_##v, TM, v, false)                                                                         \
-    TILE(outside_some_##v, SOME, v, true)                                                                    \
-    TILE(outside_more_##v, MORE, v, true)                                                                    \
-    TILE(outside_all_##v, TM, v, true)
+    TILE(rows_some_##v, SOME, v, false, false)                                                               \
+    TILE(rows_more_##v, MORE, v, false, false)                                                               \
+    TILE(rows_all_##v, TM, v, false, false)                                                                  \
+    TILE(outside_some_##v, SOME, v, true, false)                                                             \
+    TILE(outside_more_##v, MORE, v, true, false)                                                             \
+    TILE(outside_all_##v, TM, v, true, false)
 #define TILES_OF(v)                                                                                          \
     {                                                                                                        \
         {rows_some_##v, rows_more_##v, rows_all_##v}, {                                                      \
@@ -257,9 +260,24 @@ TILES(2)
 #if defined(__AVX2__)
 TILES(3)
 #endif
+#define PAIRS_OF(v)                                                                                          \
+    TILE(pairs_##v, TM, v, false, true)                                                                      \
+    TILE(pairs_outside_##v, TM, v, true, true)
+PAIRS_OF(1)
+PAIRS_OF(2)
+#if defined(__AVX2__)
+PAIRS_OF(3)
+#endif
 static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
 #if defined(__AVX2__)
                                         TILES_OF(3)
+#endif
+};
+
+static Panel *const pair_panels[TV][2] = {{pairs_1, pairs_outside_1},
+                                          {pairs_2, pairs_outside_2},
+#if defined(__AVX2__)
+                                          {pairs_3, pairs_outside_3}
 #endif
 };
 
@@ -267,8 +285,12 @@ static void gemm_block(int m, int n, int depth, Rows a, const float *b, Out out)
     int whole = m / TM * TM, rest = m - whole, size = rest <= SOME ? 0 : rest <= MORE ? 1 : 2;
     for (int p = 0; p < blocks_of(n, TN); p++) { // a panel stays in the nearest caches while A's rows pass
         int j = panel_at(n, p), width = panel_at(n, p + 1) - j;
-        Panel *const *of = panels[blocks_of(width, W) - 1][a.k_outside];
         const float *bp = b + (long)j * depth;
+        if (PAIRS && a.pairs) {
+            pair_panels[blocks_of(width, W) - 1][a.k_outside](depth, a, bp, m, width, out_from(out, 0, j));
+            continue;
+        }
+        Panel *const *of = panels[blocks_of(width, W) - 1][a.k_outside];
         if (whole) of[2](depth, a, bp, whole, width, out_from(out, 0, j));
         if (rest) of[size](depth, rows_from(a, whole), bp, rest, width, out_from(out, whole, j));
     }
@@ -282,7 +304,7 @@ static const void *at(const Matrix *m, int row, int column) {
 
 // Rows are read where they are if they lie near each other or few panels want them, and if tiles are whole.
 static bool in_place(const Matrix *x, int m, int uses) {
-    return x->at.type == F32 && m % TM == 0 && (x->stride <= A_STRIDE || uses <= 4);
+    return !PAIRS && x->at.type == F32 && m % TM == 0 && (x->stride <= A_STRIDE || uses <= 4);
 }
 static Rows pack_a_rows(float *to, const void *a, int i, int m, int k, int depth, int uses) {
     const Matrix *x = a;
@@ -334,11 +356,46 @@ static void pack_b_columns(float *to, const void *b, int k, int depth, int j, in
         transpose_panel(to, x, BF16, k, depth, j, n, width);
 }
 
+// Pairs, where PAIRS: of rows 2 k and 2 k + 1 of `width` elements, which become row k, in place.
+static void join_rows(float *x, int depth, long stride, int width) {
+    for (int k = 0; k < depth; k += 2)
+        for (int j = 0; j < width; j += W) {
+            const float *at = x + k * stride + j;
+            int n = min_int(W, width - j);
+            vec second = k + 1 < depth ? load_part(at + stride, n) : all(0);
+            store_part(x + k / 2 * stride + j, join_lanes(load_part(at, n), second), n);
+        }
+}
+// Of neighbours in each of m rows, which may move closer together: `closer` instead of `stride` apart.
+static void join_neighbours_of(float *x, int m, int depth, long stride, long closer) {
+    for (int i = 0; i < m; i++)
+        for (int k = 0; k < depth; k += 2 * W) {
+            const float *at = x + i * stride + k;
+            int n = depth - k;
+            vec second = n > W ? load_part(at + W, min_int(n - W, W)) : all(0);
+            vec pairs = join_neighbours(load_part(at, min_int(n, W)), second);
+            store_part(x + i * closer + k / 2, pairs, min_int((n + 1) / 2, W));
+        }
+}
+INLINE int lanes_of(int depth) { return PAIRS ? (depth + 1) / 2 : depth; }
+INLINE Rows with_pairs(Rows a) {
+    a.pairs = PAIRS;
+    return a;
+}
+
 // ---- the driver -------------------------------------------------------------------------------------------
 
 static void pack_panel(float *to, const Product *p, int k, int depth, int panel) {
-    int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
-    p->pack_b(to, p->b, k, depth, j, n, round_up(n, W));
+    int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j, width = round_up(n, W);
+    p->pack_b(to, p->b, k, depth, j, n, width);
+    if (PAIRS) join_rows(to, depth, width, width);
+}
+
+static Rows pack_rows(float *to, const Product *p, int i, int m, int k, int depth, int uses) {
+    Rows a = p->pack_a(to, p->a, i, m, k, depth, uses);
+    if (PAIRS && a.k_outside) join_rows(to, depth, a.stride, m);
+    if (PAIRS && !a.k_outside) join_neighbours_of(to, m, depth, a.stride, a.stride);
+    return with_pairs(a);
 }
 
 // [K6] Step 4 as a whole: rows and columns of C become tasks, and each packs and multiplies block by block.
@@ -381,14 +438,14 @@ static void gemm_product(const Product *p) {
         float *own = shared ? NULL : scratch(S_B, DEPTH * TN);
         for (int k = 0; k < p->k; k += most) {
             int depth = min_int(most, p->k - k);
-            Rows a = p->pack_a(packed, p->a, i, m, k, depth, end - first);
+            Rows a = pack_rows(packed, p, i, m, k, depth, end - first);
             for (int panel = first; panel < end; panel++) {
                 int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
                 if (own) pack_panel(own, p, k, depth, panel);
                 const float *b = own ? own : shared + (size_t)k * padded + (size_t)j * (size_t)depth;
                 Out o = out_from(p->out, i, j);
                 if (k) o.before = o.c, o.bias = NULL; // what the blocks before this one left
-                gemm_block(m, n, depth, a, b, o);
+                gemm_block(m, n, lanes_of(depth), a, b, o);
                 a.far = false;
             }
         }

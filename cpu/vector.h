@@ -3,7 +3,7 @@
 // vector extensions of gcc and clang; a file that includes it is compiled once for each instruction set.
 //
 // What differs between the sets is the width W, and a few functions below for which they have an instruction
-// that the extensions cannot name: parts of vectors, half precision, the larger of two.
+// that the extensions cannot name: parts of vectors, half precision, the larger of two, products of bf16.
 #ifndef VECTOR_H
 #define VECTOR_H
 
@@ -158,10 +158,15 @@ INLINE vec load_f16(const void *p) {
 }
 // Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd.
 // To fp16 without the instruction: the same on the moved fraction. Subnormals: a sum with the right 2^n.
-INLINE hvec round_bf16(vec v) {
+INLINE ivec bits_bf16(vec v) { // in the lower half of each lane
+#if defined(__AVX512BF16__)
+    return (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
     ivec x = (ivec)v, odd = x >> 16 & 1, rounded = x + 0x7fff + odd, nan = v != v;
-    return __builtin_convertvector(((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff, hvec);
+    return ((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff;
+#endif
 }
+INLINE hvec round_bf16(vec v) { return __builtin_convertvector(bits_bf16(v), hvec); }
 INLINE hvec round_f16(vec v) {
 #if defined(__AVX512F__)
     return (hvec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
@@ -204,6 +209,45 @@ INLINE size_t size_of(Type type) { return type == F32 ? 4 : 2; }
 INLINE Mem from(Mem m, size_t numbers) { // `numbers` further on
     return m.at ? (Mem){(char *)m.at + numbers * size_of(m.type), m.type} : m;
 }
+
+// ---- pairs of bf16 ----------------------------------------------------------------------------------------
+
+// AVX512_BF16 multiplies two pairs of bf16 and adds both products to an fp32 sum. There PAIRS is true, and
+// operands of products are rounded to bf16 and joined: neighbours along k share a lane, the first one in its
+// lower half. A lane with a pair is moved as a float, and no float's arithmetic touches it. Elsewhere the
+// same functions stand for the instructions, so that PAIRS can be tried on any processor.
+#if defined(__AVX512BF16__)
+#define PAIRS true
+#elif !defined(PAIRS)
+#define PAIRS false
+#endif
+
+INLINE vec join_lanes(vec first, vec second) { return (vec)(bits_bf16(first) | bits_bf16(second) << 16); }
+// Lanes (0, 1), (2, 3), ... of `first`, then of `second`.
+INLINE vec join_neighbours(vec first, vec second) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+    hvec halves[] = {round_bf16(first), round_bf16(second)};
+    vec pairs;
+    memcpy(&pairs, halves, sizeof pairs);
+    return pairs;
+#endif
+}
+// sum + the products of the pair at `a` and each pair of b.
+INLINE vec add_products(const float *a, vec b, vec sum) {
+    int32_t bits;
+    memcpy(&bits, a, sizeof bits);
+    ivec pair = (ivec){0} + bits;
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)b);
+#else
+    sum = fma_vec((vec)(pair & -0x10000), (vec)((ivec)b & -0x10000), sum);
+    return fma_vec((vec)(pair << 16), (vec)((ivec)b << 16), sum);
+#endif
+}
+
+// ---- rows of floats ---------------------------------------------------------------------------------------
 
 INLINE void copy_floats(float *to, const float *x, int count) {
     int i = 0;

@@ -405,3 +405,7 @@ void backend_init(int) {
     loss_kernels(backend);
     optim_kernels(backend);
 }
+
+void backend_bf16() {
+    die("--dtype bf16 is for the processor; a GPU computes with the type of its build: make cuda PRECISION=bf16");
+}

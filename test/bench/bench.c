@@ -22,11 +22,15 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 static struct {
     double (*chains)(long, float *); // multiply-adds of the backend's instruction set
-    double bandwidth;                // bytes a second, all threads
-} * machine;                         // shared by the processes
+    double fp32;      // so many of them take as long as one in fp32: above 1 where they are bf16's
+    double bandwidth; // bytes a second, all threads
+} * machine;          // shared by the processes
 static bool quick;
 
 static double larger(double a, double b) { return a > b ? a : b; }
@@ -56,6 +60,16 @@ CHAINS(chains_portable, 16, )
 #if defined(__x86_64__)
 CHAINS(chains_avx2, 32, __attribute__((target("avx2,fma"))))
 CHAINS(chains_avx512, 64, __attribute__((target("avx512f,fma,prefer-vector-width=512"))))
+
+__attribute__((target("avx512f,avx512bf16"))) static double chains_avx512_bf16(long rounds, float *keep) {
+    typedef short Halves __attribute__((vector_size(64)));
+    __m512bh x = (__m512bh)((Halves){0} + (short)0x3f80), y = (__m512bh)((Halves){0} + (short)0x3a80);
+    __m512 a[12] = {0};
+    for (long r = 0; r < rounds; r++)
+        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) a[i] = _mm512_dpbf16_ps(a[i], x, y);
+    for (int i = 0; i < 12; i++) *keep += a[i][0];
+    return (double)rounds * 12 * 32;
+}
 #endif
 
 // Multiply-adds a second of one thread, or of all: the best of some times 10 ms or so.
@@ -71,11 +85,14 @@ static double chains_speed(double (*chains)(long, float *), bool all, int times)
     return best;
 }
 
+// The last one whose name the backend's contains is the backend's.
 static void print_chains(const char *isa, double (*chains)(long, float *)) {
     double one = chains_speed(chains, false, 20), all = chains_speed(chains, true, 20);
-    printf("multiply-adds, fp32, %-9s %7.1f GFLOP/s one thread, %7.1f all\n", isa, 2 * one / 1e9,
-           2 * all / 1e9);
-    if (strstr(backend.name(), isa)) machine->chains = chains;
+    printf("multiply-adds, %-15s %7.1f GFLOP/s one thread, %7.1f all\n", isa, 2 * one / 1e9, 2 * all / 1e9);
+    if (strstr(backend.name(), isa)) {
+        if (strstr(isa, "bf16")) machine->fp32 = one / chains_speed(machine->chains, false, 20);
+        machine->chains = chains;
+    }
 }
 
 // a = b + s c, arrays that no cache holds: three streams.
@@ -111,13 +128,14 @@ static double clearing_speed(int advice) {
 
 static void measure_machine(void) {
     double load[3] = {0};
-    machine->chains = chains_portable;
+    machine->chains = chains_portable, machine->fp32 = 1;
     if (getloadavg(load, 3) < 1) load[0] = NAN;
     printf("%s, load %.1f%s\n", backend.name(), load[0], load[0] > 0.5 ? ": other programs run" : "");
     print_chains("portable", chains_portable);
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) print_chains("avx2", chains_avx2);
     if (__builtin_cpu_supports("avx512f")) print_chains("avx512", chains_avx512);
+    if (__builtin_cpu_supports("avx512bf16")) print_chains("avx512_bf16", chains_avx512_bf16);
 #endif
     machine->bandwidth = triad_speed();
     printf("memory, a = b + s c            %7.1f GB/s all threads\n", machine->bandwidth / 1e9);
@@ -153,12 +171,12 @@ static void note_call(const char *kernel, double spent, double products, const c
 }
 
 // Of a convolution: Winograd's products where it can be used and needs fewer (cpu/winograd.c), 36 for each
-// tile of 4 x 4 outputs instead of 9 for each output.
+// tile of 4 x 4 outputs instead of 9 for each output; always in fp32.
 static double conv_products(Conv p) {
     double channels = (double)p.n * p.c * p.oc, direct = channels * p.oh * p.ow * p.kh * p.kw,
            tiles = channels * 36 * ((p.oh + 3) / 4) * ((p.ow + 3) / 4);
     bool suits = p.kh == 3 && p.kw == 3 && p.stride == 1 && p.c % 16 == 0 && p.oc % 16 == 0;
-    return suits ? fmin(direct, tiles) : direct;
+    return suits ? fmin(direct, tiles * machine->fp32) : direct;
 }
 
 // After the arguments: multiply-adds, and the shape.

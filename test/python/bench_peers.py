@@ -1,12 +1,12 @@
 # bench_peers.py: the same work in ./sd and in its peers, interleaved in one run, so that both see the same
 # drift of the machine's speed. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and its
-# spread. Soft made weights, fp32, full size, batch 1.
+# spread. Soft made weights, full size, batch 1; fp32, or with --dtype bf16 both with products of bf16.
 #
 #     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...]
-#                                       [--sd-cpp FILE] [PART ...]
+#                                       [--dtype f32|bf16] [--sd-cpp FILE] [PART ...]
 #
 # DIR: a model of `sd synth DIR --arch sd15`; otherwise one is made in a temporary folder (4 GB) and removed.
-# PEER: PyTorch (eager), OpenVINO (fp32, where it is installed), compiled (torch.compile, only if asked for).
+# PEER: PyTorch (eager), OpenVINO (where it is installed), compiled (torch.compile, only if asked for).
 # PART: "text encoder", "UNet step", "VAE encode", "VAE decode", or "picture": 4 steps of the LCM sampler as a
 # process, start and load included, beside one of OpenVINO alone and, with --sd-cpp, beside
 # stable-diffusion.cpp, whose program (sd-cli) FILE is.
@@ -37,7 +37,7 @@ def sd(words, options):
 
 def picture_words(options, steps):
     return ["sample", "-m", options.model, "-p", "a dog", "--steps", steps, "--cfg", 1, "--scheduler", "lcm",
-            "-o", options.folder / "sd.png"]
+            "--dtype", options.dtype, "-o", options.folder / "sd.png"]
 
 
 def sd_seconds(part, options):
@@ -92,12 +92,15 @@ def call(peer, part, options):
         import openvino
         with torch.no_grad():
             model = openvino.convert_model(net, example_input=operands)
-        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": options.dtype,
                                                          "INFERENCE_NUM_THREADS": options.threads})
         arrays = [x.numpy() for x in operands]
         return lambda: compiled(arrays)
     if peer == "compiled":
         net = torch.compile(net, options={"freezing": True})
+    if options.dtype == "bf16":
+        net = net.to(torch.bfloat16)
+        operands = [x.to(torch.bfloat16) if x.is_floating_point() else x for x in operands]
     return lambda: net(*operands)
 
 
@@ -136,8 +139,8 @@ def save_openvino(folder):
 DRAW = """
 import sys, numpy, openvino
 from PIL import Image
-folder, threads = sys.argv[1], int(sys.argv[2])
-settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
+folder, threads, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads,
             "CACHE_DIR": folder + "/cache"}
 load = lambda name: openvino.compile_model(f"{folder}/{name}.xml", "CPU", settings)
 context = load("text")([numpy.full((1, 77), 49407)])[0]
@@ -168,7 +171,7 @@ def pictures(options):
     ours = process(["./sd", *picture_words(options, 4), "-t", options.threads, "-q"])
     if "OpenVINO" in options.peers:
         save_openvino(options.folder)
-        theirs = process([sys.executable, "-c", DRAW, options.folder, options.threads])
+        theirs = process([sys.executable, "-c", DRAW, options.folder, options.threads, options.dtype])
         interleave("picture", "OpenVINO", ours, theirs, options.rounds)
     if options.sd_cpp:
         theirs = process([options.sd_cpp, "-m", options.model, "-p", "a dog", "--steps", 4, "--cfg-scale", 1,
@@ -184,6 +187,7 @@ def main():
     parser.add_argument("--model", type=Path)
     parser.add_argument("--peers", type=lambda s: s.split(","),
                         default=["PyTorch"] + ["OpenVINO"] * (find_spec("openvino") is not None))
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--sd-cpp", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART")
     options = parser.parse_args()
