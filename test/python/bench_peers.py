@@ -46,7 +46,8 @@ def sd_seconds(part, options):
         return sd(["encode", options.folder / "photo.png", "-m", options.model, "-o",
                    options.folder / "z.safetensors"], options)["seconds"]
     names = {"text encoder": "text_s", "UNet step": "unet_step_s", "VAE decode": "vae_s"}
-    return sd(picture_words(options, 2), options)[names[part]]
+    # The first step of a process touches its memory for the first time; a peer has done so before.
+    return sd(picture_words(options, 4 if part == "UNet step" else 1), options)[names[part]]
 
 
 class Part(torch.nn.Module):
