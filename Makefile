@@ -61,7 +61,8 @@ $(BUILD)/%.o: %.c
 $(patsubst %,$(BUILD)/cpu/fast.%.o,$(ISAS) emulated): $(BUILD)/cpu/fast.%.o: cpu/fast.c
 	@mkdir -p $(@D)
 	$(call say,cc,$< ($*))$(CC) $(BASE) $(CFLAGS) $(FLAGS_$*) $(OPENMP) -DISA=$* -c $< -o $@
-$(BUILD)/cpu/cpu.o: private BASE += -D'TABLES=$(patsubst %,X(%),$(filter-out %_bf16,$(ISAS)) plain $(filter %_bf16,$(ISAS)))'
+TABLES  := $(filter-out %_bf16,$(ISAS)) plain $(filter %_bf16,$(ISAS))
+$(BUILD)/cpu/cpu.o: private BASE += -D'TABLES=$(patsubst %,X(%),$(TABLES))'
 
 # The page of `sd report` as C: a string a line.
 $(BUILD)/cli/report.html.h: cli/report.html
@@ -161,8 +162,8 @@ reference: sd $(PYTHON)
 	$(if $(MODEL),,$(PYTHON) test/python/check_pipelines.py)
 	$(if $(PHOTOS),$(PYTHON) test/python/compare_fid.py $(PHOTOS))
 bench-peers: sd $(PYTHON)
-	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(DTYPE),--dtype $(DTYPE)) \
-	  $(if $(SD_CPP),--sd-cpp $(SD_CPP))
+	$(PYTHON) test/python/bench_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(SD_CPP),--sd-cpp $(SD_CPP)) \
+	  $(if $(DTYPE),--dtype $(DTYPE))
 
 # Arbitrary bytes as JSON, tokens, weights, arrays and pictures, under AddressSanitizer and UBSan; needs
 # clang's libFuzzer. What die() leaves behind adds up: -fork begins a new process every so often.

@@ -5,7 +5,7 @@
 //     h = conv2d(group_norm_silu(x, r->norm1, 32, 1e-5f), r->conv1, 1, 1);
 // Each call computes at once. While the tape records, the call also notes what it did. backward(loss) then
 // plays these records in reverse. Operations know no file format and no model.
-//   tensor.c (memory, tape)  ops.c (each forward beside its backward)  params.c  optim.c  random.c
+//   tensor.c (memory, tape)  ops.c, losses.c (each forward beside its backward)  params.c  optim.c  random.c
 #ifndef NN_H
 #define NN_H
 

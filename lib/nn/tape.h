@@ -1,4 +1,4 @@
-// tape.h: what an operation notes for its backward. Only tensor.c and ops.c include this file.
+// tape.h: what an operation notes for its backward. Only tensor.c, ops.c and losses.c include it.
 #ifndef TAPE_H
 #define TAPE_H
 
@@ -48,5 +48,10 @@ Tensor *record_as(const char *operation, Record r);
 bool is_recording(void);
 bool in_block(const Tensor *t);                               // made by the block that runs now (run_block)
 Tensor *tensor_struct(int dims, const int *shape, Type type); // without data
+
+Tensor *like(const Tensor *x); // a new tensor of its shape and type
+void same_shape(const char *operation, const Tensor *a, const Tensor *b); // dies where they differ
+// Copies a host array, of floats or ids, to backend memory that goes with the scope, as tensors do.
+void *upload(const void *host, int count);
 
 #endif
