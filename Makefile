@@ -33,7 +33,7 @@ MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
 LIBS    := -lm $(MPI_LIBS)
 
 # cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
-# definitions instead, `sd sample --dtype bf16` the last of these.
+# definitions instead, `sd sample --dtype bf16` that of AVX512_BF16.
 ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable $(if $(filter x86_64,$(ARCH)),avx512_bf16)
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 FLAGS_avx512_bf16 := $(FLAGS_avx512) -mavx512bf16

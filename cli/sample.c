@@ -191,7 +191,7 @@ int command_sample(int argc, char **argv) {
         {0, "rng", CHOICE(&o->philox, "torch|philox"),
          "PyTorch's generator of noise on the CPU, or on a GPU"},
         {0, "dtype", CHOICE(&r.dtype, "f32|bf16"),
-         "of what is multiplied (default: f32); bf16 is faster where the processor has such products"},
+         "of what products multiply (default: f32); bf16 needs a processor with AVX512_BF16"},
         {'n', "count", WHOLE(&r.count, 1, MOST_PICTURES), "pictures; picture i uses seed + i"},
         {.help = "What comes out"},
         {'o', "output", TEXT(&r.output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},
@@ -247,7 +247,7 @@ int command_sample(int argc, char **argv) {
     }
     if (!r.prompts && ranks_mine()) return 0; // the pictures of one prompt are not shared
     start_backend();
-    if (r.dtype > 0) backend_bf16(), note_verbose("running on %s", backend.name());
+    if (r.dtype >= 0) backend_dtype(r.dtype ? BF16 : F32), note_verbose("running on %s", backend.name());
     if (r.compare.count) return compare(&r), 0;
     draw(&r, options, captions, count, original);
     return 0;

@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-enum { KEYS = 128 };
+enum { KEYS = 128 }; // even, for pairs
 static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 // 2^x for -126 <= x <= 127, below that 2^-126: as exp_vec, but scores carry the factor log2(e) already.
@@ -22,8 +22,8 @@ INLINE vec exp2_vec(vec x) {
     return (p * f + 1.0f) * (vec)(((ivec)shifted << 23) + 0x3f800000);
 }
 
-// Keys and values of one head, rows of d side by side; tiles may read some rows beyond the end. Or pairs:
-// neighbours in a row of keys, values of two rows.
+// Keys and values of one head, rows of d side by side; tiles may read some rows beyond the end. Where PAIRS,
+// a lane of k holds elements 2 e and 2 e + 1 of a key, one of v element e of the values 2 t and 2 t + 1.
 typedef struct {
     const float *k, *v;
 } Head;

@@ -90,8 +90,11 @@ void backend_init(int threads) {
             wanted);
 }
 
-void backend_bf16(void) {
-    if (!take("avx512_bf16")) die("--dtype bf16: this processor has no products of bf16 (AVX512_BF16)");
+void backend_dtype(Type type) {
+    if ((type == BF16) == !strcmp(chosen, "avx512_bf16")) return;
+    if (!take(type == BF16 ? "avx512_bf16" : NULL))
+        die("--dtype bf16: this processor, or this build, has no products of bf16 (AVX512_BF16); --dtype f32 "
+            "does without");
 }
 
 bool cpu_winograd(void) { return winograd_allowed; }

@@ -7,8 +7,9 @@
 //   function
 //               fetches: convolutions and attention are products, too
 //
-// All compute the same, but they add in different orders. backend.gemm is step 4.
-// SD_GEMM=naive|blocked|packed in the environment asks for another one, to compare.
+// All compute the same, but they add in different orders (and where PAIRS, step 4 rounds the operands to
+// bf16). backend.gemm is step 4. SD_GEMM=naive|blocked|packed in the environment asks for another one, to
+// compare.
 #include "vector.h"
 
 #include <limits.h>
@@ -228,9 +229,9 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, const 
     }
 }
 
-// The sizes it is compiled for: TM rows, two thirds, one third; 1..TV vectors; A either way round. Each takes
-// all rows of a panel, tile by tile. One vector alone keeps too few sums in flight: it takes two tiles at
-// once.
+// The sizes it is compiled for: TM rows, two thirds, one third (pairs: TM alone); 1..TV vectors; A either way
+// round. Each takes all rows of a panel, tile by tile. One vector alone keeps too few sums in flight: it
+// takes two tiles at once.
 enum { SOME = (TM + 2) / 3, MORE = (2 * TM + 2) / 3 };
 typedef void Panel(int depth, Rows a, const float *b, int m, int n, Out out);
 #define TILE(name, rows, vectors, k_outside, pairs)                                                          \

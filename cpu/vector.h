@@ -159,12 +159,8 @@ INLINE vec load_f16(const void *p) {
 // Round to nearest even. To bf16: adding just under half of the last place, or half where the number is odd.
 // To fp16 without the instruction: the same on the moved fraction. Subnormals: a sum with the right 2^n.
 INLINE ivec bits_bf16(vec v) { // in the lower half of each lane
-#if defined(__AVX512BF16__)
-    return (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
-#else
     ivec x = (ivec)v, odd = x >> 16 & 1, rounded = x + 0x7fff + odd, nan = v != v;
     return ((nan & (x | 0x400000)) | (~nan & rounded)) >> 16 & 0xffff;
-#endif
 }
 INLINE hvec round_bf16(vec v) { return __builtin_convertvector(bits_bf16(v), hvec); }
 INLINE hvec round_f16(vec v) {
@@ -215,14 +211,23 @@ INLINE Mem from(Mem m, size_t numbers) { // `numbers` further on
 // AVX512_BF16 multiplies two pairs of bf16 and adds both products to an fp32 sum. There PAIRS is true, and
 // operands of products are rounded to bf16 and joined: neighbours along k share a lane, the first one in its
 // lower half. A lane with a pair is moved as a float, and no float's arithmetic touches it. Elsewhere the
-// same functions stand for the instructions, so that PAIRS can be tried on any processor.
+// same functions stand for the instructions, so that PAIRS can be tried on any processor. They keep subnormal
+// numbers, which the instructions take for 0.
 #if defined(__AVX512BF16__)
 #define PAIRS true
 #elif !defined(PAIRS)
 #define PAIRS false
 #endif
 
-INLINE vec join_lanes(vec first, vec second) { return (vec)(bits_bf16(first) | bits_bf16(second) << 16); }
+INLINE vec join_lanes(vec first, vec second) {
+#if defined(__AVX512BF16__)
+    ivec low = (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
+    ivec high = (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
+    return (vec)(low | high << 16);
+#else
+    return (vec)(bits_bf16(first) | bits_bf16(second) << 16);
+#endif
+}
 // Lanes (0, 1), (2, 3), ... of `first`, then of `second`.
 INLINE vec join_neighbours(vec first, vec second) {
 #if defined(__AVX512BF16__)

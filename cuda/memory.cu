@@ -406,6 +406,6 @@ void backend_init(int) {
     optim_kernels(backend);
 }
 
-void backend_bf16() {
-    die("--dtype bf16 is for the processor; a GPU computes with the type of its build: make cuda PRECISION=bf16");
+void backend_dtype(Type) {
+    die("--dtype is for the processor; a GPU computes with the type of its build: make cuda PRECISION=bf16");
 }

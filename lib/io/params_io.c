@@ -54,7 +54,7 @@ static size_t first_bad(const void *data, Type type, size_t count) {
 #pragma omp parallel for reduction(min : bad)
     for (size_t from = 0; from < count; from += BLOCK) {
         size_t end = from + BLOCK < count ? from + BLOCK : count, i = from;
-        bool any = false;
+        unsigned any = 0;
         for (size_t j = from; j < end; j++) any |= is_bad(data, type, j);
         if (!any) continue;
         while (!is_bad(data, type, i)) i++;
@@ -63,7 +63,7 @@ static size_t first_bad(const void *data, Type type, size_t count) {
     return bad;
 }
 
-enum { PIECE = 16 << 20 }; // bytes of a tensor that are read at a time
+enum { PIECE = 4 << 20 }; // bytes of a tensor that are read at a time
 
 static void load_one(Tensor *t, const char *name, const Stored *s) {
     int64_t want[4];
@@ -83,7 +83,7 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
         store_done_with(s), free(x);
         return;
     }
-    // Some rows at a time, so that what is checked, put in order and copied is in the cache each time.
+    // Some rows at a time, so that what was checked is still in a cache when it is put in order and copied.
     size_t size = s->type == F32 ? 4 : 2, rows = (size_t)t->shape[0], row = s->count / rows;
     size_t piece = PIECE / (row * size) + 1;
     void *in_order = reordered(t) ? xmalloc(piece * row * size) : NULL;

@@ -252,9 +252,9 @@ typedef struct {
 
 extern Backend backend;         // the one that runs the kernels
 void backend_init(int threads); // once, first. 0: OMP_NUM_THREADS, or as many as there are cores
-// Behind it, for --dtype bf16: operands of products are rounded to bf16 from now on, sums stay fp32. Dies
-// where the processor cannot, and on a GPU, whose type is that of the build.
-void backend_bf16(void);
+// Behind it, for --dtype: what products multiply from now on. F32, or BF16: they round their operands, and
+// sums stay fp32; not for training. Dies where the processor cannot, and on a GPU, whose type is its build's.
+void backend_dtype(Type type);
 
 #ifdef __cplusplus
 }

@@ -64,7 +64,8 @@ CHAINS(chains_avx512, 64, __attribute__((target("avx512f,fma,prefer-vector-width
 __attribute__((target("avx512f,avx512bf16"))) static double chains_avx512_bf16(long rounds, float *keep) {
     typedef short Halves __attribute__((vector_size(64)));
     __m512bh x = (__m512bh)((Halves){0} + (short)0x3f80), y = (__m512bh)((Halves){0} + (short)0x3a80);
-    __m512 a[12] = {0};
+    __m512 a[12];
+    for (int i = 0; i < 12; i++) a[i] = (__m512){0} + (float)i; // equal ones would be computed once
     for (long r = 0; r < rounds; r++)
         _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) a[i] = _mm512_dpbf16_ps(a[i], x, y);
     for (int i = 0; i < 12; i++) *keep += a[i][0];

@@ -87,7 +87,8 @@ static void test_convolutions(void) {
     }
 }
 
-// Probabilities, which are rounded too, are 2^-9 off at most, at random.
+// Sums of exponentials tell whether queries and keys were rounded. Probabilities are rounded, too: each by
+// 2^-9 at most, at random; a single one is 1.
 static void test_attention(void) {
     static const Attention cases[] = {
         {1, 1, 1, 1, 1, 1, false},          {2, 3, 17, 77, 12, 0.3f, false},
@@ -98,13 +99,17 @@ static void test_attention(void) {
         size_t width = (size_t)(p.heads * p.d), nq = (size_t)(p.n * p.tq) * width,
                nk = (size_t)(p.n * p.tk) * width;
         float *q = normal(nq), *k = normal(nk), *v = normal(nk), *o = normal(nq), *want = normal(nq);
+        size_t sums = (size_t)(p.n * p.heads * p.tq);
+        float *lse = normal(sums), *lse_want = normal(sums);
         float *rq = rounded(q, nq, p.scale * 1.44269504f), *rk = rounded(k, nk, 1), *rv = rounded(v, nk, 1);
-        plain.attention(FP32(want), NULL, FP32(rq), FP32(rk), FP32(rv), p);
-        table->attention(FP32(o), NULL, FP32(q), FP32(k), FP32(v), p);
+        plain.attention(FP32(want), lse_want, FP32(rq), FP32(rk), FP32(rv), p);
+        table->attention(FP32(o), lse, FP32(q), FP32(k), FP32(v), p);
         char what[99];
         snprintf(what, sizeof what, "attention %d x %d, heads of %d", p.tq, p.tk, p.d);
-        check_close(what, o, want, nq, 4e-3);
-        free(q), free(k), free(v), free(o), free(want), free(rq), free(rk), free(rv);
+        check_close(what, o, want, nq, p.tk == 1 ? 1e-6 : 4e-3);
+        check_close("  its sums", lse, lse_want, sums, 1e-5);
+        free(lse), free(lse_want), free(q), free(k), free(v), free(o), free(want), free(rq), free(rk),
+            free(rv);
     }
 }
 
@@ -147,15 +152,16 @@ int main(void) {
     test_table("emulated", &emulated);
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512bf16")) {
-        Backend fp32 = backend;
-        backend_bf16();
+        backend_dtype(BF16);
         Backend own = backend;
-        backend = fp32;
+        check(strstr(own.name(), "bf16") != NULL, "--dtype bf16 has a table of its own");
+        backend_dtype(F32);
+        check(!strstr(backend.name(), "bf16"), "--dtype f32 leaves it");
         test_table(own.name(), &own);
         return test_report();
     }
 #endif
     skip("the processor's own products of bf16", "it has none");
-    CHECK_DIES("--dtype bf16", "this processor has no products of bf16", backend_bf16());
+    CHECK_DIES("--dtype bf16", "has no products of bf16", backend_dtype(BF16));
     return test_report();
 }

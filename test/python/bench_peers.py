@@ -1,6 +1,7 @@
 # bench_peers.py: the same work in ./sd and in its peers, interleaved in one run, so that both see the same
 # drift of the machine's speed. Prints medians in seconds, the ratio peer / sd (above 1: sd is faster) and its
-# spread. Soft made weights, full size, batch 1; fp32, or with --dtype bf16 both with products of bf16.
+# spread. Soft made weights, full size, batch 1; fp32, or with --dtype bf16 products of bf16 (in sd but for
+# Winograd's convolutions; without "VAE encode" and stable-diffusion.cpp, which are asked for no type).
 #
 #     python test/python/bench_peers.py [--threads 2] [--rounds 5] [--model DIR] [--peers PEER,...]
 #                                       [--dtype f32|bf16] [--sd-cpp FILE] [PART ...]
@@ -201,6 +202,9 @@ def main():
             options.model = options.folder / "sd15"
             subprocess.run(["./sd", "synth", options.model, "--arch", "sd15", "-q"], check=True)
         print(f"{'':14} {'':12} {'sd':>8} {'peer':>8} {'peer/sd':>7}")
+        if options.dtype == "bf16":  # these take no type
+            NETWORKS.remove("VAE encode")
+            options.sd_cpp = None
         for part in options.parts or [*NETWORKS, "picture"]:
             if part == "picture":
                 pictures(options)
