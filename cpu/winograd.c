@@ -134,6 +134,8 @@ static void input_tile(float *v, int count, const float *x, const float *zeros, 
     for (int c = 0; c < g->c; c += W) {
         vec d[36];
         UNROLL for (int i = 0; i < 36; i++) d[i] = load(at[i] + c);
+        if (c % 16 == 0) // on their way: what the tile to the right sees that this one does not
+            UNROLL for (int i = 0; i < 36; i++) if (i % 6 >= 2) __builtin_prefetch(at[i] + 4 * g->c + c);
         float *channel = to + (size_t)(c / SLAB) * v_slab(g, count) + c % SLAB;
         BOTH_AXES(input_axis, 6, 6, d, store(channel + (size_t)i * stride, value));
     }
@@ -218,6 +220,11 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
         int picture = t / (g->rows * g->columns), y = t / g->columns % g->rows * 4, x = t % g->columns * 4;
         size_t corner =
             (((size_t)picture * (size_t)g->oh + (size_t)y) * (size_t)g->ow + (size_t)x) * (size_t)g->oc;
+        for (int i = 0; i < 16; i++) { // on their way: the outputs of the tile to the right
+            size_t at = corner + (size_t)(i / 4 * g->ow + i % 4 + 4) * (size_t)g->oc + (size_t)j;
+            __builtin_prefetch(out.c + at, 1), __builtin_prefetch(out.c + at + 16, 1);
+            if (out.before) __builtin_prefetch(out.before + at), __builtin_prefetch(out.before + at + 16);
+        }
         for (int c = 0; c < width; c += W) {
             vec s[36], bias = out.bias ? load(out.bias + j + c) : all(0);
             UNROLL for (int i = 0; i < 36; i++) s[i] =
