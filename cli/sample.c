@@ -247,7 +247,8 @@ int command_sample(int argc, char **argv) {
     }
     if (!r.prompts && ranks_mine()) return 0; // the pictures of one prompt are not shared
     start_backend();
-    if (r.dtype >= 0) backend_dtype(r.dtype ? BF16 : F32), note_verbose("running on %s", backend.name());
+    if (r.dtype >= 0) backend_dtype(r.dtype ? BF16 : F32);
+    if (r.dtype > 0) note_verbose("running on %s", backend.name());
     if (r.compare.count) return compare(&r), 0;
     draw(&r, options, captions, count, original);
     return 0;

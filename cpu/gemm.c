@@ -3,13 +3,12 @@
 //   1 naive     three loops, straight from memory
 //   2 blocked   a tile of C stays in registers while k runs
 //   3 packed    the operands are copied to where the innermost loop wants them
-//   4 fast      the same for each instruction set, ragged edges, several threads, and operands that a
-//   function
-//               fetches: convolutions and attention are products, too
+//   4 fast      the same for each instruction set, ragged edges, several threads, and operands that are
+//               fetched by a function: convolutions and attention are products, too
 //
-// All compute the same, but they add in different orders (and where PAIRS, step 4 rounds the operands to
-// bf16). backend.gemm is step 4. SD_GEMM=naive|blocked|packed in the environment asks for another one, to
-// compare.
+// All compute the same, but they add in different orders; and where PAIRS (vector.h), step 4 rounds the
+// operands to bf16. backend.gemm is step 4. SD_GEMM=naive|blocked|packed in the environment asks for another
+// one, to compare.
 #include "vector.h"
 
 #include <limits.h>
@@ -261,6 +260,12 @@ TILES(2)
 #if defined(__AVX2__)
 TILES(3)
 #endif
+static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
+#if defined(__AVX2__)
+                                        TILES_OF(3)
+#endif
+};
+
 #define PAIRS_OF(v)                                                                                          \
     TILE(pairs_##v, TM, v, false, true)                                                                      \
     TILE(pairs_outside_##v, TM, v, true, true)
@@ -269,12 +274,6 @@ PAIRS_OF(2)
 #if defined(__AVX2__)
 PAIRS_OF(3)
 #endif
-static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
-#if defined(__AVX2__)
-                                        TILES_OF(3)
-#endif
-};
-
 static Panel *const pair_panels[TV][2] = {{pairs_1, pairs_outside_1},
                                           {pairs_2, pairs_outside_2},
 #if defined(__AVX2__)
@@ -378,6 +377,7 @@ static void join_neighbours_of(float *x, int m, int depth, long stride, long clo
             store_part(x + i * closer + k / 2, pairs, min_int((n + 1) / 2, W));
         }
 }
+// The lanes that so many elements along k take; A as what its rows hold.
 INLINE int lanes_of(int depth) { return PAIRS ? (depth + 1) / 2 : depth; }
 INLINE Rows with_pairs(Rows a) {
     a.pairs = PAIRS;

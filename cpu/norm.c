@@ -96,7 +96,7 @@ static void moments(double *sum, double *squares, const float *x, const float *o
         for (int c = 0; c < channels; c += W) {
             int lanes = min_int(W, channels - c);
             vec first = load_part(s + c, lanes), rest = all(0), square = all(0);
-            for (int r = 0; r < SHORT_STRETCH; r++)
+            for (int r = 0; r < SHORT_STRETCH; r++) // on their way: the next stretch's
                 __builtin_prefetch(s + (SHORT_STRETCH + r) * channels + c);
             for (int r = 1; r < count; r++) rest += load_part(s + r * channels + c, lanes) - first;
             vec mean = first + rest / (float)count;

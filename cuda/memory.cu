@@ -406,6 +406,8 @@ void backend_init(int) {
     optim_kernels(backend);
 }
 
-void backend_dtype(Type) {
-    die("--dtype is for the processor; a GPU computes with the type of its build: make cuda PRECISION=bf16");
+void backend_dtype(Type type) {
+    if (type != STORAGE)
+        die("--dtype: a GPU computes with the type of its build; make cuda PRECISION=%s",
+            type == BF16 ? "bf16" : "f32");
 }

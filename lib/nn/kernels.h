@@ -253,7 +253,8 @@ typedef struct {
 extern Backend backend;         // the one that runs the kernels
 void backend_init(int threads); // once, first. 0: OMP_NUM_THREADS, or as many as there are cores
 // Behind it, for --dtype: what products multiply from now on. F32, or BF16: they round their operands, and
-// sums stay fp32; not for training. Dies where the processor cannot, and on a GPU, whose type is its build's.
+// sums stay fp32; not for training. Dies where the processor cannot, and on a GPU of another type than its
+// build's.
 void backend_dtype(Type type);
 
 #ifdef __cplusplus

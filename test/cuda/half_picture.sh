@@ -14,5 +14,7 @@ judge() { # what, 1 or 0
 said=$("$picture" latents "$work/a.safetensors" "$work/b.safetensors" "$limit"); judge "$said" $((!$?))
 share=$(sed -n 's/.*GFLOP, \([0-9.]*\) % of it on tensor cores.*/\1/p' "$work/log")
 judge "${share:-0} % on tensor cores" "$(awk -v s="${share:-0}" 'BEGIN { print (s >= 99) }')"
+! "$other" sample --dtype f32 "$@" -o "$work/c.png" 2>"$work/log" && grep -q PRECISION=f32 "$work/log"
+judge "fp32 is that of another build" $((!$?))
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

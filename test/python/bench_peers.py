@@ -202,10 +202,10 @@ def main():
             options.model = options.folder / "sd15"
             subprocess.run(["./sd", "synth", options.model, "--arch", "sd15", "-q"], check=True)
         print(f"{'':14} {'':12} {'sd':>8} {'peer':>8} {'peer/sd':>7}")
+        parts = options.parts or [*NETWORKS, "picture"]
         if options.dtype == "bf16":  # these take no type
-            NETWORKS.remove("VAE encode")
-            options.sd_cpp = None
-        for part in options.parts or [*NETWORKS, "picture"]:
+            parts, options.sd_cpp = [p for p in parts if p != "VAE encode"], None
+        for part in parts:
             if part == "picture":
                 pictures(options)
                 continue
