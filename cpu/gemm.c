@@ -127,13 +127,22 @@ enum {
 };
 _Static_assert(PACKED_A >= DEPTH * A_K_STRIDE, "room for a block of A either way round");
 
+// What is packed next. Each tile calls for a row of it, so that the second cache has it in time.
+typedef struct {
+    const char *at;
+    size_t stride, bytes; // from row to row; of a row
+    int rows;
+} Ahead;
+
 // Rows of A, or of a part of it.
 typedef struct {
     const float *at;
     long stride;
-    bool k_outside; // element (i, k) is at[k stride + i] instead of at[i stride + k]
-    bool far;       // not in a cache yet
-    bool pairs;     // element k is the pair of elements 2 k and 2 k + 1, in bf16; so are those of B
+    bool k_outside;     // element (i, k) is at[k stride + i] instead of at[i stride + k]
+    bool far;           // not in a cache yet
+    bool pairs;         // element k is the pair of elements 2 k and 2 k + 1, in bf16; so are those of B
+    int first;          // how many rows of the block come before these
+    const Ahead *ahead; // or NULL
 } Rows;
 INLINE Rows rows_at(const float *at, long stride) { return (Rows){.at = at, .stride = stride}; }
 INLINE Rows columns_at(const float *at, long stride) {
@@ -141,6 +150,7 @@ INLINE Rows columns_at(const float *at, long stride) {
 }
 INLINE Rows rows_from(Rows a, int i) {
     a.at += a.k_outside ? i : i * a.stride;
+    a.first += i;
     return a;
 }
 
@@ -187,6 +197,9 @@ INLINE void tile(const int rows, const int vectors, const bool k_outside, const 
     const long a_stride = r.stride;
     for (int i = rows; r.far && i < min_int(2 * rows, m); i++)
         for (int k = 0; k < depth; k += 16) __builtin_prefetch(a + i * a_stride + k);
+    if (r.ahead && r.first / TM < r.ahead->rows)
+        for (size_t i = 0; i < r.ahead->bytes; i += 64)
+            __builtin_prefetch(r.ahead->at + (size_t)(r.first / TM) * r.ahead->stride + i, 0, 2);
     vec sum[2 * TM][TV];
     UNROLL for (int i = 0; i < rows; i++) {
         if (i < m) // C on its way to the nearest cache while k runs
@@ -399,13 +412,23 @@ static Rows pack_rows(float *to, const Product *p, int i, int m, int k, int dept
     return with_pairs(a);
 }
 
+// Weights, which are packed panel by panel: their part at row k of B. Nothing beyond the last row.
+static Ahead ahead_of(const Product *p, int k, int depth, int panel) {
+    if (p->pack_b != pack_b_columns || k >= p->k) return (Ahead){0};
+    const Matrix *x = p->b;
+    int j = panel_at(p->n, panel);
+    size_t bytes = size_of(x->at.type);
+    return (Ahead){at(x, j, k), x->stride * bytes, (size_t)min_int(depth, p->k - k) * bytes,
+                   panel_at(p->n, panel + 1) - j};
+}
+
 // [K6] Step 4 as a whole: rows and columns of C become tasks, and each packs and multiplies block by block.
 // B is packed once for all where at least three blocks of rows want it, else panel by panel on the way.
 static void gemm_product(const Product *p) {
     if (p->m <= 0 || p->n <= 0) return;
     int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
     int most = block_depth(p->k), k_blocks = blocks_of(p->k, most), n_panels = blocks_of(p->n, TN);
-    int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 4 * threads;
+    int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 2 * threads;
 
     float *shared = NULL;
     size_t padded = (size_t)round_up(p->n, W);
@@ -420,8 +443,8 @@ static void gemm_product(const Product *p) {
     }
 
     if (row_blocks > threads) row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
-    if (row_blocks * n_panels < tasks / 2)                                // narrow
-        row_blocks = min_int(blocks_of(tasks / 2, n_panels), blocks_of(p->m, TM));
+    if (row_blocks * n_panels < tasks)                                    // narrow
+        row_blocks = min_int(blocks_of(tasks, n_panels), blocks_of(p->m, TM));
     int rows = round_up(blocks_of(p->m, row_blocks), TM);
     row_blocks = blocks_of(p->m, rows);
     // Panels of a task: as many as make `tasks`, or up to twice as many where the threads then end together.
@@ -443,6 +466,11 @@ static void gemm_product(const Product *p) {
             for (int panel = first; panel < end; panel++) {
                 int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
                 if (own) pack_panel(own, p, k, depth, panel);
+                Ahead ahead = {0};
+                if (own)
+                    ahead = panel + 1 < end ? ahead_of(p, k, depth, panel + 1)
+                                            : ahead_of(p, k + most, most, first);
+                a.ahead = &ahead;
                 const float *b = own ? own : shared + (size_t)k * padded + (size_t)j * (size_t)depth;
                 Out o = out_from(p->out, i, j);
                 if (k) o.before = o.c, o.bias = NULL; // what the blocks before this one left
