@@ -527,6 +527,35 @@ static void test_activation(void) {
     }
 }
 
+// Each by itself, not by the largest one: exp, and the exponential in attention's softmax. A query of 1 that
+// sees keys 0 and x and values 0 and 1 gives 1 / (1 + e^-x). fp32 holds x to 6e-8 of itself, and e^x is off
+// by as much.
+static void test_exponentials(void) {
+    if (storage != F32) return;
+    enum { N = 300 };
+    double worst = 0;
+    for (int within = 0; within < 2; within++) {
+        describe("%d arguments from -80 to 0", N);
+        Operand *x = zeros("x", F32, 2 * N), *q = zeros("q", F32, N), *v = zeros("v", F32, 2 * N);
+        Operand *y = output("y", F32, within ? N : 2 * N);
+        for (size_t i = 0; i < N; i++)
+            set(x, 2 * i + 1, -80 + 80.0 * (double)i / (N - 1)), set(q, i, 1), set(v, 2 * i + 1, 1);
+        if (within)
+            BOTH(rounding, attention, M(y), NULL, M(q), M(x), M(v), ((Attention){N, 1, 1, 2, 1, 1, false}));
+        else
+            BOTH(rounding, activation, M(y), M(x), 2 * N, EXP);
+        for (size_t i = 0; i < N; i++) {
+            double argument = value_of(x->host, F32, 2 * i + 1);
+            double want = within ? 1 / (1 + exp(-argument)) : exp(argument);
+            double got = value_of(y->result[0], F32, within ? i : 2 * i + 1);
+            keep_largest(&worst, fabs(got / want - 1) / (5e-7 + 1.2e-7 * fabs(argument)));
+        }
+        clear();
+    }
+    check(worst <= 1, format("exponentials: error %.2f of what fp32 allows", worst));
+    report("exponentials");
+}
+
 static void test_combine(void) {
     for (int c = 0; c < COUNT(counts); c++)
         for (int kind = 0; kind < 7; kind++) // x and z; x; z; neither; y is x; y is z; y is both
@@ -1260,6 +1289,7 @@ int main(int argc, char **argv) {
                  {"group_norm", test_group_norm},
                  {"layer_norm", test_layer_norm},
                  {"activation", test_activation},
+                 {"exponentials", test_exponentials},
                  {"combine", test_combine},
                  {"movement", test_movement},
                  {"fused", test_fused},

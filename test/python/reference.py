@@ -247,9 +247,9 @@ def backwards(function, channels):
 
 
 def single_runs(run):
-    """What `run` gives in fp32, sums of linear layers and of convolutions forwards or backwards: where a softmax
-    is sharp, the error of one order alone is a matter of chance, and another one's is up to four times as large.
-    Without oneDNN, some of whose convolutions err ten times as much as the others, by the machine it runs on."""
+    """What `run` gives in fp32, sums of linear layers and of convolutions forwards or backwards: where a
+    softmax is sharp, the error of one order is a matter of chance, and another one's up to four times as
+    large. Without oneDNN, some of whose convolutions err ten times as much, by the machine it runs on."""
     linear, conv = F.linear, F.conv2d
     with torch.backends.mkldnn.flags(enabled=False):
         for linears in (linear, backwards(linear, -1)):
@@ -259,8 +259,8 @@ def single_runs(run):
 
 
 def hard_fixture(name, part, arch, size, **shape):
-    """Samples of the float64 run; the largest errors of PyTorch's fp32 against it, over the whole block and over
-    the samples."""
+    """Samples of the float64 run; the largest errors of PyTorch's fp32 against it, over the whole block and
+    over the samples."""
     singles = list(single_runs(lambda: run_blocks(part, arch, True,
                                                   calls(arch, size, torch.float32, **shape)[part])))
     double = run_blocks(part, arch, True, calls(arch, size, torch.float64, **shape)[part], torch.float64)
