@@ -212,7 +212,7 @@ static void compare(Inception *net, const Command *c) {
 }
 
 int command_fid(int argc, char **argv) {
-    Command c = {.weights = "weights/tiny-inception.safetensors", .o.batch = 16};
+    Command c = {.weights = "weights/tiny-inception.safetensors", .o.batch = 8};
     Option options[] = {
         {0, "weights", TEXT(&c.weights, "FILE"),
          "Inception as safetensors; for real pictures see weights/fetch.sh"},
