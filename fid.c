@@ -94,7 +94,10 @@ static void take_batch(FidSet *s, Tally *t, char *const *paths, size_t wanted, s
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o) {
     int size = inception_size(net), dim = inception_dim(net), ranks = ranks_count(), mine = ranks_mine();
     size_t D = (size_t)dim, batch = (size_t)o.batch < count ? (size_t)o.batch : count;
-    FidSet s = {.path = xstrdup(dir), .dim = dim, .names = xmalloc(count * sizeof(char *))};
+    FidSet s = {.path = xstrdup(dir),
+                .dim = dim,
+                .made_by = fid_made_by(net, o.resize),
+                .names = xmalloc(count * sizeof(char *))};
     if (o.keep_features) s.features = xmalloc(count * D * sizeof(float));
     if (o.statistics) moments_begin(&s);
     uint64_t all = hash_more(0, &batch, sizeof batch);
@@ -186,6 +189,7 @@ struct Inception {
     int unit_count, next;  // next: the one that this pass comes to next
     bool declaring;        // this is the first pass, which makes the parameters
     bool folded;           // batch norm has joined the convolutions
+    uint64_t hash;         // of what the batch norms held then: no other network has the same numbers there
 };
 
 // Name, output channels and kernel of a unit that keeps the picture's size (with padding), of one that trims
@@ -422,6 +426,7 @@ void inception_fold(Inception *net) {
             if (!(var[c] >= 0))
                 die("%s.running_var[%zu] is %g; a variance cannot be negative", u->bn->name, c,
                     (double)var[c]);
+            net->hash = hash_more(net->hash, (float[]){gamma[c], beta[c], mean[c], var[c]}, 16);
             double s = gamma[c] / sqrt((double)var[c] + (double)bn_eps);
             for (size_t k = 0; k < each; k++) weight[c * each + k] = (float)(weight[c * each + k] * s);
             beta[c] = (float)(beta[c] - mean[c] * s);
@@ -432,6 +437,10 @@ void inception_fold(Inception *net) {
         free(weight), free(gamma), free(beta), free(mean), free(var);
     }
     net->folded = true;
+}
+
+uint64_t fid_made_by(const Inception *net, FidResize resize) {
+    return hash_more(net->hash, &resize, sizeof resize) >> 11 | 1; // a float64 holds 53 bits
 }
 
 // ---- moments ----------------------------------------------------------------------------------------------
@@ -469,7 +478,6 @@ void moments_end(FidSet *s) {
             s->sigma[i * D + j] = s->sigma[j * D + i] = s->sigma[i * D + j] / (double)(s->count - 1);
 }
 
-// pytorch-fid's file: mu (D) and sigma (D, D).
 FidSet fid_read_statistics(const char *npz) {
     FidSet s = {.path = xstrdup(npz)};
     int64_t mu[4], sigma[4];
@@ -482,6 +490,15 @@ FidSet fid_read_statistics(const char *npz) {
     if (sigma_dims != 2 || sigma[0] != mu[0] || sigma[1] != mu[0])
         die("%s: sigma has %d dimensions (%lld, %lld); (%lld, %lld) is expected, as mu has it", npz,
             sigma_dims, (long long)sigma[0], (long long)sigma[1], (long long)mu[0], (long long)mu[0]);
+    if (npz_has(npz, "made_by")) {
+        int64_t one[4];
+        int dims;
+        double *made_by = npz_read(npz, "made_by", 1, one, &dims);
+        if (one[0] != 1 || !(*made_by >= 1 && *made_by < 0x1p53))
+            die("%s: made_by is no number of 53 bits", npz);
+        s.made_by = (uint64_t)*made_by;
+        free(made_by);
+    }
     size_t D = (size_t)mu[0];
     s.dim = (int)D;
     double largest = 0; // of the variances
@@ -503,8 +520,10 @@ FidSet fid_read_statistics(const char *npz) {
 }
 
 void fid_write_statistics(const FidSet *s, const char *npz) {
-    NpzArray arrays[] = {{"mu", s->mu, 1, {s->dim}}, {"sigma", s->sigma, 2, {s->dim, s->dim}}};
-    npz_write(npz, arrays, 2);
+    double made_by = (double)s->made_by;
+    NpzArray arrays[] = {
+        {"mu", s->mu, 1, {s->dim}}, {"sigma", s->sigma, 2, {s->dim, s->dim}}, {"made_by", &made_by, 1, {1}}};
+    npz_write(npz, arrays, s->made_by ? 3 : 2);
 }
 
 void fid_set_free(FidSet *s) {

@@ -331,6 +331,7 @@ typedef struct {
     char *path;
     long count;         // pictures; 0 where the statistics do not say
     int dim;            // features
+    uint64_t made_by;   // fid_made_by(); 0: statistics of another program do not say
     double *mu, *sigma; // (dim), (dim, dim): mean and covariance (divided by count - 1)
     float *features;    // (count, dim), or NULL where they were not kept
     char **names;       // (count) files; NULL where the set comes from statistics
@@ -342,10 +343,14 @@ typedef struct {
     int batch;                                 // pictures a forward pass
     bool statistics, keep_features, recursive; // recursive: also pictures of folders within the folder
 } FidOptions;
+// A number of 53 bits, not 0, that differs for other weights or another resize: sets compare only if it is
+// the same.
+uint64_t fid_made_by(const Inception *net, FidResize resize);
 // The paths of the folder's pictures, sorted. Dies where there are none, or too few for statistics.
 char **fid_list(const char *dir, FidOptions o, size_t *count);
 FidSet fid_scan(Inception *net, const char *dir, FidOptions o); // all pictures of the folder
 FidSet fid_scan_files(Inception *net, const char *dir, char *const *paths, size_t count, FidOptions o);
+// pytorch-fid's file: mu (dim), sigma (dim, dim); and, which NumPy's readers pass over, made_by (1).
 FidSet fid_read_statistics(const char *npz);
 void fid_write_statistics(const FidSet *s, const char *npz);
 void fid_set_free(FidSet *s);

@@ -159,6 +159,12 @@ static void compare(Inception *net, const Command *c) {
             lists[i] = fid_list(c->paths[i], o, &count[i]);
         else
             set[i] = fid_read_statistics(c->paths[i]);
+    uint64_t made_by[2];
+    for (int i = 0; i < 2; i++) made_by[i] = pictures[i] ? fid_made_by(net, o.resize) : set[i].made_by;
+    if (made_by[0] && made_by[1] && made_by[0] != made_by[1])
+        die("%s and %s: the features of one come from other --weights or another --resize, so their distance "
+            "means nothing",
+            c->paths[0], c->paths[1]);
     for (int i = 0; i < 2; i++) {
         if (!pictures[i]) continue;
         if (!pictures[1 - i] && set[1 - i].dim != inception_dim(net))
@@ -207,7 +213,9 @@ static void compare(Inception *net, const Command *c) {
         printf("precision %.4f  recall %.4f  density %.4f  coverage %.4f  (A is real, B is drawn)\n",
                near.precision, near.recall, near.density, near.coverage);
     if (c->nearest) print_nearest(&set[0], &set[1], c);
-    if (net) printf("resize %s\n", resize_words[o.resize]);
+    if (net)
+        printf("resize %s%s\n", resize_words[o.resize],
+               made_by[0] && made_by[1] ? "" : " (the pictures; the statistics do not say theirs)");
     if (*warning) printf("%d features%s\n", set[0].dim, warning);
 }
 

@@ -235,6 +235,7 @@ void dataset_note_others(const char *images, size_t count);
 // Fortran order, stored or deflated (at most 2 GB), in zip64, of at most `most` numbers. ndim (at most 4) and
 // shape are filled in; the rest of shape is 1. Dies where the array is absent or the archive is damaged.
 double *npz_read(const char *path, const char *key, size_t most, int64_t shape[4], int *ndim);
+bool npz_has(const char *path, const char *key); // dies where the archive is damaged
 typedef struct {
     const char *key;
     const double *data;

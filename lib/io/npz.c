@@ -268,17 +268,23 @@ static double *read_npy(const unsigned char *data, size_t size, const char *wher
     return out;
 }
 
-static double *read_archive(const Zip *z, const char *key, size_t most, int64_t shape[4], int *ndim) {
+// Its name is NULL where there is none.
+static Member find_member(const Zip *z, const char *name) {
     uint64_t at, members;
     find_directory(z, &at, &members);
-    char *name = format("%s.npy", key);
     Member found = {0};
     for (uint64_t i = 0; i < members; i++) {
         Member m = read_entry(z, &at);
         if (m.name_length != strlen(name) || memcmp(m.name, name, m.name_length)) continue;
-        if (found.name) die("%s: it holds two arrays of the name %s", z->path, key);
+        if (found.name) die("%s: it holds two arrays of the name %s", z->path, name);
         found = m;
     }
+    return found;
+}
+
+static double *read_archive(const Zip *z, const char *key, size_t most, int64_t shape[4], int *ndim) {
+    char *name = format("%s.npy", key);
+    Member found = find_member(z, name);
     if (!found.name) die("%s: it holds no array %s", z->path, key);
     if (found.unpacked > 8 * most + 2 * MAX_HEADER) // before it is unpacked
         die("%s: array %s has %llu bytes; at most %zu numbers are expected", z->path, key,
@@ -297,6 +303,16 @@ double *npz_read(const char *path, const char *key, size_t most, int64_t shape[4
     double *out = read_archive(&(Zip){path, bytes, size}, key, most, shape, ndim);
     unmap_file(bytes, size);
     return out;
+}
+
+bool npz_has(const char *path, const char *key) {
+    size_t size;
+    const unsigned char *bytes = map_file(path, &size);
+    char *name = format("%s.npy", key);
+    bool has = find_member(&(Zip){path, bytes, size}, name).name;
+    free(name);
+    unmap_file(bytes, size);
+    return has;
 }
 
 // ---- writing -------------------------------------------------------------------------------------------

@@ -617,9 +617,11 @@ static void test_refusals(void) {
     char *npz = in_folder("s.npz");
     fid_write_statistics(&s, npz);
     FidSet read = fid_read_statistics(npz);
-    check(read.dim == s.dim && !memcmp(read.mu, s.mu, (size_t)s.dim * 8) &&
+    check(read.made_by == s.made_by && read.dim == s.dim && !memcmp(read.mu, s.mu, (size_t)s.dim * 8) &&
               !memcmp(read.sigma, s.sigma, (size_t)s.dim * (size_t)s.dim * 8),
           "statistics come back as they were written");
+    check(s.made_by == fid_made_by(net, o.resize) && s.made_by != fid_made_by(net, RESIZE_CLEAN),
+          "they know which resize they were made with");
     check(fabs(fid_distance(&s, &read)) < 1e-6 * total_variance(&s), "and their distance is zero");
     REFUSED("a KID needs the features", kid_distance(&s, &read, false, 0, NULL));
     fid_set_free(&s), fid_set_free(&again);
