@@ -101,6 +101,7 @@ int command_synth(int argc, char **argv) {
     start_backend();
     if (!strcmp(arch, "inception")) {
         if (ldm) die_usage("--layout ldm does not go with --arch inception");
+        if (tokenizer) die_usage("--tokenizer does not go with --arch inception");
         Inception *net = inception_new(NULL, NULL);
         Params *p = inception_params(net);
         layer_linear(p, inception_dim(net), 1008, true, "fc"); // not for FID, but pytorch-fid loads it

@@ -127,7 +127,7 @@ static void parse(Training *t, int argc, char **argv, const char *usage, const c
         {0, "checkpointing", FLAG(&t->checkpointing),
          "less memory, more time (default: where memory would not do otherwise)"},
         {0, "ablate", CHOICES(t->ablated, "ema|skip|huber|guidance|boundary"),
-         "take one idea away, to see what it does (repeatable)", FULL},
+         "take one idea away, to see what it does, whatever --ema, --skip and --loss say (repeatable)", FULL},
 
         {.help = "How, in mode mimic", .modes = MIMIC},
         {0, "teacher", TEXT(&t->teacher, "PATH"),
@@ -405,9 +405,14 @@ static bool train_lora(const Training *t) {
     lora->mode = xstrdup(mode_name(t));
     lora_attach(lora, 1);
     for (int i = 0; i < lora->params.count; i++) param_trainable(lora->params.list[i].tensor);
-    size_t learnt = params_count(&lora->params), of = params_count(&net);
-    note("%d layers learn %zu parameters: %.3f %% of the UNet's %zu", lora->count, learnt,
-         100 * (double)learnt / (double)of, of);
+    Params text = params_part(&m->params, "text_encoder.");
+    bool in_unet = params_part(&lora->params, "unet.").count,
+         in_text = params_part(&lora->params, "text_encoder.").count;
+    size_t learnt = params_count(&lora->params);
+    size_t of = (in_unet ? params_count(&net) : 0) + (in_text ? params_count(&text) : 0);
+    note("%d layers learn %zu parameters: %.3f %% of the %s%s%s's %zu", lora->count, learnt,
+         100 * (double)learnt / (double)of, in_unet ? "UNet" : "", in_unet && in_text ? "'s and the " : "",
+         in_text ? "text encoder" : "", of);
     Plan plan = {.model = m, .lora = lora, .learnt = (double)learnt, .adapted = student ? student : m->unet};
     plan.teacher = teacher ? teacher->unet : student ? m->unet : NULL;
     plan.mimic = t->what == MIMIC ? &t->mimic : NULL;
