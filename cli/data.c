@@ -84,6 +84,7 @@ int command_data(int argc, char **argv) {
     if (!count) die("%s has no captioned picture of that part", dir);
 
     if (same_folder(dir, out)) die("%s is the data set itself; take another folder for it", out);
+    refuse_inside(out, dir);
     if (!force) refuse_foreign(out, "prompts.txt");
     for (size_t i = 0; i < d->count; i++) input_note(d->samples[i].path);
     const char *images = path_inside(out, "Images");

@@ -51,6 +51,7 @@ static int command_merge(int argc, char **argv) {
     if (!is_directory(model)) die("%s is no folder: adapters are merged into a diffusers folder", model);
     if (same_folder(model, out))
         die("--output is the model itself, %s; the merged one needs its own folder", out);
+    refuse_inside(out, model);
 
     Model *m = model_load(model, NULL, NEED_TEXT | NEED_UNET);
     bool changed[ADAPTED] = {false, false};

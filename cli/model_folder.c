@@ -121,6 +121,41 @@ bool same_folder(const char *a, const char *b) {
     return same;
 }
 
+// Where a path leads, without links, "." and "..". What is not there yet is taken as a plain folder.
+static char *place_of(const char *path) {
+    char *at = realpath(*path == '/' ? "/" : ".", NULL);
+    if (!at) die("cannot tell where %s is: %s", path, strerror(errno));
+    while (*(path += strspn(path, "/"))) {
+        int length = (int)strcspn(path, "/");
+        char *next = format("%s/%.*s", at, length, path), *real = realpath(next, NULL);
+        if (real) free(next), next = real;
+        if (!real && length == 1 && *path == '.') strcpy(next, at);
+        if (!real && length == 2 && starts_with(path, "..")) strcpy(next, at), *strrchr(next, '/') = 0;
+        free(at), at = next, path += length;
+    }
+    return at;
+}
+
+static bool lies_in(const char *path, const char *dir) {
+    char *a = place_of(path), *b = place_of(dir);
+    size_t n = strlen(b);
+    bool inside = starts_with(a, b) && (a[n] == '/' || !a[n]);
+    free(a), free(b);
+    return inside;
+}
+
+void refuse_inside(const char *out, const char *read) {
+    DIR *folder = opendir(read);
+    bool inside = folder && lies_in(out, read);
+    for (struct dirent *e; folder && !inside && (e = readdir(folder));) { // its folders may be links
+        char *part = format("%s/%s", read, e->d_name);
+        if (e->d_name[0] != '.' && is_directory(part)) inside = lies_in(out, part);
+        free(part);
+    }
+    if (folder) closedir(folder);
+    if (inside) die("--output %s is inside %s, which this command reads; take another folder", out, read);
+}
+
 // The way from folder `from` to `to`, both absolute and without links: "../tiny/vae".
 static char *relative_path(const char *from, const char *to) {
     char *a = format("%s/", from), *b = format("%s/", to), *path = xstrdup("");
@@ -151,6 +186,7 @@ static const char *const taken_over[] = {"text_encoder", "vae", "tokenizer"};
 void model_folder_check(const ModelFolder *f, const char *teacher) {
     if (same_folder(f->out, teacher))
         die("--output is the teacher itself, %s; the student needs its own folder", f->out);
+    refuse_inside(f->out, teacher);
     if (file_exists(f->out) && !is_directory(f->out)) die("%s is no folder", f->out);
     for (int i = 0; i < 3 && !f->copy; i++) {
         char *path = format("%s/%s", f->out, taken_over[i]);

@@ -42,5 +42,7 @@ void model_folder_write(const ModelFolder *f, const Model *teacher, const Config
 // but: names in that folder which are not copied, ended by NULL; or NULL.
 void copy_folder(const char *from, const char *to, const char *const *but);
 bool same_folder(const char *a, const char *b); // false where one does not exist
+// Dies where the folder that --output names would be in one that the command reads. Links are followed.
+void refuse_inside(const char *out, const char *read);
 
 #endif

@@ -274,6 +274,7 @@ static char *lcm_run_config(const Training *t, const Params *net, const Pairs *p
 static bool train_lcm(Training *t) {
     ModelFolder folder = {.out = t->out, .tokenizer = t->tokenizer, .copy = t->copy, .type = t->type};
     model_folder_check(&folder, t->model);
+    refuse_inside(t->out, t->data);
     Model *teacher = model_load(t->model, t->tokenizer, NEED_ALL);
     if (teacher->unet_config.time_cond_proj_dim)
         die("%s has a guidance embedding: it is distilled already", t->model);
