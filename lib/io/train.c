@@ -278,13 +278,17 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     if (!r->shards) r->shards = 1;
     shards_begin(r);
     ranks_agree(r);
+    char *checkpoint = in_dir(r, newest), *previous = in_dir(r, before_it),
+         *checkpoints[] = {previous, checkpoint}, *config = in_dir(r, "config.json"),
+         *log = in_dir(r, "log.jsonl");
+    if (first && file_exists(config) && !file_exists(log)) // a model's part has the first, too
+        die("%s is no training run's folder: it has a config.json, but no log.jsonl; take another one",
+            r->dir);
     if (first) make_directories(r->dir), lock_folder(r->dir);
     may_replace(r->dir);
     random_seed(&r->random, seed);
     r->step = 0, r->earlier = 0, r->loss = 0, r->lowest = INFINITY, r->seed = seed;
     if (!r->checkpoint_every) r->checkpoint_every = 120;
-    char *checkpoint = in_dir(r, newest), *previous = in_dir(r, before_it),
-         *checkpoints[] = {previous, checkpoint};
     // Begun anew: the old checkpoints go at once, or a kill would leave them beside the new log.
     for (int i = 0; fresh && first && i < 2; i++)
         if (file_exists(checkpoints[i]) && unlink(checkpoints[i]))
@@ -306,7 +310,7 @@ void run_begin(Run *r, uint64_t seed, bool fresh) {
     ranks_give(&r->validated, sizeof r->validated, 0);
     folder_is_shared(r);
     ranks_watch(r->dir);
-    free(checkpoint), free(previous);
+    free(checkpoint), free(previous), free(config), free(log);
     r->started = r->saved_at = seconds();
     progress_begin(&r->bar, r->what, r->total - r->step);
     interrupt_catch();
