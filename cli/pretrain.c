@@ -7,10 +7,10 @@
 
 int command_pretrain(int argc, char **argv) {
     Run run = {0}; // stays so where nothing is trained
-    PretrainOptions o = {.out = DEFAULT_MODEL, .shards = 1, .checkpoint_every = 120, .ended = &run};
+    PretrainOptions o = {.shards = 1, .checkpoint_every = 120, .ended = &run};
     bool json = false;
     Option options[] = {
-        {'o', "output", TEXT(&o.out, "DIR"), "the model's folder"},
+        {'o', "output", TEXT(&o.out, "DIR"), "the model's folder; what the stage trains is replaced there"},
         {0, "run", TEXT(&o.run, "DIR"), "checkpoint and log (default: run/ and the stage's name)"},
         {0, "data", TEXT(&o.data, "DIR"), "text and unet: scenes of the broad world"},
         {0, "steps", WHOLE(&o.steps, 1, 1 << 24), "training steps (default: the stage's)"},
@@ -27,7 +27,7 @@ int command_pretrain(int argc, char **argv) {
         {JSON_OPTION(&json)},
         {0}};
     char **words = options_parse(
-        argc, argv, options, "sd pretrain tokenizer|vae|decoder|text|unet|inception|check [options]",
+        argc, argv, options, "sd pretrain tokenizer|vae|decoder|text|unet|inception|check -o DIR [options]",
         "Trains the tiny model on the toy world's broad scenes, a stage a command, in this order. The same "
         "command continues after an interruption. check trains nothing: it tells how well the judge "
         "(inception) reads held-out scenes, and what the VAE makes of them.",
@@ -37,6 +37,7 @@ int command_pretrain(int argc, char **argv) {
         "  sd pretrain text -o run/tiny --data run/broad");
     const char *name = one_word(words, "one stage is needed: sd pretrain --help lists them");
     choice("there is no stage", name, "tokenizer|vae|decoder|text|unet|inception|check");
+    if (!o.out) die_usage("--output DIR is needed: the model's folder");
     const PretrainStage *stage = pretrain_stages;
     while (strcmp(name, stage->name)) stage++;
     if (o.data && !stage->pairs) die_usage("%s takes no --data: it draws its scenes itself", name);
