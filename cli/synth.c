@@ -114,14 +114,12 @@ int command_synth(int argc, char **argv) {
     if (tokenizer) check_tokenizer(tokenizer, m->text_config.vocab_size);
     const char *paths[3] = {0}; // all are looked at before the first is written
     for (int i = 0; i < 3 && !ldm; i++) paths[i] = place(dir, networks[i].weights, force);
-    if (ldm)
-        write_made(&m->params, "", place(dir, "model.safetensors", force), regime, type, true);
-    else
-        architecture_write(a, dir);
+    if (ldm) write_made(&m->params, "", place(dir, "model.safetensors", force), regime, type, true);
     for (int i = 0; i < 3 && !ldm; i++) {
         Params part = params_part(&m->params, networks[i].prefix);
         write_made(&part, networks[i].prefix, paths[i], regime, type, false);
     }
     write_tokenizer(dir, tokenizer, m->text_config.max_position_embeddings);
+    if (!ldm) architecture_write(a, dir); // behind the weights: where they fail, the folder is no model
     return 0;
 }

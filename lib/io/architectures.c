@@ -68,9 +68,9 @@ const Architecture *architecture(const char *name) {
 }
 
 void architecture_write(const Architecture *a, const char *dir) {
-    write_text_file(dir, "model_index.json", a->model_index);
     write_text_file(dir, "scheduler/scheduler_config.json", a->scheduler);
     write_text_file(dir, "text_encoder/config.json", a->text_encoder);
     write_text_file(dir, "unet/config.json", a->unet);
     write_text_file(dir, "vae/config.json", a->vae);
+    write_text_file(dir, "model_index.json", a->model_index); // last: it makes the folder a model
 }
