@@ -107,7 +107,7 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         if (r->film) film_save(film, r->film);
         if (r->attention) film_save_attention(film, o->prompt, image, r->attention);
         char *text = recipe_write(options);
-        if (r->dump) trace_save(r->dump, o, m);
+        if (r->dump) trace_save(r->dump, o, m, r->loras);
         image_save_png(paths[i], image, text);
         free(text);
         if (r->preview) picture_preview(image);

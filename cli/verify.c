@@ -3,7 +3,7 @@
 #define _POSIX_C_SOURCE 200809L // open_memstream
 #include "verify.h"
 #include "commands.h"
-#include "options.h"
+#include "model_folder.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -99,13 +99,17 @@ static void keep_inputs(const SampleOptions *o, const Model *m) {
     keep(xstrdup("inputs.cfg"), 1, (int64_t[]){1}, cfg);
 }
 
-void trace_save(const char *path, const SampleOptions *o, const Model *m) {
+static const char *const spacings[] = {"leading", "trailing", "linspace"};
+
+void trace_save(const char *path, const SampleOptions *o, const Model *m, Texts loras) {
     trace_sink = NULL;
     keep_inputs(o, m);
     StoreWriter *w = store_create(path);
     SchedulerKind kind = scheduler_config(m->scheduler_json, o->scheduler).kind;
     store_metadata_add(w, "sampler", samplers[kind].name); // timesteps alone leave it open now and then
     if (kind == TCD) store_metadata_add(w, "eta", format("%.17g", o->eta));
+    if (o->spacing >= 0) store_metadata_add(w, "spacing", spacings[o->spacing]);
+    for (int i = 0; i < loras.count; i++) store_metadata_add(w, format("lora.%d", i), loras.at[i]);
     for (int i = 0; i < traced_count; i++)
         store_declare(w, shown_name(traced[i].name, unet_calls > 1), F32, traced[i].ndim, traced[i].shape);
     for (int i = 0; i < traced_count; i++) store_data_f32(w, traced[i].data, traced_elements(&traced[i]));
@@ -175,13 +179,15 @@ static bool takes(SchedulerConfig c, Inputs *in) {
 
 // Which sampler takes these timesteps? The model's own is tried first if none is named. Timesteps that no
 // configuration of the model's takes are compared with its own; maybe another spacing or offset has them.
-static void find_sampler(const Model *m, const char *named, Inputs *in) {
-    static const char *const spacings[] = {"leading", "trailing", "linspace"};
+// spacing: that of the named sampler's timesteps; NULL: the model's.
+static void find_sampler(const Model *m, const char *named, const char *spacing, Inputs *in) {
     int kind = named ? TCD : -1;
     while (named && kind >= 0 && strcmp(named, samplers[kind].name)) kind--;
     if (named && kind < 0) note("the sampler \"%s\" is not known here; its steps are not compared", named);
     if (named && kind < 0) return;
     SchedulerConfig own = scheduler_config(m->scheduler_json, kind);
+    for (int i = LEADING; spacing && i <= LINSPACE; i++)
+        if (!strcmp(spacing, spacings[i])) own.timestep_spacing = i;
     if (takes(own, in)) return;
     for (kind = PNDM; kind <= LCM && !named; kind++)
         if (takes(scheduler_config(m->scheduler_json, kind), in)) return;
@@ -232,7 +238,7 @@ static Inputs read_inputs(const Model *m, const Store *s, const char *path) {
     in.cfg = *read_tensor(s, path, "inputs.cfg", 1, one);
     in.times = read_tensor(s, path, "inputs.timesteps", 1, n);
     in.steps = (int)n[0];
-    find_sampler(m, store_metadata(s, "sampler"), &in);
+    find_sampler(m, store_metadata(s, "sampler"), store_metadata(s, "spacing"), &in);
     const char *eta = store_metadata(s, "eta");
     if (eta) in.sampler.eta = strtod(eta, NULL);
     for (int i = 0; i < in.steps - 1; i++)
@@ -328,6 +334,16 @@ static void check_kind(const Model *m, const Store *s, const char *path) {
     if (kind)
         die("%s is a trace of %s, with text states of %d channels; %s has %d", path, kind, wide, m->path,
             own);
+}
+
+// Adds the adapters that a trace was made with.
+static void add_traced_loras(const Model *m, const Store *s, const char *path) {
+    const char *spec;
+    for (int i = 0; (spec = store_metadata(s, format("lora.%d", i))); i++) {
+        if (!file_exists(parse_lora(spec, &(float){0})))
+            die("%s was made with the adapter %s, which is not here", path, spec);
+        add_loras(m, (Texts){&spec, 1}, false, (bool[ADAPTED]){0});
+    }
 }
 
 // ---- a training step once more ----------------------------------------------------------------------------
@@ -584,6 +600,7 @@ int command_verify(int argc, char **argv) {
         gradients_again(m, s, path, lora);
         if (tolerance < 0) tolerance = 1e-3; // sums of many products of both signs
     } else {
+        add_traced_loras(m, s, path);
         trace_begin();
         in = read_inputs(m, s, path);
         run_again(m, &in);

@@ -3,11 +3,12 @@
 #ifndef VERIFY_H
 #define VERIFY_H
 
+#include "options.h"
 #include "sd.h"
 
 void trace_begin(void); // collect from here on
-// Writes what was collected, and what went in.
-void trace_save(const char *path, const SampleOptions *o, const Model *m);
+// Writes what was collected, and what went in. loras: the adapters drawn with, FILE[:SCALE].
+void trace_save(const char *path, const SampleOptions *o, const Model *m, Texts loras);
 
 // ---- between verify.c and explain.c, and some of it for others --------------------------------------------
 
