@@ -117,6 +117,7 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         if (!r->json) note("%s", paths[i]);
     }
     ranks_join();
+    if (captions) dataset_note_others(r->out, (size_t)count);
     if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, times, r, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
                  times->text_s, times->unet_step_s, times->vae_s, (double)times->peak / 1e6);
