@@ -95,8 +95,16 @@ char *recipe_write(const Option *options) {
         if (negative) append(&text, "Negative prompt", negative);
     }
     format_more(&text, "Version: sd.c");
+    utf8_mend(text); // a path may be none
     free(prompt), free(negative);
     return text;
+}
+
+bool recipe_is_of(const char *text, const char *png) {
+    char *there = image_is_whole(png) ? image_png_parameters(png) : NULL;
+    bool same = there && !strcmp(there, text);
+    free(there);
+    return same;
 }
 
 // ---- reading ----------------------------------------------------------------------------------------------

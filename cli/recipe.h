@@ -8,6 +8,8 @@
 
 // The text, from what the variables behind the options hold now. The caller frees it.
 char *recipe_write(const Option *options);
+// Is this text what the picture in that file says? False where there is no whole picture.
+bool recipe_is_of(const char *text, const char *png);
 // Sets every option that was not typed to what the picture's text says, and returns the picture. Dies where
 // it has no such text, of a setting that is no option, and of a file that is absent or no longer what it was.
 Image *recipe_read(const Option *options, const char *png);

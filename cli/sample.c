@@ -27,7 +27,7 @@ static void print_figures(char *const *paths, const double *picture_s, int count
     printf("{\"images\": [");
     for (int i = 0; i < count; i++) printf("%s%s", i ? ", " : "", json_quote(paths[i]));
     printf("], \"picture_s\": [");
-    for (int i = 0; i < count; i++) // null: it was there, or another rank drew it
+    for (int i = 0; i < count; i++) // null: it is kept, or another rank drew it
         printf(picture_s[i] > 0 ? "%s%.4f" : "%snull", i ? ", " : "", picture_s[i]);
     printf("], \"seconds\": %.4f, \"load_s\": %.4f, \"text_s\": %.4f, \"unet_step_s\": %.5f, "
            "\"unet_evaluations\": %d, \"steps\": %d, \"vae_s\": %.4f, \"peak_mb\": %.1f, \"seed\": %llu}\n",
@@ -74,6 +74,7 @@ static void note_words(const Request *r, const char *const *captions, int count)
 static void draw(Request *r, const Option *options, char **captions, int count, const Image *original) {
     char **paths = xcalloc((size_t)count, sizeof *paths);
     double *picture_s = ranks_shared((size_t)count * sizeof *picture_s), started = seconds();
+    bool *kept = ranks_shared((size_t)count);
     SampleTimes *times = ranks_shared(sizeof *times); // of the last picture
     SampleOptions *o = &r->how;
     uint64_t first = o->seed;
@@ -83,30 +84,32 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     complete(r, m, few);
     note_words(r, captions ? (const char *const *)captions : &o->prompt, captions ? count : 1);
     if (r->prompts) make_directories(r->out);
-    if (r->keep) may_replace(r->out); // what is no whole picture is read first
     for (int i = 0; i < count; i++)
         paths[i] = r->prompts ? format("%s/%05d.png", r->out, i) : numbered_name(r->output, i, count);
+    for (int i = 1; !ranks_mine() && (r->init || !captions) && i < count; i++)
+        if (file_exists(paths[i])) check_output(paths[i]); // it may be a folder, or the start picture
     uint64_t all = hash_more(0, &first, sizeof first);
     for (int i = 0; captions && i < count; i++) all = hash_more(all, captions[i], strlen(captions[i]));
     if (captions) ranks_must_agree("seed or list of prompts", &all, sizeof all);
     // What cannot be written is said before the work, not after.
     check_outputs((const char *[]){ranks_mine() ? NULL : paths[0], r->dump, r->film, r->attention}, 4);
+    if (r->keep) may_replace(r->out); // what is not kept is read first
     if (r->dump) trace_begin();
     started = seconds();
     // A small model's operations are not worth threads: as many pictures are drawn at once instead.
     bool small = captions && m->unet_config.block_out_channels[0] < 320 && !r->preview;
     bool draws = ranks_split(small ? count : 1, "pictures", count);
     for (int i = ranks_mine(); draws && i < count; i += ranks_count(), ranks_piece_done()) {
-        if (r->keep && image_is_whole(paths[i])) continue;
         double begun = seconds();
         if (captions) o->prompt = captions[i];
         o->seed = first + (uint64_t)i;
+        char *text = recipe_write(options);
+        if (r->keep && (kept[i] = recipe_is_of(text, paths[i]))) continue;
         Film *film = r->film || r->attention ? film_begin(m, o, NULL) : NULL;
         Image *image = sample(m, *o, times);
         film_end();
         if (r->film) film_save(film, r->film);
         if (r->attention) film_save_attention(film, o->prompt, image, r->attention);
-        char *text = recipe_write(options);
         if (r->dump) trace_save(r->dump, o, m, r->loras);
         image_save_png(paths[i], image, text);
         free(text);
@@ -117,6 +120,12 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         if (!r->json) note("%s", paths[i]);
     }
     ranks_join();
+    int all_kept = 0;
+    for (int i = 0; r->keep && i < count; i++) {
+        ranks_give(&kept[i], 1, i % ranks_count());
+        all_kept += kept[i];
+    }
+    if (r->keep) note("%d of %d pictures are kept", all_kept, count);
     if (captions) dataset_note_others(r->out, (size_t)count);
     if (r->json) print_figures(paths, picture_s, count, seconds() - started, load_s, times, r, first);
     note_verbose("loaded in %.2f s; text %.3f s, UNet %.4f s a step, VAE %.3f s; peak memory %.0f MB", load_s,
@@ -164,7 +173,8 @@ int command_sample(int argc, char **argv) {
         {0, "negative", TEXT(&o->negative, "TEXT"), "what guidance leads away from (default: nothing)"},
         {0, "prompts", TEXT(&r.prompts, "FILE"), "a caption a line instead; picture i uses seed + i"},
         {0, "out", TEXT(&r.out, "DIR"), "with --prompts: where 00000.png, 00001.png, ... go"},
-        {0, "keep", FLAG(&r.keep), "with --prompts: do not draw pictures that are there already"},
+        {0, "keep", FLAG(&r.keep),
+         "with --prompts: do not draw pictures that are there, and would be the same"},
         {0, "init", TEXT(&r.init, "IMAGE"), "begin with this picture instead of noise"},
         {0, "strength", NUMBER(&o->strength, 0, 1),
          "with --init: how much of the way to noise it goes first, 0 to 1"},

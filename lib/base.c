@@ -252,6 +252,10 @@ bool utf8_valid(const char *s, size_t bytes, size_t *bad_at) {
     return at == bytes;
 }
 
+void utf8_mend(char *text) {
+    for (size_t bad, at = 0; !utf8_valid(text + at, strlen(text + at), &bad); at += bad) text[at + bad] = '?';
+}
+
 uint32_t utf8_get(const char **s) {
     const unsigned char *u = (const unsigned char *)*s;
     int more = u[0] < 0x80 ? 0 : u[0] < 0xE0 ? 1 : u[0] < 0xF0 ? 2 : 3;

@@ -64,6 +64,7 @@ bool next_line(const char **at, const char *end, const char **line, size_t *leng
 size_t utf8_length(const char *s, size_t bytes);
 // True if all bytes are UTF-8. If not, *bad_at (may be NULL) is where the first broken sequence begins.
 bool utf8_valid(const char *s, size_t bytes, size_t *bad_at);
+void utf8_mend(char *text);        // bytes that are no UTF-8 become question marks
 uint32_t utf8_get(const char **s); // the code point at *s, which moves behind it; the text must be valid
 int utf8_put(char out[4], uint32_t point); // writes a code point and returns how many bytes it took
 // How many of at most `most` bytes are whole characters: for "%.*s".

@@ -390,10 +390,8 @@ void image_save_png(const char *path, const Image *image, const char *parameters
     if (parameters) {                                         // before the pixels: found early
         static const char latin1_head[] = "parameters";       // keyword, NUL; the text follows
         static const char utf8_head[] = "parameters\0\0\0\0"; // keyword, plain, language, translation
-        // Bytes that are no UTF-8, as a path may have, become question marks: else no program shows the text.
         char *valid = xstrdup(parameters);
-        for (size_t bad, at = 0; !utf8_valid(valid + at, strlen(valid + at), &bad); at += bad)
-            valid[at + bad] = '?';
+        utf8_mend(valid); // else no program shows the text
         size_t length = strlen(parameters), n;
         if (length > INT_MAX / 2) die("%s: %zu bytes of parameters are too many", path, length);
         unsigned char *text = xmalloc(sizeof utf8_head + length);
