@@ -160,6 +160,10 @@ void picture_preview(const Image *image) {
     image_free(small);
 }
 
+char *film_strip_name(const char *path) {
+    return format("%.*s-strip.png", (int)strlen(path) - (ends_with(path, ".png") ? 4 : 0), path);
+}
+
 void film_save(const Film *f, const char *path) {
     enum { STRIP = 8 };
     Image **frames = xcalloc((size_t)f->count + 1, sizeof *frames), *strip[STRIP];
@@ -169,7 +173,7 @@ void film_save(const Film *f, const char *path) {
     image_save_film(path, frames, f->count + 1, frame_ms < 40 ? 40 : frame_ms, 2000);
     for (int i = 0; i < shown; i++) strip[i] = frames[i * f->count / (shown - 1)];
     Image *row = picture_grid(strip, 1, shown);
-    char *name = format("%.*s-strip.png", (int)strlen(path) - (ends_with(path, ".png") ? 4 : 0), path);
+    char *name = film_strip_name(path);
     image_save_png(name, row, NULL);
     note("%s: the picture expected at each of %d steps; %s: %d of them", path, f->count, name, shown);
     for (int i = 0; i <= f->count; i++) image_free(frames[i]);

@@ -35,6 +35,7 @@ int level_of(const char *module, const UNetConfig *u); // of a block of the UNet
 
 // FILE.png: the pictures expected at each step, one after another. FILE-strip.png: 8 of them in a row.
 void film_save(const Film *f, const char *path);
+char *film_strip_name(const char *path); // FILE-strip.png
 // A grid: what each word (a row) does at each level (a column), over the picture.
 void film_save_attention(const Film *f, const char *caption, const Image *picture, const char *path);
 Image *picture_grid(Image *const *tiles, int rows, int columns); // all of one size, with a white line between

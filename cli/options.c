@@ -246,6 +246,11 @@ char **options_parse(int argc, char **argv, Option *options, const char *usage, 
     return argv + optind;
 }
 
+void goes_with(const Option *options, const char *names, const char *other) {
+    for (const Option *o = options; o->help; o++)
+        if (o->given && place_in(names, o->name) >= 0) die_usage("--%s goes with --%s", o->name, other);
+}
+
 const char *one_word(char **words, const char *expected) {
     if (!words[0] || words[1]) die_usage("%s", expected);
     return words[0];
@@ -280,12 +285,22 @@ char *numbered_name(const char *output, int i, int count) {
     return count > 1 ? format("%.*s-%d%s", stem, output, i, output + stem) : xstrdup(output);
 }
 
-void check_png(const char *option, const char *output) {
-    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
+static void check_ending(const char *option, const char *output, const char *what, const char *own) {
+    static const char *const known[] = {".png", ".jpg",  ".jpeg",        ".webp", ".gif",  ".bmp",
+                                        ".tif", ".tiff", ".safetensors", ".npz",  ".json", ".txt"};
     const char *ending = strrchr(output, '.');
-    for (size_t i = 0; ending && i < sizeof others / sizeof *others; i++)
-        if (!strcasecmp(ending, others[i]))
-            die_usage("%s is \"%s\"; pictures are PNG, so end the name in .png", option, output);
+    if (!*output) die_usage("%s is empty; the name of a file is expected", option);
+    for (size_t i = 0; ending && i < sizeof known / sizeof *known; i++)
+        if (!strcasecmp(ending, known[i]) && strcasecmp(ending, own))
+            die_usage("%s is \"%s\"; %s, so end the name in %s", option, output, what, own);
+}
+
+void check_png(const char *option, const char *output) {
+    check_ending(option, output, "pictures are PNG", ".png");
+}
+
+void check_safetensors(const char *option, const char *output) {
+    check_ending(option, output, "it is a safetensors file", ".safetensors");
 }
 
 float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape) {

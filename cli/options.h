@@ -78,6 +78,8 @@ typedef struct {
 // line that names it, what was found and what is expected. --help prints usage, about, table and examples.
 char **options_parse(int argc, char **argv, Option *options, const char *usage, const char *about,
                      const char *examples);
+// Dies where an option of "a|b|c" was given: "--a goes with --other".
+void goes_with(const Option *options, const char *names, const char *other);
 const char *one_word(char **words, const char *expected); // the only word, else dies with what is expected
 void no_words(char **words, const char *hint);            // dies with the first word if there is one
 // An option's value (not of lists) as one types it, all digits that count; NULL: none. The caller frees it.
@@ -92,7 +94,9 @@ char *did_you_mean(const char *word, const char *names, const char *before);
 void start_backend(void);                                  // with the threads that --threads asks for
 char *parse_lora(const char *spec, float *scale);          // FILE[:SCALE] -> FILE, and SCALE or 1
 char *numbered_name(const char *output, int i, int count); // a.png; of more than one a-0.png, a-1.png, ...
-void check_png(const char *option, const char *output);    // dies where the name says JPEG or the like
+// Die where an output's name is empty, or its ending says that it is a file of another kind.
+void check_png(const char *option, const char *output);
+void check_safetensors(const char *option, const char *output);
 // A file's tensor as floats. shape (dims): what is expected, -1 for any size; then what was found. A leading
 // 1 may be absent. Dies where the tensor is, or has another shape, a NaN or an infinity.
 float *read_tensor(const Store *s, const char *path, const char *name, int dims, int64_t *shape);

@@ -55,7 +55,11 @@ static void complete(Request *r, const Model *m, FewSteps few) {
     if (!o->height) o->height = own.height;
     o->cfg = (float)r->cfg, o->progress = own.progress;
     Scheduler s = scheduler_of(sample_scheduler(m, o), o->steps); // refuses what cannot run
+    if (r->latents && r->count > 1 && !scheduler_wants_noise(&s))
+        die_usage("--count: from given --latents %s draws the same picture each time", title);
     scheduler_free(&s);
+    if (o->negative && *o->negative && (r->cfg <= 1 || m->unet_config.time_cond_proj_dim))
+        note("--negative does nothing here: there is no guidance that leads away from it");
     if (o->scheduler != TCD) o->eta = NAN; // of no use, so that the text in the PNG
     if (!r->init) o->strength = NAN;       //   does not have it
     if (!r->latents) return;
@@ -92,7 +96,8 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
     for (int i = 0; captions && i < count; i++) all = hash_more(all, captions[i], strlen(captions[i]));
     if (captions) ranks_must_agree("seed or list of prompts", &all, sizeof all);
     // What cannot be written is said before the work, not after.
-    check_outputs((const char *[]){ranks_mine() ? NULL : paths[0], r->dump, r->film, r->attention}, 4);
+    const char *strip = r->film ? film_strip_name(r->film) : NULL;
+    check_outputs((const char *[]){ranks_mine() ? NULL : paths[0], r->dump, r->film, strip, r->attention}, 5);
     if (r->keep) may_replace(r->out); // what is not kept is read first
     if (r->dump) trace_begin();
     started = seconds();
@@ -232,7 +237,8 @@ int command_sample(int argc, char **argv) {
     Image *original = r.again ? recipe_read(options, r.again) : NULL;
     if (!o->prompt == !r.prompts) die_usage("one of --prompt, --prompts and --again is needed");
     if (r.prompts && !r.out) die_usage("--prompts needs --out DIR");
-    if (r.keep && !r.prompts) die_usage("--keep goes with --prompts");
+    goes_with(options, r.prompts ? "output|count" : "out|keep", r.prompts ? "prompt" : "prompts");
+    if (!r.init) goes_with(options, "strength", "init");
     if (r.init && r.latents) die_usage("--init and --latents: a picture begins with one of them");
     if (o->width % 8) die_usage("--width is %d; it must be a multiple of 8", o->width);
     if (o->height % 8) die_usage("--height is %d; it must be a multiple of 8", o->height);

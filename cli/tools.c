@@ -29,6 +29,7 @@ int command_encode(int argc, char **argv) {
                       "finds, times its scaling factor. The picture is cut to multiples of 8 pixels.",
                       "sd encode dog.png -o dog.safetensors");
     const char *input = one_word(words, "sd encode takes one picture");
+    check_safetensors("--output", output);
     start_backend();
     Image *image = image_load(input);
     int w = image->width / 8 * 8, h = image->height / 8 * 8;

@@ -600,6 +600,7 @@ void check_outputs(const char *const *paths, int count) {
     int n = 0;
     for (int i = 0; i < count; i++) {
         struct stat there;
+        if (paths[i] && !*paths[i]) die_usage("the name of an output is empty");
         bool exists = paths[i] && stat(paths[i], &there) == 0;
         if (paths[i] && !(exists && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))) // no pipe, no device
             opened[n++] = output_open(paths[i]);

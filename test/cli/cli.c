@@ -386,7 +386,7 @@ static void bad_options(void) {
     refuses("a picture that is none", "list.txt", DRAW "good|--init|list.txt");
     refuses("a picture that is not there", "none.png", DRAW "good|--init|none.png");
     refuses("noise that is not there", "none.safetensors", DRAW "good|--latents|none.safetensors");
-    refuses("encode: no such picture", "none.png", "encode|none.png|-m|good|-o|o.png");
+    refuses("encode: no such picture", "none.png", "encode|none.png|-m|good|-o|o.safetensors");
     refuses("decode: no such file", "none.safetensors", "decode|none.safetensors|-m|good|-o|o.png");
     refuses("verify: no trace", "inputs.", "verify|good/" UNET "|-m|good");
     refuses("info: nothing there", "nowhere", "info|nowhere");
