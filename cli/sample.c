@@ -109,7 +109,9 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         if (captions) o->prompt = captions[i];
         o->seed = first + (uint64_t)i;
         char *text = recipe_write(options);
-        if (r->keep && (kept[i] = recipe_is_of(text, paths[i]))) continue;
+        if (r->keep) kept[i] = recipe_is_of(text, paths[i]);
+        if (kept[i]) free(text);
+        if (kept[i]) continue;
         Film *film = r->film || r->attention ? film_begin(m, o, NULL) : NULL;
         Image *image = sample(m, *o, times);
         film_end();
