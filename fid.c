@@ -189,7 +189,7 @@ struct Inception {
     int unit_count, next;  // next: the one that this pass comes to next
     bool declaring;        // this is the first pass, which makes the parameters
     bool folded;           // batch norm has joined the convolutions
-    uint64_t hash;         // of what the batch norms held then: no other network has the same numbers there
+    uint64_t hash;         // of what the batch norms held then: another trained network has other numbers
 };
 
 // Name, output channels and kernel of a unit that keeps the picture's size (with padding), of one that trims

@@ -343,8 +343,8 @@ typedef struct {
     int batch;                                 // pictures a forward pass
     bool statistics, keep_features, recursive; // recursive: also pictures of folders within the folder
 } FidOptions;
-// A number of 53 bits, not 0, that differs for other weights or another resize: sets compare only if it is
-// the same.
+// A number of 53 bits, not 0, that another trained network or another resize does not have: sets compare only
+// if it is the same.
 uint64_t fid_made_by(const Inception *net, FidResize resize);
 // The paths of the folder's pictures, sorted. Dies where there are none, or too few for statistics.
 char **fid_list(const char *dir, FidOptions o, size_t *count);

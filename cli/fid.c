@@ -195,7 +195,7 @@ static void compare(Inception *net, const Command *c) {
         print_figure("precision", 6, near.precision), print_figure("recall", 6, near.recall);
         print_figure("density", 6, near.density), print_figure("coverage", 6, near.coverage);
         if (c->nearest) print_nearest(&set[0], &set[1], c);
-        // Statistics do not say of how many pictures they are, nor how those were resized.
+        // Statistics do not say of how many pictures they are.
         print_figure("n_a", 15, set[0].count ? (double)set[0].count : NAN);
         print_figure("n_b", 15, set[1].count ? (double)set[1].count : NAN);
         printf("\"resize\": %s, \"features\": %d, \"seconds\": %.3f, \"peak_mb\": %.1f}\n",

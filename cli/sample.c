@@ -59,7 +59,7 @@ static void complete(Request *r, const Model *m, FewSteps few) {
         die_usage("--count: from given --latents %s draws the same picture each time", title);
     scheduler_free(&s);
     if (o->negative && *o->negative && (r->cfg <= 1 || m->unet_config.time_cond_proj_dim))
-        note("--negative does nothing here: there is no guidance that leads away from it");
+        note("--negative does nothing with %s: there is no guidance to lead away from it", m->path);
     if (o->scheduler != TCD) o->eta = NAN; // of no use, so that the text in the PNG
     if (!r->init) o->strength = NAN;       //   does not have it
     if (!r->latents) return;
@@ -181,7 +181,7 @@ int command_sample(int argc, char **argv) {
         {0, "prompts", TEXT(&r.prompts, "FILE"), "a caption a line instead; picture i uses seed + i"},
         {0, "out", TEXT(&r.out, "DIR"), "with --prompts: where 00000.png, 00001.png, ... go"},
         {0, "keep", FLAG(&r.keep),
-         "with --prompts: do not draw pictures that are there, and would be the same"},
+         "with --prompts: do not draw pictures that are there and were drawn with the same options"},
         {0, "init", TEXT(&r.init, "IMAGE"), "begin with this picture instead of noise"},
         {0, "strength", NUMBER(&o->strength, 0, 1),
          "with --init: how much of the way to noise it goes first, 0 to 1"},

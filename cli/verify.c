@@ -109,7 +109,11 @@ void trace_save(const char *path, const SampleOptions *o, const Model *m, Texts 
     store_metadata_add(w, "sampler", samplers[kind].name); // timesteps alone leave it open now and then
     if (kind == TCD) store_metadata_add(w, "eta", format("%.17g", o->eta));
     if (o->spacing >= 0) store_metadata_add(w, "spacing", spacings[o->spacing]);
-    for (int i = 0; i < loras.count; i++) store_metadata_add(w, format("lora.%d", i), loras.at[i]);
+    for (int i = 0; i < loras.count; i++) {
+        char *spec = xstrdup(loras.at[i]);
+        utf8_mend(spec); // a path may be none
+        store_metadata_add(w, format("lora.%d", i), spec);
+    }
     for (int i = 0; i < traced_count; i++)
         store_declare(w, shown_name(traced[i].name, unet_calls > 1), F32, traced[i].ndim, traced[i].shape);
     for (int i = 0; i < traced_count; i++) store_data_f32(w, traced[i].data, traced_elements(&traced[i]));
@@ -336,12 +340,14 @@ static void check_kind(const Model *m, const Store *s, const char *path) {
             own);
 }
 
-// Adds the adapters that a trace was made with.
-static void add_traced_loras(const Model *m, const Store *s, const char *path) {
+// Adds the adapters that a trace was made with; or, of `--lora`, FILE[:SCALE] instead, or none.
+static void add_traced_loras(const Model *m, const Store *s, const char *path, const char *instead) {
+    if (instead && strcmp(instead, "none")) add_loras(m, (Texts){&instead, 1}, false, (bool[ADAPTED]){0});
     const char *spec;
-    for (int i = 0; (spec = store_metadata(s, format("lora.%d", i))); i++) {
+    for (int i = 0; !instead && (spec = store_metadata(s, format("lora.%d", i))); i++) {
         if (!file_exists(parse_lora(spec, &(float){0})))
-            die("%s was made with the adapter %s, which is not here", path, spec);
+            die("%s was made with the adapter %s, which is not here; --lora FILE[:SCALE] says where it is",
+                path, spec);
         add_loras(m, (Texts){&spec, 1}, false, (bool[ADAPTED]){0});
     }
 }
@@ -574,7 +580,8 @@ int command_verify(int argc, char **argv) {
          "1e-4, of gradients 1e-3; where the trace is in half precision, fp16 1e-2, bf16 8e-2)"},
         {0, "gradients", FLAG(&gradients),
          "the trace is of a training step: compares its loss and its gradients"},
-        {0, "lora", TEXT(&lora, "FILE"), "with --gradients: the adapters that learn"},
+        {0, "lora", TEXT(&lora, "FILE"),
+         "adapters instead of those that the trace names, or none; with --gradients: those that learn"},
         {MODEL_OPTION(&model)},
         {JSON_OPTION(&json)},
         {0}};
@@ -588,7 +595,7 @@ int command_verify(int argc, char **argv) {
         "sd sample -p \"a dog runs\" --dump trace.safetensors\n  sd verify trace.safetensors");
     if (!words[0] || (words[1] && words[2])) die_usage("sd verify takes one trace, or two");
     if (words[1] && gradients) die_usage("--gradients takes one trace");
-    if (lora && !gradients) die_usage("--lora goes with --gradients");
+    if (lora && words[1]) die_usage("--lora does not go with two traces");
     if (words[1]) return compare_traces(words[0], words[1], tolerance, json);
     const char *path = words[0];
     start_backend();
@@ -600,7 +607,7 @@ int command_verify(int argc, char **argv) {
         gradients_again(m, s, path, lora);
         if (tolerance < 0) tolerance = 1e-3; // sums of many products of both signs
     } else {
-        add_traced_loras(m, s, path);
+        add_traced_loras(m, s, path, lora);
         trace_begin();
         in = read_inputs(m, s, path);
         run_again(m, &in);
