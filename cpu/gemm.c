@@ -190,7 +190,7 @@ INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, bloc
 // [K4] `rows` and `vectors` are constants at each place it is expanded, so that all sums stay in registers.
 // A's elements are read one by one and multiplied with whole vectors of B. m rows, perhaps more than the
 // tile's, and n <= vectors * W columns are left: A's missing rows are read (its buffer is long enough) and
-// not stored. Rows that are far are called for one tile ahead.
+// not stored. Rows that are far are called for one tile ahead, and a row of what is packed next.
 INLINE void tile(const int rows, const int vectors, const bool k_outside, const bool pairs, int depth, Rows r,
                  const float *b, int m, int n, Out out) {
     const float *a = r.at;
@@ -412,7 +412,8 @@ static Rows pack_rows(float *to, const Product *p, int i, int m, int k, int dept
     return with_pairs(a);
 }
 
-// Weights, which are packed panel by panel: their part at row k of B. Nothing beyond the last row.
+// Where B is weights: what will be packed of them for this panel from row k of B on. Beyond the last,
+// nothing.
 static Ahead ahead_of(const Product *p, int k, int depth, int panel) {
     if (p->pack_b != pack_b_columns || k >= p->k) return (Ahead){0};
     const Matrix *x = p->b;
