@@ -494,7 +494,7 @@ FidSet fid_read_statistics(const char *npz) {
         int64_t one[4];
         int dims;
         double *made_by = npz_read(npz, "made_by", 1, one, &dims);
-        if (one[0] != 1 || !(*made_by >= 1 && *made_by < 0x1p53))
+        if (dims != 1 || one[0] != 1 || !(*made_by >= 1 && *made_by < 0x1p53))
             die("%s: made_by is no number of 53 bits", npz);
         s.made_by = (uint64_t)*made_by;
         free(made_by);

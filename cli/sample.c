@@ -110,8 +110,10 @@ static void draw(Request *r, const Option *options, char **captions, int count, 
         o->seed = first + (uint64_t)i;
         char *text = recipe_write(options);
         if (r->keep) kept[i] = recipe_is_of(text, paths[i]);
-        if (kept[i]) free(text);
-        if (kept[i]) continue;
+        if (kept[i]) {
+            free(text);
+            continue;
+        }
         Film *film = r->film || r->attention ? film_begin(m, o, NULL) : NULL;
         Image *image = sample(m, *o, times);
         film_end();

@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
 
     double mu[8], sigma[64];
     for (int i = 0; i < 64; i++) sigma[i] = i % 9 ? 0.1 : 1.5, mu[i % 8] = i;
-    fid_write_statistics(&(FidSet){.dim = 8, .mu = mu, .sigma = sigma}, in_folder("x.npz"));
+    fid_write_statistics(&(FidSet){.dim = 8, .made_by = 1, .mu = mu, .sigma = sigma}, in_folder("x.npz"));
     place = format("%s", in_folder("x.npz"));
     right_statistics = statistics_hash();
     flip("statistics", "x.npz", open_statistics, n / 10, true);

@@ -638,6 +638,14 @@ static void test_refusals(void) {
     REFUSED("is no covariance", fid_read_statistics(npz));
     save_npz(npz, "mu", 4, "sigma", 4, 4, NAN);
     REFUSED("is nan", fid_read_statistics(npz));
+    double two[] = {0, 0, 1, 0, 0, 1}, fraction = 0.5;
+    NpzArray spoilt[] = {
+        {"mu", two, 1, {2}}, {"sigma", two + 2, 2, {2, 2}}, {"made_by", &fraction, 2, {1, 0}}};
+    npz_write(npz, spoilt, 3); // an empty array
+    REFUSED("made_by is no number", fid_read_statistics(npz));
+    spoilt[2].ndim = 1;
+    npz_write(npz, spoilt, 3); // and a fraction
+    REFUSED("made_by is no number", fid_read_statistics(npz));
     // A set in half precision against itself: the FID is negative. A little less than zero is zero.
     FidSet exact = fixture_set("singular", "a", 10), half = fixture_set("singular", "a", 10);
     for (size_t i = 0; i < (size_t)half.dim * (size_t)half.dim; i++)
