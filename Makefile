@@ -33,10 +33,12 @@ MPI_LIBS := $(filter -L% -l% -Wl%,$(MPI_ADDS)) $(if $(MPI),-lpthread)
 LIBS    := -lm $(MPI_LIBS)
 
 # cpu/: the fast kernels are one file, compiled once for each instruction set; SD_ISA=plain selects the
-# definitions instead, `sd sample --dtype bf16` that of AVX512_BF16.
-ISAS    := $(if $(filter x86_64,$(ARCH)),avx512 avx2) portable $(if $(filter x86_64,$(ARCH)),avx512_bf16)
+# definitions instead, `sd sample --dtype bf16` that of AMX or AVX512_BF16.
+X86     := $(filter x86_64,$(ARCH))
+ISAS    := $(if $(X86),avx512 avx2) portable $(if $(X86),amx_bf16 avx512_bf16)
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
-FLAGS_avx512_bf16 := $(FLAGS_avx512) -mavx512bf16
+FLAGS_avx512_bf16 := $(FLAGS_avx512) -mavx512bf16 -DPAIRS=1
+FLAGS_amx_bf16 := $(FLAGS_avx512_bf16) -mamx-tile -mamx-bf16 -DTILES=1
 FLAGS_avx2     := -march=x86-64-v3
 FLAGS_portable :=
 CPU_O   := $(ISAS:%=$(BUILD)/cpu/fast.%.o) $(patsubst %,$(BUILD)/cpu/%.o,plain memory cpu)
@@ -58,7 +60,7 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,cc,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $(if $(STB),-isystem $(STB)) -c $< -o $@
 
-$(patsubst %,$(BUILD)/cpu/fast.%.o,$(ISAS) emulated): $(BUILD)/cpu/fast.%.o: cpu/fast.c
+$(patsubst %,$(BUILD)/cpu/fast.%.o,$(ISAS) emulated emulated_tiles): $(BUILD)/cpu/fast.%.o: cpu/fast.c
 	@mkdir -p $(@D)
 	$(call say,cc,$< ($*))$(CC) $(BASE) $(CFLAGS) $(FLAGS_$*) $(OPENMP) -DISA=$* -c $< -o $@
 TABLES  := $(filter-out %_bf16,$(ISAS)) plain $(filter %_bf16,$(ISAS))
@@ -103,8 +105,9 @@ $(BUILD)/test/%: test/%.c $(TESTED)
 	@mkdir -p $(@D)
 	$(call say,test,$<)$(CC) $(BASE) $(CFLAGS) $(OPENMP) $< $(filter %.o,$^) -o $@ $(LIBS)
 # Products of bf16 by functions in place of the instructions, for any processor.
-$(BUILD)/test/nn/bf16: $(BUILD)/cpu/fast.emulated.o
-FLAGS_emulated := -DPAIRS=true
+$(BUILD)/test/nn/bf16: $(BUILD)/cpu/fast.emulated.o $(BUILD)/cpu/fast.emulated_tiles.o
+FLAGS_emulated := -DPAIRS=1
+FLAGS_emulated_tiles := -DPAIRS=1 -DTILES=1
 
 # -fexpensive-optimizations: with fused multiply-adds, as the program has them.
 SANITIZE := -O1 -fexpensive-optimizations -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \

@@ -211,7 +211,7 @@ int command_sample(int argc, char **argv) {
         {0, "rng", CHOICE(&o->philox, "torch|philox"),
          "PyTorch's generator of noise on the CPU, or on a GPU"},
         {0, "dtype", CHOICE(&r.dtype, "f32|bf16"),
-         "of what products multiply (default: f32); bf16 needs a processor with AVX512_BF16"},
+         "of what products multiply (default: f32); bf16 needs a processor with AMX or AVX512_BF16"},
         {'n', "count", WHOLE(&r.count, 1, MOST_PICTURES), "pictures; picture i uses seed + i"},
         {.help = "What comes out"},
         {'o', "output", TEXT(&r.output, "FILE.png"), "the picture; a-0.png, a-1.png, ... above one"},

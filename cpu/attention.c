@@ -1,9 +1,9 @@
 // attention.c: softmax(scale q k^T) v in one pass over the keys (Dao et al. 2022, "FlashAttention"), and its
 // gradients. The matrix of scores exists only as a block of KEYS keys x TN queries.
 //
-// Everything is transposed: vector lanes are queries. S^T = K Q^T and O^T = V^T P^T are products as in
-// gemm.h, in which a block of scores is one panel; the largest score and the sum of each query are then plain
-// vector arithmetic, and no lane is wasted whatever the size of a head.
+// Everything is transposed (but with tiles, see there): vector lanes are queries. S^T = K Q^T and O^T = V^T
+// P^T are products as in gemm.h, in which a block of scores is one panel; the largest score and the sum of
+// each query are then plain vector arithmetic, and no lane is wasted whatever the size of a head.
 #include "vector.h"
 
 #include <math.h>
@@ -52,7 +52,11 @@ static float *pack_heads(const float *k, const float *v, Attention p, bool pairs
             copy_floats(to + (size_t)t * (size_t)p.d, k + row_at(p, index, t, p.tk), p.d);
             copy_floats(to_v + (size_t)t * (size_t)p.d, v + row_at(p, index, t, p.tk), p.d);
         }
-        if (pairs) join_neighbours_of(to, p.tk, p.d, p.d, lanes_of(p.d)), join_rows(to_v, p.tk, p.d, p.d);
+        if (pairs) {
+            for (int t = 0; t < p.tk; t++)
+                pair_row(to + (size_t)t * (size_t)lanes_of(p.d), to + (size_t)t * (size_t)p.d, F32, p.d);
+            join_rows(to_v, to_v, p.tk, p.d, p.d);
+        }
     }
     return packed;
 }
@@ -120,7 +124,7 @@ static void begin_queries(Queries *b, float *memory, const float *q, Attention p
     *b = (Queries){.q0 = q0, .nq = nq, .width = width, .tile = memory, .out = memory + p.d * width};
     for (int j = 0; j < TV; j++) b->largest[j] = all(-1e30f), b->sum[j] = all(0);
     pack_queries(b->tile, q, p, index, q0, nq, width, p.scale * LOG2_E);
-    if (PAIRS) join_rows(b->tile, p.d, width, width);
+    if (PAIRS) join_rows(b->tile, b->tile, p.d, width, width);
 }
 
 // The block of keys and values from k0 on; s has room for its scores, KEYS TN floats.
@@ -150,7 +154,7 @@ static void see_keys(Queries *b, float *s, Head head, Attention p, int k0) {
                 float *at = b->out + e * width + j * W;
                 store(at, load(at) * rescale[j]);
             }
-    if (PAIRS) join_rows(s, keys, width, width);
+    if (PAIRS) join_rows(s, s, keys, width, width);
     gemm_block(p.d, width, lanes_of(keys),
                with_pairs(columns_at(head.v + (size_t)lanes_of(k0) * (size_t)p.d, p.d)), s,
                (Out){b->out, width, k0 ? b->out : NULL, NULL, 1});
@@ -182,7 +186,109 @@ static void attend(float *o, float *lse, const float *q, Head head, Attention p,
     for (int i = 0; i < count; i++) end_queries(&blocks[i], o, lse, p, index);
 }
 
+// ---- with tiles -------------------------------------------------------------------------------------------
+
+// Tiles take A row by row, so there nothing is transposed: S = Q K^T and O = P V, whose rows are queries. K
+// and V are packed as B, for a block of TILE_KEYS keys at a time; P is rounded where it lies.
+enum { TILE_KEYS = 384, TILE_QUERIES = 32 };
+
+// Of a head: K (d, keys) of a block, then V (keys, d), as panels.
+static size_t tile_k_floats(Attention p) { return (size_t)lanes_of(p.d) * TILE_KEYS; }
+static size_t tile_block_floats(Attention p) {
+    return tile_k_floats(p) + (size_t)lanes_of(TILE_KEYS) * (size_t)round_up(p.d, W);
+}
+
+static void pack_tile_keys(float *to, const float *k, const float *v, Attention p, int index, int k0) {
+    size_t at = row_at(p, index, k0, p.tk), stride = (size_t)(p.heads * p.d);
+    Matrix km = {{(void *)(k + at), F32}, stride}, vm = {{(void *)(v + at), F32}, stride};
+    int keys = min_int(TILE_KEYS, p.tk - k0);
+    Product scores = {.n = keys, .pack_b = pack_b_columns, .b = &km};
+    Product values = {.n = p.d, .pack_b = pack_b_rows, .b = &vm};
+    for (int panel = 0; panel < blocks_of(keys, TN); panel++)
+        pack_panel(to + packed_at(&scores, 0, p.d, panel_at(keys, panel)), &scores, 0, p.d, panel);
+    to += tile_k_floats(p);
+    for (int panel = 0; panel < blocks_of(p.d, TN); panel++)
+        pack_panel(to + packed_at(&values, 0, keys, panel_at(p.d, panel)), &values, 0, keys, panel);
+}
+
+// A row of scores, of whose `padded` keys the first `visible` count, becomes pairs of exp2(score - largest),
+// which lie closer together, and joins the sum so far. Returns what all before it is multiplied with, as the
+// largest score may have grown.
+INLINE float soften_row(float *row, int visible, int padded, float *largest, vec *sum) {
+    for (int k = visible / W * W; k < padded; k += W)
+        store(row + k, choose(first_lanes(visible - k), load(row + k), all(-1e30f)));
+    vec top = all(*largest), top2 = top;
+    for (int k = 0; k < padded; k += 2 * W)
+        top = max_vec(top, load(row + k)), top2 = max_vec(top2, load(row + k + W));
+    float before = *largest, most = largest_lane(max_vec(top, top2));
+    float rescale = most > before ? exp2_vec(all(before - most))[0] : 1;
+    vec total = *sum * rescale, total2 = all(0);
+    for (int k = 0; k < padded; k += 2 * W) {
+        vec first = exp2_vec(load(row + k) - most), second = exp2_vec(load(row + k + W) - most);
+        total += first, total2 += second;
+        store(row + k / 2, join_neighbours(first, second));
+    }
+    *largest = most, *sum = total + total2;
+    return rescale;
+}
+
+// Queries q0.. of a head, as many as are multiplied at once.
+static void attend_tiles(float *o, float *lse, const float *q, const float *packed, Attention p, int index,
+                         int q0) {
+    int nq = min_int(TILE_QUERIES, p.tq - q0), lanes = lanes_of(p.d), width = round_up(p.d, W);
+    float *queries = scratch(S_TILE, (size_t)TILE_QUERIES * (size_t)(lanes + TILE_KEYS + 2 * width));
+    float *s = queries + TILE_QUERIES * lanes, *out = s + TILE_QUERIES * TILE_KEYS;
+    float *scaled = out + TILE_QUERIES * width, largest[TILE_QUERIES];
+    vec sum[TILE_QUERIES];
+    for (int i = 0; i < nq; i++) {
+        const float *row = q + row_at(p, index, q0 + i, p.tq);
+        for (int e = 0; e < p.d; e += W)
+            store(scaled + e, load_part(row + e, min_int(W, p.d - e)) * (p.scale * LOG2_E));
+        pair_row(queries + i * lanes, scaled, F32, p.d);
+        sum[i] = all(0), largest[i] = -1e30f;
+    }
+    for (int k0 = 0, seen = keys_seen(p, q0 + nq); k0 < seen; k0 += TILE_KEYS) {
+        int keys = min_int(TILE_KEYS, p.tk - k0);
+        const float *block = packed + (size_t)(k0 / TILE_KEYS) * tile_block_floats(p);
+        gemm_block(nq, round_up(keys, W), lanes, with_pairs(rows_at(queries, lanes)), block,
+                   (Out){s, TILE_KEYS, NULL, NULL, 1});
+        for (int i = 0; i < nq; i++) {
+            int visible = p.causal ? clamp_int(q0 + i + 1 - k0, 0, keys) : keys;
+            float rescale = soften_row(s + i * TILE_KEYS, visible, 2 * lanes_of(keys), &largest[i], &sum[i]);
+            for (int e = 0; e < width && k0 && rescale != 1; e += W)
+                store(out + i * width + e, load(out + i * width + e) * rescale);
+        }
+        gemm_block(nq, p.d, lanes_of(keys), with_pairs(rows_at(s, TILE_KEYS)), block + tile_k_floats(p),
+                   (Out){out, width, k0 ? out : NULL, NULL, 1});
+    }
+    for (int i = 0; i < nq; i++) {
+        float total = sum_lanes(sum[i]), *to = o + row_at(p, index, q0 + i, p.tq);
+        for (int e = 0; e < p.d; e += W)
+            store_part(to + e, load(out + i * width + e) * (1 / total), min_int(W, p.d - e));
+        if (lse) lse[(size_t)index * (size_t)p.tq + (size_t)(q0 + i)] = (largest[i] + log2f(total)) * LN_2;
+    }
+}
+
+static void attention_tiles(float *o, float *lse, const float *q, const float *k, const float *v,
+                            Attention p) {
+    int key_blocks = blocks_of(p.tk, TILE_KEYS), query_blocks = blocks_of(p.tq, TILE_QUERIES);
+    size_t head = (size_t)key_blocks * tile_block_floats(p);
+    float *packed = scratch(S_KEYS, (size_t)(p.n * p.heads) * head);
+    PARALLEL_FOR((double)p.n * p.heads * p.tk * p.d > WORTH_A_THREAD)
+    for (int t = 0; t < p.n * p.heads * key_blocks; t++)
+        pack_tile_keys(packed + (size_t)t * tile_block_floats(p), k, v, p, t / key_blocks,
+                       t % key_blocks * TILE_KEYS);
+    PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 5 * WORTH_A_THREAD)
+    for (int t = 0; t < p.n * p.heads * query_blocks; t++)
+        attend_tiles(o, lse, q, packed + (size_t)(t / query_blocks) * head, p, t / query_blocks,
+                     t % query_blocks * TILE_QUERIES);
+}
+
 static void attention(Mem o, float *lse, Mem q, Mem k, Mem v, Attention p) {
+    if (TILES) {
+        attention_tiles(o.at, lse, q.at, k.at, v.at, p);
+        return;
+    }
     float *packed = pack_heads(k.at, v.at, p, PAIRS);
     int queries = 2.0 * p.tk * p.d > CACHED ? TOGETHER * TN : TN, blocks = blocks_of(p.tq, queries);
     PARALLEL_FOR((double)p.n * p.heads * p.tq * p.tk * p.d > 5 * WORTH_A_THREAD)

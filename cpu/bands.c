@@ -28,7 +28,7 @@ static void make_upsampled(float *to, const Unmade *u, int picture, int y) {
 }
 
 // Output rows of a band: whole tiles, as many as keep its input below BAND_BYTES.
-static const int BAND_BYTES = 4 << 20;
+static const int BAND_BYTES = TILES ? 8 << 20 : 4 << 20;
 static int band_rows(Conv p) {
     size_t row = (size_t)p.w * (size_t)p.c * sizeof(float) * (size_t)p.stride;
     int fit = (int)((size_t)BAND_BYTES / row) / 4 * 4;
@@ -38,7 +38,7 @@ static int band_rows(Conv p) {
 // Band t of a picture, or, where a picture is one band, all `together`: whole ones share the weights'
 // packing.
 static void convolve_band(int t, int rows, int together, float *y, const Unmade *u, Mem weight,
-                          const float *bias, Mem residual, bool by_winograd) {
+                          const float *packed, const float *bias, Mem residual, bool by_winograd) {
     Conv p = u->p, q = p;
     size_t in_row = (size_t)p.w * (size_t)p.c, out_row = (size_t)p.ow * (size_t)p.oc;
     int bands = blocks_of(p.oh, rows), picture = t / bands;
@@ -51,7 +51,7 @@ static void convolve_band(int t, int rows, int together, float *y, const Unmade 
     for (int i = 0; i < together * q.h; i++)
         u->make_row(x + (size_t)i * in_row, u, picture + i / q.h, begin + i % q.h);
     size_t at = ((size_t)picture * (size_t)p.oh + (size_t)first) * out_row;
-    convolve(by_winograd, y + at, x, weight, bias, from(residual, at).at, q);
+    convolve(by_winograd, y + at, x, weight, packed, bias, from(residual, at).at, q);
 }
 
 static void convolve_unmade(Mem y, const Unmade *u, Mem weight, Mem bias, Mem residual) {
@@ -60,14 +60,15 @@ static void convolve_unmade(Mem y, const Unmade *u, Mem weight, Mem bias, Mem re
     int rows = band_rows(p), bands = blocks_of(p.oh, rows);
     int together = bands == 1 ? p.n : 1, count = p.n / together * bands;
     const float *b = as_floats(bias, p.oc, S_BIAS);
+    const float *packed = tiles_suit(p) && count > 1 ? pack_taps(weight, p) : NULL;
     if (count < 2 * cpu_threads()) { // all threads share in one band at a time
         for (int t = 0; t < count; t++)
-            convolve_band(t, rows, together, y.at, u, weight, b, residual, by_winograd);
+            convolve_band(t, rows, together, y.at, u, weight, packed, b, residual, by_winograd);
         return;
     }
     PARALLEL_FOR(true) // each thread has bands of its own
     for (int t = 0; t < count; t++)
-        convolve_band(t, rows, together, y.at, u, weight, b, residual, by_winograd);
+        convolve_band(t, rows, together, y.at, u, weight, packed, b, residual, by_winograd);
 }
 
 static void conv2d_normed(Mem y, Mem x, Mem gamma, Mem beta, GroupNorm norm, Mem weight, Mem bias,

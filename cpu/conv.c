@@ -174,14 +174,20 @@ static void conv_direct_backward_weight(float *dweight, const float *dy, const f
 
 // ---- the kernels ------------------------------------------------------------------------------------------
 
-static void convolve(bool by_winograd, float *y, const float *x, Mem weight, const float *bias,
-                     const float *residual, Conv p) {
-    (by_winograd ? winograd : conv_direct)(y, x, weight, bias, residual, p);
+// `packed`: the weights by pack_taps(), or NULL.
+static void convolve(bool by_winograd, float *y, const float *x, Mem weight, const float *packed,
+                     const float *bias, const float *residual, Conv p) {
+    if (by_winograd)
+        winograd(y, x, weight, bias, residual, p);
+    else if (tiles_suit(p))
+        conv_tiles(y, x, weight, packed, bias, residual, p);
+    else
+        conv_direct(y, x, weight, bias, residual, p);
 }
 
 static void conv2d(Mem y, Mem x, Mem weight, Mem bias, Mem residual, Conv p) {
     const float *b = as_floats(bias, p.oc, S_BIAS);
-    convolve(winograd_suits(p, p.oh, p.ow), y.at, x.at, weight, b, residual.at, p);
+    convolve(winograd_suits(p, p.oh, p.ow), y.at, x.at, weight, NULL, b, residual.at, p);
 }
 
 static void conv2d_backward_input(Mem dx, Mem dy, Mem weight, Conv p, bool add) {

@@ -9,8 +9,26 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // ---- the tables -------------------------------------------------------------------------------------------
+
+// AMX: bits 22 and 24 of edx in cpuid's leaf 7. Linux gives a process the registers when it asks for them, as
+// here.
+static bool has_tiles(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    enum { BF16_TILES = 1 << 22, REGISTERS = 1 << 24, ASK_FOR_FEATURE = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & BF16_TILES && d & REGISTERS &&
+           !syscall(SYS_arch_prctl, ASK_FOR_FEATURE, TILE_DATA);
+#else
+    return false;
+#endif
+}
 
 static bool runs_here(const char *table) {
 #if defined(__x86_64__)
@@ -19,6 +37,7 @@ static bool runs_here(const char *table) {
                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2");
     if (!strcmp(table, "avx512_bf16")) return runs_here("avx512") && __builtin_cpu_supports("avx512bf16");
+    if (!strcmp(table, "amx_bf16")) return runs_here("avx512_bf16") && has_tiles();
     if (!strcmp(table, "avx2"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                __builtin_cpu_supports("bmi2");
@@ -85,16 +104,17 @@ void backend_init(int threads) {
     (void)threads;
 #endif
     if (!take(wanted && *wanted ? wanted : NULL))
-        die("SD_ISA is '%s'; this processor runs portable, plain and, where it has them, avx2, avx512 and "
-            "avx512_bf16",
+        die("SD_ISA is '%s'; this processor runs portable, plain and, where it has them, avx2, avx512, "
+            "avx512_bf16 and amx_bf16",
             wanted);
 }
 
 void backend_dtype(Type type) {
-    if ((type == BF16) == !strcmp(chosen, "avx512_bf16")) return;
-    if (!take(type == BF16 ? "avx512_bf16" : NULL))
-        die("--dtype bf16: this processor, or this build, has no products of bf16 (AVX512_BF16); --dtype f32 "
-            "does without");
+    bool wrong = (type == BF16) != (strstr(chosen, "_bf16") != NULL);
+    if (wrong && (type == BF16 ? !take("amx_bf16") && !take("avx512_bf16") : !take(NULL)))
+        die("--dtype bf16: this processor, or this build, has no products of bf16 (AMX, AVX512_BF16); --dtype "
+            "f32 does without");
+    backend.weights = strcmp(chosen, "amx_bf16") ? F32 : BF16; // the others have products of fp32, too
 }
 
 bool cpu_winograd(void) { return winograd_allowed; }

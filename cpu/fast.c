@@ -7,13 +7,14 @@
 
 #include <math.h>
 
-// Each uses only what stands above it.
+// Each uses only what stands above it; but gemm.c is handed the innermost part of tiles.c.
 #include "pointwise.c"
 #include "movement.c"
 #include "losses.c"
 #include "optim.c"
 #include "norm.c"
 #include "gemm.c"
+#include "tiles.c"
 #include "winograd.c"
 #include "conv.c"
 #include "bands.c"

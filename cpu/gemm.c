@@ -119,11 +119,13 @@ enum { TM = 4, TV = 2 };
 #endif
 enum {
     TN = TV * W,
-    DEPTH = 256,
-    ROWS = 360,             // a multiple of every TM
-    A_STRIDE = DEPTH + 16,  // of packed A; not a power of two, or its rows would share one cache set
-    A_K_STRIDE = ROWS + 16, // the same where A is packed with k outside
-    PACKED_A = (ROWS + TM) * A_STRIDE,
+    DEPTH = TILES ? 1280 : 256,  // of k; for tiles, putting sums away takes longer than many products
+    ROWS = TILES ? 256 : 360,    // a multiple of every BLOCK
+    BLOCK = TILES ? 32 : TM,     // rows that are multiplied at once
+    TILE_PAIRS = TILES ? 16 : 1, // pairs along k that are multiplied at once
+    A_STRIDE = DEPTH + 16,       // of packed A; not a power of two, or its rows would share one cache set
+    A_K_STRIDE = ROWS + 16,      // the same where A is packed with k outside
+    PACKED_A = (ROWS + BLOCK) * A_STRIDE,
 };
 _Static_assert(PACKED_A >= DEPTH * A_K_STRIDE, "room for a block of A either way round");
 
@@ -134,6 +136,15 @@ typedef struct {
     int rows;
 } Ahead;
 
+// Pictures of w x h pixels that lie with a border, in `lines` lines of `line` pixels each.
+typedef struct {
+    int w, h, line, lines;
+} Bordered;
+// The number, without the border, of the x-th pixel of such a line.
+INLINE int pixel_of(const Bordered *g, int line, int x) {
+    return (line / g->lines * g->h + line % g->lines) * g->w + x;
+}
+
 // Rows of A, or of a part of it.
 typedef struct {
     const float *at;
@@ -143,6 +154,10 @@ typedef struct {
     bool pairs;         // element k is the pair of elements 2 k and 2 k + 1, in bf16; so are those of B
     int first;          // how many rows of the block come before these
     const Ahead *ahead; // or NULL
+    // For tiles:
+    const int *offsets;     // or NULL: where each 16 pairs of a row lie, from where the row begins
+    const Bordered *border; // or NULL: rows are pixels, from number `pixel` on; C is without the border
+    int pixel;
 } Rows;
 INLINE Rows rows_at(const float *at, long stride) { return (Rows){.at = at, .stride = stride}; }
 INLINE Rows columns_at(const float *at, long stride) {
@@ -151,6 +166,7 @@ INLINE Rows columns_at(const float *at, long stride) {
 INLINE Rows rows_from(Rows a, int i) {
     a.at += a.k_outside ? i : i * a.stride;
     a.first += i;
+    a.pixel += i;
     return a;
 }
 
@@ -167,6 +183,7 @@ typedef struct {
     PackB *pack_b;
     const void *b;
     Out out;
+    const float *packed; // or NULL: all of B, as pack_all() has left it
 } Product;
 
 // Operands that are plain matrices in memory, rows `stride` apart.
@@ -183,7 +200,9 @@ INLINE int panel_at(int n, int p) {
 }
 
 // A block's depth for a sum over k: even parts, at most DEPTH.
-INLINE int block_depth(int k) { return min_int(DEPTH, round_up(blocks_of(k, blocks_of(k, DEPTH)), 16)); }
+INLINE int block_depth(int k) {
+    return min_int(DEPTH, round_up(blocks_of(k, blocks_of(k, DEPTH)), 16 * (TILES ? 2 : 1)));
+}
 
 // ---- the tile ---------------------------------------------------------------------------------------------
 
@@ -255,27 +274,27 @@ typedef void Panel(int depth, Rows a, const float *b, int m, int n, Out out);
         for (; i < m; i += rows)                                                                             \
             tile(rows, vectors, k_outside, pairs, depth, rows_from(a, i), b, m - i, n, out_from(out, i, 0)); \
     }
-#define TILES(v) /* of v vectors */                                                                          \
+#define SIZES(v) /* of v vectors */                                                                          \
     TILE(rows_some_##v, SOME, v, false, false)                                                               \
     TILE(rows_more_##v, MORE, v, false, false)                                                               \
     TILE(rows_all_##v, TM, v, false, false)                                                                  \
     TILE(outside_some_##v, SOME, v, true, false)                                                             \
     TILE(outside_more_##v, MORE, v, true, false)                                                             \
     TILE(outside_all_##v, TM, v, true, false)
-#define TILES_OF(v)                                                                                          \
+#define SIZES_OF(v)                                                                                          \
     {                                                                                                        \
         {rows_some_##v, rows_more_##v, rows_all_##v}, {                                                      \
             outside_some_##v, outside_more_##v, outside_all_##v                                              \
         }                                                                                                    \
     }
-TILES(1)
-TILES(2)
+SIZES(1)
+SIZES(2)
 #if defined(__AVX2__)
-TILES(3)
+SIZES(3)
 #endif
-static Panel *const panels[TV][2][3] = {TILES_OF(1), TILES_OF(2),
+static Panel *const panels[TV][2][3] = {SIZES_OF(1), SIZES_OF(2),
 #if defined(__AVX2__)
-                                        TILES_OF(3)
+                                        SIZES_OF(3)
 #endif
 };
 
@@ -294,7 +313,14 @@ static Panel *const pair_panels[TV][2] = {{pairs_1, pairs_outside_1},
 #endif
 };
 
+// The same by tiles: in tiles.c.
+static void tile_panels(int m, int n, int steps, Rows a, const float *b, Out out);
+
 static void gemm_block(int m, int n, int depth, Rows a, const float *b, Out out) {
+    if (TILES && a.pairs) {
+        tile_panels(m, n, depth / TILE_PAIRS, a, b, out);
+        return;
+    }
     int whole = m / TM * TM, rest = m - whole, size = rest <= SOME ? 0 : rest <= MORE ? 1 : 2;
     for (int p = 0; p < blocks_of(n, TN); p++) { // a panel stays in the nearest caches while A's rows pass
         int j = panel_at(n, p), width = panel_at(n, p + 1) - j;
@@ -369,46 +395,112 @@ static void pack_b_columns(float *to, const void *b, int k, int depth, int j, in
         transpose_panel(to, x, BF16, k, depth, j, n, width);
 }
 
-// Pairs, where PAIRS: of rows 2 k and 2 k + 1 of `width` elements, which become row k, in place.
-static void join_rows(float *x, int depth, long stride, int width) {
+// ---- packing pairs ----------------------------------------------------------------------------------------
+
+// The lanes that so many elements along k take; A as what its rows hold.
+INLINE int lanes_of(int depth) { return PAIRS ? round_up(blocks_of(depth, 2), TILE_PAIRS) : depth; }
+INLINE Rows with_pairs(Rows a) {
+    a.pairs = PAIRS;
+    return a;
+}
+
+// Of rows 2 k and 2 k + 1 of `width` elements, which become row k of `to`; that may be x. The rows up to
+// lanes_of(depth) are zero.
+static void join_rows(float *to, const float *x, int depth, long stride, int width) {
     for (int k = 0; k < depth; k += 2)
         for (int j = 0; j < width; j += W) {
             const float *at = x + k * stride + j;
             int n = min_int(W, width - j);
             vec second = k + 1 < depth ? load_part(at + stride, n) : all(0);
-            store_part(x + k / 2 * stride + j, join_lanes(load_part(at, n), second), n);
+            store_part(to + k / 2 * stride + j, join_lanes(load_part(at, n), second), n);
+        }
+    for (int k = blocks_of(depth, 2); k < lanes_of(depth); k++) zero_floats(to + k * stride, width);
+}
+
+// The pairs of elements i and i + 1 of a row, W of them; of the row's `left` elements there are no more.
+INLINE vec load_pairs(const void *p, const Type type, int left) {
+    const char *second = (const char *)p + W * size_of(type);
+    vec pairs = all(0);
+    if (left >= 2 * W && type == BF16)
+        memcpy(&pairs, p, sizeof pairs);
+    else if (left >= 2 * W)
+        pairs = join_neighbours(load_as(p, type), load_as(second, type));
+    else if (left > 0)
+        pairs = join_neighbours(load_part_as(p, type, min_int(left, W)),
+                                left > W ? load_part_as(second, type, left - W) : all(0));
+    return pairs;
+}
+// A row of `depth` elements as lanes_of(depth) pairs. `to` may be x.
+static void pair_row(float *to, const void *x, Type type, int depth) {
+    int lanes = lanes_of(depth);
+    for (int k = 0; k < lanes; k += W) {
+        const char *at = (const char *)x + (size_t)k * 2 * size_of(type);
+        int left = depth - 2 * k;
+        vec pairs = type == F32   ? load_pairs(at, F32, left)
+                    : type == F16 ? load_pairs(at, F16, left)
+                                  : load_pairs(at, BF16, left);
+        store_part(to + k, pairs, min_int(lanes - k, W));
+    }
+}
+
+// pack_b_columns() of pairs.
+INLINE void transpose_pairs(float *to, const Matrix *x, const Type type, int k, int depth, int j, int n,
+                            int width) {
+    for (int column = 0; column < width; column += W)
+        for (int lane = 0; lane < lanes_of(depth); lane += W) {
+            vec r[W];
+            UNROLL for (int i = 0; i < W; i++) r[i] =
+                column + i < n ? load_pairs(at(x, j + column + i, k + 2 * lane), type, depth - 2 * lane)
+                               : all(0);
+            transpose(r);
+            for (int i = 0; i < min_int(W, lanes_of(depth) - lane); i++)
+                store(to + (lane + i) * width + column, r[i]);
         }
 }
-// Of neighbours in each of m rows, which may move closer together: `closer` instead of `stride` apart.
-static void join_neighbours_of(float *x, int m, int depth, long stride, long closer) {
-    for (int i = 0; i < m; i++)
-        for (int k = 0; k < depth; k += 2 * W) {
-            const float *at = x + i * stride + k;
-            int n = depth - k;
-            vec second = n > W ? load_part(at + W, min_int(n - W, W)) : all(0);
-            vec pairs = join_neighbours(load_part(at, min_int(n, W)), second);
-            store_part(x + i * closer + k / 2, pairs, min_int((n + 1) / 2, W));
-        }
-}
-// The lanes that so many elements along k take; A as what its rows hold.
-INLINE int lanes_of(int depth) { return PAIRS ? (depth + 1) / 2 : depth; }
-INLINE Rows with_pairs(Rows a) {
-    a.pairs = PAIRS;
-    return a;
+static void pack_b_pairs(float *to, const Matrix *x, int k, int depth, int j, int n, int width) {
+    if (x->at.type == F32)
+        transpose_pairs(to, x, F32, k, depth, j, n, width);
+    else if (x->at.type == F16)
+        transpose_pairs(to, x, F16, k, depth, j, n, width);
+    else
+        transpose_pairs(to, x, BF16, k, depth, j, n, width);
 }
 
 // ---- the driver -------------------------------------------------------------------------------------------
 
 static void pack_panel(float *to, const Product *p, int k, int depth, int panel) {
     int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j, width = round_up(n, W);
-    p->pack_b(to, p->b, k, depth, j, n, width);
-    if (PAIRS) join_rows(to, depth, width, width);
+    if (!PAIRS) {
+        p->pack_b(to, p->b, k, depth, j, n, width);
+    } else if (p->pack_b == pack_b_columns) {
+        pack_b_pairs(to, p->b, k, depth, j, n, width);
+    } else {
+        float *rows = scratch(S_TILE, (size_t)depth * (size_t)width);
+        p->pack_b(rows, p->b, k, depth, j, n, width);
+        join_rows(to, rows, depth, width, width);
+    }
 }
 
 static Rows pack_rows(float *to, const Product *p, int i, int m, int k, int depth, int uses) {
-    Rows a = p->pack_a(to, p->a, i, m, k, depth, uses);
-    if (PAIRS && a.k_outside) join_rows(to, depth, a.stride, m);
-    if (PAIRS && !a.k_outside) join_neighbours_of(to, m, depth, a.stride, a.stride);
+    if (!PAIRS) return p->pack_a(to, p->a, i, m, k, depth, uses);
+    Rows a = rows_at(to, lanes_of(depth) + 16);
+    if (p->pack_a == pack_a_rows) {
+        const Matrix *x = p->a;
+        for (int r = 0; r < m; r++) pair_row(to + r * a.stride, at(x, i + r, k), x->at.type, depth);
+    } else if (TILES && p->pack_a == pack_a_columns) { // element by element; sampling does not need it
+        const Matrix *x = p->a;
+        a.stride = A_STRIDE;
+        for (int r = 0; r < m; r++) {
+            float *row = to + r * A_STRIDE;
+            for (int d = 0; d < depth; d++) convert_floats(row + d, at(x, k + d, i + r), x->at.type, 1);
+            pair_row(row, row, F32, depth);
+        }
+    } else {
+        a = p->pack_a(to, p->a, i, m, k, depth, uses);
+        if (a.k_outside) join_rows(to, to, depth, a.stride, m);
+        for (int r = 0; r < m && !a.k_outside && !a.offsets; r++)
+            pair_row(to + r * a.stride, to + r * a.stride, F32, depth);
+    }
     return with_pairs(a);
 }
 
@@ -423,30 +515,45 @@ static Ahead ahead_of(const Product *p, int k, int depth, int panel) {
                    panel_at(p->n, panel + 1) - j};
 }
 
+// All of B, packed: for each block of k its panels. Where the one begins that begins with column j, of the
+// block from row k on.
+static size_t packed_at(const Product *p, int k, int depth, int j) {
+    return (size_t)(PAIRS ? k / 2 : k) * (size_t)round_up(p->n, W) + (size_t)j * (size_t)lanes_of(depth);
+}
+static float *pack_all(const Product *p) {
+    int most = block_depth(p->k), n_panels = blocks_of(p->n, TN);
+    float *to = scratch(S_SHARED_B, (size_t)lanes_of(p->k) * (size_t)round_up(p->n, W));
+    PARALLEL_FOR((double)p->n * p->k > WORTH_A_THREAD)
+    for (int t = 0; t < blocks_of(p->k, most) * n_panels; t++) {
+        int k = t / n_panels * most, depth = min_int(most, p->k - k), panel = t % n_panels;
+        pack_panel(to + packed_at(p, k, depth, panel_at(p->n, panel)), p, k, depth, panel);
+    }
+    return to;
+}
+
+// Such a panel of n columns, at `b`, that m rows want next: each tile calls for its share; AMX's do not.
+static Ahead ahead_packed(const float *b, int depth, int n, int m) {
+    size_t bytes = (size_t)lanes_of(depth) * (size_t)round_up(n, W) * sizeof *b;
+    int calls = blocks_of(m, TM);
+    size_t share = (bytes / (size_t)calls + 63) / 64 * 64;
+    return (Ahead){(const char *)b, share, share, TILES ? 0 : (int)(bytes / share)};
+}
+
 // [K6] Step 4 as a whole: rows and columns of C become tasks, and each packs and multiplies block by block.
 // B is packed once for all where at least three blocks of rows want it, else panel by panel on the way.
 static void gemm_product(const Product *p) {
     if (p->m <= 0 || p->n <= 0) return;
     int threads = (double)p->m * p->n * p->k < 2e5 ? 1 : cpu_threads();
-    int most = block_depth(p->k), k_blocks = blocks_of(p->k, most), n_panels = blocks_of(p->n, TN);
+    int most = block_depth(p->k), n_panels = blocks_of(p->n, TN);
     int row_blocks = blocks_of(p->m, ROWS), tasks = threads == 1 ? 1 : 2 * threads;
 
-    float *shared = NULL;
-    size_t padded = (size_t)round_up(p->n, W);
-    if (row_blocks > 2) {
-        shared = scratch(S_SHARED_B, (size_t)p->k * padded);
-        PARALLEL_FOR(threads > 1)
-        for (int t = 0; t < k_blocks * n_panels; t++) {
-            int k = t / n_panels * most, depth = min_int(most, p->k - k), panel = t % n_panels;
-            size_t at = (size_t)k * padded + (size_t)panel_at(p->n, panel) * (size_t)depth;
-            pack_panel(shared + at, p, k, depth, panel);
-        }
-    }
+    const float *shared = p->packed;
+    if (!shared && row_blocks > 2) shared = pack_all(p);
 
     if (row_blocks > threads) row_blocks = round_up(row_blocks, threads); // no thread waits for a last block
     if (row_blocks * n_panels < tasks)                                    // narrow
-        row_blocks = min_int(blocks_of(tasks, n_panels), blocks_of(p->m, TM));
-    int rows = round_up(blocks_of(p->m, row_blocks), TM);
+        row_blocks = min_int(blocks_of(tasks, n_panels), blocks_of(p->m, BLOCK));
+    int rows = round_up(blocks_of(p->m, row_blocks), BLOCK);
     row_blocks = blocks_of(p->m, rows);
     // Panels of a task: as many as make `tasks`, or up to twice as many where the threads then end together.
     int least = blocks_of(n_panels, blocks_of(tasks, row_blocks)), width = least, longest = INT_MAX;
@@ -459,21 +566,29 @@ static void gemm_product(const Product *p) {
     for (int t = 0; t < row_blocks * column_blocks; t++) {
         int i = t / column_blocks * rows, m = min_int(rows, p->m - i);
         int first = t % column_blocks * width, end = min_int(first + width, n_panels);
-        float *packed = scratch(S_A, PACKED_A);
+        float *a_block = scratch(S_A, PACKED_A);
         float *own = shared ? NULL : scratch(S_B, DEPTH * TN);
         for (int k = 0; k < p->k; k += most) {
             int depth = min_int(most, p->k - k);
-            Rows a = pack_rows(packed, p, i, m, k, depth, end - first);
-            for (int panel = first; panel < end; panel++) {
-                int j = panel_at(p->n, panel), n = panel_at(p->n, panel + 1) - j;
-                if (own) pack_panel(own, p, k, depth, panel);
+            Rows a = pack_rows(a_block, p, i, m, k, depth, end - first);
+            for (int panel = first, next; panel < end; panel = next) {
+                // AMX takes all panels at once. (Of two vectors the last ones might be cut anew.)
+                next = TILES && TV > 2 && shared ? end : panel + 1;
+                int j = panel_at(p->n, panel), n = panel_at(p->n, next) - j;
+                const float *b = own;
                 Ahead ahead = {0};
-                if (own)
-                    ahead = panel + 1 < end ? ahead_of(p, k, depth, panel + 1)
-                                            : ahead_of(p, k + most, most, first);
+                if (own) {
+                    pack_panel(own, p, k, depth, panel);
+                    ahead = next < end ? ahead_of(p, k, depth, next) : ahead_of(p, k + most, most, first);
+                } else {
+                    b = shared + packed_at(p, k, depth, j);
+                    if (next < end) {
+                        int after = panel_at(p->n, next), columns = panel_at(p->n, next + 1) - after;
+                        ahead = ahead_packed(shared + packed_at(p, k, depth, after), depth, columns, m);
+                    }
+                }
                 a.ahead = &ahead;
-                const float *b = own ? own : shared + (size_t)k * padded + (size_t)j * (size_t)depth;
-                Out o = out_from(p->out, i, j);
+                Out o = out_from(p->out, a.border ? 0 : i, j);
                 if (k) o.before = o.c, o.bias = NULL; // what the blocks before this one left
                 gemm_block(m, n, lanes_of(depth), a, b, o);
                 a.far = false;

@@ -79,6 +79,15 @@ INLINE vec fma_vec(vec a, vec b, vec c) {
 #endif
 }
 INLINE vec abs_vec(vec a) { return (vec)((ivec)a & 0x7fffffff); }
+INLINE float largest_lane(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float most = v[0];
+    UNROLL for (int i = 1; i < W; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
 INLINE float sum_lanes(vec v) {
     float s = 0;
     UNROLL for (int i = 0; i < W; i++) s += v[i];
@@ -213,14 +222,15 @@ INLINE Mem from(Mem m, size_t numbers) { // `numbers` further on
 // lower half. A lane with a pair is moved as a float, and no float's arithmetic touches it. Elsewhere the
 // same functions stand for the instructions, so that PAIRS can be tried on any processor. They keep subnormal
 // numbers, which the instructions take for 0.
-#if defined(__AVX512BF16__)
-#define PAIRS true
-#elif !defined(PAIRS)
-#define PAIRS false
+#if !defined(PAIRS)
+#define PAIRS 0
+#endif
+#if PAIRS && defined(__AVX512BF16__)
+#define PAIR_INSTRUCTIONS
 #endif
 
 INLINE vec join_lanes(vec first, vec second) {
-#if defined(__AVX512BF16__)
+#if defined(PAIR_INSTRUCTIONS)
     ivec low = (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
     ivec high = (ivec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
     return (vec)(low | high << 16);
@@ -230,7 +240,7 @@ INLINE vec join_lanes(vec first, vec second) {
 }
 // Lanes (0, 1), (2, 3), ... of `first`, then of `second`.
 INLINE vec join_neighbours(vec first, vec second) {
-#if defined(__AVX512BF16__)
+#if defined(PAIR_INSTRUCTIONS)
     return (vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 #else
     hvec halves[] = {round_bf16(first), round_bf16(second)};
@@ -244,13 +254,58 @@ INLINE vec add_products(const float *a, vec b, vec sum) {
     int32_t bits;
     memcpy(&bits, a, sizeof bits);
     ivec pair = (ivec){0} + bits;
-#if defined(__AVX512BF16__)
+#if defined(PAIR_INSTRUCTIONS)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)b);
 #else
     sum = fma_vec((vec)(pair & -0x10000), (vec)((ivec)b & -0x10000), sum);
     return fma_vec((vec)(pair << 16), (vec)((ivec)b << 16), sum);
 #endif
 }
+
+// ---- tiles of pairs ---------------------------------------------------------------------------------------
+
+// AMX multiplies matrices: it has eight tile registers of 16 rows of 16 lanes, and tile_products(sum, a, b)
+// adds to each of 16 x W sums the products of 16 pairs, of a row of tile a and a column of tile b. There
+// TILES is true. Registers are named by number, and a thread may use them between tiles_begin() and
+// tiles_end(). Elsewhere functions stand for the instructions, as above. `stride`: of rows in memory, in
+// lanes.
+#if !defined(TILES)
+#define TILES 0
+#endif
+#if TILES && defined(__AMX_BF16__)
+// Their shapes, as the processor wants them told: 16 rows of 64 bytes.
+static const struct {
+    uint8_t palette, start, unused[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_shapes = {
+    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+INLINE void tiles_begin(void) {
+    __asm__ volatile("" ::: "memory"); // what was written by now lies in memory when a tile is loaded
+    _tile_loadconfig(&tile_shapes);
+}
+INLINE void tiles_end(void) { _tile_release(); }
+#define tile_zero(tile) _tile_zero(tile)
+#define tile_load(tile, from, stride, columns) _tile_loadd(tile, from, (size_t)(stride)*4)
+#define tile_store(tile, to, stride) _tile_stored(tile, to, (size_t)(stride)*4)
+#define tile_products(sum, a, b) _tile_dpbf16ps(sum, a, b)
+#else
+static _Thread_local float tiles[8][16][16]; // [register][row][lane]
+INLINE void tiles_begin(void) {}
+INLINE void tiles_end(void) {}
+INLINE void tile_zero(int tile) { memset(tiles[tile], 0, sizeof tiles[tile]); }
+INLINE void tile_load(int tile, const float *from, long stride, int columns) {
+    for (int i = 0; i < 16; i++) memcpy(tiles[tile][i], from + i * stride, (size_t)columns * 4);
+}
+INLINE void tile_store(int tile, float *to, long stride) {
+    for (int i = 0; i < 16; i++) memcpy(to + i * stride, tiles[tile][i], W * 4);
+}
+INLINE void tile_products(int sum, int a, int b) {
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 16; k++)
+            store(tiles[sum][i], add_products(&tiles[a][i][k], load(tiles[b][k]), load(tiles[sum][i])));
+}
+#endif
 
 // ---- rows of floats ---------------------------------------------------------------------------------------
 

@@ -343,10 +343,10 @@ static void winograd_backward_weight(float *dweight, const float *dy, const floa
 
 // Tiles are whole: where they stick out far beyond the picture, or where there are too few of them to pay for
 // the transformed weights, the direct way is faster. It multiplies pairs of bf16 where there are such; this
-// way stays in fp32.
+// way stays in fp32. Tiles multiply so fast that transforms cost more than they save.
 static bool winograd_suits(Conv p, int oh, int ow) {
     double all_tiles = (double)p.n * blocks_of(oh, 4) * blocks_of(ow, 4), pixels = (double)p.n * oh * ow;
     return p.kh == 3 && p.kw == 3 && p.stride == 1 && p.pad_top <= 2 && p.pad_left <= 2 && p.c % 16 == 0 &&
-           p.oc % 16 == 0 && all_tiles >= (PAIRS ? 8 : 4) && all_tiles * POSITIONS < 0.7 * pixels * 9 &&
-           cpu_winograd();
+           p.oc % 16 == 0 && !TILES && all_tiles >= (PAIRS ? 8 : 4) &&
+           all_tiles * POSITIONS < 0.7 * pixels * 9 && cpu_winograd();
 }

@@ -108,7 +108,8 @@ uint16_t f32_to_bf16(float f);
 // Fills every parameter from find(context, name), which returns NULL for an unknown name. Shapes must agree,
 // but for ones at the end: a linear layer may be stored as a 1x1 convolution. Convolutions go from the file's
 // order (out, in, kh, kw) to (out, kh, kw, in). Weights keep their stored type: F32, F16 or BF16; F64 becomes
-// F32. Dies, naming `where`, of a tensor that is missing or of another shape or type, a NaN or an infinity.
+// F32, and F32 what backend.weights says where it is multiplied. Dies, naming `where`, of a tensor that is
+// missing or of another shape or type, a NaN or an infinity.
 typedef const Stored *FindStored(void *context, const char *name);
 void params_load(const Params *p, FindStored *find, void *context, const char *where);
 // Under --verbose: a note of what `s` has beyond what the parameters asked for.

@@ -65,7 +65,8 @@ static size_t first_bad(const void *data, Type type, size_t count) {
 
 enum { PIECE = 4 << 20 }; // bytes of a tensor that are read at a time
 
-static void load_one(Tensor *t, const char *name, const Stored *s) {
+// `type`: that of the file's numbers, or BF16, to which fp32 is rounded.
+static void load_one(Tensor *t, const char *name, const Stored *s, Type type) {
     int64_t want[4];
     int dims = param_file_shape(t, want);
     if (!shapes_agree(s, want, dims)) {
@@ -86,16 +87,22 @@ static void load_one(Tensor *t, const char *name, const Stored *s) {
     // Some rows at a time, so that what was checked is still in a cache when it is put in order and copied.
     size_t size = s->type == F32 ? 4 : 2, rows = (size_t)t->shape[0], row = s->count / rows;
     size_t piece = PIECE / (row * size) + 1;
-    void *in_order = reordered(t) ? xmalloc(piece * row * size) : NULL;
-    param_allocate(t, s->type);
+    void *in_order = reordered(t) || type != s->type ? xmalloc(piece * row * size) : NULL;
+    param_allocate(t, type);
     for (size_t r = 0; r < rows; r += piece) {
         size_t n = r + piece < rows ? piece : rows - r, at = r * row;
         const char *from = (const char *)s->data + at * size;
         size_t bad = first_bad(from, s->type, n * row);
         if (bad < n * row)
             die("%s: tensor %s has a NaN or an infinity at element %zu", s->file, name, at + bad);
-        if (in_order) reorder(in_order, from, t, n, size, false);
-        backend.upload((char *)t->data + at * size, in_order ? in_order : from, n * row * size);
+        if (reordered(t))
+            reorder(in_order, from, t, n, size, false);
+        else if (in_order)
+            memcpy(in_order, from, n * row * size); // a file's numbers may be unaligned
+        if (type == s->type)
+            backend.upload((char *)t->data + at * size, in_order ? in_order : from, n * row * size);
+        else // a processor's kernels see the host's memory
+            backend.copy((Mem){(char *)t->data + at * 2, type}, (Mem){in_order, F32}, n * row);
     }
     free(in_order);
     store_done_with(s);
@@ -105,7 +112,9 @@ void params_load(const Params *p, FindStored *find, void *context, const char *w
     for (int i = 0; i < p->count; i++) {
         const Stored *s = find(context, p->list[i].name);
         if (!s) die("%s: tensor %s is missing", where, p->list[i].name);
-        load_one(p->list[i].tensor, p->list[i].name, s);
+        Tensor *t = p->list[i].tensor;
+        bool multiplied = p->list[i].layer && t->dims > 1;
+        load_one(t, p->list[i].name, s, multiplied && s->type == F32 ? backend.weights : s->type);
     }
 }
 

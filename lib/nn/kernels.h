@@ -113,6 +113,8 @@ typedef struct {
     // -- the machine and its memory
     const char *(*name)(void); // "cpu avx512, 2 threads"
     Type storage;              // the type of activations
+    Type weights; // BF16: every product rounds to it, so the weights of fp32 files may be read as that; else
+                  // F32
 
     // Persistent memory: weights, the optimiser's state. Dies with the figure where there is none left.
     void *(*alloc)(size_t bytes);

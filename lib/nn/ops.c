@@ -105,10 +105,11 @@ void adapter_add(Tensor *w, const Adapter *a, float scale) {
 // takes in * out multiply-adds per unit of rank. With W itself, adapt() follows, which takes
 // rows * (in + out). The cheaper way is chosen. While the tape records it is always adapt(), because A and B
 // need gradients. Examples: with 320 channels and 64 x 64 pixels the copy is 26 times cheaper. With 1280
-// channels and 8 x 8 pixels adapt() is 10 times cheaper.
+// channels and 8 x 8 pixels adapt() is 10 times cheaper. Where W was rounded when it was read, it is also
+// adapt(): rounded again, a sum would lose what is small beside W.
 static bool takes_adapt(const Layer *l, int rows) {
     double out = l->weight->shape[0], in = layer_inputs(l);
-    return l->adapters && (is_recording() || rows * (in + out) <= in * out);
+    return l->adapters && (is_recording() || backend.weights == BF16 || rows * (in + out) <= in * out);
 }
 
 static Tensor *weights_for(const Layer *l, int rows) {
