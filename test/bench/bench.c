@@ -71,6 +71,38 @@ __attribute__((target("avx512f,avx512bf16"))) static double chains_avx512_bf16(l
     for (int i = 0; i < 12; i++) *keep += a[i][0];
     return (double)rounds * 12 * 32;
 }
+
+// Six tiles of sums, each 16 x 16 x 32 products at a time (cpu/tiles.c).
+__attribute__((target("amx-tile,amx-bf16"))) static double chains_amx_bf16(long rounds, float *keep) {
+    static const struct {
+        uint8_t palette, start, unused[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shapes = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shapes);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    rounds /= 16; // each is long
+    for (long r = 0; r < rounds; r++) {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+    float sums[256];
+    _tile_stored(0, sums, 64);
+    _tile_release();
+    *keep += sums[0];
+    return (double)rounds * 6 * 16 * 16 * 32;
+}
 #endif
 
 // Multiply-adds a second of one thread, or of all: the best of some times 10 ms or so.
@@ -86,13 +118,16 @@ static double chains_speed(double (*chains)(long, float *), bool all, int times)
     return best;
 }
 
-// The last one whose name the backend's contains is the backend's.
+// The last one whose name the backend's contains is the backend's; the last one in fp32 is what Winograd's
+// products would take.
+static double (*fp32_chains)(long, float *);
 static void print_chains(const char *isa, double (*chains)(long, float *)) {
     double one = chains_speed(chains, false, 20), all = chains_speed(chains, true, 20);
     printf("multiply-adds, %-15s %7.1f GFLOP/s one thread, %7.1f all\n", isa, 2 * one / 1e9, 2 * all / 1e9);
+    if (!strstr(isa, "bf16")) fp32_chains = chains;
     if (strstr(backend.name(), isa)) {
-        if (strstr(isa, "bf16")) machine->fp32 = one / chains_speed(machine->chains, false, 20);
         machine->chains = chains;
+        machine->fp32 = one / chains_speed(fp32_chains, false, 20);
     }
 }
 
@@ -129,7 +164,7 @@ static double clearing_speed(int advice) {
 
 static void measure_machine(void) {
     double load[3] = {0};
-    machine->chains = chains_portable, machine->fp32 = 1;
+    machine->chains = fp32_chains = chains_portable, machine->fp32 = 1;
     if (getloadavg(load, 3) < 1) load[0] = NAN;
     printf("%s, load %.1f%s\n", backend.name(), load[0], load[0] > 0.5 ? ": other programs run" : "");
     print_chains("portable", chains_portable);
@@ -137,6 +172,7 @@ static void measure_machine(void) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) print_chains("avx2", chains_avx2);
     if (__builtin_cpu_supports("avx512f")) print_chains("avx512", chains_avx512);
     if (__builtin_cpu_supports("avx512bf16")) print_chains("avx512_bf16", chains_avx512_bf16);
+    if (strstr(backend.name(), "amx_bf16")) print_chains("amx_bf16", chains_amx_bf16); // it may use tiles
 #endif
     machine->bandwidth = triad_speed();
     printf("memory, a = b + s c            %7.1f GB/s all threads\n", machine->bandwidth / 1e9);

@@ -47,8 +47,10 @@ def sd_seconds(part, options):
         return sd(["encode", options.folder / "photo.png", "-m", options.model, "-o",
                    options.folder / "z.safetensors"], options)["seconds"]
     names = {"text encoder": "text_s", "UNet step": "unet_step_s", "VAE decode": "vae_s"}
-    # The first step of a process touches its memory for the first time; a peer has done so before.
-    return sd(picture_words(options, 4 if part == "UNet step" else 1), options)[names[part]]
+    # The first pass of a process touches its memory for the first time; a peer has done so before. So a step
+    # is the median of four, and a decode that of the second picture.
+    more = ["-n", 2] if part == "VAE decode" else []
+    return sd(picture_words(options, 4 if part == "UNet step" else 1) + more, options)[names[part]]
 
 
 class Part(torch.nn.Module):
