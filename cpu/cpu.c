@@ -17,10 +17,11 @@
 
 // ---- the tables -------------------------------------------------------------------------------------------
 
+#if defined(__x86_64__)
 // AMX: bits 22 and 24 of edx in cpuid's leaf 7. Linux gives a process the registers when it asks for them, as
 // here.
 static bool has_tiles(void) {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
     enum { BF16_TILES = 1 << 22, REGISTERS = 1 << 24, ASK_FOR_FEATURE = 0x1023, TILE_DATA = 18 };
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & BF16_TILES && d & REGISTERS &&
@@ -29,6 +30,7 @@ static bool has_tiles(void) {
     return false;
 #endif
 }
+#endif
 
 static bool runs_here(const char *table) {
 #if defined(__x86_64__)
