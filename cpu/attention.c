@@ -1,9 +1,9 @@
 // attention.c: softmax(scale q k^T) v in one pass over the keys (Dao et al. 2022, "FlashAttention"), and its
 // gradients. The matrix of scores exists only as a block of KEYS keys x TN queries.
 //
-// Everything is transposed (but with tiles, see there): vector lanes are queries. S^T = K Q^T and O^T = V^T
-// P^T are products as in gemm.h, in which a block of scores is one panel; the largest score and the sum of
-// each query are then plain vector arithmetic, and no lane is wasted whatever the size of a head.
+// Everything is transposed (with tiles nothing is: see there): vector lanes are queries. S^T = K Q^T and O^T
+// = V^T P^T are products as in gemm.h, in which a block of scores is one panel; the largest score and the sum
+// of each query are then plain vector arithmetic, and no lane is wasted whatever the size of a head.
 #include "vector.h"
 
 #include <math.h>

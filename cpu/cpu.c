@@ -116,7 +116,7 @@ void backend_dtype(Type type) {
     if (wrong && (type == BF16 ? !take("amx_bf16") && !take("avx512_bf16") : !take(NULL)))
         die("--dtype bf16: this processor, or this build, has no products of bf16 (AMX, AVX512_BF16); --dtype "
             "f32 does without");
-    backend.weights = strcmp(chosen, "amx_bf16") ? F32 : BF16; // the others have products of fp32, too
+    backend.weights = strcmp(chosen, "amx_bf16") ? F32 : BF16; // elsewhere Winograd's convolutions are fp32
 }
 
 bool cpu_winograd(void) { return winograd_allowed; }

@@ -113,8 +113,8 @@ typedef struct {
     // -- the machine and its memory
     const char *(*name)(void); // "cpu avx512, 2 threads"
     Type storage;              // the type of activations
-    Type weights; // BF16: every product rounds to it, so the weights of fp32 files may be read as that; else
-                  // F32
+    // What fp32 weights may be kept as: BF16 where every product rounds them to it, else F32.
+    Type weights;
 
     // Persistent memory: weights, the optimiser's state. Dies with the figure where there is none left.
     void *(*alloc)(size_t bytes);
