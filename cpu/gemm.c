@@ -119,7 +119,9 @@ enum { TM = 4, TV = 2 };
 #endif
 enum {
     TN = TV * W,
-    DEPTH = TILES ? 1280 : 256,  // of k; for tiles, putting sums away takes longer than many products
+    DEPTH = TILES     ? 1280
+            : TM == 8 ? 320
+                      : 256,     // of k; for tiles, putting sums away takes longer than many products
     ROWS = TILES ? 256 : 360,    // a multiple of every BLOCK
     BLOCK = TILES ? 32 : TM,     // rows that are multiplied at once
     TILE_PAIRS = TILES ? 16 : 1, // pairs along k that are multiplied at once

@@ -19,7 +19,7 @@
 
 static const float P = 0.625f, Q = 1.5f, P2 = 0.390625f, Q2 = 2.25f;
 enum { POSITIONS = 36, SLAB = 64 };
-static const double BUDGET = 3 << 20; // bytes of V, about
+static const double BUDGET = (TM == 8 ? 6 : 3) << 20; // bytes of V, about; AVX-512 has more cache beside it
 
 // ---- the transforms along one axis ------------------------------------------------------------------------
 
@@ -197,6 +197,20 @@ static void slab(float *to, size_t stride, const Weights *w, int j, int width, i
         slab_of_type(to, stride, w, BF16, j, width, k, depth);
 }
 
+// Those weights lie in as many runs as there are taps, too many for the processor to foresee: the part-th of
+// POSITIONS parts of them is called for. Beyond the last weights there is nothing. (INLINE: gcc takes a
+// function that only prefetches for one without effect, and drops its calls.)
+INLINE void call_slab(const Weights *w, int j, int k, int part) {
+    int filter = w->reverse ? k : j, element = w->reverse ? j : k;
+    int rows = 9 * min_int(w->reverse ? SLAB : TN, w->oc - filter);
+    size_t bytes = size_of(w->at.type);
+    size_t run = (size_t)min_int(w->reverse ? TN : SLAB, w->c - element) * bytes;
+    for (int r = part; r < rows; r += POSITIONS) {
+        const char *row = from(w->at, ((size_t)filter * 9 + (size_t)r) * (size_t)w->c + (size_t)element).at;
+        for (size_t i = 0; i < run; i += 64) __builtin_prefetch(row + i, 0, 2);
+    }
+}
+
 // ---- forward, and the gradient of the input ---------------------------------------------------------------
 
 // A panel of output channels of tiles t0..t0+count.
@@ -209,8 +223,10 @@ static void output_panel(const Tiles *g, const Weights *w, const float *v, int t
     for (int k = 0; k < g->c; k += SLAB) {
         int depth = min_int(SLAB, g->c - k);
         slab(u, u_position, w, j, width, k, depth);
+        bool last = k + SLAB >= g->c;
         for (int i = 0; i < POSITIONS; i++) {
             float *mi = m + (size_t)i * m_position;
+            call_slab(w, last ? j + width : j, last ? 0 : k + SLAB, i); // while this one is multiplied
             gemm_block(count, width, depth,
                        rows_at(v + (size_t)i * v_stride + (size_t)(k / SLAB) * v_slab(g, count), v_row(g)),
                        u + (size_t)i * u_position, (Out){mi, width, k ? mi : NULL, NULL, 1});
@@ -251,7 +267,7 @@ static void tiles_block(const Tiles *g, const Weights *w, const float *x, const 
 
 static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
     int all_tiles = g->n * g->rows * g->columns, threads = cpu_threads();
-    int count = clamp_int((int)(BUDGET / (POSITIONS * 4.0 * g->c)), 64, 256);
+    int count = clamp_int((int)(BUDGET / (POSITIONS * 4.0 * g->c)), TM == 8 ? 96 : 64, 256);
     int blocks = blocks_of(all_tiles, count);
     if (threads > 1 && blocks_of(g->oc, TN) < 2 * threads)
         blocks = max_int(blocks, min_int(2 * threads, blocks_of(all_tiles, 4 * TM)));
@@ -260,7 +276,7 @@ static void run(const Tiles *g, const Weights *w, const float *x, Out out) {
     blocks = blocks_of(all_tiles, count);
     float *zeros = scratch(S_PARTS, (size_t)g->c);
     zero_floats(zeros, g->c);
-    if (blocks < 2 * threads) { // all threads share in one block at a time
+    if (blocks < threads) { // all threads share in one block at a time
         for (int b = 0; b < blocks; b++)
             tiles_block(g, w, x, zeros, b * count, min_int(count, all_tiles - b * count), out);
         return;
